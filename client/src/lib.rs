@@ -1,0 +1,1 @@
+//! A VM's memory in one transaction.
