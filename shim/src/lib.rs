@@ -27,4 +27,4 @@ pub mod planner;
 pub use kvm_memslots_uapi as uapi;
 pub use kvm_memslots_uapi::MemFlags;
 pub use layout::{Extent, GuestMemfd, Kind, Limits, Mapping, Range, Slot, SlotIds};
-pub use planner::{Carry, Cost, Op, Plan};
+pub use planner::{Carry, Cost, Op, Plan, PlanError, Request, plan};

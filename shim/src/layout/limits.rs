@@ -2,7 +2,6 @@
 
 /// What a VM's KVM allows, as its capabilities say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Limits {
     /// Slot ids run from 0 to `slots - 1` in each address space
     /// (`KVM_CAP_NR_MEMSLOTS`).

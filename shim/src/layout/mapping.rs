@@ -209,7 +209,7 @@ impl Slot {
             memory_size: self.mapping.range.size,
             userspace_addr: self.mapping.hva,
             guest_memfd_offset: memfd.map_or(0, |memfd| memfd.offset),
-            guest_memfd: memfd.map_or(0, |memfd| memfd.fd.cast_unsigned()),
+            guest_memfd: memfd.map_or(0, |memfd| u32::from_ne_bytes(memfd.fd.to_ne_bytes())),
             ..Default::default()
         }
     }
