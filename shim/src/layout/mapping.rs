@@ -56,7 +56,8 @@ impl fmt::Debug for Range {
 
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{:#x}, {:#x})", self.gpa, self.end())
+        // One that wraps can still be named in an error.
+        write!(f, "[{:#x}, {:#x})", self.gpa, self.gpa.wrapping_add(self.size))
     }
 }
 
