@@ -194,14 +194,3 @@ pub fn dry_run<B: Memslots + ?Sized>(
 fn op_at(ops: &[Op], index: Option<usize>) -> Option<Op> {
     index.and_then(|index| ops.get(index).copied())
 }
-
-/// x
-pub fn dry_run<B: Memslots + ?Sized>(
-    backend: &mut B,
-    as_id: u16,
-    plan: &Plan,
-    how: How,
-) -> Result<(), ExecError> {
-    let _ = (backend, as_id, plan, how);
-    Ok(())
-}
