@@ -55,3 +55,19 @@ impl std::fmt::Debug for Holes<'_> {
         })
     }
 }
+
+/// vCPUs that are paused, until this is dropped.
+pub(super) struct Paused<'a>(&'a dyn VcpuGate);
+
+impl<'a> Paused<'a> {
+    pub(super) fn new(gate: &'a dyn VcpuGate) -> Result<Self, GateError> {
+        gate.pause()?;
+        Ok(Self(gate))
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.resume();
+    }
+}

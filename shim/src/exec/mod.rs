@@ -1,15 +1,22 @@
 //! Carries a plan out, and undoes it if a call fails. Decides nothing.
 
+mod dirty;
+mod error;
 mod gate;
+mod steps;
+mod undo;
 
+pub use error::ExecError;
 pub use gate::{GateError, Holes, VcpuGate};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kvm_memslots_uapi::MemoryRegionsFlags;
-
-use crate::backend::{Errno, Memslots};
-use crate::{Op, Plan, Range, Slot};
+use self::dirty::DirtyLogs;
+use self::gate::Paused;
+use self::steps::{Refusal, Steps};
+use self::undo::Incomplete;
+use crate::backend::Memslots;
+use crate::{Op, Plan, Range};
 
 /// How a plan's changes are handed to KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,60 +54,32 @@ pub struct Done {
     pub paused: bool,
 }
 
-/// Why a plan was not carried out.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ExecError {
-    /// The plan opens a hole and nobody said that this is all right. Nothing
-    /// was called.
-    #[error("{} guest range(s) would be unmapped for a moment, the first {first}", .count)]
-    Hole {
-        /// The first hole.
-        first: Range,
-        /// How many there are.
-        count: usize,
-    },
-    /// The vCPUs could not be paused. Nothing was called.
-    #[error(transparent)]
-    Gate(#[from] GateError),
-    /// The dirty log of a slot that is to be replaced could not be read.
-    /// Nothing was changed.
-    #[error("reading the dirty log of {slot}: {errno}")]
-    DirtyLog {
-        /// The slot.
-        slot: Slot,
-        /// KVM's errno.
-        errno: Errno,
-    },
-    /// KVM refused a change; those before it were undone.
-    #[error("KVM refused a memslot change: {errno}")]
-    Refused {
-        /// Which change of the plan; `None` if KVM blamed none.
-        index: Option<usize>,
-        /// The change.
-        op: Option<Op>,
-        /// KVM's errno.
-        errno: Errno,
-    },
-    /// KVM refused a change, and then refused to undo one of those before it.
-    #[error(
-        "KVM refused a memslot change: {errno}; undoing the ones before it failed too: {undo_errno}"
-    )]
-    Stuck {
-        /// Which change of the plan; `None` if KVM blamed none.
-        index: Option<usize>,
-        /// KVM's errno for the change.
-        errno: Errno,
-        /// KVM's errno for the first undo that failed.
-        undo_errno: Errno,
-        /// What is really live, of all the slots that the plan names.
-        live: Vec<Slot>,
-    },
-}
-
 /// Carries `plan` out in address space `as_id`.
 ///
-/// Dirty pages that had to be saved are appended to `saved`, also on error.
+/// - An empty plan calls nothing.
+/// - With [`How::Batch`] and room for all changes in one call, KVM makes them
+///   visible at once and takes dirty bits along; `holes` has no say then.
+///   Elsewhere a plan with holes goes by `holes`: it is refused before the
+///   first call, or vCPUs are paused from before the first call to after the
+///   last, undoing included, or it is carried out as they do not run.
+/// - A change that KVM refuses ends the plan, and those before it are undone,
+///   last first. For a moment vCPUs may then have seen a part of the plan:
+///   memory that was to go away gone, and new memory there.
+///
+/// # Dirty pages
+/// What a vCPU has written to a logged slot is never forgotten: if KVM's log
+/// does not say it when the call returns, `saved` does, which is appended to,
+/// also on error. Under a gate, the logs of slots with a carry are read before
+/// the first change (`KVM_GET_DIRTY_LOG` clears them), and what is carried is
+/// saved page by page; without a gate, or with a dirty ring, carried ranges
+/// count as dirty as a whole. If the plan is not done, `saved` has the whole of
+/// each log that was read, and the whole range of each slot that lost its log
+/// for good before it came back. Ranges may overlap.
+///
+/// A VMM that uses a dirty ring reaps it before it changes memory: entries name
+/// slots, and a slot that was replaced has another id or other pages. With
+/// `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP` the log that is read is only of what no
+/// vCPU wrote.
 ///
 /// # Errors
 /// [`ExecError`]. In every case but [`ExecError::Stuck`] the layout is what it
@@ -117,17 +96,101 @@ pub unsafe fn execute<B: Memslots + ?Sized>(
     holes: Holes<'_>,
     saved: &mut Vec<SavedDirty>,
 ) -> Result<Done, ExecError> {
-    let _ = (backend, as_id, plan, how, holes, saved, MemoryRegionsFlags::DRY_RUN);
-    Ok(Done::default())
+    if plan.ops.is_empty() {
+        return Ok(Done::default());
+    }
+    let limits = backend.limits();
+    let mut steps = Steps::new(backend, as_id, &plan.ops, how);
+    let atomic = steps.is_atomic();
+    debug_assert!(
+        atomic || plan.carries.is_empty() || !plan.holes.is_empty(),
+        "pages that stay, in a slot that goes, are a hole"
+    );
+    let paused = match (plan.holes.first(), holes) {
+        (Some(_), _) if atomic => None,
+        (Some(first), Holes::Refuse) => {
+            return Err(ExecError::Hole { first: *first, count: plan.holes.len() });
+        }
+        (Some(_), Holes::Gate(gate)) => Some(Paused::new(gate)?),
+        (Some(_), Holes::NoVcpuRuns) | (None, _) => None,
+    };
+
+    let start = Instant::now();
+    let carries = if atomic { &[][..] } else { &plan.carries };
+    let mut logs = DirtyLogs::new(saved, carries, limits);
+    if paused.is_some() {
+        logs.read(steps.backend, as_id)?;
+    }
+    for step in 0..steps.count() {
+        // SAFETY: the caller's promise is the same.
+        if let Err(refusal) = unsafe { steps.take(step) } {
+            // SAFETY: as above; what the undo creates is what the plan deleted.
+            return Err(unsafe { give_up(steps, step, refusal, logs) });
+        }
+    }
+    let ioctls = steps.count() as u64;
+    logs.keep_carried();
+    let cost = match how {
+        How::PerRegion => plan.cost_per_region(),
+        How::Batch { max_entries } => plan.cost_batched(max_entries),
+    };
+    Ok(Done {
+        ioctls,
+        grace_periods: cost.grace_periods,
+        elapsed: start.elapsed(),
+        paused: paused.is_some(),
+    })
 }
 
-/// x
+/// Undoes the first `done` steps and says what has become of the plan.
+///
+/// # Safety
+/// [`execute`].
+#[cold]
+unsafe fn give_up<B: Memslots + ?Sized>(
+    mut steps: Steps<'_, B>,
+    done: usize,
+    refusal: Refusal,
+    logs: DirtyLogs<'_>,
+) -> ExecError {
+    let Refusal { index, errno } = refusal;
+    // SAFETY: the caller's promise is the same.
+    match unsafe { undo::undo(&mut steps, done) } {
+        Ok(()) => {
+            logs.keep_undone(&steps, done, &[]);
+            ExecError::Refused { index, op: op_at(steps.ops(), index), errno }
+        }
+        Err(Incomplete { errno: undo_errno, live }) => {
+            logs.keep_undone(&steps, done, &live);
+            ExecError::Stuck { index, errno, undo_errno, live }
+        }
+    }
+}
+
+/// Has KVM check `plan` without changing anything.
+///
+/// - With [`How::Batch`], the first call's worth of changes is checked by the
+///   kernel: all, unless the plan needs several calls. Later ones build on
+///   what earlier ones leave, so they can't be checked before.
+/// - With [`How::PerRegion`] nothing is called: those ioctls have no dry run.
+///
+/// # Errors
+/// [`ExecError::Refused`]: what [`execute`] would give.
 pub fn dry_run<B: Memslots + ?Sized>(
     backend: &mut B,
     as_id: u16,
     plan: &Plan,
     how: How,
 ) -> Result<(), ExecError> {
-    let _ = (backend, as_id, plan, how);
-    Ok(())
+    if plan.ops.is_empty() {
+        return Ok(());
+    }
+    Steps::new(backend, as_id, &plan.ops, how).check_first().map_err(|refusal| {
+        let Refusal { index, errno } = refusal;
+        ExecError::Refused { index, op: op_at(&plan.ops, index), errno }
+    })
+}
+
+fn op_at(ops: &[Op], index: Option<usize>) -> Option<Op> {
+    index.and_then(|index| ops.get(index).copied())
 }
