@@ -5,11 +5,14 @@
 mod common;
 
 use common::{
-    PAGE, Reference, Step, assert_same_slots, guest_pages, limits, on_model, step, transactions,
+    PAGE, Reference, Step, assert_same_slots, assert_slots_have_regions, guest_pages, limits,
+    on_model, step, transactions,
 };
 use kvm_memslots::backend::model::{Call, Fault};
 use kvm_memslots::backend::{Errno, Model};
-use kvm_memslots::{AddressSpace, Builder, Error, Executor, HolePolicy, Limits, RegionSpec};
+use kvm_memslots::{
+    AddressSpace, Builder, Error, Executor, HolePolicy, Limits, MemFlags, RegionSpec,
+};
 use proptest::prelude::*;
 
 fn builder(executor: Executor) -> Builder {
@@ -60,6 +63,7 @@ proptest! {
                 }
                 prop_assert_eq!(guest_pages(&model), reference.pages());
                 assert_same_slots(&space, &model);
+                assert_slots_have_regions(&space);
                 for expected in &reference.regions {
                     let region = space.region(expected.id).unwrap();
                     prop_assert_eq!(region.range.gpa, expected.page * PAGE);
@@ -73,22 +77,41 @@ proptest! {
     }
 
     /// A merged slot saves calls when it is made and may cost some of them
-    /// when it is taken apart: never more than it saved. (Switching dirty
-    /// logging for a part of a slot is the exception, and what `alone` is for.)
+    /// when it is taken apart: never more than it saved.
+    ///
+    /// Two things are left out, as they trade calls that come later for grace
+    /// periods now. Flags: a part of a slot whose logging is switched, again
+    /// and again, is what `alone` is for. And memory that grows: what is new
+    /// becomes a slot of its own, without a hole, so that the region is in
+    /// several slots when it goes.
     #[test]
     fn never_takes_more_calls_than_one_for_each_region(all in transactions()) {
         let (mut space, model) = on_model(builder(Executor::PerRegion), Model::new(limits()));
         let mut reference = Reference::default();
-        let mut naive = 0;
-        for steps in &all {
+        let mut one_by_one = 0;
+        for (arena, steps) in all.iter().enumerate() {
+            let arena = 2 + arena as u64;
             let before = reference.clone();
             let mut tx = space.begin();
-            for step in steps.iter().filter(|step| !matches!(step, Step::SetFlags(..))) {
-                reference.apply(&mut tx, step);
+            for step in steps {
+                match *step {
+                    Step::SetFlags(..) => {}
+                    Step::Resize(n, pages) => {
+                        let len = reference.regions.len();
+                        if len > 0 && pages <= reference.regions[n % len].pages {
+                            reference.apply(&mut tx, step);
+                        }
+                    }
+                    Step::Map { page, pages, .. } => {
+                        let (flags, alone) = (MemFlags::empty(), false);
+                        reference.apply(&mut tx, &Step::Map { page, pages, arena, flags, alone });
+                    }
+                    _ => reference.apply(&mut tx, step),
+                }
             }
             tx.commit().unwrap();
-            naive += reference.calls_from(&before);
-            prop_assert!(model.lock().counts().ioctls <= naive);
+            one_by_one += reference.calls_from(&before);
+            prop_assert!(model.lock().counts().ioctls <= one_by_one);
         }
     }
 
@@ -234,7 +257,7 @@ fn slots_run_out_last_when_nothing_more_can_be_merged() {
     // A fifth one elsewhere fits once two of them share a slot.
     let mut tx = space.begin();
     // SAFETY: the model maps nothing.
-    unsafe { tx.map(RegionSpec::ram(100 * PAGE, PAGE, common::HVA)) }.unwrap();
+    unsafe { tx.map(RegionSpec::ram(100 * PAGE, PAGE, common::HVA + 0x10_0000_0000)) }.unwrap();
     let report = tx.commit().unwrap();
     assert_eq!((report.ioctls, report.slots), (4, 4), "two deletes, two creates");
     assert_same_slots(&space, &model);

@@ -3,7 +3,7 @@
 
 use kvm_memslots_shim::exec::{self, ExecError, How, SavedDirty};
 use kvm_memslots_shim::planner::Request;
-use kvm_memslots_shim::{Cost, Extent, Mapping, Op, Plan, PlanError, Range, Slot, plan};
+use kvm_memslots_shim::{Cost, Extent, Op, Plan, PlanError, Range, Slot, plan};
 
 use super::{AddressSpace, Edit};
 use crate::{CommitReport, Error, Preview};
@@ -246,31 +246,30 @@ impl AddressSpace {
         }
     }
 
-    /// Dirty pages that nobody can ask for any more: of regions that are gone
-    /// or not logged any more.
+    /// Dirty pages that nobody can ask for any more: of memory that is gone or
+    /// not logged any more.
     fn forget_dirty(&mut self) {
         if self.overlay.is_empty() {
             return;
         }
         let page_size = self.limits().page_size;
-        let edits = self.regions.journal();
-        let touched = joined(edits.iter().flat_map(|edit| self.touched(edit)).collect());
-        for range in touched {
-            let logged = self
+        for before in self.regions.changed() {
+            let kept = self
                 .regions
-                .overlapping(range)
+                .overlapping(before.range)
                 .map(|index| self.regions.extent(index).mapping)
-                .filter(Mapping::is_logged);
-            let mut from = range.gpa;
-            for Mapping { range: kept, .. } in logged {
-                if from < kept.gpa {
-                    let pages = (kept.gpa - from) / page_size;
-                    self.overlay.clear(from / page_size, pages);
+                .filter(|now| now.is_logged() && now.same_host_pages_as(&before))
+                .map(|now| now.range);
+            let mut from = before.range.gpa;
+            for range in kept {
+                if from < range.gpa {
+                    self.overlay.clear(from / page_size, (range.gpa - from) / page_size);
                 }
-                from = kept.end();
+                from = range.end();
             }
-            if from < range.end() {
-                self.overlay.clear(from / page_size, (range.end() - from) / page_size);
+            let end = before.range.end();
+            if from < end {
+                self.overlay.clear(from / page_size, (end - from) / page_size);
             }
         }
     }

@@ -209,6 +209,24 @@ impl RegionTable {
         &self.journal
     }
 
+    /// The regions that the transaction at hand changed or took away, as they
+    /// were before it.
+    pub(crate) fn changed(&self) -> Vec<Mapping> {
+        // Only the first edit of a region has what was there before.
+        let mut seen = HashSet::new();
+        self.journal
+            .iter()
+            .filter_map(|edit| match edit {
+                Edit::Added(index) => {
+                    seen.insert(*index);
+                    None
+                }
+                Edit::Removed(index) => seen.insert(*index).then(|| self.extent(*index).mapping),
+                Edit::Changed(index, before) => seen.insert(*index).then_some(before.mapping),
+            })
+            .collect()
+    }
+
     pub(crate) fn is_mapped(&self, index: u32) -> bool {
         self.entries[index as usize].state == State::Mapped
     }

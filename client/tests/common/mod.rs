@@ -238,7 +238,11 @@ pub fn assert_same_slots(space: &AddressSpace, model: &SharedModel) {
     let real: Vec<_> = model.lock().slots(space.as_id()).collect();
     assert_eq!(own, real);
     assert_eq!(space.slot_count(), real.len());
-    for slot in own {
+}
+
+/// And each of them leads back to a region.
+pub fn assert_slots_have_regions(space: &AddressSpace) {
+    for slot in space.slots() {
         let (region, page) = space.region_at_slot(slot.id, 0).unwrap();
         assert_eq!(region.range.gpa + page * PAGE, slot.mapping.range.gpa);
     }

@@ -21,7 +21,7 @@ pub(super) fn find(live: &[Slot], fates: &[Fate], pieces: &[Piece]) -> Vec<Move>
     let mut going: HashMap<(u64, u64), usize> = live
         .iter()
         .enumerate()
-        .filter(|(index, slot)| fates[*index] == Fate::Goes && can_move(slot, pieces))
+        .filter(|(index, slot)| fates[*index] == Fate::Goes && can_move(slot))
         .map(|(index, slot)| ((slot.mapping.hva, slot.mapping.range.size), index))
         .collect();
     if going.is_empty() {
@@ -41,18 +41,10 @@ pub(super) fn find(live: &[Slot], fates: &[Fate], pieces: &[Piece]) -> Vec<Move>
     in_feasible_order(live, pieces, &moves)
 }
 
-/// A slot with a `guest_memfd` is immutable to KVM. A logged one takes its
-/// dirty bits along, which must not happen where some of its pages stay.
-fn can_move(slot: &Slot, pieces: &[Piece]) -> bool {
-    let stays = || {
-        let range = slot.mapping.range;
-        let from = pieces.partition_point(|piece| piece.mapping.range.end() <= range.gpa);
-        pieces[from..]
-            .iter()
-            .take_while(|piece| piece.mapping.range.gpa < range.end())
-            .any(|piece| piece.mapping.same_host_pages_as(&slot.mapping))
-    };
-    slot.mapping.guest_memfd.is_none() && !(slot.mapping.is_logged() && stays())
+/// A slot with a `guest_memfd` is immutable to KVM, and a logged one would take
+/// dirty bits of what was there before along to its new place.
+fn can_move(slot: &Slot) -> bool {
+    slot.mapping.guest_memfd.is_none() && !slot.mapping.is_logged()
 }
 
 /// Sorts `moves` so that a slot has left before another takes its place.
