@@ -23,8 +23,9 @@ impl Model {
             Change::Nothing => return None,
             Change::Delete { old } => (old.id, None),
             Change::Create(slot) => (slot.id, Some(self.with_bitmap(slot, None))),
-            Change::Move { old, gpa } => {
-                let slot = Slot { mapping: old.mapping.moved_to(gpa), ..old };
+            Change::Move { old, gpa, flags } => {
+                let mapping = Mapping { flags, ..old.mapping.moved_to(gpa) };
+                let slot = Slot { mapping, ..old };
                 (old.id, Some(self.successor(as_id, slot)))
             }
             Change::FlagsOnly { old, flags } => {

@@ -13,9 +13,19 @@ use crate::{Kind, Mapping, Range, Slot};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     Create(Slot),
-    Delete { old: Slot },
-    Move { old: Slot, gpa: u64 },
-    FlagsOnly { old: Slot, flags: MemFlags },
+    Delete {
+        old: Slot,
+    },
+    /// The log flag may change with it.
+    Move {
+        old: Slot,
+        gpa: u64,
+        flags: MemFlags,
+    },
+    FlagsOnly {
+        old: Slot,
+        flags: MemFlags,
+    },
     Nothing,
 }
 
@@ -124,7 +134,7 @@ impl Model {
         refuse_if(region.memory_size != old.mapping.range.size)?;
         refuse_if((flags ^ old.mapping.flags).intersects(fixed))?;
         Ok(if region.guest_phys_addr != old.mapping.range.gpa {
-            Change::Move { old, gpa: region.guest_phys_addr }
+            Change::Move { old, gpa: region.guest_phys_addr, flags }
         } else if flags != old.mapping.flags {
             Change::FlagsOnly { old, flags }
         } else {
@@ -158,7 +168,7 @@ impl Model {
     fn prepare(&self, change: Change) -> Result<(), Refusal> {
         let (range, grace_periods) = match change {
             Change::Create(slot) => (slot.mapping.range, 0),
-            Change::Move { old, gpa } => (old.mapping.moved_to(gpa).range, 2),
+            Change::Move { old, gpa, .. } => (old.mapping.moved_to(gpa).range, 2),
             _ => return Ok(()),
         };
         match self.config.gpa_end() {
