@@ -39,3 +39,8 @@ pub use numbers::{
     KVM_CAP_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS_NR, KVMIO,
 };
 pub use regions::{EntryError, MAX_ENTRIES, MemoryRegions, kvm_userspace_memory_regions};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

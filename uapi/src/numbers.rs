@@ -10,9 +10,9 @@ pub const KVMIO: u8 = 0xae;
 
 /// The sequence number of `KVM_SET_USER_MEMORY_REGIONS` within [`KVMIO`].
 ///
-/// Upstream hands out numbers upwards: 0xd5 (`KVM_PRE_FAULT_MEMORY`, 6.11) is
-/// where 6.12 stands, and the device ioctls sit at 0xe0 to 0xe3. 0xf9 is out
-/// of reach of both for as long as an out-of-tree patch can hope to live. Size
+/// `ioctl-number.rst` gives KVM 0x40 to 0xff. Upstream hands them out upwards:
+/// below the device ioctls, which sit at 0xe0 to 0xe3, the highest is 0xd5
+/// (`KVM_PRE_FAULT_MEMORY`) in 6.12 and still in 7.2. 0xf9 is beyond both. Size
 /// and direction are encoded beside it, so that a later ioctl with the same
 /// sequence number would still be a different request.
 pub const KVM_SET_USER_MEMORY_REGIONS_NR: u8 = 0xf9;
@@ -31,10 +31,12 @@ pub const KVM_SET_USER_MEMORY_REGIONS: c_ulong = nix::request_code_readwrite!(
 /// `KVM_CAP_USER_MEMORY_REGIONS`: asked of a VM fd with `KVM_CHECK_EXTENSION`,
 /// it gives the largest `nr` accepted, 0 where the ioctl is absent.
 ///
-/// ASCII `MSLT`. Upstream counts capabilities upwards from 0 and stood below
-/// 250 in 2025. Out-of-tree numbers taken just above have collided before:
-/// `ChromeOS` took 236 and 239, upstream later gave both another meaning, and
-/// crosvm carries a workaround. A number that upstream never reaches avoids
-/// the collision with upstream, not one with another out-of-tree patch; hence
+/// ASCII `MSLT`. Upstream counts capabilities upwards, one by one: the last is
+/// 238 in 6.12 and 249 in 7.2. Out-of-tree numbers taken just above collide:
+/// the `ChromeOS` 6.6 kernel used 236 for a capability of its own, upstream
+/// gave 236 to `KVM_CAP_PRE_FAULT_MEMORY`, and crosvm's replacement, 239, became
+/// `KVM_CAP_ARM_WRITABLE_IMP_ID_REGS` (crosvm's `kvm_sys/bindgen.sh` has both,
+/// with a warning). A number that upstream never reaches avoids the collision
+/// with upstream, not one with another out-of-tree patch; hence
 /// [`probe`](crate::probe).
 pub const KVM_CAP_USER_MEMORY_REGIONS: u32 = 0x4d53_4c54;

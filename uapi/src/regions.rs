@@ -74,6 +74,30 @@ impl core::error::Error for EntryError {}
 
 /// A batch: header and entries in one allocation, laid out as the kernel reads
 /// it. `nr` always equals the number of entries behind the header.
+///
+/// ```
+/// # use kvm_memslots_uapi::{MemoryRegions, MemoryRegionsFlags};
+/// let mut regions = MemoryRegions::new(0, MemoryRegionsFlags::empty());
+/// regions.push(&Default::default())?;
+/// assert_eq!(regions.header().nr, 1);
+/// # Ok::<(), kvm_memslots_uapi::EntryError>(())
+/// ```
+///
+/// Safe code can't make the two differ. The header is read-only:
+///
+/// ```compile_fail,E0594
+/// # use kvm_memslots_uapi::{MemoryRegions, MemoryRegionsFlags};
+/// let mut regions = MemoryRegions::new(0, MemoryRegionsFlags::empty());
+/// regions.header().nr = 1;
+/// ```
+///
+/// and a batch can't be put together from parts:
+///
+/// ```compile_fail,E0451
+/// # use kvm_memslots_uapi::{MemoryRegions, MemoryRegionsFlags};
+/// let mut regions = MemoryRegions::new(0, MemoryRegionsFlags::empty());
+/// regions = MemoryRegions { words: vec![1; 8] };
+/// ```
 #[derive(Clone)]
 pub struct MemoryRegions {
     words: Vec<u64>,
@@ -221,7 +245,8 @@ impl fmt::Debug for MemoryRegions {
 
 /// Two `u32` fields that follow each other in a structure, as one word of it.
 fn pair(first: u32, second: u32) -> u64 {
-    let [a, b, c, d] = first.to_ne_bytes();
-    let [e, f, g, h] = second.to_ne_bytes();
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    let mut word = [0; 8];
+    word[..4].copy_from_slice(&first.to_ne_bytes());
+    word[4..].copy_from_slice(&second.to_ne_bytes());
+    u64::from_ne_bytes(word)
 }

@@ -1,0 +1,189 @@
+//! Debian packages: installed where that is allowed, unpacked under `target/`
+//! where not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run;
+
+/// Whether there is apt.
+pub(crate) fn available() -> bool {
+    run::exists("apt-get")
+}
+
+/// Whether packages may be installed.
+pub(crate) fn may_install() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Installs `packages`, fetching the lists of packages first where the ones
+/// at hand do not do.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let install = || -> Result<ExitStatus> {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+            .args(packages);
+        run::streamed(&mut apt, run::say)
+    };
+    if install()?.success() {
+        return Ok(());
+    }
+    run::streamed(Command::new("apt-get").args(["update", "--quiet"]), run::say)?;
+    if install()?.success() {
+        return Ok(());
+    }
+    bail!("apt-get install {} failed", packages.join(" "))
+}
+
+/// apt with lists and downloads of its own, so that it needs no root, sees
+/// what the archive has today, and leaves the machine alone.
+pub(crate) struct Private {
+    dir: PathBuf,
+    options: Vec<String>,
+}
+
+impl Private {
+    /// Fetches the lists of packages to `dir`.
+    pub(crate) fn update(dir: &Path) -> Result<Self> {
+        for sub in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(dir.join(sub)).with_context(|| format!("{}", dir.display()))?;
+        }
+        let set = |name: &str, path: &str| format!("{name}={}", dir.join(path).display());
+        let mut options = vec![
+            set("Dir::State::Lists", "lists"),
+            set("Dir::Cache", "cache"),
+            set("Dir::Etc::Preferences", "preferences"),
+            // The machine's hooks write to places that are not ours.
+            "APT::Update::Post-Invoke=".to_owned(),
+            "APT::Update::Post-Invoke-Success=".to_owned(),
+        ];
+        if may_install() {
+            // The user that root's apt downloads as may not see `dir`.
+            options.push("APT::Sandbox::User=root".to_owned());
+        }
+        let apt = Self { dir: dir.to_owned(), options };
+        let mut update = apt.command("apt-get");
+        if !run::streamed(update.args(["update", "--quiet"]), run::say)?.success() {
+            bail!("apt-get update failed");
+        }
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.dir).env("LC_ALL", "C");
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        command
+    }
+
+    fn output(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self
+            .command(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("can't run {program}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+            bail!("{program} {}: {said}", args.join(" "));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The versions of `package` that the archive has.
+    pub(crate) fn versions(&self, package: &str) -> Result<Vec<String>> {
+        self.output("apt-cache", &["madison", package]).map(|said| parse_madison(&said))
+    }
+
+    /// Prefers versions that match `pin` of all packages whose name has `part`
+    /// in it.
+    pub(crate) fn pin(&self, part: &str, pin: &str) -> Result<()> {
+        let preferences = format!("Package: /{part}/\nPin: version {pin}\nPin-Priority: 1001\n");
+        fs::write(self.dir.join("preferences"), preferences).context("apt preferences")
+    }
+
+    /// Unpacks `package`, and what it depends on and the machine lacks, to
+    /// `root`.
+    pub(crate) fn unpack(&self, package: &str, root: &Path) -> Result<()> {
+        let said = self.output(
+            "apt-get",
+            &[
+                "install",
+                "--simulate",
+                "--yes",
+                "--no-install-recommends",
+                "--allow-downgrades",
+                "--reinstall",
+                package,
+            ],
+        )?;
+        let missing = parse_simulated(&said);
+        if missing.is_empty() {
+            bail!("apt-get would install nothing for {package}");
+        }
+        let mut download = self.command("apt-get");
+        download.args(["download", "--quiet"]).args(&missing);
+        if !run::streamed(&mut download, run::say)?.success() {
+            bail!("apt-get download {} failed", missing.join(" "));
+        }
+        for entry in fs::read_dir(&self.dir)? {
+            let deb = entry?.path();
+            if deb.extension().is_some_and(|extension| extension == "deb") {
+                let mut unpack = Command::new("dpkg");
+                if !run::streamed(unpack.arg("-x").args([&deb, root]), run::say)?.success() {
+                    bail!("dpkg -x {} failed", deb.display());
+                }
+                fs::remove_file(&deb)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Versions of `apt-cache madison`: `PACKAGE | VERSION | SOURCE`.
+fn parse_madison(said: &str) -> Vec<String> {
+    said.lines().filter_map(|line| line.split('|').nth(1)).map(|v| v.trim().to_owned()).collect()
+}
+
+/// `PACKAGE=VERSION` of what `apt-get --simulate` would install:
+/// `Inst PACKAGE [OLD VERSION] (VERSION SOURCE [ARCHITECTURE])`.
+fn parse_simulated(said: &str) -> Vec<String> {
+    let parse = |line: &str| {
+        let rest = line.strip_prefix("Inst ")?;
+        let package = rest.split(' ').next()?;
+        let version = rest.split('(').nth(1)?.split(' ').next()?;
+        Some(format!("{package}={version}"))
+    };
+    said.lines().filter_map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_madison() {
+        let said = " rustc-web | 1.96.0+dfsg1-1~deb12u2 | http://host/security main amd64 Packages\n \
+                     rustc-web | 1.85.0+dfsg3-1~deb12u3 | http://host/debian main amd64 Packages\n";
+        assert_eq!(parse_madison(said), ["1.96.0+dfsg1-1~deb12u2", "1.85.0+dfsg3-1~deb12u3"]);
+        assert_eq!(parse_madison(""), [""; 0]);
+    }
+
+    #[test]
+    fn packages_of_a_simulation() {
+        let said = "Reading package lists...\n\
+                    Inst libllvm19 (1:19.1.7-3~deb12u1 Debian:12.15/oldstable [amd64])\n\
+                    Inst rustc-web [1.96.0-1] (1.85.0+dfsg3-1 Debian:12.15/oldstable [amd64])\n\
+                    Conf libllvm19 (1:19.1.7-3~deb12u1 Debian:12.15/oldstable [amd64])\n";
+        assert_eq!(
+            parse_simulated(said),
+            ["libllvm19=1:19.1.7-3~deb12u1", "rustc-web=1.85.0+dfsg3-1"]
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! `cargo xtask test`: every check of the repository, and a count.
+
+mod msrv;
+mod steps;
+mod tally;
+mod tools;
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
+
+use crate::run;
+use tally::Tally;
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave out what takes long: the MSRV and the packages
+    #[arg(long)]
+    quick: bool,
+
+    /// Run these steps only
+    #[arg(value_name = "STEP", value_parser = PossibleValuesParser::new(all().map(|step| step.name)))]
+    steps: Vec<String>,
+}
+
+/// A check.
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    /// Whether `--quick` leaves it out.
+    pub(crate) slow: bool,
+    /// An error is a failed check.
+    pub(crate) run: fn(&mut Log) -> Result<Outcome>,
+}
+
+/// How a check that did not fail ended.
+pub(crate) enum Outcome {
+    /// It ran.
+    Done,
+    /// It could not run, for this reason.
+    Skipped(String),
+}
+
+/// Every check, in the order in which they run: what fails fast first.
+fn all() -> impl Iterator<Item = Step> {
+    steps::STEPS.into_iter()
+}
+
+/// Where a check runs its programs: their output is shown as it comes, and
+/// read for test results.
+pub(crate) struct Log {
+    tally: Tally,
+}
+
+impl Log {
+    /// Runs `command`.
+    ///
+    /// # Errors
+    /// If it can't be run or does not succeed.
+    pub(crate) fn command(&mut self, command: &mut Command) -> Result<()> {
+        if run::colours() {
+            command.env("CARGO_TERM_COLOR", "always");
+        }
+        self.say(&format!("$ {}", run::shown(command)));
+        let status = run::streamed(command, |line| {
+            if self.tally.line(&run::plain(line)).is_worth_showing() {
+                run::say(line);
+            }
+        })?;
+        if !status.success() {
+            bail!("{} ended with {status}", run::shown(command));
+        }
+        Ok(())
+    }
+
+    /// Shows a line of the check's own.
+    pub(crate) fn say(&mut self, line: &str) {
+        self.tally.line(line);
+        run::say(line);
+    }
+}
+
+/// What became of a check.
+struct Done {
+    name: &'static str,
+    verdict: String,
+    took: Duration,
+}
+
+/// Runs the steps that `args` names. Failure of one does not keep the others
+/// from running.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let wanted = |step: &Step| args.steps.is_empty() || args.steps.iter().any(|s| s == step.name);
+    tools::install();
+    let mut log = Log { tally: Tally::default() };
+    let mut done = Vec::new();
+    for step in all().filter(wanted) {
+        run::say(&format!("\n==> {}", step.name));
+        let start = Instant::now();
+        let verdict = if args.quick && step.slow && args.steps.is_empty() {
+            skip(&mut log, step.name, "left out by --quick")
+        } else {
+            run_step(&mut log, &step)
+        };
+        done.push(Done { name: step.name, verdict, took: start.elapsed() });
+    }
+    summarise(&done, &log.tally);
+    if log.tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs one check and counts it, unless it consists of tests that were
+/// counted; says how it ended.
+fn run_step(log: &mut Log, step: &Step) -> String {
+    let (tests, failed) = (log.tally.tests(), log.tally.failed);
+    match (step.run)(log) {
+        Ok(Outcome::Skipped(reason)) => skip(log, step.name, &reason),
+        Ok(Outcome::Done) if log.tally.failed > failed => "FAILED".to_owned(),
+        Ok(Outcome::Done) if log.tally.tests() > tests => {
+            format!("ok, {} tests", log.tally.tests() - tests)
+        }
+        Ok(Outcome::Done) => {
+            log.tally.passed += 1;
+            "ok".to_owned()
+        }
+        Err(e) => {
+            run::say(&format!("FAILED {}: {e:#}", step.name));
+            if log.tally.failed == failed {
+                log.tally.failed += 1;
+                log.tally.failures.push(step.name.to_owned());
+            }
+            "FAILED".to_owned()
+        }
+    }
+}
+
+fn skip(log: &mut Log, step: &str, reason: &str) -> String {
+    log.say(&format!("SKIPPED {step}: {}", reason.replace('\n', " ")));
+    "skipped".to_owned()
+}
+
+fn summarise(done: &[Done], tally: &Tally) {
+    run::say("\n==> summary");
+    for Done { name, verdict, took } in done {
+        run::say(&format!("{name:<14} {:>7.1} s  {verdict}", took.as_secs_f64()));
+    }
+    if tally.ignored > 0 {
+        run::say(&format!("{} tests are marked as ignored and did not run", tally.ignored));
+    }
+    for skipped in &tally.skipped {
+        run::say(skipped);
+    }
+    for failure in &tally.failures {
+        run::say(&format!("FAILED {failure}"));
+    }
+    run::say(&tally.to_string());
+}

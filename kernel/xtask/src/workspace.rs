@@ -1,0 +1,94 @@
+//! Where the workspace is and what cargo says of it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+/// The root of the workspace.
+pub(crate) fn root() -> &'static Path {
+    // kernel/xtask
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."))
+}
+
+/// `target/` or what stands in for it, where tasks keep what they fetch and
+/// build.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// The cargo that runs this, in the root of the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// A member of the workspace.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    /// Whether it goes to a registry.
+    pub(crate) published: bool,
+    /// The Rust it promises to build with.
+    pub(crate) rust_version: Option<String>,
+}
+
+/// The members of the workspace.
+pub(crate) fn packages() -> Result<Vec<Package>> {
+    let output = cargo()
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .output()
+        .context("can't run cargo metadata")?;
+    if !output.status.success() {
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    parse_packages(&output.stdout)
+}
+
+fn parse_packages(metadata: &[u8]) -> Result<Vec<Package>> {
+    let metadata: Value = serde_json::from_slice(metadata).context("cargo metadata")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let parse = |package: &Value| {
+        Some(Package {
+            name: package["name"].as_str()?.to_owned(),
+            // A list of registries, empty for `publish = false`, null for any.
+            published: package["publish"].as_array().is_none_or(|to| !to.is_empty()),
+            rust_version: package["rust_version"].as_str().map(str::to_owned),
+        })
+    };
+    packages.iter().map(|package| parse(package).context("a package without a name")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn packages_of_metadata() {
+        let metadata = br#"{"packages": [
+            {"name": "a", "publish": null, "rust_version": "1.85"},
+            {"name": "b", "publish": [], "rust_version": null},
+            {"name": "c", "publish": ["here"]}]}"#;
+        let package = |name: &str, published, rust_version: Option<&str>| Package {
+            name: name.to_owned(),
+            published,
+            rust_version: rust_version.map(str::to_owned),
+        };
+        assert_eq!(
+            parse_packages(metadata).unwrap(),
+            [package("a", true, Some("1.85")), package("b", false, None), package("c", true, None)]
+        );
+        assert!(parse_packages(b"{}").is_err());
+    }
+
+    #[test]
+    fn root_is_the_workspace() {
+        let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+        assert!(manifest.contains("[workspace]"));
+    }
+}
