@@ -1,0 +1,136 @@
+//! vCPUs that keep the guest busy, and the gate that pauses them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VmFd;
+use kvm_memslots_shim::exec::{GateError, VcpuGate};
+
+use super::code::{DOORBELL_GPA, Program, mailbox};
+use super::platform::Platform;
+use super::thread::VcpuThread;
+use crate::guest::{GuestError, OWN_GPA, Work};
+use crate::host::{LARGE_PAGE, Pages, SMALL_PAGE};
+
+/// vCPUs that keep the guest busy, each on a thread of its own, until they are
+/// stopped or dropped.
+///
+/// As a [`VcpuGate`] it pauses all of them: each is kicked out of `KVM_RUN` by
+/// a signal, and `pause` returns when the last one is out.
+#[derive(Debug)]
+pub struct BusyVcpus {
+    // Before the platform, whose memory they run in.
+    threads: Mutex<Vec<VcpuThread>>,
+    platform: Arc<Platform>,
+}
+
+impl BusyVcpus {
+    /// Gives `vm` the vCPUs 0 to `count` and, under the id `slot`, the guest
+    /// code's own slot at [`OWN_GPA`], and starts `work` on each.
+    ///
+    /// # Errors
+    /// [`GuestError`]: KVM refused, `EEXIST` where a vCPU, the slot id or the
+    /// addresses are taken.
+    pub fn start(vm: &VmFd, slot: u16, count: usize, work: Work) -> Result<Self, GuestError> {
+        let (program, bytes, pages) = match work {
+            Work::Spin => (Program::Spin, 0, Pages::Small),
+            Work::FaultIn { bytes, pages } => (Program::FaultIn, bytes.max(1), pages),
+        };
+        let platform = Arc::new(Platform::install(vm, slot, count, bytes, pages)?);
+        let busy = Self { threads: Mutex::default(), platform };
+        for index in 0..count {
+            busy.post_range(index, pages);
+            let vcpu = Platform::vcpu(vm, index, program)?;
+            let (area, size) = busy.platform.area(index);
+            let platform = Arc::clone(&busy.platform);
+            let discard = move || {
+                platform.memory().discard(area, size).map_err(GuestError::host("MADV_DONTNEED"))
+            };
+            busy.threads().push(VcpuThread::spawn(index, vcpu, DOORBELL_GPA, discard)?);
+        }
+        Ok(busy)
+    }
+
+    fn post_range(&self, index: usize, pages: Pages) {
+        let (area, size) = self.platform.area(index);
+        let mailbox = Platform::mailbox(index);
+        let stride = match pages {
+            Pages::Small => SMALL_PAGE,
+            Pages::Huge => LARGE_PAGE,
+        };
+        let memory = self.platform.memory();
+        memory.write(mailbox + mailbox::RANGE, OWN_GPA + area);
+        memory.write(mailbox + mailbox::END, OWN_GPA + area + size);
+        memory.write(mailbox + mailbox::STRIDE, stride);
+    }
+
+    /// Waits until each vCPU has done something since this call: from then on
+    /// they are known to be inside the guest.
+    ///
+    /// # Errors
+    /// [`GuestError::Late`] after `timeout`; how a guest died, if one did.
+    pub fn wait_for_progress(&self, timeout: Duration) -> Result<(), GuestError> {
+        let before = self.progress();
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.check()?;
+            let stuck = before.iter().zip(self.progress()).position(|(old, new)| *old == new);
+            match stuck {
+                None => return Ok(()),
+                Some(index) if Instant::now() >= deadline => {
+                    return Err(GuestError::Late {
+                        index,
+                        what: "made no progress",
+                        waited: timeout,
+                    });
+                }
+                Some(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+
+    /// How far each vCPU has come: turns of its loop, or pages touched.
+    #[must_use]
+    pub fn progress(&self) -> Vec<u64> {
+        let place = |index| Platform::mailbox(index) + mailbox::PROGRESS;
+        let count = self.threads().len();
+        (0..count).map(|index| self.platform.memory().read(place(index))).collect()
+    }
+
+    /// Whether all guests are still alive.
+    ///
+    /// # Errors
+    /// How the first one died.
+    pub fn check(&self) -> Result<(), GuestError> {
+        self.threads().iter().try_for_each(VcpuThread::check)
+    }
+
+    /// Ends the guests and their threads. Called again, it says the same.
+    ///
+    /// # Errors
+    /// How the first one ended, if it was before it was told to.
+    pub fn stop(&self) -> Result<(), GuestError> {
+        let ends: Vec<_> = self.threads().iter_mut().map(VcpuThread::stop).collect();
+        ends.into_iter().collect()
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<VcpuThread>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl VcpuGate for BusyVcpus {
+    fn pause(&self) -> Result<(), GateError> {
+        let threads = self.threads();
+        threads.iter().for_each(VcpuThread::ask_to_pause);
+        let outside = threads.iter().try_for_each(VcpuThread::wait_until_outside);
+        outside.map_err(|error| {
+            threads.iter().for_each(VcpuThread::resume);
+            GateError::new(error)
+        })
+    }
+
+    fn resume(&self) {
+        self.threads().iter().for_each(VcpuThread::resume);
+    }
+}
