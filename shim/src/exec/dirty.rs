@@ -1,6 +1,6 @@
 //! Dirty pages that would be lost with a slot that goes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use kvm_memslots_uapi::MemFlags;
 
@@ -94,28 +94,34 @@ impl<'a> DirtyLogs<'a> {
         }
     }
 
-    /// The first `done` steps were taken and, as far as possible, taken back;
-    /// `live` is what that led to, if it is not the start. A slot that is
-    /// created again has an empty log, and one whose log was off for a while
-    /// has a gap: all of it counts as dirty, unless it was read while vCPUs
-    /// were paused.
+    /// The first `done` steps were taken and then taken back; if that did not
+    /// reach the start, `stuck` is what is live. A slot that is created again
+    /// has an empty log, and one whose log was off for a while has a gap: all
+    /// of it counts as dirty, unless it was read while vCPUs were paused.
     pub(super) fn keep_undone<B: Memslots + ?Sized>(
         mut self,
         steps: &Steps<'_, B>,
         done: usize,
-        live: &[Slot],
+        stuck: Option<&[Slot]>,
     ) {
-        let ops = (0..done).flat_map(|step| steps.ops_of(step));
-        let lost: BTreeSet<u16> = ops.filter(|op| loses_log(op)).map(Op::slot_id).collect();
         let start = at_start(steps.ops());
-        for id in lost {
-            let before = start.get(&id).copied().flatten();
-            let now = live.binary_search_by_key(&id, |slot| slot.id).ok().map(|index| live[index]);
-            let now = now.filter(|slot| Some(*slot) != before);
-            for slot in before.into_iter().chain(now).filter(|slot| slot.mapping.is_logged()) {
-                if self.read.get(&id).is_none_or(|(read, _)| *read != slot) {
-                    self.push(slot, None);
-                }
+        let mut lost: Vec<Slot> = Vec::new();
+        for op in (0..done).flat_map(|step| steps.ops_of(step)).filter(|op| loses_log(op)) {
+            let id = op.slot_id();
+            lost.extend(start.get(&id).copied().flatten());
+            if let Some(live) = stuck {
+                // Where the memory was when its log was lost, in other slots
+                // by now, or where it got to on the way back.
+                lost.extend(op.before());
+                lost.extend(live.binary_search_by_key(&id, |slot| slot.id).map(|at| live[at]));
+            }
+        }
+        lost.retain(|slot| slot.mapping.is_logged());
+        lost.sort_unstable_by_key(|slot| (slot.id, slot.mapping.range));
+        lost.dedup();
+        for slot in lost {
+            if self.read.get(&slot.id).is_none_or(|(read, _)| *read != slot) {
+                self.push(slot, None);
             }
         }
     }

@@ -157,11 +157,11 @@ unsafe fn give_up<B: Memslots + ?Sized>(
     // SAFETY: the caller's promise is the same.
     match unsafe { undo::undo(&mut steps, done) } {
         Ok(()) => {
-            logs.keep_undone(&steps, done, &[]);
+            logs.keep_undone(&steps, done, None);
             ExecError::Refused { index, op: op_at(steps.ops(), index), errno }
         }
         Err(Incomplete { errno: undo_errno, live }) => {
-            logs.keep_undone(&steps, done, &live);
+            logs.keep_undone(&steps, done, Some(&live));
             ExecError::Stuck { index, errno, undo_errno, live }
         }
     }

@@ -1,0 +1,273 @@
+//! No page that the guest wrote to is ever forgotten.
+
+use std::collections::BTreeMap;
+
+use kvm_memslots_shim::backend::Errno;
+use kvm_memslots_shim::backend::model::{Call, DirtyTracking, Fault, ModelConfig};
+use kvm_memslots_shim::exec::{Done, ExecError, Holes, How, SavedDirty};
+use kvm_memslots_shim::{MemFlags, Op, Plan, Range, Slot};
+use proptest::prelude::*;
+
+use crate::faults::{WAYS, calls};
+use crate::gate::{Count, split};
+use crate::script::{PAGE, Script, limits};
+use crate::worlds::{World, any_changes, planned};
+
+/// Guest pages that are logged, with their host addresses.
+fn logged(slots: &[Slot]) -> BTreeMap<u64, u64> {
+    slots
+        .iter()
+        .filter(|slot| slot.mapping.is_logged())
+        .flat_map(|slot| {
+            let Range { gpa, size } = slot.mapping.range;
+            let hva = slot.mapping.hva;
+            (0..size / PAGE).map(move |page| (gpa / PAGE + page, hva + page * PAGE))
+        })
+        .collect()
+}
+
+/// The VM of `world` with its guest; between calls it writes only if no one
+/// has said that it does not run.
+fn vm(world: &World, runs: bool) -> Script {
+    let mut vm = Script::new(&world.start);
+    world.written.iter().for_each(|page| vm.write(*page));
+    if runs {
+        vm.writes = world.writes.clone();
+    }
+    vm
+}
+
+/// Each page that was logged at the start and is logged at the end, wherever
+/// it is, is reported if it was written to.
+fn assert_all_reported(world: &World, vm: &mut Script, saved: &[SavedDirty], when: &str) {
+    let start = logged(&world.start);
+    let end = logged(&vm.slots());
+    let reported = vm.reported(saved);
+    for (page, hva) in end {
+        let was_logged = start.values().any(|start| *start == hva);
+        if was_logged && vm.written.contains(&hva) {
+            assert!(reported.contains(&page), "{when}: page {page:#x} is lost, {saved:?}");
+        }
+    }
+}
+
+/// What [`Holes`] says, with a new gate each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    Refuse,
+    NoVcpuRuns,
+    Gate,
+}
+
+/// Each way to carry `plan` out that is allowed for it.
+fn ways(world: &World) -> Vec<(How, Policy)> {
+    let mut ways = Vec::new();
+    for how in WAYS {
+        let atomic = matches!(how, How::Batch { .. }) && calls(world, how) == 1;
+        if atomic || world.plan.holes.is_empty() {
+            ways.push((how, Policy::Refuse));
+        } else {
+            ways.extend([(how, Policy::NoVcpuRuns), (how, Policy::Gate)]);
+        }
+    }
+    ways
+}
+
+fn execute(
+    vm: &mut Script,
+    plan: &Plan,
+    (how, policy): (How, Policy),
+    saved: &mut Vec<SavedDirty>,
+) -> Result<Done, ExecError> {
+    let gate = Count::default();
+    let holes = match policy {
+        Policy::Refuse => Holes::Refuse,
+        Policy::NoVcpuRuns => Holes::NoVcpuRuns,
+        Policy::Gate => Holes::Gate(&gate),
+    };
+    vm.execute(plan, how, holes, saved)
+}
+
+/// Carries the plan out in each way, each call failing once, and then no undo,
+/// the first one, or those from the second on. `done` is whether a plan that
+/// is done is looked at, too.
+fn assert_nothing_is_lost(world: &World, done: bool) {
+    for way in ways(world) {
+        // With a guest beside it, if no one has said that it does not run.
+        let start = vm(world, way.1 == Policy::Refuse);
+        let mut nth = 1;
+        loop {
+            let faults = [
+                vec![],
+                vec![Fault::nth(nth + 1, Errno::EIO)],
+                vec![Fault::from_nth(nth + 2, Errno::EIO)],
+            ];
+            let mut failed = false;
+            for mut faults in faults {
+                faults.insert(0, Fault::nth(nth, Errno::ENOMEM));
+                let when = format!("{way:?}, {faults:?}");
+                let mut vm = start.clone().failing(faults);
+                let mut saved = vec![];
+                let result = execute(&mut vm, &world.plan, way, &mut saved);
+                if result.is_err() || done {
+                    assert_all_reported(world, &mut vm, &saved, &when);
+                }
+                failed = result.is_err();
+            }
+            if !failed {
+                break;
+            }
+            nth += 1;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    // That a plan which is done names all that has to be carried is the
+    // planner's business: it has not made these.
+    #[test]
+    fn any_changes_that_open_a_hole(world in any_changes(true)) {
+        assert_nothing_is_lost(&world, false);
+    }
+
+    #[test]
+    fn any_changes_beside_a_running_guest(world in any_changes(false)) {
+        assert_nothing_is_lost(&world, false);
+    }
+
+    #[test]
+    fn plans_of_the_planner(world in planned()) {
+        assert_nothing_is_lost(&world, true);
+    }
+
+    #[test]
+    fn under_a_gate_exactly_what_was_written_is_reported(world in planned()) {
+        for how in WAYS {
+            let gate = Count::default();
+            let mut vm = vm(&world, false);
+            let mut saved = vec![];
+            vm.execute(&world.plan, how, Holes::Gate(&gate), &mut saved).unwrap();
+            prop_assert!(saved.iter().all(|saved| saved.pages.is_some()));
+            let (start, end) = (logged(&world.start), logged(&vm.slots()));
+            let reported = vm.reported(&saved);
+            for (page, hva) in &end {
+                if start.get(page) == Some(hva) {
+                    prop_assert_eq!(reported.contains(page), vm.written.contains(hva));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_carried_pages_of_a_log_are_cut_out_of_it() {
+    let (old, plan) = split();
+    let mut vm = Script::new(&[old]);
+    for page in [0, 29, 30, 63, 64, 99] {
+        vm.write(0x100 + page);
+    }
+    let earlier = SavedDirty { range: Range::new(0, PAGE), pages: None };
+    let mut saved = vec![earlier.clone()];
+    let gate = Count::default();
+    vm.execute(&plan, How::PerRegion, Holes::Gate(&gate), &mut saved).unwrap();
+    let bits = |pages: &[u64]| -> Vec<u64> {
+        pages.iter().fold(vec![0; 2], |mut bits, page| {
+            bits[(page / 64) as usize] |= 1 << (page % 64);
+            bits
+        })
+    };
+    let low =
+        SavedDirty { range: plan.carries[0].range, pages: Some(bits(&[0, 29])[..1].to_vec()) };
+    let high = SavedDirty { range: plan.carries[1].range, pages: Some(bits(&[0, 33, 34, 69])) };
+    assert_eq!(saved, [earlier, low, high]);
+}
+
+#[test]
+fn without_a_gate_all_that_is_carried_counts_as_dirty() {
+    let (old, plan) = split();
+    let mut vm = Script::new(&[old]);
+    let mut saved = vec![];
+    vm.execute(&plan, How::PerRegion, Holes::NoVcpuRuns, &mut saved).unwrap();
+    let expected = [0, 1].map(|carry| SavedDirty { range: plan.carries[carry].range, pages: None });
+    assert_eq!(saved, expected);
+    assert_eq!(vm.calls, 3, "no log was read");
+}
+
+#[test]
+fn with_a_dirty_ring_all_that_is_carried_counts_as_dirty() {
+    let (old, plan) = split();
+    let config = ModelConfig::new(limits()).dirty_tracking(DirtyTracking::Ring);
+    let mut vm = Script::with_config(config, &[old]);
+    let gate = Count::default();
+    let mut saved = vec![];
+    vm.execute(&plan, How::PerRegion, Holes::Gate(&gate), &mut saved).unwrap();
+    assert_eq!(saved.iter().map(|saved| saved.range.size).sum::<u64>(), old.mapping.range.size);
+    assert!(saved.iter().all(|saved| saved.pages.is_none()));
+}
+
+#[test]
+fn a_log_is_read_once_for_all_its_carries() {
+    let (old, mut plan) = split();
+    // Not grouped by slot.
+    plan.carries.push(plan.carries[0]);
+    let mut vm = Script::new(&[old]);
+    vm.write(0x100 + 5);
+    let gate = Count::default();
+    let mut saved = vec![];
+    vm.execute(&plan, How::PerRegion, Holes::Gate(&gate), &mut saved).unwrap();
+    assert_eq!(vm.calls, 1 + 3);
+    assert_eq!(saved[0], saved[2]);
+    assert_eq!(saved[0].pages, Some(vec![1 << 5]));
+}
+
+#[test]
+fn a_log_that_cannot_be_read_counts_as_all_dirty_and_nothing_changes() {
+    let (first, plan) = split();
+    let second = {
+        let mapping = first.mapping.moved_to(0x80_0000);
+        Slot { id: 7, mapping: kvm_memslots_shim::Mapping { hva: 0x7e00_0000_0000, ..mapping } }
+    };
+    let mut plan = plan;
+    plan.ops.insert(0, Op::Delete(second));
+    plan.carries
+        .push(kvm_memslots_shim::Carry { slot: second, range: Range::new(0x80_0000, PAGE) });
+    let fault = Fault::nth(2, Errno::EFAULT).only(Call::GetDirtyLog);
+    let mut vm = Script::new(&[first, second]).failing([fault]);
+    vm.write(0x100 + 99);
+    let gate = Count::default();
+    let mut saved = vec![];
+    let error = vm.execute(&plan, How::PerRegion, Holes::Gate(&gate), &mut saved).unwrap_err();
+    assert!(matches!(error, ExecError::DirtyLog { slot, errno: Errno::EFAULT } if slot == second));
+    assert_eq!(vm.slots(), [first, second]);
+    assert_eq!((vm.calls, gate.counts()), (2, (1, 1)));
+    let read = SavedDirty { range: first.mapping.range, pages: Some(vec![0, 1 << 35]) };
+    let unread = SavedDirty { range: second.mapping.range, pages: None };
+    assert_eq!(saved, [read, unread]);
+}
+
+#[test]
+fn an_undone_change_of_flags_leaves_no_gap() {
+    let (slot, _) = split();
+    let off = Op::SetFlags { from: slot, flags: MemFlags::empty() };
+    let in_the_way = Op::Create(Slot { id: 1, ..slot });
+    let plan = Plan { ops: vec![off, in_the_way], ..Plan::default() };
+    let mut vm = Script::new(&[slot]);
+    // While the log is off.
+    vm.writes = vec![vec![], vec![0x100 + 42]];
+    let mut saved = vec![];
+    vm.execute(&plan, How::PerRegion, Holes::Refuse, &mut saved).unwrap_err();
+    assert_eq!(saved, [SavedDirty { range: slot.mapping.range, pages: None }]);
+}
+
+#[test]
+fn a_refusal_of_the_first_call_makes_nothing_dirty() {
+    let (old, plan) = split();
+    let mut vm = Script::new(&[old]).failing([Fault::nth(1, Errno::ENOMEM)]);
+    vm.write(0x100 + 5);
+    let mut saved = vec![];
+    vm.execute(&plan, How::PerRegion, Holes::NoVcpuRuns, &mut saved).unwrap_err();
+    assert!(saved.is_empty());
+    assert_eq!(vm.reported(&saved), [0x100 + 5].into());
+}

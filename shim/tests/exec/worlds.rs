@@ -1,0 +1,189 @@
+//! Random layouts and plans.
+
+use std::collections::BTreeMap;
+
+use kvm_memslots_shim::planner::{Request, plan};
+use kvm_memslots_shim::{Carry, Extent, Mapping, MemFlags, Op, Plan, Range, Slot, SlotIds};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::script::{PAGE, limits};
+
+/// Guest pages that are played with.
+pub const PAGES: u64 = 160;
+const NATIVE: u64 = 0x7f00_0000_0000;
+const FRESH: u64 = 0x6000_0000_0000;
+
+/// A layout and a plan that KVM carries out on it, change by change.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub start: Vec<Slot>,
+    pub plan: Plan,
+    /// Pages that are written to before the plan begins.
+    pub written: Vec<u64>,
+    /// Pages that are written to before each call.
+    pub writes: Vec<Vec<u64>>,
+}
+
+/// Any changes in any order, also several of one slot: more than the planner
+/// ever asks for. `holes` is whether the plan says that it opens one.
+pub fn any_changes(holes: bool) -> impl Strategy<Value = World> {
+    (vec(any::<Choice>(), 1..8), vec(any::<Choice>(), 1..12), guest()).prop_filter_map(
+        "nothing to do",
+        move |(start, changes, (written, writes))| {
+            let mut layout = Layout::default();
+            start.into_iter().for_each(|choice| _ = layout.create(choice));
+            let start = layout.slots();
+            let ops: Vec<Op> =
+                changes.into_iter().flat_map(|choice| layout.change(choice)).collect();
+            let mut plan = Plan { ops, ..Plan::default() };
+            if holes {
+                plan.holes = vec![Range::new(0, PAGE)];
+                plan.carries = carries(&start, &plan.ops);
+            }
+            (!plan.ops.is_empty()).then_some(World { start, plan, written, writes })
+        },
+    )
+}
+
+/// What the planner makes of one random layout that is to become another.
+pub fn planned() -> impl Strategy<Value = World> {
+    (vec(any::<Choice>(), 1..8), vec(any::<Choice>(), 1..8), guest()).prop_filter_map(
+        "nothing to do",
+        |(start, wanted, (written, writes))| {
+            let mut layout = Layout::default();
+            start.iter().for_each(|choice| _ = layout.create(*choice));
+            let start = layout.slots();
+            // Other boundaries over the same host memory, mostly.
+            let mut layout = Layout::default();
+            wanted.iter().for_each(|choice| _ = layout.create(*choice));
+            let wanted: Vec<Extent> = layout
+                .slots()
+                .into_iter()
+                .map(|slot| Extent { mapping: slot.mapping, alone: slot.id % 3 == 0 })
+                .collect();
+            let mut ids = SlotIds::new(limits().slots);
+            start.iter().for_each(|slot| assert!(ids.take(slot.id)));
+            let request = Request { live: &start, wanted: &wanted, ids: &ids, limits: &limits() };
+            let plan = plan(&request).unwrap();
+            (!plan.ops.is_empty()).then_some(World { start, plan, written, writes })
+        },
+    )
+}
+
+type Choice = (u8, u16, u16, bool);
+
+fn guest() -> impl Strategy<Value = (Vec<u64>, Vec<Vec<u64>>)> {
+    (vec(0..PAGES, 0..40), vec(vec(0..PAGES, 0..6), 0..20))
+}
+
+/// Parts of the slots that are deleted, as if other slots took them over.
+fn carries(start: &[Slot], ops: &[Op]) -> Vec<Carry> {
+    let deleted = ops.iter().filter_map(|op| match op {
+        Op::Delete(slot) if slot.mapping.is_logged() && start.contains(slot) => Some(*slot),
+        _ => None,
+    });
+    deleted
+        .flat_map(|slot| {
+            let Range { gpa, size } = slot.mapping.range;
+            let split = size / PAGE / 2 * PAGE;
+            [Range::new(gpa, split), Range::new(gpa + split, size - split)]
+                .map(|range| Carry { slot, range })
+        })
+        .filter(|carry| carry.range.size > 0)
+        .collect()
+}
+
+/// Slots as a list of changes has left them.
+#[derive(Debug, Default)]
+struct Layout {
+    slots: BTreeMap<u16, Slot>,
+    fresh: u64,
+}
+
+impl Layout {
+    fn slots(&self) -> Vec<Slot> {
+        let mut slots: Vec<Slot> = self.slots.values().copied().collect();
+        slots.sort_by_key(|slot| slot.mapping.range);
+        slots
+    }
+
+    fn change(&mut self, choice: Choice) -> Vec<Op> {
+        let (kind, which, to, logged) = choice;
+        let slot = self.slots.values().nth(usize::from(which) % self.slots.len().max(1)).copied();
+        let op = match (kind % 5, slot) {
+            (0, _) | (_, None) => self.create(choice),
+            (1, Some(slot)) => self.apply(Op::Delete(slot)),
+            (2, Some(from)) => self.slide(from, u64::from(to) % PAGES * PAGE),
+            (3, Some(from)) => {
+                let flags = from.mapping.flags ^ MemFlags::LOG_DIRTY_PAGES;
+                self.apply(Op::SetFlags { from, flags })
+            }
+            (_, Some(slot)) => return self.replace(slot, u64::from(to), logged),
+        };
+        op.into_iter().collect()
+    }
+
+    /// The same memory in two slots.
+    fn replace(&mut self, slot: Slot, at: u64, logged: bool) -> Vec<Op> {
+        let Range { gpa, size } = slot.mapping.range;
+        let split = at % (size / PAGE) * PAGE;
+        let mut ops: Vec<Op> = self.apply(Op::Delete(slot)).into_iter().collect();
+        for part in [Range::new(gpa, split), Range::new(gpa + split, size - split)] {
+            let Some(mapping) = slot.mapping.clipped_to(part) else { continue };
+            let mapping = Mapping { flags: flags(logged), ..mapping };
+            ops.extend(self.apply(Op::Create(Slot { id: self.free_id(), mapping })));
+        }
+        ops
+    }
+
+    fn create(&mut self, (_, at, size, logged): Choice) -> Option<Op> {
+        let gpa = u64::from(at) % PAGES * PAGE;
+        let size = (1 + u64::from(size) % 70).min(PAGES - gpa / PAGE) * PAGE;
+        let range = Range::new(gpa, size);
+        if self.overlaps(range, None) {
+            return None;
+        }
+        let mut mapping = Mapping::ram(gpa, size, NATIVE + gpa);
+        let used = |slot: &Slot| {
+            let hva = slot.mapping.hva;
+            Range::new(hva, slot.mapping.range.size).overlaps(Range::new(mapping.hva, size))
+        };
+        // No host page is mapped twice: what one slot's log says of it would
+        // not be all there is.
+        if self.slots.values().any(used) {
+            self.fresh += PAGES * PAGE;
+            mapping.hva = FRESH + self.fresh;
+        }
+        mapping.flags = flags(logged);
+        self.apply(Op::Create(Slot { id: self.free_id(), mapping }))
+    }
+
+    fn slide(&mut self, from: Slot, gpa: u64) -> Option<Op> {
+        let to = Range::new(gpa, from.mapping.range.size);
+        let stays = gpa == from.mapping.range.gpa;
+        let free = !stays && to.end() <= PAGES * PAGE && !self.overlaps(to, Some(from.id));
+        free.then_some(Op::Move { from, gpa }).and_then(|op| self.apply(op))
+    }
+
+    fn apply(&mut self, op: Op) -> Option<Op> {
+        match op.after() {
+            Some(slot) => self.slots.insert(slot.id, slot),
+            None => self.slots.remove(&op.slot_id()),
+        };
+        Some(op)
+    }
+
+    fn overlaps(&self, range: Range, but: Option<u16>) -> bool {
+        let mut others = self.slots.values().filter(|slot| Some(slot.id) != but);
+        others.any(|slot| slot.mapping.range.overlaps(range))
+    }
+
+    fn free_id(&self) -> u16 {
+        (0..).find(|id| !self.slots.contains_key(id)).unwrap_or_default()
+    }
+}
+
+fn flags(logged: bool) -> MemFlags {
+    if logged { MemFlags::LOG_DIRTY_PAGES } else { MemFlags::empty() }
+}
