@@ -11,10 +11,13 @@
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use kvm_memslots::backend::Model;
-//! use kvm_memslots::{AddressSpace, Limits, RegionSpec};
+//! use kvm_memslots::{AddressSpace, HolePolicy, Limits, RegionSpec};
 //!
-//! // `AddressSpace::open(&vm_fd)` on a real VM.
-//! let mut space = AddressSpace::builder().open_on(Box::new(Model::new(Limits::x86())))?;
+//! // `.open(&vm_fd)` on a real VM. No vCPU runs here: nobody can notice a slot
+//! // that is replaced.
+//! let mut space = AddressSpace::builder()
+//!     .holes(HolePolicy::NoVcpuRuns)
+//!     .open_on(Box::new(Model::new(Limits::x86())))?;
 //!
 //! let mut tx = space.begin();
 //! let hva = 0x7f00_0000_0000;
@@ -54,7 +57,7 @@ pub use dirty::DirtyBitmap;
 pub use error::{Described, Error, Part};
 pub use kvm_memslots_shim::backend;
 pub use kvm_memslots_shim::exec::{GateError, VcpuGate};
-pub use kvm_memslots_shim::{GuestMemfd, Kind, Limits, MemFlags, Range, Slot};
+pub use kvm_memslots_shim::{GuestMemfd, Kind, Limits, Mapping, MemFlags, Range, Slot};
 pub use region::{HostMemory, Region, RegionId, RegionSpec};
 pub use report::{CommitReport, Preview};
 pub use space::{AddressSpace, Builder, Executor, HolePolicy};
