@@ -1,5 +1,6 @@
 //! Reading and clearing the dirty logs of regions.
 
+use kvm_memslots_shim::backend::Errno;
 use kvm_memslots_shim::{Extent, Range, Slot};
 
 use crate::space::AddressSpace;
@@ -93,9 +94,13 @@ impl AddressSpace {
         let pages = whole.size / page_size;
         self.scratch.clear();
         self.scratch.resize(pages.div_ceil(64) as usize, 0);
-        self.backend
-            .dirty_log(self.as_id, &slot, &mut self.scratch)
-            .map_err(|errno| Error::DirtyLog { slot, errno })?;
+        if let Err(errno) = self.backend.dirty_log(self.as_id, &slot, &mut self.scratch) {
+            if errno == Errno::EFAULT {
+                // KVM clears the log before it copies it out.
+                self.overlay.set(whole.gpa / page_size, pages);
+            }
+            return Err(Error::DirtyLog { slot, errno });
+        }
         let Some(shared) = whole.intersection(range) else { return Ok(()) };
         let first = (shared.gpa - whole.gpa) / page_size;
         let count = shared.size / page_size;
