@@ -4,6 +4,7 @@ use std::fmt;
 
 use kvm_memslots_shim::backend::{Errno, OpenError};
 use kvm_memslots_shim::exec::GateError;
+use kvm_memslots_shim::uapi::probe::Mismatch;
 use kvm_memslots_shim::{Kind, Mapping, MemFlags, Range, Slot};
 use thiserror::Error;
 
@@ -100,6 +101,20 @@ pub enum Error {
     /// The batch executor was asked for and can't be had.
     #[error("this kernel has no KVM_SET_USER_MEMORY_REGIONS; use Executor::Auto to do without")]
     NoBatchIoctl,
+
+    /// The batch executor was asked for, and the kernel claims the capability
+    /// but does not answer as the ABI says: the number means something else
+    /// there.
+    #[error(
+        "this kernel claims KVM_CAP_USER_MEMORY_REGIONS ({claimed} entries) but has another ioctl \
+         there: {mismatch}; use Executor::Auto to do without"
+    )]
+    ImpostorBatchIoctl {
+        /// What the capability claims.
+        claimed: u32,
+        /// The answer that gave it away.
+        mismatch: Mismatch,
+    },
 
     /// A region of no bytes.
     #[error("{region}: the size is 0; to remove a region, unmap it")]

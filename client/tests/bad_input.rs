@@ -1,6 +1,6 @@
 //! Bad input gets an error that says what is wrong, and changes nothing: on the
 //! model, and on KVM where there is one.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)]
 
 mod common;
 
@@ -57,6 +57,11 @@ impl Fixture {
     fn map(&mut self, spec: RegionSpec) -> (Error, String) {
         // SAFETY: the model maps nothing.
         self.refused(|tx| unsafe { tx.map(spec) })
+    }
+
+    fn resize(&mut self, id: RegionId, size: u64) -> (Error, String) {
+        // SAFETY: the model maps nothing.
+        self.refused(|tx| unsafe { tx.resize(id, size) })
     }
 
     fn unchanged(&self) {
@@ -122,11 +127,12 @@ fn overlaps() {
         );
     }
     // With a region of the same transaction.
-    // SAFETY: the model maps nothing.
     assert_refused!(
-        f.refused(|tx| unsafe {
-            let first = tx.map(ram(40, 2).label("first"))?;
-            let error = tx.map(ram(41, 2).label("second"));
+        f.refused(|tx| {
+            // SAFETY: the model maps nothing.
+            let first = unsafe { tx.map(ram(40, 2).label("first")) }?;
+            // SAFETY: as above.
+            let error = unsafe { tx.map(ram(41, 2).label("second")) };
             tx.unmap(first)?;
             error
         }),
@@ -135,11 +141,12 @@ fn overlaps() {
         "\"first\""
     );
     // By growing, over what was mapped behind it.
-    // SAFETY: the model maps nothing.
     assert_refused!(
-        f.refused(|tx| unsafe {
-            let low = tx.map(ram(0, 8).label("low"))?;
-            let error = tx.resize(low, 17 * PAGE);
+        f.refused(|tx| {
+            // SAFETY: the model maps nothing.
+            let low = unsafe { tx.map(ram(0, 8).label("low")) }?;
+            // SAFETY: as above.
+            let error = unsafe { tx.resize(low, 17 * PAGE) };
             tx.unmap(low)?;
             error
         }),
@@ -154,20 +161,9 @@ fn overlaps() {
 fn resize_split_and_flags() {
     let mut f = Fixture::new();
     let id = f.id;
-    // SAFETY: the model maps nothing.
-    assert_refused!(f.refused(|tx| unsafe { tx.resize(id, 0) }), Error::Empty { .. }, "\"main\"");
-    // SAFETY: the model maps nothing.
-    assert_refused!(
-        f.refused(|tx| unsafe { tx.resize(id, 100) }),
-        Error::Unaligned { .. },
-        "size 0x64"
-    );
-    // SAFETY: the model maps nothing.
-    assert_refused!(
-        f.refused(|tx| unsafe { tx.resize(id, u64::MAX - PAGE + 1) }),
-        Error::Wraps { .. },
-        "\"main\""
-    );
+    assert_refused!(f.resize(id, 0), Error::Empty { .. }, "\"main\"");
+    assert_refused!(f.resize(id, 100), Error::Unaligned { .. }, "size 0x64");
+    assert_refused!(f.resize(id, u64::MAX - PAGE + 1), Error::Wraps { .. }, "\"main\"");
     assert_refused!(f.refused(|tx| tx.shrink(id, 17 * PAGE)), Error::NotSmaller { .. }, "resize");
     for offset in [0, 16 * PAGE, 17 * PAGE, u64::MAX - PAGE + 1] {
         assert_refused!(
@@ -398,12 +394,7 @@ fn owned_memory() {
     let owned = tx.map_owned(ram(1, 2), memory.clone()).unwrap();
     tx.commit().unwrap();
     f.before = look(&f.space, &f.model);
-    // SAFETY: the model maps nothing.
-    assert_refused!(
-        f.refused(|tx| unsafe { tx.resize(owned, 4 * PAGE) }),
-        Error::OutsideHostMemory { .. },
-        "size 0x4000"
-    );
+    assert_refused!(f.resize(owned, 4 * PAGE), Error::OutsideHostMemory { .. }, "size 0x4000");
 
     // Kept alive while mapped, wherever the region went.
     assert_eq!(Arc::strong_count(&memory), 2);

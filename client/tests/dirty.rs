@@ -1,5 +1,5 @@
 //! Merging is invisible in the dirty log, and no dirty page is lost.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)]
 
 mod common;
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kvm_memslots_shim::SlotIds;
 use kvm_memslots_shim::backend::{Kvm, Memslots};
 use kvm_memslots_shim::exec::{Holes, How, VcpuGate};
+use kvm_memslots_shim::uapi::probe::Support;
 
 use super::{AddressSpace, RegionTable, SlotTable};
 use crate::Error;
@@ -122,9 +123,17 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Open`] where `vm` is no VM; [`Error::NoSuchAddressSpace`];
-    /// [`Error::NoBatchIoctl`] where that was asked for.
+    /// [`Error::NoBatchIoctl`] or [`Error::ImpostorBatchIoctl`] where that was
+    /// asked for.
     pub fn open(self, vm: impl AsFd) -> Result<AddressSpace, Error> {
-        self.open_on(Box::new(Kvm::open(vm)?))
+        let kvm = Kvm::open(vm)?;
+        if let Support::Impostor { claimed, mismatch } = kvm.support() {
+            tracing::warn!(claimed, %mismatch, "not the batch ioctl, done without");
+            if self.executor == Executor::Batch {
+                return Err(Error::ImpostorBatchIoctl { claimed, mismatch });
+            }
+        }
+        self.open_on(Box::new(kvm))
     }
 
     /// Opens the address space on a backend: the model of KVM, or one of the
