@@ -70,11 +70,12 @@ mod request {
         kvm_userspace_memory_region2, kvm_userspace_memory_regions,
     };
     use nix::{
-        ioctl_none, ioctl_readwrite, ioctl_readwrite_bad, ioctl_write_int_bad, ioctl_write_ptr,
+        ioctl_readwrite, ioctl_readwrite_bad, ioctl_write_int_bad, ioctl_write_ptr,
         request_code_none,
     };
 
-    ioctl_none!(get_api_version, KVMIO, 0x00);
+    // KVM refuses the call if its argument, which it does not use, is not 0.
+    ioctl_write_int_bad!(get_api_version, request_code_none!(KVMIO, 0x00));
     ioctl_write_int_bad!(check_extension, request_code_none!(KVMIO, 0x03));
     ioctl_write_ptr!(get_dirty_log, KVMIO, 0x42, kvm_dirty_log);
     ioctl_write_ptr!(set_user_memory_region, KVMIO, 0x46, kvm_userspace_memory_region);
@@ -89,8 +90,8 @@ mod request {
 
 impl VmCalls for OwnedFd {
     fn api_version(&mut self) -> Result<c_int, Errno> {
-        // SAFETY: takes no argument and changes nothing.
-        unsafe { request::get_api_version(self.as_raw_fd()) }
+        // SAFETY: the argument is a number, and nothing is changed.
+        unsafe { request::get_api_version(self.as_raw_fd(), 0) }
     }
 
     fn check_extension(&mut self, cap: u32) -> Result<c_int, Errno> {
