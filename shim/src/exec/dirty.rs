@@ -1,6 +1,6 @@
 //! Dirty pages that would be lost with a slot that goes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use kvm_memslots_uapi::MemFlags;
 
@@ -107,14 +107,18 @@ impl<'a> DirtyLogs<'a> {
         let start = at_start(steps.ops());
         let mut lost: Vec<Slot> = Vec::new();
         for op in (0..done).flat_map(|step| steps.ops_of(step)).filter(|op| loses_log(op)) {
-            let id = op.slot_id();
-            lost.extend(start.get(&id).copied().flatten());
-            if let Some(live) = stuck {
-                // Where the memory was when its log was lost, in other slots
-                // by now, or where it got to on the way back.
+            lost.extend(start.get(&op.slot_id()).copied().flatten());
+            if stuck.is_some() {
+                // Other slots may be there, with the same memory.
                 lost.extend(op.before());
-                lost.extend(live.binary_search_by_key(&id, |slot| slot.id).map(|at| live[at]));
             }
+        }
+        if let Some(live) = stuck {
+            // Slots that lost their log, or whose log was read, and that got
+            // to another place.
+            let forgotten: HashSet<u16> =
+                lost.iter().map(|slot| slot.id).chain(self.read.keys().copied()).collect();
+            lost.extend(live.iter().filter(|slot| forgotten.contains(&slot.id)));
         }
         lost.retain(|slot| slot.mapping.is_logged());
         lost.sort_unstable_by_key(|slot| (slot.id, slot.mapping.range));

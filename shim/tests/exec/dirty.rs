@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kvm_memslots_shim::backend::Errno;
 use kvm_memslots_shim::backend::model::{Call, DirtyTracking, Fault, ModelConfig};
 use kvm_memslots_shim::exec::{Done, ExecError, Holes, How, SavedDirty};
-use kvm_memslots_shim::{MemFlags, Op, Plan, Range, Slot};
+use kvm_memslots_shim::{Carry, Mapping, MemFlags, Op, Plan, Range, Slot};
 use proptest::prelude::*;
 
 use crate::faults::{WAYS, calls};
@@ -30,22 +30,32 @@ fn logged(slots: &[Slot]) -> BTreeMap<u64, u64> {
 /// has said that it does not run.
 fn vm(world: &World, runs: bool) -> Script {
     let mut vm = Script::new(&world.start);
-    world.written.iter().for_each(|page| vm.write(*page));
+    for page in &world.written {
+        vm.write(*page);
+    }
     if runs {
-        vm.writes = world.writes.clone();
+        vm.writes.clone_from(&world.writes);
     }
     vm
 }
 
-/// Each page that was logged at the start and is logged at the end, wherever
-/// it is, is reported if it was written to.
+/// Each page that was logged at the start and is logged at the end, in the
+/// same place or because its slot has moved, is reported if it was written to.
 fn assert_all_reported(world: &World, vm: &mut Script, saved: &[SavedDirty], when: &str) {
     let start = logged(&world.start);
-    let end = logged(&vm.slots());
+    let mut kept = logged(&vm.slots());
+    kept.retain(|page, hva| start.get(page) == Some(hva));
+    for slot in vm.slots() {
+        let same = |old: &&Slot| {
+            let range = slot.mapping.range;
+            let moved = Slot { mapping: old.mapping.moved_to(range.gpa), ..**old };
+            moved == slot
+        };
+        kept.extend(logged(world.start.iter().find(same).map(|_| slot).as_slice()));
+    }
     let reported = vm.reported(saved);
-    for (page, hva) in end {
-        let was_logged = start.values().any(|start| *start == hva);
-        if was_logged && vm.written.contains(&hva) {
+    for (page, hva) in kept {
+        if vm.written.contains(&hva) {
             assert!(reported.contains(&page), "{when}: page {page:#x} is lost, {saved:?}");
         }
     }
@@ -227,12 +237,11 @@ fn a_log_that_cannot_be_read_counts_as_all_dirty_and_nothing_changes() {
     let (first, plan) = split();
     let second = {
         let mapping = first.mapping.moved_to(0x80_0000);
-        Slot { id: 7, mapping: kvm_memslots_shim::Mapping { hva: 0x7e00_0000_0000, ..mapping } }
+        Slot { id: 7, mapping: Mapping { hva: 0x7e00_0000_0000, ..mapping } }
     };
     let mut plan = plan;
     plan.ops.insert(0, Op::Delete(second));
-    plan.carries
-        .push(kvm_memslots_shim::Carry { slot: second, range: Range::new(0x80_0000, PAGE) });
+    plan.carries.push(Carry { slot: second, range: Range::new(0x80_0000, PAGE) });
     let fault = Fault::nth(2, Errno::EFAULT).only(Call::GetDirtyLog);
     let mut vm = Script::new(&[first, second]).failing([fault]);
     vm.write(0x100 + 99);
@@ -270,4 +279,57 @@ fn a_refusal_of_the_first_call_makes_nothing_dirty() {
     vm.execute(&plan, How::PerRegion, Holes::NoVcpuRuns, &mut saved).unwrap_err();
     assert!(saved.is_empty());
     assert_eq!(vm.reported(&saved), [0x100 + 5].into());
+}
+
+/// The slot of `split`, which goes to GPA 0 first.
+fn moved_and_split() -> (Slot, Vec<Op>) {
+    let (old, plan) = split();
+    let away = Op::Move { from: old, gpa: 0 };
+    let moved = away.after().unwrap();
+    let mut ops = vec![away, Op::Delete(moved)];
+    ops.extend(plan.ops[1..].iter().map(|op| {
+        let slot = op.after().unwrap();
+        let gpa = slot.mapping.range.gpa - old.mapping.range.gpa;
+        Op::Create(Slot { mapping: slot.mapping.moved_to(gpa), ..slot })
+    }));
+    ops.push(Op::Delete(Slot { id: 99, ..old }));
+    (old, ops)
+}
+
+#[test]
+fn a_log_that_is_lost_counts_as_dirty_where_its_memory_is_stuck() {
+    let (old, ops) = moved_and_split();
+    // The last change is refused, and the undo of the one before it.
+    let mut vm = Script::new(&[old]).failing([Fault::nth(6, Errno::EIO)]);
+    vm.write(0x100 + 99);
+    let mut saved = vec![];
+    let plan = Plan { ops, ..Plan::default() };
+    let error = vm.execute(&plan, How::PerRegion, Holes::Refuse, &mut saved).unwrap_err();
+    let ExecError::Stuck { live, .. } = error else { panic!("{error:?}") };
+    assert!(live.iter().any(|slot| slot.id == 1 && slot.mapping.range.gpa == 30 * PAGE));
+    assert!(vm.reported(&saved).contains(&99), "{saved:?}");
+}
+
+#[test]
+fn a_log_that_was_read_counts_as_dirty_where_its_slot_is_stuck() {
+    let (old, _) = split();
+    let away = Op::Move { from: old, gpa: 0 };
+    let ops = vec![away, away.inverse(), Op::Delete(old)];
+    let range = old.mapping.range;
+    let plan = Plan {
+        ops,
+        holes: vec![range],
+        carries: vec![Carry { slot: old, range }],
+        ..Plan::default()
+    };
+    // The delete is refused, then the undo of the first move.
+    let faults = [Fault::nth(4, Errno::ENOMEM), Fault::nth(6, Errno::EIO)];
+    let mut vm = Script::new(&[old]).failing(faults);
+    vm.write(0x100 + 99);
+    let mut saved = vec![];
+    let gate = Count::default();
+    let error = vm.execute(&plan, How::PerRegion, Holes::Gate(&gate), &mut saved).unwrap_err();
+    let ExecError::Stuck { live, .. } = error else { panic!("{error:?}") };
+    assert_eq!(live, [away.after().unwrap()]);
+    assert!(vm.reported(&saved).contains(&99), "{saved:?}");
 }

@@ -4,6 +4,7 @@
 use kvm_memslots_shim::backend::Errno;
 use kvm_memslots_shim::backend::model::Fault;
 use kvm_memslots_shim::exec::{ExecError, Holes, How};
+use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use kvm_memslots_shim::{Op, Slot};
 use proptest::prelude::*;
 
@@ -11,7 +12,7 @@ use crate::gate::Count;
 use crate::script::Script;
 use crate::worlds::{World, any_changes};
 
-pub const WAYS: [How; 4] = [
+pub(crate) const WAYS: [How; 4] = [
     How::PerRegion,
     How::Batch { max_entries: 1 },
     How::Batch { max_entries: 3 },
@@ -19,7 +20,7 @@ pub const WAYS: [How; 4] = [
 ];
 
 /// How many calls change something.
-pub fn calls(world: &World, how: How) -> u64 {
+pub(crate) fn calls(world: &World, how: How) -> u64 {
     match how {
         How::PerRegion => world.plan.cost_per_region().ioctls,
         How::Batch { max_entries } => world.plan.cost_batched(max_entries).ioctls,
@@ -47,7 +48,7 @@ proptest! {
             for op in &world.plan.ops {
                 let region = match op.after() {
                     Some(slot) => slot.to_kvm(0),
-                    None => uapi_delete(op.slot_id()),
+                    None => delete(op.slot_id()),
                 };
                 one_by_one.model.set_user_memory_region2(&region).unwrap();
             }
@@ -129,9 +130,6 @@ proptest! {
     }
 }
 
-fn uapi_delete(id: u16) -> kvm_memslots_shim::uapi::kvm_userspace_memory_region2 {
-    kvm_memslots_shim::uapi::kvm_userspace_memory_region2 {
-        slot: u32::from(id),
-        ..Default::default()
-    }
+fn delete(id: u16) -> kvm_userspace_memory_region2 {
+    kvm_userspace_memory_region2 { slot: u32::from(id), ..Default::default() }
 }

@@ -6,20 +6,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kvm_memslots_shim::backend::Errno;
 use kvm_memslots_shim::backend::model::Fault;
 use kvm_memslots_shim::exec::{ExecError, GateError, Holes, How, VcpuGate};
-use kvm_memslots_shim::{Carry, Mapping, Op, Plan, Range, Slot};
+use kvm_memslots_shim::{Carry, Mapping, MemFlags, Op, Plan, Range, Slot};
 
 use crate::script::{PAGE, Script};
 
 /// Counts pauses and resumes.
 #[derive(Debug, Default)]
-pub struct Count {
-    pub pauses: AtomicUsize,
-    pub resumes: AtomicUsize,
-    pub refuses: bool,
+pub(crate) struct Count {
+    pub(crate) pauses: AtomicUsize,
+    pub(crate) resumes: AtomicUsize,
+    pub(crate) refuses: bool,
 }
 
 impl Count {
-    pub fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         (self.pauses.load(Ordering::Relaxed), self.resumes.load(Ordering::Relaxed))
     }
 }
@@ -37,8 +37,7 @@ impl VcpuGate for Count {
 }
 
 /// A logged slot of 100 pages that becomes two.
-pub fn split() -> (Slot, Plan) {
-    use kvm_memslots_shim::MemFlags;
+pub(crate) fn split() -> (Slot, Plan) {
     let flags = MemFlags::LOG_DIRTY_PAGES;
     let mapping = Mapping { flags, ..Mapping::ram(0x10_0000, 100 * PAGE, 0x7f00_0000_0000) };
     let old = Slot { id: 0, mapping };

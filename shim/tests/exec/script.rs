@@ -9,34 +9,34 @@ use kvm_memslots_shim::exec::{self, Done, ExecError, Holes, How, SavedDirty};
 use kvm_memslots_shim::uapi::{MemoryRegions, kvm_userspace_memory_region2};
 use kvm_memslots_shim::{Limits, Plan, Slot};
 
-pub const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// A kernel with the batch ioctl.
-pub fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits::x86().with_batch(1 << 16)
 }
 
 /// The model, with a guest and a fate.
 #[derive(Debug, Clone)]
-pub struct Script {
-    pub model: Model,
+pub(crate) struct Script {
+    pub(crate) model: Model,
     /// Before each call, the guest writes to the next of these pages.
-    pub writes: Vec<Vec<u64>>,
+    pub(crate) writes: Vec<Vec<u64>>,
     /// Panic instead of making this call, the first is 0.
-    pub panic_at: Option<usize>,
+    pub(crate) panic_at: Option<usize>,
     /// Calls so far.
-    pub calls: usize,
+    pub(crate) calls: usize,
     /// Host addresses that the guest has written to.
-    pub written: BTreeSet<u64>,
+    pub(crate) written: BTreeSet<u64>,
 }
 
 impl Script {
     /// A VM with these slots.
-    pub fn new(slots: &[Slot]) -> Self {
+    pub(crate) fn new(slots: &[Slot]) -> Self {
         Self::with_config(ModelConfig::new(limits()), slots)
     }
 
-    pub fn with_config(config: ModelConfig, slots: &[Slot]) -> Self {
+    pub(crate) fn with_config(config: ModelConfig, slots: &[Slot]) -> Self {
         let mut model = Model::with_config(config);
         for slot in slots {
             model.set_user_memory_region2(&slot.to_kvm(0)).unwrap();
@@ -47,7 +47,7 @@ impl Script {
     }
 
     /// The guest writes to a page.
-    pub fn write(&mut self, page: u64) {
+    pub(crate) fn write(&mut self, page: u64) {
         for piece in self.model.guest_write(0, page * PAGE, 1) {
             if let GuestAccess::Ram { hva } = piece.access {
                 self.written.insert(hva);
@@ -56,17 +56,19 @@ impl Script {
     }
 
     /// The slots, by guest address.
-    pub fn slots(&self) -> Vec<Slot> {
+    pub(crate) fn slots(&self) -> Vec<Slot> {
         self.model.slots(0).collect()
     }
 
-    pub fn failing(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
-        faults.into_iter().for_each(|fault| self.model.inject(fault));
+    pub(crate) fn failing(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
+        for fault in faults {
+            self.model.inject(fault);
+        }
         self
     }
 
     /// Carries `plan` out in address space 0.
-    pub fn execute(
+    pub(crate) fn execute(
         &mut self,
         plan: &Plan,
         how: How,
@@ -78,7 +80,7 @@ impl Script {
     }
 
     /// The pages that the model's logs or `saved` call dirty.
-    pub fn reported(&mut self, saved: &[SavedDirty]) -> BTreeSet<u64> {
+    pub(crate) fn reported(&mut self, saved: &[SavedDirty]) -> BTreeSet<u64> {
         let mut pages = BTreeSet::new();
         self.model.clear_faults();
         for slot in self.slots().into_iter().filter(|slot| slot.mapping.is_logged()) {

@@ -10,29 +10,31 @@ use proptest::prelude::*;
 use crate::script::{PAGE, limits};
 
 /// Guest pages that are played with.
-pub const PAGES: u64 = 160;
+pub(crate) const PAGES: u64 = 160;
 const NATIVE: u64 = 0x7f00_0000_0000;
 const FRESH: u64 = 0x6000_0000_0000;
 
 /// A layout and a plan that KVM carries out on it, change by change.
 #[derive(Debug, Clone)]
-pub struct World {
-    pub start: Vec<Slot>,
-    pub plan: Plan,
+pub(crate) struct World {
+    pub(crate) start: Vec<Slot>,
+    pub(crate) plan: Plan,
     /// Pages that are written to before the plan begins.
-    pub written: Vec<u64>,
+    pub(crate) written: Vec<u64>,
     /// Pages that are written to before each call.
-    pub writes: Vec<Vec<u64>>,
+    pub(crate) writes: Vec<Vec<u64>>,
 }
 
 /// Any changes in any order, also several of one slot: more than the planner
 /// ever asks for. `holes` is whether the plan says that it opens one.
-pub fn any_changes(holes: bool) -> impl Strategy<Value = World> {
+pub(crate) fn any_changes(holes: bool) -> impl Strategy<Value = World> {
     (vec(any::<Choice>(), 1..8), vec(any::<Choice>(), 1..12), guest()).prop_filter_map(
         "nothing to do",
         move |(start, changes, (written, writes))| {
             let mut layout = Layout::default();
-            start.into_iter().for_each(|choice| _ = layout.create(choice));
+            for choice in start {
+                layout.create(choice);
+            }
             let start = layout.slots();
             let ops: Vec<Op> =
                 changes.into_iter().flat_map(|choice| layout.change(choice)).collect();
@@ -47,23 +49,29 @@ pub fn any_changes(holes: bool) -> impl Strategy<Value = World> {
 }
 
 /// What the planner makes of one random layout that is to become another.
-pub fn planned() -> impl Strategy<Value = World> {
+pub(crate) fn planned() -> impl Strategy<Value = World> {
     (vec(any::<Choice>(), 1..8), vec(any::<Choice>(), 1..8), guest()).prop_filter_map(
         "nothing to do",
         |(start, wanted, (written, writes))| {
             let mut layout = Layout::default();
-            start.iter().for_each(|choice| _ = layout.create(*choice));
+            for choice in start {
+                layout.create(choice);
+            }
             let start = layout.slots();
             // Other boundaries over the same host memory, mostly.
             let mut layout = Layout::default();
-            wanted.iter().for_each(|choice| _ = layout.create(*choice));
+            for choice in wanted {
+                layout.create(choice);
+            }
             let wanted: Vec<Extent> = layout
                 .slots()
                 .into_iter()
                 .map(|slot| Extent { mapping: slot.mapping, alone: slot.id % 3 == 0 })
                 .collect();
             let mut ids = SlotIds::new(limits().slots);
-            start.iter().for_each(|slot| assert!(ids.take(slot.id)));
+            for slot in &start {
+                assert!(ids.take(slot.id));
+            }
             let request = Request { live: &start, wanted: &wanted, ids: &ids, limits: &limits() };
             let plan = plan(&request).unwrap();
             (!plan.ops.is_empty()).then_some(World { start, plan, written, writes })
@@ -113,11 +121,11 @@ impl Layout {
         let slot = self.slots.values().nth(usize::from(which) % self.slots.len().max(1)).copied();
         let op = match (kind % 5, slot) {
             (0, _) | (_, None) => self.create(choice),
-            (1, Some(slot)) => self.apply(Op::Delete(slot)),
+            (1, Some(slot)) => Some(self.apply(Op::Delete(slot))),
             (2, Some(from)) => self.slide(from, u64::from(to) % PAGES * PAGE),
             (3, Some(from)) => {
                 let flags = from.mapping.flags ^ MemFlags::LOG_DIRTY_PAGES;
-                self.apply(Op::SetFlags { from, flags })
+                Some(self.apply(Op::SetFlags { from, flags }))
             }
             (_, Some(slot)) => return self.replace(slot, u64::from(to), logged),
         };
@@ -128,11 +136,11 @@ impl Layout {
     fn replace(&mut self, slot: Slot, at: u64, logged: bool) -> Vec<Op> {
         let Range { gpa, size } = slot.mapping.range;
         let split = at % (size / PAGE) * PAGE;
-        let mut ops: Vec<Op> = self.apply(Op::Delete(slot)).into_iter().collect();
+        let mut ops = vec![self.apply(Op::Delete(slot))];
         for part in [Range::new(gpa, split), Range::new(gpa + split, size - split)] {
             let Some(mapping) = slot.mapping.clipped_to(part) else { continue };
             let mapping = Mapping { flags: flags(logged), ..mapping };
-            ops.extend(self.apply(Op::Create(Slot { id: self.free_id(), mapping })));
+            ops.push(self.apply(Op::Create(Slot { id: self.free_id(), mapping })));
         }
         ops
     }
@@ -156,22 +164,22 @@ impl Layout {
             mapping.hva = FRESH + self.fresh;
         }
         mapping.flags = flags(logged);
-        self.apply(Op::Create(Slot { id: self.free_id(), mapping }))
+        Some(self.apply(Op::Create(Slot { id: self.free_id(), mapping })))
     }
 
     fn slide(&mut self, from: Slot, gpa: u64) -> Option<Op> {
         let to = Range::new(gpa, from.mapping.range.size);
         let stays = gpa == from.mapping.range.gpa;
         let free = !stays && to.end() <= PAGES * PAGE && !self.overlaps(to, Some(from.id));
-        free.then_some(Op::Move { from, gpa }).and_then(|op| self.apply(op))
+        free.then(|| self.apply(Op::Move { from, gpa }))
     }
 
-    fn apply(&mut self, op: Op) -> Option<Op> {
+    fn apply(&mut self, op: Op) -> Op {
         match op.after() {
             Some(slot) => self.slots.insert(slot.id, slot),
             None => self.slots.remove(&op.slot_id()),
         };
-        Some(op)
+        op
     }
 
     fn overlaps(&self, range: Range, but: Option<u16>) -> bool {
@@ -180,7 +188,7 @@ impl Layout {
     }
 
     fn free_id(&self) -> u16 {
-        (0..).find(|id| !self.slots.contains_key(id)).unwrap_or_default()
+        (0..=u16::MAX).find(|id| !self.slots.contains_key(id)).unwrap()
     }
 }
 

@@ -74,8 +74,7 @@ mod request {
         request_code_none,
     };
 
-    // Not `ioctl_none`, which passes no argument at all: KVM answers EINVAL to
-    // whatever is in the register then, unless it is 0.
+    // KVM refuses the call if its argument, which it does not use, is not 0.
     ioctl_write_int_bad!(get_api_version, request_code_none!(KVMIO, 0x00));
     ioctl_write_int_bad!(check_extension, request_code_none!(KVMIO, 0x03));
     ioctl_write_ptr!(get_dirty_log, KVMIO, 0x42, kvm_dirty_log);
