@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "The project's tasks", long_about = None)]
+#[command(name = "xtask", bin_name = "cargo xtask", about = "The project's tasks")]
 struct Cli {
     #[command(subcommand)]
     task: Task,

@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, bail};
 use super::{Log, Outcome, Step, msrv};
 use crate::workspace::{cargo, packages, root};
 
-pub(super) const STEPS: [Step; 7] = [
+pub(super) const STEPS: [Step; 8] = [
     Step { name: "fmt", slow: false, run: fmt },
     Step { name: "clippy", slow: false, run: clippy },
     Step { name: "tests", slow: false, run: tests },
+    Step { name: "doc-tests", slow: false, run: doc_tests },
     Step { name: "client-tests", slow: false, run: client_tests },
     Step { name: "doc", slow: false, run: doc },
     Step { name: "msrv", slow: true, run: msrv::check },
@@ -34,7 +35,7 @@ fn clippy(log: &mut Log) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Unit, integration and doc tests of everything.
+/// Unit and integration tests of everything.
 fn tests(log: &mut Log) -> Result<Outcome> {
     cargo_test(log, &["--workspace", "--all-features"])
 }
@@ -45,10 +46,21 @@ fn client_tests(log: &mut Log) -> Result<Outcome> {
 }
 
 fn cargo_test(log: &mut Log, what: &[&str]) -> Result<Outcome> {
-    let tests = log.tally.tests();
+    let targets = ["--lib", "--bins", "--tests", "--examples"];
     // Without --show-output a test that passes can't say that it skipped.
     let args = ["--no-fail-fast", "--", "--show-output"];
-    log.command(cargo().arg("test").args(what).args(args))?;
+    run_tests(log, cargo().arg("test").args(what).args(targets).args(args))
+}
+
+/// The examples of the documentation.
+fn doc_tests(log: &mut Log) -> Result<Outcome> {
+    let args = ["test", "--workspace", "--all-features", "--doc", "--no-fail-fast"];
+    run_tests(log, cargo().args(args))
+}
+
+fn run_tests(log: &mut Log, command: &mut Command) -> Result<Outcome> {
+    let tests = log.tally.tests();
+    log.command(command)?;
     if log.tally.tests() == tests {
         bail!("not one test ran");
     }
