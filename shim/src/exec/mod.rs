@@ -30,7 +30,7 @@ pub enum How {
     },
 }
 
-/// Dirty pages that a replaced slot had, saved before it went.
+/// Dirty pages that KVM has forgotten: its log was read, or went with its slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedDirty {
     /// The pages, in bytes.
@@ -80,6 +80,31 @@ pub struct Done {
 /// slots, and a slot that was replaced has another id or other pages. With
 /// `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP` the log that is read is only of what no
 /// vCPU wrote.
+///
+/// ```
+/// use kvm_memslots_shim::backend::{Errno, Model};
+/// use kvm_memslots_shim::exec::{ExecError, Holes, How, execute};
+/// use kvm_memslots_shim::{Limits, Mapping, Op, Plan, Slot};
+///
+/// let slot = |id, gpa| Slot { id, mapping: Mapping::ram(gpa, 0x4000, 0x7f00_0000_0000 + gpa) };
+/// let mut vm = Model::new(Limits::x86());
+/// vm.set_user_memory_region2(&slot(9, 0x6000).to_kvm(0))?;
+///
+/// let plan = Plan {
+///     ops: vec![Op::Create(slot(0, 0)), Op::Create(slot(1, 0x4000))],
+///     ..Plan::default()
+/// };
+/// let mut saved = Vec::new();
+/// // SAFETY: the model maps nothing.
+/// let result =
+///     unsafe { execute(&mut vm, 0, &plan, How::PerRegion, Holes::Refuse, &mut saved) };
+/// // Slot 9 is in the way of the second change; the first one is undone.
+/// let Err(ExecError::Refused { index: Some(1), errno: Errno::EEXIST, .. }) = result else {
+///     panic!("{result:?}");
+/// };
+/// assert_eq!(vm.slots(0).collect::<Vec<_>>(), [slot(9, 0x6000)]);
+/// # Ok::<(), Errno>(())
+/// ```
 ///
 /// # Errors
 /// [`ExecError`]. In every case but [`ExecError::Stuck`] the layout is what it
