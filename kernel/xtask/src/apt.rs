@@ -43,7 +43,6 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 /// what the archive has today, and leaves the machine alone.
 pub(crate) struct Private {
     dir: PathBuf,
-    options: Vec<String>,
 }
 
 impl Private {
@@ -52,20 +51,8 @@ impl Private {
         for sub in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("{}", dir.display()))?;
         }
-        let set = |name: &str, path: &str| format!("{name}={}", dir.join(path).display());
-        let mut options = vec![
-            set("Dir::State::Lists", "lists"),
-            set("Dir::Cache", "cache"),
-            set("Dir::Etc::Preferences", "preferences"),
-            // The machine's hooks write to places that are not ours.
-            "APT::Update::Post-Invoke=".to_owned(),
-            "APT::Update::Post-Invoke-Success=".to_owned(),
-        ];
-        if may_install() {
-            // The user that root's apt downloads as may not see `dir`.
-            options.push("APT::Sandbox::User=root".to_owned());
-        }
-        let apt = Self { dir: dir.to_owned(), options };
+        let apt = Self { dir: dir.to_owned() };
+        fs::write(apt.configuration(), configuration(dir)).context("apt configuration")?;
         let mut update = apt.command("apt-get");
         if !run::streamed(update.args(["update", "--quiet"]), run::say)?.success() {
             bail!("apt-get update failed");
@@ -73,12 +60,14 @@ impl Private {
         Ok(apt)
     }
 
+    fn configuration(&self) -> PathBuf {
+        self.dir.join("apt.conf")
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.dir).env("LC_ALL", "C");
-        for option in &self.options {
-            command.args(["-o", option]);
-        }
+        command.arg("--config-file").arg(self.configuration());
         command
     }
 
@@ -144,6 +133,21 @@ impl Private {
         }
         Ok(())
     }
+}
+
+/// What apt reads after the machine's own configuration.
+fn configuration(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "Dir::State::Lists \"{dir}/lists\";\n\
+         Dir::Cache \"{dir}/cache\";\n\
+         Dir::Etc::Preferences \"{dir}/preferences\";\n\
+         // The hooks are about the lists and caches of the machine.\n\
+         #clear APT::Update::Post-Invoke;\n\
+         #clear APT::Update::Post-Invoke-Success;\n\
+         // The user that root's apt downloads as may not see this directory.\n\
+         APT::Sandbox::User \"root\";\n"
+    )
 }
 
 /// Versions of `apt-cache madison`: `PACKAGE | VERSION | SOURCE`.

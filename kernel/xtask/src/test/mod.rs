@@ -52,6 +52,8 @@ fn all() -> impl Iterator<Item = Step> {
 /// read for test results.
 pub(crate) struct Log {
     tally: Tally,
+    /// Where lines are shown.
+    show: fn(&str),
 }
 
 impl Log {
@@ -66,7 +68,7 @@ impl Log {
         self.say(&format!("$ {}", run::shown(command)));
         let status = run::streamed(command, |line| {
             if self.tally.line(&run::plain(line)).is_worth_showing() {
-                run::say(line);
+                (self.show)(line);
             }
         })?;
         if !status.success() {
@@ -78,7 +80,7 @@ impl Log {
     /// Shows a line of the check's own.
     pub(crate) fn say(&mut self, line: &str) {
         self.tally.line(line);
-        run::say(line);
+        (self.show)(line);
     }
 }
 
@@ -94,7 +96,7 @@ struct Done {
 pub(crate) fn run(args: &Args) -> ExitCode {
     let wanted = |step: &Step| args.steps.is_empty() || args.steps.iter().any(|s| s == step.name);
     tools::install();
-    let mut log = Log { tally: Tally::default() };
+    let mut log = Log { tally: Tally::default(), show: run::say };
     let mut done = Vec::new();
     for step in all().filter(wanted) {
         run::say(&format!("\n==> {}", step.name));
@@ -125,7 +127,7 @@ fn run_step(log: &mut Log, step: &Step) -> String {
             "ok".to_owned()
         }
         Err(e) => {
-            run::say(&format!("FAILED {}: {e:#}", step.name));
+            log.say(&format!("FAILED {}: {e:#}", step.name));
             if log.tally.failed == failed {
                 log.tally.failed += 1;
                 log.tally.failures.push(step.name.to_owned());
@@ -155,4 +157,79 @@ fn summarise(done: &[Done], tally: &Tally) {
         run::say(&format!("FAILED {failure}"));
     }
     run::say(&tally.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a step that runs a script; its verdict and what was counted.
+    fn verdict(run: fn(&mut Log) -> Result<Outcome>) -> (String, Tally) {
+        let mut log = Log { tally: Tally::default(), show: |_| {} };
+        let verdict = run_step(&mut log, &Step { name: "step", slow: false, run });
+        (verdict, log.tally)
+    }
+
+    fn script(log: &mut Log, script: &str) -> Result<Outcome> {
+        log.command(Command::new("sh").args(["-c", script])).map(|()| Outcome::Done)
+    }
+
+    #[test]
+    fn a_step_counts_as_one_check() {
+        let (verdict, tally) = verdict(|log| script(log, "echo hello"));
+        assert_eq!(
+            (verdict.as_str(), tally.to_string().as_str()),
+            ("ok", "1 passed, 0 failed, 0 skipped")
+        );
+    }
+
+    #[test]
+    fn a_step_that_fails_is_named() {
+        let (verdict, tally) = verdict(|log| script(log, "exit 101"));
+        assert_eq!(verdict, "FAILED");
+        assert_eq!(tally.to_string(), "0 passed, 1 failed, 0 skipped");
+        assert_eq!(tally.failures, ["step"]);
+    }
+
+    #[test]
+    fn a_step_of_tests_counts_as_its_tests() {
+        let (verdict, tally) = verdict(|log| {
+            script(log, "echo 'test result: ok. 3 passed; 0 failed; 0 ignored'; echo SKIPPED a: b")
+        });
+        assert_eq!(verdict, "ok, 3 tests");
+        assert_eq!(tally.to_string(), "3 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn tests_that_fail_are_not_counted_twice() {
+        let (verdict, tally) = verdict(|log| {
+            script(
+                log,
+                "echo 'test a ... FAILED'; echo 'test result: FAILED. 3 passed; 1 failed; 0 ignored'
+                 exit 101",
+            )
+        });
+        assert_eq!(verdict, "FAILED");
+        assert_eq!(tally.to_string(), "3 passed, 1 failed, 0 skipped");
+        assert_eq!(tally.failures, ["a"]);
+    }
+
+    /// One binary's tests pass, another does not compile, or dies of a signal.
+    #[test]
+    fn a_step_of_tests_that_breaks_off_has_failed() {
+        let (verdict, tally) = verdict(|log| {
+            script(log, "echo 'test result: ok. 3 passed; 0 failed; 0 ignored'; kill -9 $$")
+        });
+        assert_eq!(verdict, "FAILED");
+        assert_eq!(tally.to_string(), "3 passed, 1 failed, 0 skipped");
+        assert_eq!(tally.failures, ["step"]);
+    }
+
+    #[test]
+    fn a_step_that_can_not_run_is_skipped_with_its_reason() {
+        let (verdict, tally) = verdict(|_| Ok(Outcome::Skipped("no\ntool".to_owned())));
+        assert_eq!(verdict, "skipped");
+        assert_eq!(tally.to_string(), "0 passed, 0 failed, 1 skipped");
+        assert_eq!(tally.skipped, ["SKIPPED step: no tool"]);
+    }
 }
