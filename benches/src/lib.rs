@@ -4,6 +4,7 @@
 pub mod grace;
 pub mod guest;
 pub mod host;
+pub mod machine;
 
 #[cfg(test)]
 mod tests {
