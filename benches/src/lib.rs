@@ -1,10 +1,17 @@
 //! Benchmarks of memslot changes: real guest code, grace periods counted by
 //! the kernel, and the scenarios that the `memslots` command line tool runs.
 
+pub mod bench;
+pub mod cli;
+pub mod doctor;
 pub mod grace;
 pub mod guest;
 pub mod host;
 pub mod machine;
+pub mod report;
+pub mod rig;
+pub mod scenario;
+pub mod strategy;
 
 #[cfg(test)]
 mod tests {
