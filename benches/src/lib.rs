@@ -1,5 +1,29 @@
 //! Benchmarks of memslot changes: real guest code, grace periods counted by
 //! the kernel, and the scenarios that the `memslots` command line tool runs.
 
+pub mod bench;
+pub mod cli;
+pub mod doctor;
+pub mod grace;
 pub mod guest;
 pub mod host;
+pub mod machine;
+pub mod report;
+pub mod rig;
+pub mod scenario;
+pub mod strategy;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    /// A new VM, or a line on stderr that says why there is none. (Written
+    /// directly: the test harness would swallow what `eprintln!` says.)
+    pub(crate) fn vm_or_skip(test: &str) -> Option<kvm_ioctls::VmFd> {
+        let vm = kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm());
+        if let Err(error) = &vm {
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no VM from /dev/kvm: {error}");
+        }
+        vm.ok()
+    }
+}

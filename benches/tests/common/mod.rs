@@ -1,15 +1,18 @@
 //! What the integration tests share.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::missing_panics_doc)]
 
+use std::io::Write;
+
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_memslots_bench::guest::GuestError;
 use kvm_memslots_bench::host::HostMemory;
 
 /// Says aloud that `test` is skipped, in the form that `cargo xtask test`
-/// counts.
+/// counts. Written directly: the test harness would swallow what `eprintln!`
+/// says.
 pub fn skip(test: &str, reason: impl std::fmt::Display) {
-    eprintln!("SKIPPED {test}: {reason}");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
 }
 
 /// A new VM, or a line on stderr that says why there is none.

@@ -134,3 +134,46 @@ impl VcpuGate for BusyVcpus {
         self.threads().iter().for_each(VcpuThread::resume);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A vCPU thread that is busy with an exit enters again when it is done
+    /// with it, so `pause` has to wait for it.
+    #[test]
+    fn pause_waits_for_a_thread_that_handles_an_exit() {
+        let test = "pause_waits_for_a_thread_that_handles_an_exit";
+        let Some(vm) = crate::tests::vm_or_skip(test) else { return };
+        let platform = Platform::install(&vm, 0, 1, LARGE_PAGE, Pages::Huge).expect("a platform");
+        let busy = BusyVcpus { threads: Mutex::default(), platform: Arc::new(platform) };
+        busy.post_range(0, Pages::Huge);
+        let vcpu = Platform::vcpu(&vm, 0, Program::FaultIn).expect("a vCPU");
+        let handling = Arc::new(AtomicBool::new(false));
+        let theirs = Arc::clone(&handling);
+        let slow = move || {
+            theirs.store(true, Ordering::SeqCst);
+            let started = Instant::now();
+            // Kicks cut a sleep short.
+            while started.elapsed() < Duration::from_millis(30) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            theirs.store(false, Ordering::SeqCst);
+            Ok(())
+        };
+        busy.threads().push(VcpuThread::spawn(0, vcpu, DOORBELL_GPA, slow).expect("a thread"));
+        for _ in 0..5 {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !handling.load(Ordering::SeqCst) {
+                assert!(Instant::now() < deadline, "{:?}", busy.check());
+                std::thread::yield_now();
+            }
+            busy.pause().expect("a pause");
+            assert!(!handling.load(Ordering::SeqCst));
+            busy.resume();
+        }
+        busy.stop().expect("an orderly end");
+    }
+}

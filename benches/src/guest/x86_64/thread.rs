@@ -210,9 +210,16 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// Clears the handler's pointer before the vCPU, whose page it points into,
-/// goes.
+/// While it lives, a kick of this thread reaches the vCPU. To be dropped before
+/// the vCPU, whose page the handler writes to.
 struct Registered;
+
+impl Registered {
+    fn new(vcpu: &mut VcpuFd) -> Self {
+        IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+        Self
+    }
+}
 
 impl Drop for Registered {
     fn drop(&mut self) {
@@ -226,8 +233,7 @@ fn run(
     doorbell: u64,
     mut on_done: impl OnDone,
 ) -> Result<(), GuestError> {
-    IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
-    let _registered = Registered;
+    let _registered = Registered::new(&mut vcpu);
     while shared.enter() {
         match vcpu.run() {
             Ok(VcpuExit::MmioWrite(gpa, _)) if gpa == doorbell => on_done()?,
@@ -244,4 +250,40 @@ fn run(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::super::code::Program;
+    use super::super::platform::Platform;
+    use super::*;
+    use crate::host::Pages;
+
+    /// A kick between the decision to enter and `KVM_RUN` itself: the signal is
+    /// long delivered when `KVM_RUN` begins, and the guest never exits by
+    /// itself.
+    #[test]
+    fn a_kick_before_kvm_run_is_not_lost() {
+        let test = "a_kick_before_kvm_run_is_not_lost";
+        let Some(vm) = crate::tests::vm_or_skip(test) else { return };
+        install_handler().expect("a handler");
+        let platform = Platform::install(&vm, 0, 1, 0, Pages::Small).expect("a platform");
+        let mut vcpu = Platform::vcpu(&vm, 0, Program::Spin).expect("a vCPU");
+        let (returned, result) = channel();
+        let thread = std::thread::spawn(move || {
+            let _registered = Registered::new(&mut vcpu);
+            // SAFETY: raises a signal that has a handler.
+            unsafe { libc::raise(kick_signal()) };
+            let exit = vcpu.run().map(|exit| format!("{exit:?}"));
+            returned.send(exit.map_err(kvm_ioctls::Error::errno)).expect("a receiver");
+        });
+        let result = result.recv_timeout(Duration::from_secs(5));
+        // Ends the guest also where the first kick was lost.
+        let _ = thread.kill(kick_signal());
+        thread.join().expect("the thread");
+        assert_eq!(result, Ok(Err(libc::EINTR)));
+        drop(platform);
+    }
 }

@@ -1,0 +1,206 @@
+//! The command line.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::bench::{Bench, Row};
+use crate::doctor;
+use crate::grace::GraceCounter;
+use crate::machine::{new_vm, open_kvm};
+use crate::report;
+use crate::rig::Target;
+use crate::scenario::Workload;
+use crate::strategy::Strategy;
+
+/// The exit code for what can't be done as asked, as clap's for what can't be
+/// understood.
+const USAGE: u8 = 2;
+
+/// What KVM memslot changes cost on this machine, one by one and in
+/// transactions.
+#[derive(Debug, Parser)]
+#[command(name = "memslots", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    bench: BenchArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run scenarios with strategies side by side (what `memslots` alone does).
+    Bench(BenchArgs),
+    /// Show what this machine offers, and what a grace period costs on it.
+    Doctor,
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// Scenarios to run [default: all].
+    #[arg(value_enum)]
+    scenario: Vec<Workload>,
+    /// Size of each scenario [default: each one's own].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    regions: Option<u32>,
+    /// Strategies to compare [default: per-region,shim, and batch where the
+    /// kernel has it].
+    #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
+    strategy: Vec<Strategy>,
+    /// vCPUs that fault memory in meanwhile; several numbers for several
+    /// comparisons [default: 0,1].
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    vcpus: Vec<usize>,
+    /// Runs that are measured; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Who carries the changes out [default: kvm, or the model of it where
+    /// there is no /dev/kvm].
+    #[arg(long, value_enum)]
+    executor: Option<Target>,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Also draw the times into this SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// Runs the command line tool on the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        None => bench(&cli.bench),
+        Some(Command::Bench(args)) => bench(&args),
+        Some(Command::Doctor) => doctor::doctor(&mut io::stdout().lock()).map_err(Failure::from),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("memslots: {failure}");
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { USAGE } else { 1 })
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Usage(String),
+    #[error("writing the output: {0}")]
+    Output(#[from] io::Error),
+    #[error(transparent)]
+    Run(#[from] crate::rig::RunError),
+    #[error(transparent)]
+    Plot(#[from] report::PlotError),
+}
+
+fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    let bench = args.bench()?;
+    let mut counter = counter(bench.target);
+    let bar = progress(bench.length());
+    let mut rows: Vec<Row> = Vec::new();
+    let mut written = Ok(());
+    let on_run = |workload: Workload, strategy: Strategy, vcpus: usize| {
+        bar.set_message(format!("{workload}, {strategy}, {vcpus} vCPUs"));
+        bar.inc(1);
+    };
+    let on_rows = |new: Vec<Row>| {
+        if args.json && written.is_ok() {
+            written = bar.suspend(|| report::json(&new, io::stdout().lock()));
+        }
+        rows.extend(new);
+    };
+    let ran = bench.run(counter.as_mut(), on_run, on_rows);
+    bar.finish_and_clear();
+    if !args.json {
+        writeln!(io::stdout().lock(), "{}", report::table(&rows))?;
+    }
+    ran?;
+    written?;
+    if let Some(path) = &args.plot {
+        report::plot(&rows, path)?;
+    }
+    Ok(())
+}
+
+impl BenchArgs {
+    fn bench(&self) -> Result<Bench, Failure> {
+        let target = self.target()?;
+        let or = |given: &[Workload], all: &[Workload]| {
+            if given.is_empty() { all.to_vec() } else { given.to_vec() }
+        };
+        Ok(Bench {
+            workloads: or(&self.scenario, &Workload::ALL),
+            regions: self.regions.map(|regions| regions as usize),
+            strategies: self.strategies(target)?,
+            vcpus: match (&self.vcpus[..], target) {
+                ([], Target::Kvm) => vec![0, 1],
+                ([], Target::Model) => vec![0],
+                (given, _) => given.to_vec(),
+            },
+            runs: self.runs as usize,
+            target,
+        })
+    }
+
+    fn target(&self) -> Result<Target, Failure> {
+        match (self.executor, open_kvm()) {
+            (Some(Target::Kvm), Err(why)) => {
+                Err(Failure::Usage(format!("--executor kvm: {why}; --executor model needs no KVM")))
+            }
+            (None, Err(why)) => {
+                eprintln!("memslots: {why}; running on the model of KVM, where no time is real");
+                Ok(Target::Model)
+            }
+            (Some(Target::Model), _) => Ok(Target::Model),
+            (_, Ok(_)) => Ok(Target::Kvm),
+        }
+    }
+
+    fn strategies(&self, target: Target) -> Result<Vec<Strategy>, Failure> {
+        let has_batch = target.limits()?.batch.is_some();
+        let mut strategies = self.strategy.clone();
+        if strategies.is_empty() {
+            strategies = Strategy::ALL.to_vec();
+            strategies.retain(|strategy| has_batch || *strategy != Strategy::Batch);
+        } else if strategies.contains(&Strategy::Batch) && !has_batch {
+            eprintln!(
+                "memslots: this kernel has no KVM_SET_USER_MEMORY_REGIONS, so batch is skipped; \
+                 --executor model shows what it would save"
+            );
+        }
+        strategies.sort_unstable();
+        strategies.dedup();
+        Ok(strategies)
+    }
+}
+
+/// Grace periods are counted by the kernel where it lets us; if not, that is
+/// worth a word, but no failure.
+fn counter(target: Target) -> Option<GraceCounter> {
+    if target == Target::Model {
+        return None;
+    }
+    GraceCounter::calibrated(new_vm)
+        .inspect_err(|why| eprintln!("memslots: {why}; grace periods are those of the plan"))
+        .ok()
+}
+
+fn progress(length: usize) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
+    ProgressBar::new(length as u64)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

@@ -1,0 +1,61 @@
+//! What a comparison found, for people and for programs.
+
+mod plot;
+mod table;
+
+pub use plot::{PlotError, plot};
+pub use table::table;
+
+use std::io::{self, Write};
+
+use crate::bench::Row;
+
+/// Writes `rows` as JSON, one object a line.
+///
+/// # Errors
+/// Those of `out`.
+pub fn json(rows: &[Row], mut out: impl Write) -> io::Result<()> {
+    for row in rows {
+        serde_json::to_writer(&mut out, row)?;
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+/// A duration with three significant digits.
+#[must_use]
+pub fn human(ns: u64) -> String {
+    let (value, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (ns as f64 / 1e3, "us"),
+        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
+        _ => (ns as f64 / 1e9, "s"),
+    };
+    let digits = match value {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_three_digits() {
+        let cases = [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1_000, "1.00 us"),
+            (45_678, "45.7 us"),
+            (456_789, "457 us"),
+            (12_345_678, "12.3 ms"),
+            (3_210_000_000, "3.21 s"),
+        ];
+        for (ns, text) in cases {
+            assert_eq!(human(ns), text);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! A VM, or the model of one, on which a strategy makes the changes of a
+//! scenario.
+
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VmFd;
+use kvm_memslots::backend::{Errno, Memslots, Model};
+use kvm_memslots::{AddressSpace, Executor, HolePolicy, Limits, backend, vm_fd};
+use thiserror::Error;
+
+use crate::guest::{BusyVcpus, GuestError, Work};
+use crate::host::{HostMemory, Pages};
+use crate::machine::new_vm;
+use crate::scenario::{Scenario, Step};
+use crate::strategy::{Apply, PerRegion, Spent, Strategy, StrategyError, Transactions};
+
+/// What the busy vCPUs do: they fault in 16 MiB each, in small pages, again and
+/// again.
+pub const BUSY: Work = Work::FaultIn { bytes: 16 << 20, pages: Pages::Small };
+
+/// vCPUs that take longer than this to get going never will.
+const START: Duration = Duration::from_secs(30);
+
+/// Who carries the changes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Target {
+    /// The KVM of this machine.
+    Kvm,
+    /// The model of KVM: nothing really happens, no grace period passes.
+    Model,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Kvm => "kvm",
+            Self::Model => "model",
+        })
+    }
+}
+
+impl Target {
+    /// What a new VM allows. The model has the batch ioctl.
+    ///
+    /// # Errors
+    /// Why there is no VM.
+    pub fn limits(self) -> io::Result<Limits> {
+        match self {
+            Self::Kvm => limits_of(&new_vm()?),
+            Self::Model => Ok(Limits::x86().with_batch(Limits::x86().slots)),
+        }
+    }
+}
+
+/// Why a run has no result.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// No VM.
+    #[error("no VM: {0}")]
+    NoVm(io::Error),
+    /// Too little address space for the scenario's memory.
+    #[error("{bytes} bytes of host memory: {errno}")]
+    HostMemory {
+        /// How much.
+        bytes: u64,
+        /// The errno of `mmap`.
+        errno: Errno,
+    },
+    /// The address space could not be opened.
+    #[error(transparent)]
+    Open(kvm_memslots::Error),
+    /// The busy vCPUs.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The model has no vCPUs.
+    #[error("the model has no vCPUs")]
+    NoVcpus,
+    /// A step.
+    #[error("{what}: {error}")]
+    Step {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        error: StrategyError,
+    },
+    /// The trace.
+    #[error("counting grace periods: {0}")]
+    Count(io::Error),
+}
+
+impl RunError {
+    /// Whether this machine, or a VM on it, lacks what was asked for; the rest
+    /// is a failure.
+    #[must_use]
+    pub const fn is_limit(&self) -> bool {
+        matches!(
+            self,
+            Self::NoVcpus
+                | Self::HostMemory { .. }
+                | Self::Open(kvm_memslots::Error::NoBatchIoctl)
+                | Self::Guest(GuestError::Unsupported | GuestError::TooLarge { .. })
+                | Self::Step { error: StrategyError::TooManySlots { .. }, .. }
+        )
+    }
+}
+
+/// A new VM with a scenario's memory, a strategy to change it, and busy vCPUs
+/// beside it.
+pub struct Rig {
+    // In this order: no vCPU runs when VM and memory go.
+    busy: Option<Arc<BusyVcpus>>,
+    strategy: Box<dyn Apply>,
+    _vm: Option<Rc<VmFd>>,
+    _memory: HostMemory,
+}
+
+impl Rig {
+    /// Makes the VM, starts the vCPUs and makes the scenario's setup.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn new(
+        scenario: &Scenario,
+        strategy: Strategy,
+        target: Target,
+        vcpus: usize,
+    ) -> Result<Self, RunError> {
+        let bytes = scenario.host_bytes;
+        let memory = HostMemory::reserve(bytes, Pages::Small)
+            .map_err(|errno| RunError::HostMemory { bytes, errno })?;
+        let mut rig = match target {
+            Target::Kvm => Self::on_kvm(scenario, strategy, vcpus, memory)?,
+            Target::Model if vcpus == 0 => Self::on_model(scenario, strategy, memory)?,
+            Target::Model => return Err(RunError::NoVcpus),
+        };
+        rig.apply(&scenario.setup)?;
+        if let Some(busy) = &rig.busy {
+            busy.wait_for_progress(START)?;
+        }
+        Ok(rig)
+    }
+
+    fn on_kvm(
+        scenario: &Scenario,
+        strategy: Strategy,
+        vcpus: usize,
+        memory: HostMemory,
+    ) -> Result<Self, RunError> {
+        let vm = Rc::new(new_vm().map_err(RunError::NoVm)?);
+        let limits = limits_of(&vm).map_err(RunError::NoVm)?;
+        // The guest code's slot: one that the VMM holds itself.
+        let own = limits.slots.saturating_sub(1);
+        let own_id = u16::try_from(own).unwrap_or(u16::MAX);
+        let start = || BusyVcpus::start(&vm, own_id, vcpus, BUSY).map(Arc::new);
+        let busy = (vcpus > 0).then(start).transpose()?;
+        let strategy: Box<dyn Apply> = if strategy == Strategy::PerRegion {
+            let calls = Rc::clone(&vm);
+            // SAFETY: the memory is as long as the scenario says, is anonymous,
+            // only accessed atomically, and dropped after the VM and its vCPUs.
+            Box::new(unsafe { PerRegion::new(calls, memory.hva(), scenario.names, own) })
+        } else {
+            let holes = busy.clone().map_or(HolePolicy::NoVcpuRuns, |gate| HolePolicy::Gate(gate));
+            let space = AddressSpace::builder()
+                .executor(executor(strategy))
+                .holes(holes)
+                .reserve_slots(own_id..=own_id)
+                .open(vm_fd(&vm))
+                .map_err(RunError::Open)?;
+            // SAFETY: as above.
+            Box::new(unsafe { Transactions::new(space, memory.hva(), scenario.names) })
+        };
+        Ok(Self { busy, strategy, _vm: Some(vm), _memory: memory })
+    }
+
+    fn on_model(
+        scenario: &Scenario,
+        strategy: Strategy,
+        memory: HostMemory,
+    ) -> Result<Self, RunError> {
+        let limits = Target::Model.limits().map_err(RunError::NoVm)?;
+        let strategy = on_backend(scenario, strategy, Box::new(Model::new(limits)), memory.hva())?;
+        Ok(Self { busy: None, strategy, _vm: None, _memory: memory })
+    }
+
+    /// Makes steps.
+    ///
+    /// # Errors
+    /// [`RunError::Step`].
+    pub fn apply(&mut self, steps: &[Step]) -> Result<Spent, RunError> {
+        let mut spent = Spent::default();
+        for step in steps {
+            let made = self.strategy.apply(step);
+            spent += made.map_err(|error| RunError::Step { what: step.what, error })?;
+        }
+        Ok(spent)
+    }
+
+    /// Makes steps, and says how long that took.
+    ///
+    /// # Errors
+    /// [`RunError::Step`].
+    pub fn time(&mut self, steps: &[Step]) -> Result<(Spent, Duration), RunError> {
+        let started = Instant::now();
+        let spent = self.apply(steps)?;
+        Ok((spent, started.elapsed()))
+    }
+
+    /// Stops the vCPUs.
+    ///
+    /// # Errors
+    /// How a guest died, if one did before it was told to stop.
+    pub fn finish(self) -> Result<(), RunError> {
+        self.busy.as_ref().map_or(Ok(()), |busy| busy.stop()).map_err(RunError::Guest)
+    }
+}
+
+/// `strategy` on a backend that maps nothing for real.
+///
+/// # Errors
+/// [`RunError::Open`].
+pub fn on_backend(
+    scenario: &Scenario,
+    strategy: Strategy,
+    backend: Box<dyn Memslots>,
+    hva: u64,
+) -> Result<Box<dyn Apply>, RunError> {
+    if strategy == Strategy::PerRegion {
+        let limit = backend.limits().slots;
+        // SAFETY: nothing is mapped for real.
+        return Ok(Box::new(unsafe { PerRegion::new(backend, hva, scenario.names, limit) }));
+    }
+    let space = AddressSpace::builder()
+        .executor(executor(strategy))
+        .holes(HolePolicy::NoVcpuRuns)
+        .open_on(backend)
+        .map_err(RunError::Open)?;
+    // SAFETY: nothing is mapped for real.
+    Ok(Box::new(unsafe { Transactions::new(space, hva, scenario.names) }))
+}
+
+const fn executor(strategy: Strategy) -> Executor {
+    match strategy {
+        Strategy::Batch => Executor::Batch,
+        Strategy::Shim | Strategy::PerRegion => Executor::PerRegion,
+    }
+}
+
+fn limits_of(vm: &VmFd) -> io::Result<Limits> {
+    let slots = backend::Kvm::open(vm_fd(vm)).map_err(io::Error::other)?;
+    Ok(slots.limits())
+}

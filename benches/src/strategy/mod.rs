@@ -1,0 +1,106 @@
+//! Ways to make the changes of a scenario.
+
+mod per_region;
+mod transactions;
+
+pub use per_region::{PerRegion, SetRegion};
+pub use transactions::Transactions;
+
+use std::fmt;
+
+use kvm_memslots::backend::Errno;
+use thiserror::Error;
+
+use crate::scenario::{Change, Step};
+
+/// A way to make changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Strategy {
+    /// What VMMs do today: one ioctl a region, straight through kvm-ioctls.
+    PerRegion,
+    /// `kvm-memslots` on the kernel as it is: one transaction a step, carried
+    /// out in single calls.
+    Shim,
+    /// `kvm-memslots` on a kernel with the batch ioctl: one transaction a step,
+    /// one call each.
+    Batch,
+}
+
+impl Strategy {
+    /// All, the one that the others are compared with first.
+    pub const ALL: [Self; 3] = [Self::PerRegion, Self::Shim, Self::Batch];
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PerRegion => "per-region",
+            Self::Shim => "shim",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What changes cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Spent {
+    /// Calls that changed memslots.
+    pub ioctls: u64,
+    /// Grace periods that they wait for, by KVM's rules.
+    pub grace_periods: u64,
+    /// How often vCPUs were paused.
+    pub pauses: u64,
+}
+
+impl std::ops::AddAssign for Spent {
+    fn add_assign(&mut self, other: Self) {
+        self.ioctls += other.ioctls;
+        self.grace_periods += other.grace_periods;
+        self.pauses += other.pauses;
+    }
+}
+
+/// Why a step could not be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StrategyError {
+    /// The scenario is too large for this VM.
+    #[error("{needed} slots are needed, {available} are available")]
+    TooManySlots {
+        /// Slots that would be live.
+        needed: u64,
+        /// Slots that the VM can have beside those of the guest code.
+        available: u64,
+    },
+    /// KVM refused a call.
+    #[error("KVM refused {call} of GPA {gpa:#x}: {errno}")]
+    Refused {
+        /// What was asked of it.
+        call: &'static str,
+        /// Where.
+        gpa: u64,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// The library refused.
+    #[error(transparent)]
+    Library(kvm_memslots::Error),
+    /// The scenario names a region that is not there.
+    #[error("the scenario is wrong: {0:?}")]
+    NoSuchRegion(Change),
+}
+
+/// Makes the changes of a scenario, step by step.
+pub trait Apply {
+    /// Makes one step.
+    ///
+    /// # Errors
+    /// [`StrategyError`]; what of the step has been made is not said.
+    fn apply(&mut self, step: &Step) -> Result<Spent, StrategyError>;
+}

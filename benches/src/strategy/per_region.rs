@@ -1,0 +1,214 @@
+//! What VMMs do today.
+
+use std::rc::Rc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use kvm_memslots::MemFlags;
+use kvm_memslots::backend::{Errno, Memslots};
+use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+
+use super::{Apply, Spent, StrategyError};
+use crate::scenario::{Change, Name, Place, Step};
+
+/// Who takes the calls.
+pub trait SetRegion {
+    /// `KVM_SET_USER_MEMORY_REGION`.
+    ///
+    /// # Errors
+    /// KVM's errno.
+    ///
+    /// # Safety
+    /// As [`Memslots::set_region`].
+    unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno>;
+}
+
+impl SetRegion for Rc<VmFd> {
+    unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.set_user_memory_region(region) }
+            .map_err(|error| Errno::from_raw(error.errno()))
+    }
+}
+
+impl<M: Memslots + ?Sized> SetRegion for Box<M> {
+    unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
+        let region = kvm_userspace_memory_region2 {
+            slot: region.slot,
+            flags: region.flags,
+            guest_phys_addr: region.guest_phys_addr,
+            memory_size: region.memory_size,
+            userspace_addr: region.userspace_addr,
+            ..Default::default()
+        };
+        // SAFETY: the caller's promise is the same.
+        unsafe { (**self).set_region(&region) }
+    }
+}
+
+/// One slot a region and one ioctl a change, as Cloud Hypervisor, Firecracker,
+/// crosvm and QEMU do it: what is gone or has changed its size is deleted, then
+/// what is new or has changed its size is created (KVM can't resize a slot);
+/// for dirty logging the flags are set. Slot ids come from a counter and a list
+/// of freed ones.
+///
+/// vCPUs are not paused, as they are not in those VMMs but for QEMU (accel
+/// blocker): between the delete and the create of a region that is resized, a
+/// guest that uses it finds nothing there.
+#[derive(Debug)]
+pub struct PerRegion<C> {
+    calls: C,
+    hva: u64,
+    /// By name.
+    regions: Vec<Entry>,
+    free: Vec<u16>,
+    next: u32,
+    limit: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    /// What KVM has.
+    live: Option<(u16, Place)>,
+    /// What is wanted.
+    wanted: Option<Place>,
+    touched: bool,
+}
+
+impl<C: SetRegion> PerRegion<C> {
+    /// For a scenario of `names` names in host memory at `hva`, with the slot
+    /// ids from 0 up to, not including, `limit`.
+    ///
+    /// # Safety
+    /// The scenario's host memory is at `hva`, is as long as the scenario says,
+    /// outlives the VM, and is the guest's to read and write.
+    pub unsafe fn new(calls: C, hva: u64, names: usize, limit: u32) -> Self {
+        let regions = vec![Entry::default(); names];
+        Self { calls, hva, regions, free: Vec::new(), next: 0, limit }
+    }
+
+    fn want(&mut self, change: &Change, touched: &mut Vec<Name>) -> Result<(), StrategyError> {
+        let wrong = || StrategyError::NoSuchRegion(*change);
+        match *change {
+            Change::Map(name, place) => {
+                self.touch(name, touched).ok_or_else(wrong)?.wanted = Some(place);
+            }
+            Change::Unmap(name) => self.touch(name, touched).ok_or_else(wrong)?.wanted = None,
+            Change::Resize(name, size) => self.wanted(name, touched).ok_or_else(wrong)?.size = size,
+            Change::SetFlags(name, flags) => {
+                self.wanted(name, touched).ok_or_else(wrong)?.flags = flags;
+            }
+            Change::Split { name, offset, rest } => {
+                let low = self.wanted(name, touched).ok_or_else(wrong)?;
+                let high = Place {
+                    gpa: low.gpa + offset,
+                    size: low.size - offset,
+                    offset: low.offset + offset,
+                    ..*low
+                };
+                low.size = offset;
+                self.touch(rest, touched).ok_or_else(wrong)?.wanted = Some(high);
+            }
+        }
+        Ok(())
+    }
+
+    fn touch(&mut self, name: Name, touched: &mut Vec<Name>) -> Option<&mut Entry> {
+        let entry = self.regions.get_mut(name.index())?;
+        if !entry.touched {
+            entry.touched = true;
+            touched.push(name);
+        }
+        Some(entry)
+    }
+
+    fn wanted(&mut self, name: Name, touched: &mut Vec<Name>) -> Option<&mut Place> {
+        self.touch(name, touched)?.wanted.as_mut()
+    }
+
+    fn call(
+        &mut self,
+        call: &'static str,
+        slot: u16,
+        place: &Place,
+        size: u64,
+    ) -> Result<(), StrategyError> {
+        let region = kvm_userspace_memory_region {
+            slot: u32::from(slot),
+            flags: place.flags.bits(),
+            guest_phys_addr: place.gpa,
+            memory_size: size,
+            userspace_addr: self.hva + place.offset,
+        };
+        // SAFETY: whoever made this value promised it, for all regions of the
+        // scenario.
+        unsafe { self.calls.set_region(region) }.map_err(|errno| StrategyError::Refused {
+            call,
+            gpa: place.gpa,
+            errno,
+        })
+    }
+
+    fn delete(&mut self, name: Name) -> Result<Spent, StrategyError> {
+        let entry = self.regions[name.index()];
+        let Some((slot, live)) = entry.live else { return Ok(Spent::default()) };
+        if entry.wanted.is_some_and(|wanted| same_slot(&live, &wanted)) {
+            return Ok(Spent::default());
+        }
+        self.call("a delete", slot, &live, 0)?;
+        self.free.push(slot);
+        self.regions[name.index()].live = None;
+        Ok(Spent { ioctls: 1, grace_periods: 2, pauses: 0 })
+    }
+
+    fn create_or_set(&mut self, name: Name) -> Result<Spent, StrategyError> {
+        let entry = &mut self.regions[name.index()];
+        entry.touched = false;
+        let Some(wanted) = entry.wanted else { return Ok(Spent::default()) };
+        let (call, slot) = match entry.live {
+            Some((_, live)) if live.flags == wanted.flags => return Ok(Spent::default()),
+            Some((slot, _)) => ("a change of flags", slot),
+            None => ("a create", self.new_id()?),
+        };
+        self.call(call, slot, &wanted, wanted.size)?;
+        self.regions[name.index()].live = Some((slot, wanted));
+        Ok(Spent { ioctls: 1, grace_periods: 1, pauses: 0 })
+    }
+
+    fn new_id(&mut self) -> Result<u16, StrategyError> {
+        if let Some(id) = self.free.pop() {
+            return Ok(id);
+        }
+        let id = u16::try_from(self.next).ok().filter(|_| self.next < self.limit);
+        let id = id.ok_or_else(|| StrategyError::TooManySlots {
+            needed: self.regions.iter().filter(|entry| entry.wanted.is_some()).count() as u64,
+            available: u64::from(self.limit),
+        })?;
+        self.next += 1;
+        Ok(id)
+    }
+}
+
+/// Whether KVM can turn the one into the other with a change of flags.
+fn same_slot(live: &Place, wanted: &Place) -> bool {
+    let read_only = |place: &Place| place.flags.contains(MemFlags::READONLY);
+    (live.gpa, live.size, live.offset) == (wanted.gpa, wanted.size, wanted.offset)
+        && read_only(live) == read_only(wanted)
+}
+
+impl<C: SetRegion> Apply for PerRegion<C> {
+    fn apply(&mut self, step: &Step) -> Result<Spent, StrategyError> {
+        let mut touched = Vec::with_capacity(step.changes.len());
+        for change in &step.changes {
+            self.want(change, &mut touched)?;
+        }
+        let mut spent = Spent::default();
+        for name in &touched {
+            spent += self.delete(*name)?;
+        }
+        for name in touched {
+            spent += self.create_or_set(name)?;
+        }
+        Ok(spent)
+    }
+}
