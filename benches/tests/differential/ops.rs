@@ -19,6 +19,8 @@ pub const HOST_PAGES: u64 = 512;
 /// Pages of the guest memory file.
 pub const MEMFD_PAGES: u64 = 64;
 const MAX_PAGES: u64 = 96;
+/// Where the guest never looks.
+const UNREAD: u64 = 1 << 33;
 
 const LOG: u32 = MemFlags::LOG_DIRTY_PAGES.bits();
 const READONLY: u32 = MemFlags::READONLY.bits();
@@ -49,6 +51,9 @@ pub enum Damage {
     HvaWraps,
     HvaAcrossTheEnd,
     HvaAtTheEnd,
+    /// Nothing wrong: the last pages that there are, under an id and at guest
+    /// addresses that nothing else uses, as there is no memory behind them.
+    HvaUpToTheEnd,
     HvaOfTheKernel,
     TooLarge,
     SlotBeyondLimit(u16),
@@ -139,6 +144,7 @@ fn damage(facts: &Facts) -> impl Strategy<Value = Damage> + use<> {
         Damage::HvaWraps,
         Damage::HvaAcrossTheEnd,
         Damage::HvaAtTheEnd,
+        Damage::HvaUpToTheEnd,
         Damage::HvaOfTheKernel,
         Damage::TooLarge,
         Damage::GpaAcrossTheEnd,
@@ -215,7 +221,9 @@ impl Materials {
             Op::Set(wish) | Op::MemfdThroughOldIoctl(wish) => self.wished(model, wish),
             Op::Damaged(wish, damage) => self.damaged(self.wished(model, wish), damage),
             Op::DamagedDelete(wish, damage) => {
-                let region = self.damaged(self.wished(model, wish), damage);
+                let slot = u32::from(pick(model, wish.id, |_| true));
+                let region = Region { slot, ..self.wished(model, wish) };
+                let region = self.damaged(region, damage);
                 // Whatever is wrong with the size stays.
                 Region { memory_size: region.memory_size % PAGE, ..region }
             }
@@ -266,11 +274,16 @@ impl Materials {
             Damage::SizeUnaligned(bytes) => Region { memory_size: size + bytes, ..region },
             Damage::GpaUnaligned(bytes) => gpa(region.guest_phys_addr + bytes),
             Damage::HvaUnaligned(bytes) => hva(region.userspace_addr + bytes),
-            Damage::GpaWraps => gpa(PAGE.wrapping_sub(size)),
+            Damage::GpaWraps => gpa(0_u64.wrapping_sub(PAGE)),
             Damage::GpaEndIsZero => gpa(0_u64.wrapping_sub(size)),
-            Damage::HvaWraps => hva(PAGE.wrapping_sub(size)),
+            Damage::HvaWraps => hva(0_u64.wrapping_sub(PAGE)),
             Damage::HvaAcrossTheEnd => hva(hva_end - size + PAGE),
             Damage::HvaAtTheEnd => hva(hva_end),
+            Damage::HvaUpToTheEnd => Region {
+                slot: region.slot + u32::from(IDS),
+                guest_phys_addr: UNREAD,
+                ..hva(hva_end - size)
+            },
             Damage::HvaOfTheKernel => hva(0xffff_8880_0000_0000),
             Damage::TooLarge => {
                 Region { memory_size: (self.facts.limits.slot_pages + 1) * PAGE, ..region }
@@ -315,7 +328,7 @@ pub fn pick(model: &Model, id: u16, wanted: impl Fn(&Slot) -> bool) -> u16 {
     if id.is_multiple_of(4) || id >= IDS || model.slot(0, id).is_some_and(|slot| wanted(&slot)) {
         return id;
     }
-    let live: Vec<_> = model.slots(0).filter(|slot| wanted(slot)).collect();
+    let live: Vec<_> = model.slots(0).filter(|slot| slot.id < IDS && wanted(slot)).collect();
     if live.is_empty() { id } else { live[usize::from(id) % live.len()].id }
 }
 
