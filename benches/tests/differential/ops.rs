@@ -18,7 +18,8 @@ pub const IDS: u16 = 12;
 pub const HOST_PAGES: u64 = 512;
 /// Pages of the guest memory file.
 pub const MEMFD_PAGES: u64 = 64;
-const MAX_PAGES: u64 = 96;
+/// Pages of the largest slot that is read.
+pub const MOST_PAGES: u64 = 96;
 /// Where the guest never looks.
 const UNREAD: u64 = 1 << 33;
 
@@ -107,10 +108,10 @@ pub enum Op {
 }
 
 fn wish() -> impl Strategy<Value = Wish> {
-    let pages = prop_oneof![6 => 1_u64..24, 1 => 24..=MAX_PAGES];
+    let pages = prop_oneof![6 => 1_u64..24, 1 => 24..=MOST_PAGES];
     let flags = prop_oneof![5 => Just(0), 6 => Just(LOG), 2 => Just(READONLY),
         1 => Just(LOG | READONLY), 1 => Just(MEMFD)];
-    let host_page = 0..HOST_PAGES - MAX_PAGES;
+    let host_page = 0..HOST_PAGES - MOST_PAGES;
     let fresh = prop::bool::weighted(0.85);
     let id = (0..IDS, fresh);
     (id, 0..WINDOW - 8, pages, host_page, flags, 0..MEMFD_PAGES).prop_map(
@@ -184,7 +185,7 @@ pub fn op(facts: &Facts) -> impl Strategy<Value = Op> + use<> {
     let limit = facts.limits.slots as u16;
     let id = move || prop_oneof![20 => 0..IDS, 1 => limit - 2..=u16::MAX];
     let first =
-        prop_oneof![6 => Just(0_u64), 4 => Just(64), 1 => 0..2 * MAX_PAGES, 1 => any::<u64>()];
+        prop_oneof![6 => Just(0_u64), 4 => Just(64), 1 => 0..2 * MOST_PAGES, 1 => any::<u64>()];
     let pages = prop_oneof![2 => Just(0_u32), 6 => Just(64), 6 => 1_u32..32, 1 => any::<u32>()
         .prop_map(|pages| pages % 4096)];
     let batches = if facts.limits.batch.is_some() { 20 } else { 0 };

@@ -12,13 +12,13 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use kvm_memslots_bench::guest::{Access, MAPPED_END, OWN_GPA, Outcome, Prober};
 use kvm_memslots_bench::host::{HostMemory, Pages};
-use kvm_memslots_shim::backend::model::{DirtyTracking, GuestAccess, Model, ModelConfig};
+use kvm_memslots_shim::backend::model::{DirtyTracking, GuestAccess, Model, ModelConfig, Piece};
 use kvm_memslots_shim::backend::{self, Errno, Memslots};
 use kvm_memslots_shim::uapi::{MemFlags, MemoryRegions, MemoryRegionsFlags};
 use kvm_memslots_shim::{Mapping, Range, Slot};
 
 use crate::host::{Facts, PAGE, backend};
-use crate::ops::{HOST_PAGES, MEMFD_PAGES, Materials, Op, WINDOW, pick};
+use crate::ops::{HOST_PAGES, MEMFD_PAGES, MOST_PAGES, Materials, Op, WINDOW, pick};
 
 /// How many operations came out how, and what the guest saw.
 #[derive(Debug, Default)]
@@ -269,38 +269,40 @@ impl Pair {
         Ok(())
     }
 
-    /// The guest reads both ends of each slot and of each gap, and a page
+    /// The guest reads both ends of each slot and of each gap, and a word
     /// within.
     fn compare_memory(&mut self) -> Result<(), String> {
         let mut accesses = Vec::new();
-        for piece in self.model.guest_read(0, 0, (WINDOW + MEMFD_PAGES) * PAGE) {
-            let pages = piece.range.size / PAGE;
-            let within = self.stats.operations.wrapping_mul(0x9e37_79b9) % pages;
-            let word = self.stats.operations * 8 % PAGE;
-            accesses.extend([
-                Access::Read(piece.range.gpa),
-                Access::Read(piece.range.gpa + within * PAGE + word),
-                Access::Read(piece.range.end() - 8),
-            ]);
+        let mut expected = Vec::new();
+        for piece in self.model.guest_read(0, 0, (WINDOW + MOST_PAGES) * PAGE) {
+            let words = piece.range.size / 8;
+            let within = self.stats.operations.wrapping_mul(0x9e37_79b9) % words;
+            for word in [0, within, words - 1] {
+                accesses.push(Access::Read(piece.range.gpa + word * 8));
+                expected.push(self.read_finds(piece, word * 8));
+            }
         }
         let outcomes = self.prober.probe(&accesses).map_err(|error| error.to_string())?;
-        for (access, outcome) in accesses.iter().zip(outcomes) {
-            let expected = match self.model.guest_at(0, access.gpa()) {
-                GuestAccess::Ram { hva } => {
-                    self.touched.guest_write(0, access.gpa(), 8);
-                    self.stats.reads += 1;
-                    Outcome::Value(self.memory.read(hva - self.memory.hva()))
-                }
-                GuestAccess::Mmio | GuestAccess::RomWrite => {
-                    self.stats.mmio += 1;
-                    Outcome::Mmio
-                }
-            };
+        for ((access, outcome), expected) in accesses.iter().zip(outcomes).zip(expected) {
             if outcome != expected {
                 return Err(format!("{access:x?}: KVM {outcome:x?}, model {expected:x?}"));
             }
         }
         Ok(())
+    }
+
+    fn read_finds(&mut self, piece: Piece, offset: u64) -> Outcome {
+        match piece.access {
+            GuestAccess::Ram { hva } => {
+                self.touched.guest_write(0, piece.range.gpa + offset, 8);
+                self.stats.reads += 1;
+                Outcome::Value(self.memory.read(hva + offset - self.memory.hva()))
+            }
+            GuestAccess::Mmio | GuestAccess::RomWrite => {
+                self.stats.mmio += 1;
+                Outcome::Mmio
+            }
+        }
     }
 
     fn guest_writes(&mut self, pages: &[u64]) -> Result<(), String> {
