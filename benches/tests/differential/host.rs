@@ -1,0 +1,82 @@
+//! What of KVM's answers is the host's and not a rule: measured, so that the
+//! test runs on any host.
+
+use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VmFd};
+use kvm_memslots_bench::host::SMALL_PAGE;
+use kvm_memslots_shim::Limits;
+use kvm_memslots_shim::backend::{self, Memslots};
+
+pub const PAGE: u64 = SMALL_PAGE;
+
+/// Limits of the host.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub limits: Limits,
+    /// Bits of a guest physical address (`kvm_mmu_max_gfn()`).
+    pub guest_physical_bits: u32,
+    /// Where host addresses that a slot can have end (`access_ok()`).
+    pub hva_end: u64,
+}
+
+impl Facts {
+    pub fn measure() -> Self {
+        let vm = Kvm::new().and_then(|kvm| kvm.create_vm()).unwrap();
+        let guest_physical_bits =
+            (32..=63).rev().find(|bits| accepted(&vm, (1 << bits) - PAGE, PAGE)).unwrap();
+        Self { limits: backend(&vm).limits(), guest_physical_bits, hva_end: last_hva(&vm) + PAGE }
+    }
+
+    pub const fn gpa_end(&self) -> u64 {
+        1 << self.guest_physical_bits
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limits, guest_physical_bits, hva_end } = self;
+        write!(
+            f,
+            "KVM here: {limits:?}, {guest_physical_bits} guest physical bits, host addresses up \
+             to {hva_end:#x}"
+        )
+    }
+}
+
+pub fn backend(vm: &VmFd) -> backend::Kvm {
+    // SAFETY: `vm` keeps the descriptor open for the call, which duplicates it.
+    let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    backend::Kvm::open(fd).unwrap()
+}
+
+/// The last host page that a slot can have.
+fn last_hva(vm: &VmFd) -> u64 {
+    let (mut fine, mut refused) = (PAGE, 1 << 63);
+    while refused - fine > PAGE {
+        let middle = fine.midpoint(refused) / PAGE * PAGE;
+        if accepted(vm, 0, middle) { fine = middle } else { refused = middle }
+    }
+    fine
+}
+
+fn accepted(vm: &VmFd, gpa: u64, hva: u64) -> bool {
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: gpa,
+        memory_size: PAGE,
+        userspace_addr: hva,
+    };
+    // SAFETY: no vCPU runs while the slot is there.
+    let accepted = unsafe { vm.set_user_memory_region(region) }.is_ok();
+    if accepted {
+        let delete = kvm_userspace_memory_region { memory_size: 0, ..region };
+        let delete = kvm_userspace_memory_region { userspace_addr: 0, ..delete };
+        // SAFETY: a delete maps nothing.
+        unsafe { vm.set_user_memory_region(delete) }.unwrap();
+    }
+    accepted
+}
