@@ -74,7 +74,7 @@ mod tests {
                 let old = get(&dst, bit);
                 let inside = (dst_at..dst_at + n).contains(&bit);
                 let other = inside && get(&src, bit - dst_at + src_at);
-                let expected = [old | other, old & !other, old | inside, old & !inside];
+                let expected = [old || other, old && !other, old || inside, old && !inside];
                 for (result, expected) in results.iter().zip(expected) {
                     prop_assert_eq!(get(result, bit), expected, "bit {}", bit);
                 }

@@ -2,18 +2,18 @@
 //!
 //! The steps, one file each:
 //!
-//! 1. [`keep`]: a live slot that still says what is wanted stays. What costs
+//! 1. `keep`: a live slot that still says what is wanted stays. What costs
 //!    nothing is found first: an unmap and a map that cancel are not seen at
 //!    all, since only the outcome is looked at.
-//! 2. [`coalesce`]: what no kept slot covers is cut out of the wanted extents
+//! 2. `coalesce`: what no kept slot covers is cut out of the wanted extents
 //!    and joined into as few new slots as KVM's rules allow. Slots that stay
 //!    are not joined with new neighbours: that would be a delete and a create
 //!    (three grace periods and a hole) where a create alone does.
-//! 3. [`fit`]: only if ids run out, kept slots are given up to be joined,
+//! 3. `fit`: only if ids run out, kept slots are given up to be joined,
 //!    those first that free the most.
-//! 4. [`moves`]: a delete and a create of the same host memory become a move.
-//! 5. [`order`]: deletes, moves, flags, creates; ids of deleted slots first.
-//! 6. [`holes`]: what a vCPU could notice if the changes are made one by one.
+//! 4. `moves`: a delete and a create of the same host memory become a move.
+//! 5. `order`: deletes, moves, flags, creates; ids of deleted slots first.
+//! 6. `holes`: what a vCPU could notice if the changes are made one by one.
 
 mod coalesce;
 mod fit;
