@@ -85,6 +85,14 @@ pub enum Work {
         /// Which pages back it, and how far apart the writes are.
         pages: Pages,
     },
+    /// Writes to each small page of memory that somebody else maps, over and
+    /// over. A page that is not there comes out as MMIO and ends the guest.
+    Touch {
+        /// Where the memory is mapped.
+        gpa: u64,
+        /// Its length.
+        bytes: u64,
+    },
 }
 
 /// Why guest code could not be run, or stopped running.

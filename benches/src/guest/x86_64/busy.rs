@@ -35,15 +35,19 @@ impl BusyVcpus {
         let (program, bytes, pages) = match work {
             Work::Spin => (Program::Spin, 0, Pages::Small),
             Work::FaultIn { bytes, pages } => (Program::FaultIn, bytes.max(1), pages),
+            Work::Touch { .. } => (Program::FaultIn, 0, Pages::Small),
         };
         let platform = Arc::new(Platform::install(vm, slot, count, bytes, pages)?);
         let busy = Self { threads: Mutex::default(), platform };
         for index in 0..count {
-            busy.post_range(index, pages);
+            busy.post_range(index, work);
             let vcpu = Platform::vcpu(vm, index, program)?;
             let (area, size) = busy.platform.area(index);
             let platform = Arc::clone(&busy.platform);
             let discard = move || {
+                if size == 0 {
+                    return Ok(());
+                }
                 platform.memory().discard(area, size).map_err(GuestError::host("MADV_DONTNEED"))
             };
             busy.threads().push(VcpuThread::spawn(index, vcpu, DOORBELL_GPA, discard)?);
@@ -51,16 +55,19 @@ impl BusyVcpus {
         Ok(busy)
     }
 
-    fn post_range(&self, index: usize, pages: Pages) {
+    fn post_range(&self, index: usize, work: Work) {
         let (area, size) = self.platform.area(index);
-        let mailbox = Platform::mailbox(index);
-        let stride = match pages {
-            Pages::Small => SMALL_PAGE,
-            Pages::Huge => LARGE_PAGE,
+        let (gpa, bytes, stride) = match work {
+            Work::Spin | Work::FaultIn { pages: Pages::Small, .. } => {
+                (OWN_GPA + area, size, SMALL_PAGE)
+            }
+            Work::FaultIn { pages: Pages::Huge, .. } => (OWN_GPA + area, size, LARGE_PAGE),
+            Work::Touch { gpa, bytes } => (gpa, bytes, SMALL_PAGE),
         };
+        let mailbox = Platform::mailbox(index);
         let memory = self.platform.memory();
-        memory.write(mailbox + mailbox::RANGE, OWN_GPA + area);
-        memory.write(mailbox + mailbox::END, OWN_GPA + area + size);
+        memory.write(mailbox + mailbox::RANGE, gpa);
+        memory.write(mailbox + mailbox::END, gpa + bytes);
         memory.write(mailbox + mailbox::STRIDE, stride);
     }
 
@@ -149,7 +156,7 @@ mod tests {
         let Some(vm) = crate::tests::vm_or_skip(test) else { return };
         let platform = Platform::install(&vm, 0, 1, LARGE_PAGE, Pages::Huge).expect("a platform");
         let busy = BusyVcpus { threads: Mutex::default(), platform: Arc::new(platform) };
-        busy.post_range(0, Pages::Huge);
+        busy.post_range(0, Work::FaultIn { bytes: LARGE_PAGE, pages: Pages::Huge });
         let vcpu = Platform::vcpu(&vm, 0, Program::FaultIn).expect("a vCPU");
         let handling = Arc::new(AtomicBool::new(false));
         let theirs = Arc::clone(&handling);
