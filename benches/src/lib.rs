@@ -27,3 +27,8 @@ mod tests {
         vm.ok()
     }
 }
+
+/// The example in the repository's README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
