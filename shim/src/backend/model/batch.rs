@@ -11,11 +11,10 @@ use kvm_memslots_uapi::{
 };
 
 use super::apply::Undo;
-use super::check::Change;
 use super::space::Live;
 use super::{Call, Model};
-use crate::Mapping;
 use crate::backend::Errno;
+use crate::{Mapping, MemFlags, Range, Slot};
 
 /// A batch that was refused.
 struct Blame {
@@ -34,10 +33,56 @@ impl From<Errno> for Blame {
 #[derive(Default)]
 struct Journal {
     undo: Vec<Undo>,
+    /// The last entry of each slot.
+    last_entry: BTreeMap<u16, u32>,
     /// Slots that got a new dirty bitmap in this batch and still have it.
     fresh: BTreeSet<u16>,
-    /// Something was deleted or moved: the second grace period.
-    invalidates: bool,
+}
+
+impl Journal {
+    /// The slots that the batch touched, as they were before it.
+    fn before(&self) -> impl Iterator<Item = (u16, Option<&Live>)> {
+        let mut seen = BTreeSet::new();
+        // The first time that the batch touched an id, the slot was as before.
+        let first = self.undo.iter().filter(move |undo| seen.insert(undo.id));
+        first.map(|undo| (undo.id, undo.before.as_ref()))
+    }
+}
+
+/// What all entries of a slot amount to.
+struct Net {
+    last_entry: u32,
+    before: Option<Slot>,
+    after: Option<Slot>,
+}
+
+impl Net {
+    /// Where the batch puts a slot that was not there before.
+    fn placed(&self) -> Option<Range> {
+        let range = |slot: Slot| slot.mapping.range;
+        self.after.map(range).filter(|after| self.before.map(range) != Some(*after))
+    }
+
+    fn grace_periods(&self) -> u64 {
+        match (self.before, self.after) {
+            (None, None) => 0,
+            (None, Some(_)) => 1,
+            (Some(_), None) => 2,
+            (Some(before), Some(after)) => {
+                let unlogged = |slot: Slot| Mapping {
+                    flags: slot.mapping.flags - MemFlags::LOG_DIRTY_PAGES,
+                    ..slot.mapping
+                };
+                if before == after {
+                    0
+                } else if unlogged(before) == unlogged(after) {
+                    1
+                } else {
+                    2
+                }
+            }
+        }
+    }
 }
 
 impl Model {
@@ -66,7 +111,8 @@ impl Model {
     /// for `nr` beyond the limit; `EFAULT` where `nr` names more entries than
     /// there are. Of an entry: `EINVAL` for bits 16 to 31 of its slot, and
     /// else what the single-region ioctl would say, were the entries before it
-    /// carried out.
+    /// carried out. Of what all entries of a slot amount to, blaming the last
+    /// of them: `EINVAL` where the slot ends up beyond the last guest address.
     ///
     /// [`Limits::batch`]: crate::Limits::batch
     pub fn set_user_memory_regions_raw(
@@ -106,24 +152,43 @@ impl Model {
         let as_id = header.as_id as u16;
         let mut journal = Journal::default();
         let outcome = entries.iter().zip(0..).try_for_each(|(entry, index)| {
-            self.enter(as_id, entry, &mut journal)
+            self.enter(as_id, entry, index, &mut journal)
                 .map_err(|errno| Blame { errno, entry: Some(index) })
         });
-        if outcome.is_err() || dry_run {
-            for undo in journal.undo.into_iter().rev() {
-                self.undo(as_id, undo);
+        match outcome.and_then(|()| self.net_outcome(as_id, &journal)) {
+            Ok(grace_periods) if !dry_run => {
+                self.counts.grace_periods += grace_periods;
+                self.carry(as_id, journal);
+                Ok(())
             }
-            return outcome;
+            outcome => {
+                for undo in journal.undo.into_iter().rev() {
+                    self.undo(as_id, undo);
+                }
+                outcome.map(drop)
+            }
         }
-        // What is not live needs no grace period, and neither does a batch of
-        // entries that change nothing.
-        self.counts.grace_periods += match (journal.undo.is_empty(), journal.invalidates) {
-            (true, _) => 0,
-            (false, false) => 1,
-            (false, true) => 2,
-        };
-        self.carry(as_id, journal);
-        Ok(())
+    }
+
+    /// What the architecture says to what the entries amount to; how many grace
+    /// periods that takes: the most that any slot needs.
+    fn net_outcome(&self, as_id: u16, journal: &Journal) -> Result<u64, Blame> {
+        let mut nets: Vec<_> = journal
+            .before()
+            .map(|(id, before)| Net {
+                last_entry: journal.last_entry.get(&id).copied().unwrap_or_default(),
+                before: before.map(|live| live.slot),
+                after: self.live(as_id, id).map(|live| live.slot),
+            })
+            .collect();
+        nets.sort_unstable_by_key(|net| net.last_entry);
+        for net in &nets {
+            if let Some(range) = net.placed() {
+                self.check_arch(range)
+                    .map_err(|errno| Blame { errno, entry: Some(net.last_entry) })?;
+            }
+        }
+        Ok(nets.iter().map(Net::grace_periods).max().unwrap_or_default())
     }
 
     fn check_header(&self, header: &kvm_userspace_memory_regions, limit: u32) -> Result<(), Errno> {
@@ -141,6 +206,7 @@ impl Model {
         &mut self,
         as_id: u16,
         entry: &kvm_userspace_memory_region2,
+        index: u32,
         journal: &mut Journal,
     ) -> Result<(), Errno> {
         if entry.slot > u32::from(u16::MAX) {
@@ -148,8 +214,8 @@ impl Model {
         }
         let region =
             kvm_userspace_memory_region2 { slot: u32::from(as_id) << 16 | entry.slot, ..*entry };
-        let change = self.check(&region).map_err(|refusal| refusal.errno)?;
-        journal.invalidates |= matches!(change, Change::Delete { .. } | Change::Move { .. });
+        let change = self.check_generic(&region)?;
+        journal.last_entry.insert(entry.slot as u16, index);
         if let Some(undo) = self.apply(as_id, change) {
             let logged = self.live(as_id, undo.id).is_some_and(|live| live.dirty.is_some());
             let was_logged = undo.before.as_ref().is_some_and(|live| live.dirty.is_some());
@@ -167,7 +233,7 @@ impl Model {
     /// that map the same guest pages to the same host pages.
     fn carry(&mut self, as_id: u16, journal: Journal) {
         let page = self.config.limits.page_size;
-        let before = LoggedBefore::new(journal.undo);
+        let before = LoggedBefore::new(&journal);
         for id in journal.fresh {
             let Some(live) =
                 self.spaces.get_mut(usize::from(as_id)).and_then(|space| space.get_mut(id))
@@ -199,13 +265,11 @@ impl Model {
 struct LoggedBefore(BTreeMap<u64, (Mapping, Arc<super::dirty::Bitmap>)>);
 
 impl LoggedBefore {
-    fn new(undo: Vec<Undo>) -> Self {
-        let mut seen = BTreeSet::new();
-        // The first time that the batch touched an id, the slot was as before.
-        let before = undo.into_iter().filter(|undo| seen.insert(undo.id));
-        let logged = before.filter_map(|undo| {
-            let Live { slot, dirty } = undo.before?;
-            Some((slot.mapping.range.gpa, (slot.mapping, dirty?)))
+    fn new(journal: &Journal) -> Self {
+        let logged = journal.before().filter_map(|(_, before)| {
+            let Live { slot, dirty } = before?;
+            let dirty = dirty.as_ref()?;
+            Some((slot.mapping.range.gpa, (slot.mapping, Arc::clone(dirty))))
         });
         Self(logged.collect())
     }

@@ -57,12 +57,26 @@ impl From<Errno> for Refusal {
 }
 
 impl Model {
-    /// `kvm_vm_ioctl_set_memory_region()`, up to the first thing it changes.
+    /// `kvm_vm_ioctl_set_memory_region()`, up to the first thing that it
+    /// changes for good.
     pub(super) fn check(&self, region: &kvm_userspace_memory_region2) -> Result<Change, Refusal> {
+        let change = self.check_generic(region)?;
+        let (range, grace_periods) = match change {
+            Change::Create(slot) => (slot.mapping.range, 0),
+            Change::Move { old, gpa, .. } => (old.mapping.moved_to(gpa).range, 2),
+            _ => return Ok(change),
+        };
+        self.check_arch(range).map_err(|errno| Refusal { errno, grace_periods })?;
+        Ok(change)
+    }
+
+    /// The same, without what the architecture says.
+    pub(super) fn check_generic(
+        &self,
+        region: &kvm_userspace_memory_region2,
+    ) -> Result<Change, Errno> {
         let id = region.slot as u16;
-        if u32::from(id) >= self.config.limits.slots {
-            return Err(Errno::EINVAL.into());
-        }
+        refuse_if(u32::from(id) >= self.config.limits.slots)?;
         self.check_flags(region)?;
         self.check_sanity(region)?;
         let change = self.classify(region)?;
@@ -72,7 +86,6 @@ impl Model {
                 self.memfds.check(memfd, slot.mapping.range.size)?;
             }
         }
-        self.prepare(change)?;
         Ok(change)
     }
 
@@ -162,19 +175,11 @@ impl Model {
         Ok(())
     }
 
-    /// `kvm_arch_prepare_memory_region()` (`arch/x86/kvm/x86.c`):
-    /// `kvm_mmu_max_gfn()`. KVM comes here from `kvm_set_memslot()`, so a move
-    /// has cost a grace period already.
-    fn prepare(&self, change: Change) -> Result<(), Refusal> {
-        let (range, grace_periods) = match change {
-            Change::Create(slot) => (slot.mapping.range, 0),
-            Change::Move { old, gpa, .. } => (old.mapping.moved_to(gpa).range, 2),
-            _ => return Ok(()),
-        };
-        match self.config.gpa_end() {
-            Some(end) if range.end() > end => Err(Refusal { errno: Errno::EINVAL, grace_periods }),
-            _ => Ok(()),
-        }
+    /// `kvm_arch_prepare_memory_region()` (`arch/x86/kvm/x86.c`), of a slot that
+    /// is made, or is to be, at `range`: `kvm_mmu_max_gfn()`. KVM comes here
+    /// from `kvm_set_memslot()`, so a move has cost a grace period already.
+    pub(super) fn check_arch(&self, range: Range) -> Result<(), Errno> {
+        refuse_if(self.config.gpa_end().is_some_and(|end| range.end() > end))
     }
 }
 

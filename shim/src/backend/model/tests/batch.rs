@@ -61,6 +61,35 @@ fn order_decides_what_overlaps() {
 }
 
 #[test]
+fn what_the_entries_of_a_slot_amount_to() {
+    let config = ModelConfig::new(everything()).guest_physical_bits(40);
+    let mut model = Model::with_config(config);
+    batch(&mut model, &[region(0, 0, 4, 100)]).0.unwrap();
+    model.reset_counts();
+    let end = 1 << 28;
+    let never_there = [region(1, 8, 4, 200), delete(1)];
+    assert_eq!(batch(&mut model, &never_there), (Ok(()), 2));
+    let there_and_back = [region(0, 8, 4, 100), region(0, 0, 4, 100)];
+    assert_eq!(batch(&mut model, &there_and_back), (Ok(()), 2));
+    let beyond_and_back =
+        [region(0, end, 4, 100), region(0, 0, 4, 100), region(2, end, 4, 200), delete(2)];
+    assert_eq!(batch(&mut model, &beyond_and_back), (Ok(()), 4));
+    assert_eq!(model.counts().grace_periods, 0);
+
+    // The architecture speaks last, of what is left, to the slot's last entry.
+    let beyond = [region(1, end, 4, 200), region(0, 8, 4, 100), region(1, end + 4, 4, 200)];
+    assert_eq!(batch(&mut model, &beyond), (Err(Errno::EINVAL), 2));
+    let overlapping = [region(1, end, 4, 200), region(2, 2, 4, 300)];
+    assert_eq!(batch(&mut model, &overlapping), (Err(Errno::EEXIST), 1));
+    let two = [region(1, end - 3, 4, 200), region(2, end + 8, 4, 300), region(1, end, 4, 200)];
+    assert_eq!(batch(&mut model, &two), (Err(Errno::EINVAL), 1));
+    // What stays where it is was asked when it came.
+    assert_eq!(batch(&mut model, &[logged(region(0, 0, 4, 100))]), (Ok(()), 1));
+    assert_eq!(layout(&model), [(0, 0, 4, 100)]);
+    assert_eq!(model.counts().grace_periods, 1);
+}
+
+#[test]
 fn all_or_nothing() {
     let mut model = model();
     model.add_guest_memfd(5, 8 * PAGE);
