@@ -416,6 +416,23 @@ fn owned_memory() {
 }
 
 #[test]
+fn memory_of_a_commit_that_got_stuck_is_kept_until_it_is_repaired() {
+    let mut f = Fixture::new();
+    let memory = Arc::new(Paper(HVA, 4 * PAGE));
+    let mut tx = f.space.begin();
+    tx.map_owned(ram(0, 1), memory.clone()).unwrap();
+    tx.map_owned(ram(2, 1), memory.clone()).unwrap();
+    f.model.lock().inject(Fault::from_nth(2, Errno::ENOMEM).only(Call::SetRegion));
+    let error = tx.commit().unwrap_err();
+    assert!(matches!(&error, Error::Stuck { live, .. } if live.len() == 1), "{error}");
+    assert!(Arc::strong_count(&memory) > 1, "a slot over it is live");
+    f.model.lock().clear_faults();
+    f.space.begin().commit().unwrap();
+    assert_eq!(Arc::strong_count(&memory), 1);
+    f.unchanged();
+}
+
+#[test]
 fn dropping_an_address_space_unmaps_what_it_owns() {
     let mut f = Fixture::new();
     let memory = Arc::new(Paper(HVA, 4 * PAGE));

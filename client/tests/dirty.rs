@@ -268,3 +268,50 @@ fn a_log_that_cannot_be_read_loses_nothing() {
     let dirty = Vec::from_iter(run.space.dirty_log(id).unwrap().iter());
     assert_eq!(dirty, Vec::from_iter(std::iter::once(1).chain(10..20)));
 }
+
+#[test]
+fn with_manual_protection_a_read_leaves_the_log_until_it_is_cleared() {
+    let gate = HolePolicy::Gate(Arc::new(Gate::default()));
+    let mut run = Run::new(false, true, gate, None);
+    let mut tx = run.space.begin();
+    // SAFETY: the model maps nothing.
+    let id = unsafe { tx.map(RegionSpec::ram(0, 10 * PAGE, HVA).log_dirty()) }.unwrap();
+    tx.commit().unwrap();
+    run.write(&[2, 3]);
+    // The slot is replaced: what was dirty is only known here from now on.
+    let mut tx = run.space.begin();
+    tx.shrink(id, 5 * PAGE).unwrap();
+    tx.commit().unwrap();
+    let dirty = run.space.dirty_log(id).unwrap();
+    assert_eq!(Vec::from_iter(dirty.iter()), [2, 3]);
+    assert_eq!(run.space.dirty_log(id).unwrap(), dirty);
+    let mut cleared = kvm_memslots::DirtyBitmap::new(5);
+    cleared.set(2, 1);
+    run.space.clear_dirty_log(id, &cleared).unwrap();
+    assert_eq!(Vec::from_iter(run.space.dirty_log(id).unwrap().iter()), [3]);
+}
+
+#[test]
+fn what_was_dirty_before_logging_went_off_is_not_dirty_when_it_comes_on() {
+    let (mut run, a, b) = replace_logged(HolePolicy::NoVcpuRuns);
+    // Reading the one takes what the other has along, as they share a slot.
+    assert_eq!(Vec::from_iter(run.space.dirty_log(a).unwrap().iter()), [3]);
+    for flags in [MemFlags::empty(), MemFlags::LOG_DIRTY_PAGES] {
+        let mut tx = run.space.begin();
+        tx.set_flags(a, flags).unwrap();
+        tx.set_flags(b, flags).unwrap();
+        tx.commit().unwrap();
+    }
+    assert_eq!(run.space.dirty_log(b).unwrap().count(), 0);
+}
+
+#[test]
+fn logging_that_goes_off_and_on_in_one_transaction_stays_as_it_is() {
+    let (mut run, a, b) = replace_logged(HolePolicy::Refuse);
+    assert_eq!(run.space.dirty_log(a).unwrap().count(), 1);
+    let mut tx = run.space.begin();
+    tx.set_flags(b, MemFlags::empty()).unwrap();
+    tx.set_flags(b, MemFlags::LOG_DIRTY_PAGES).unwrap();
+    assert_eq!(tx.commit().unwrap().ioctls, 0);
+    assert_eq!(Vec::from_iter(run.space.dirty_log(b).unwrap().iter()), [2, 9]);
+}

@@ -319,6 +319,36 @@ fn a_bar_that_moves_is_one_move() {
 }
 
 #[test]
+fn a_bar_that_moves_by_less_than_its_size_is_one_move_too() {
+    let bar = ram(2, 4);
+    let moved = Extent { mapping: bar.mapping.moved_to(3 * PAGE), ..bar };
+    let plan = last_plan(&[&[bar], &[moved]]);
+    assert!(matches!(plan.ops[..], [Op::Move { .. }]), "{plan:?}");
+    assert_eq!(plan.holes, [Range::new(3 * PAGE, 3 * PAGE)]);
+}
+
+/// Of two runs of slots that could be joined, the one that frees all that is
+/// needed goes, and the other stays.
+#[test]
+fn when_ids_run_out_the_longest_run_is_joined() {
+    let mut vm = Vm::default();
+    let mut wanted = Vec::new();
+    let mut limits = Limits::x86();
+    for page in [0, 1, 10, 11, 12] {
+        wanted.push(ram(page, 1));
+        let plan = vm.plan(&wanted, &limits).unwrap();
+        vm.carry_out(&plan);
+    }
+    limits.slots = 5;
+    wanted.extend([ram(20, 1), ram(30, 1)]);
+    let plan = vm.plan(&wanted, &limits).unwrap();
+    let deleted: Vec<_> =
+        plan.ops.iter().filter(|op| op.invalidates()).map(|op| op.range().gpa / PAGE).collect();
+    assert_eq!(deleted, [10, 11, 12]);
+    assert_eq!(plan.ops.len(), 3 + 1 + 2);
+}
+
+#[test]
 fn bars_that_swap_places_are_a_delete_a_move_and_a_create() {
     let (a, b) = (ram(0, 2), ram(10, 2));
     let swapped = [

@@ -70,8 +70,9 @@ pub trait Memslots: Send {
     /// so is `pages` unless it reaches the slot's end.
     ///
     /// # Errors
-    /// KVM's errno: `ENXIO` or `EINVAL` where manual protection is not enabled
-    /// on the VM.
+    /// KVM's errno: `ENOENT` where there is no such slot or it is not logged,
+    /// `ENXIO` with a dirty ring, `EINVAL` for pages the slot does not have.
+    /// KVM does not mind if manual protection is not enabled on the VM.
     fn clear_dirty_log(
         &mut self,
         as_id: u16,
