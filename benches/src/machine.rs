@@ -93,7 +93,7 @@ pub fn open_kvm() -> io::Result<(Kvm, VmFd)> {
         }
     };
     let kvm = Kvm::new().map_err(because("/dev/kvm"))?;
-    let vm = kvm.create_vm().map_err(because("KVM_CREATE_VM"))?;
+    let vm = kvm.create_vm().map_err(because("KVM_CREATE_VM on /dev/kvm"))?;
     Ok((kvm, vm))
 }
 

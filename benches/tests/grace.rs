@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{guest_or_skip, set_slot, skip, vm_or_skip};
 use kvm_ioctls::{Kvm, VmFd};
-use kvm_memslots_bench::grace::{GraceCounter, Method};
+use kvm_memslots_bench::grace::GraceCounter;
 use kvm_memslots_bench::guest::{BusyVcpus, Work};
 use kvm_memslots_bench::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
 
@@ -84,20 +84,4 @@ fn the_instance_goes_with_the_counter() {
     assert!(instance.exists());
     drop(counter);
     assert!(!instance.exists());
-}
-
-/// Whichever methods this machine permits, none of them is off by one here.
-#[test]
-fn no_method_miscounts() {
-    let test = "no_method_miscounts";
-    if vm_or_skip(test).is_none() {
-        return;
-    }
-    for method in Method::ALL {
-        let calibrated = GraceCounter::first_of(&[method], || Ok(Kvm::new()?.create_vm()?));
-        match calibrated {
-            Ok(counter) => assert_eq!(counter.method(), method),
-            Err(why) => skip(test, why),
-        }
-    }
 }

@@ -9,6 +9,10 @@ use super::tracefs::{Instance, TraceFs, append, probe_group};
 /// What one memslot swap calls.
 const WAIT: &str = "synchronize_srcu_expedited";
 
+/// A timer that fires while the thread runs is recorded as the thread's; the
+/// record's flags (`TRACE_FLAG_HARDIRQ`, `TRACE_FLAG_SOFTIRQ`) tell them apart.
+const NOT_INTERRUPTED: &str = "!(common_flags & 0x18)";
+
 /// How grace periods are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
@@ -22,8 +26,8 @@ pub enum Method {
     /// thread. Where no grace period is in progress, a synchronize call starts
     /// one by queueing `process_srcu()` from its own context
     /// (`srcu_funnel_gp_start()`), without delay if it is expedited;
-    /// `process_srcu()` queues itself again from a kworker, which is not
-    /// counted.
+    /// `process_srcu()` queues itself again from a kworker or, after a delay,
+    /// from a timer, which are not counted.
     QueueWork,
     /// The event `workqueue_execute_start` for `srcu_invoke_callbacks()`, which
     /// runs once a grace period on the CPU that waits for it. It runs in a
@@ -57,7 +61,8 @@ impl Method {
             }
             Self::QueueWork => {
                 let event = "events/workqueue/workqueue_queue_work";
-                armed.use_function_event(event, "process_srcu", &[&this_thread()])?;
+                let also = [&*this_thread(), NOT_INTERRUPTED];
+                armed.use_function_event(event, "process_srcu", &also)?;
             }
             Self::InvokeCallbacks => {
                 let event = "events/workqueue/workqueue_execute_start";

@@ -1,0 +1,238 @@
+//! The command line tool, as a user runs it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::process::{Command, Output, Stdio};
+
+use common::{skip, vm_or_skip};
+use serde_json::{Map, Value};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_memslots");
+
+fn memslots(args: &str) -> Output {
+    Command::new(PROGRAM).args(args.split_whitespace()).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    let (code, stderr) = (output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{code}: {stderr}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn json(args: &str) -> Vec<Map<String, Value>> {
+    let output = stdout(&memslots(&format!("{args} --json")));
+    output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn text<'a>(row: &'a Map<String, Value>, key: &str) -> &'a str {
+    row[key].as_str().unwrap_or_else(|| panic!("{key}: {row:?}"))
+}
+
+fn number(row: &Map<String, Value>, key: &str) -> u64 {
+    row[key].as_u64().unwrap_or_else(|| panic!("{key}: {row:?}"))
+}
+
+#[test]
+fn json_has_one_object_a_row_with_the_documented_keys() {
+    let rows = json("bench contiguous hotplug --regions 60 --runs 2 --executor model");
+    let names: Vec<_> =
+        rows.iter().map(|row| (text(row, "scenario"), text(row, "strategy"))).collect();
+    let strategies = ["per-region", "shim", "batch"];
+    let expected: Vec<_> = ["contiguous", "hotplug"]
+        .into_iter()
+        .flat_map(|scenario| strategies.map(|strategy| (scenario, strategy)))
+        .collect();
+    assert_eq!(names, expected);
+    for row in &rows {
+        assert_eq!(text(row, "executor"), "model");
+        assert_eq!(text(row, "grace_periods_by"), "plan");
+        assert_eq!((number(row, "regions"), number(row, "vcpus")), (60, 0));
+        assert!(number(row, "wall_ns") > 0);
+        assert!(row["ratio"].as_f64().unwrap() > 0.0);
+    }
+    let costs: Vec<_> =
+        rows.iter().map(|row| (number(row, "ioctls"), number(row, "grace_periods"))).collect();
+    assert_eq!(costs, [(60, 60), (1, 1), (1, 1), (120, 180), (60, 90), (20, 30)]);
+    assert_eq!(rows[0]["ratio"].as_f64(), Some(1.0));
+}
+
+#[test]
+fn without_per_region_there_is_no_ratio() {
+    let rows = json("bench contiguous --strategy shim --regions 10 --runs 1 --executor model");
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["ratio"], Value::Null);
+}
+
+/// `memslots` alone is `memslots bench`, of everything.
+#[test]
+fn the_table_says_model_in_every_row() {
+    let table = stdout(&memslots("--executor model --regions 12 --runs 1"));
+    let rows: Vec<_> = table.lines().skip(2).collect();
+    assert_eq!(rows.len(), 6 * 3);
+    for row in rows {
+        assert!(row.contains("| model "), "{row}");
+    }
+}
+
+#[test]
+fn the_progress_bar_is_for_terminals() {
+    let output = memslots("bench sparse --executor model --regions 10 --runs 1 --json");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn what_cannot_be_understood_goes_to_stderr_with_code_2() {
+    for args in [
+        "bench spares",
+        "--regions 0",
+        "--runs 0",
+        "--vcpus many",
+        "--strategy fast",
+        "--executor qemu",
+    ] {
+        let output = memslots(args);
+        assert_eq!(output.status.code(), Some(2), "{args}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_a_row_that_says_so() {
+    let rows = json("contiguous --regions 40000 --runs 1 --executor model");
+    assert!(text(&rows[0], "skipped").contains("40000 slots are needed"), "{:?}", rows[0]);
+    assert_eq!((&rows[0]["wall_ns"], &rows[0]["ioctls"]), (&Value::Null, &Value::Null));
+    assert_eq!((&rows[1]["skipped"], number(&rows[1], "ioctls")), (&Value::Null, 1));
+
+    let rows = json("contiguous --regions 10 --runs 1 --vcpus 0,1 --executor model");
+    let skipped: Vec<_> = rows.iter().map(|row| row["skipped"].is_string()).collect();
+    assert_eq!(skipped, [false, false, false, true, true, true]);
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() {
+    let mut child = Command::new(PROGRAM)
+        .args(["--executor", "model", "--regions", "50", "--runs", "1", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn the_plot_is_an_svg_with_every_strategy() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("times.svg");
+    let args =
+        format!("sparse boot --regions 120 --runs 1 --executor model --plot {}", file.display());
+    stdout(&memslots(&args));
+    let svg = std::fs::read_to_string(&file).unwrap();
+    assert!(svg.starts_with("<svg"), "{svg}");
+    for word in ["per-region", "shim", "batch", "sparse 120, idle", "boot 120, idle"] {
+        assert!(svg.contains(word), "{word}");
+    }
+    let nowhere = memslots("sparse --regions 1 --runs 1 --executor model --plot /nowhere/a.svg");
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nowhere/a.svg"));
+}
+
+#[test]
+fn on_kvm_the_kernel_confirms_the_plan() {
+    let test = "on_kvm_the_kernel_confirms_the_plan";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let rows = json(
+        "contiguous hotplug resize --regions 48 --runs 1 --vcpus 0,1 --strategy per-region,shim",
+    );
+    assert_eq!(rows.len(), 3 * 2 * 2);
+    let mut uncounted = 0;
+    for row in &rows {
+        assert_eq!(text(row, "executor"), "kvm");
+        if row["skipped"].is_string() {
+            assert_eq!(number(row, "vcpus"), 1, "{row:?}");
+            skip(test, text(row, "skipped"));
+        } else if text(row, "grace_periods_by") == "kernel" {
+            assert_eq!(row["grace_periods"], row["grace_periods_planned"], "{row:?}");
+        } else {
+            uncounted += 1;
+        }
+    }
+    if uncounted > 0 {
+        skip(test, format_args!("the kernel did not count in {uncounted} of {} rows", rows.len()));
+    }
+}
+
+#[test]
+fn a_batch_that_the_kernel_lacks_is_skipped_aloud() {
+    let test = "a_batch_that_the_kernel_lacks_is_skipped_aloud";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let output = memslots("sparse --regions 4 --runs 1 --vcpus 0 --strategy batch --json");
+    let rows = stdout(&output);
+    let row: Map<String, Value> = serde_json::from_str(&rows).unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if row["skipped"].is_null() {
+        return skip(test, "this kernel has the batch ioctl");
+    }
+    for said in [text(&row, "skipped"), &*stderr] {
+        assert!(said.contains("KVM_SET_USER_MEMORY_REGIONS"), "{said}");
+    }
+}
+
+#[test]
+fn doctor_says_what_this_machine_is() {
+    let report = stdout(&memslots("doctor"));
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(report.contains(release.trim()), "{report}");
+    assert!(report.contains("KVM "), "{report}");
+    if vm_or_skip("doctor_says_what_this_machine_is").is_some() {
+        for part in ["batch ioctl", "grace period", "none running", "32764"] {
+            assert!(report.contains(part), "{part}: {report}");
+        }
+    }
+}
+
+/// The program in a mount namespace in which `/dev/kvm` is something else.
+fn without_kvm(test: &str, args: &str) -> Option<Output> {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        return Some(memslots(args));
+    }
+    let hide = "mount --bind /dev/null /dev/kvm";
+    let run = |script: &str| Command::new("unshare").args(["--mount", "sh", "-c", script]).output();
+    match run(hide) {
+        Ok(hidden) if hidden.status.success() => {
+            Some(run(&format!("{hide} && exec {PROGRAM} {args}")).unwrap())
+        }
+        other => {
+            skip(test, format_args!("/dev/kvm can't be hidden: {other:?}"));
+            None
+        }
+    }
+}
+
+#[test]
+fn without_kvm_the_model_takes_over_and_says_so() {
+    let test = "without_kvm_the_model_takes_over_and_says_so";
+    let Some(output) = without_kvm(test, "--regions 12 --runs 1 --json") else { return };
+    let rows = stdout(&output);
+    assert_eq!(rows.lines().count(), 6 * 3);
+    for line in rows.lines() {
+        let row: Map<String, Value> = serde_json::from_str(line).unwrap();
+        assert_eq!(text(&row, "executor"), "model");
+    }
+    assert!(String::from_utf8_lossy(&output.stderr).contains("model"));
+
+    let Some(output) = without_kvm(test, "doctor") else { return };
+    assert!(stdout(&output).contains("none: "));
+
+    let Some(output) = without_kvm(test, "--executor kvm") else { return };
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/kvm"));
+}
