@@ -133,7 +133,7 @@ impl Bench {
         let mut contenders: Vec<_> =
             self.strategies.iter().map(|strategy| Contender::new(*strategy)).collect();
         for round in 0..=self.runs {
-            if round % 2 == 1 {
+            if round > 0 {
                 contenders.reverse();
             }
             for contender in &mut contenders {

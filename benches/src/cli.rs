@@ -56,7 +56,7 @@ struct BenchArgs {
     #[arg(long, value_name = "N", value_delimiter = ',')]
     vcpus: Vec<usize>,
     /// Runs that are measured; the median counts.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Who carries the changes out [default: kvm, or the model of it where
     /// there is no /dev/kvm].

@@ -13,7 +13,7 @@ pub mod rig;
 pub mod scenario;
 pub mod strategy;
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use std::io::Write;
 

@@ -39,7 +39,8 @@ fn draw(rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let ms = |row: &Row| row.wall_ns.map(|ns| ns as f64 / 1e6);
     let times = || rows.iter().filter_map(ms);
     let shortest = times().fold(f64::INFINITY, f64::min).min(1.0) / 2.0;
-    let longest = times().fold(shortest * 10.0, f64::max) * 2.0;
+    // Room for the legend behind the longest bar.
+    let longest = times().fold(shortest * 10.0, f64::max) * 8.0;
     let mut chart = ChartBuilder::on(&root)
         .caption(title(rows), ("sans-serif", 20))
         .margin(10)
@@ -74,7 +75,12 @@ fn draw(rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
             });
         }
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .draw()?;
     root.present()?;
     Ok(())
 }
