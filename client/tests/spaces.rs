@@ -16,6 +16,12 @@ use kvm_memslots::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+/// A VMM's threads may hand it to each other.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<AddressSpace>();
+};
+
 #[test]
 fn two_address_spaces_of_one_vm_share_addresses_and_ids() {
     let limits = Limits { address_spaces: 2, ..Limits::x86() };

@@ -30,7 +30,7 @@ fn executors() -> [(Builder, Limits); 3] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
     fn ends_in_exactly_the_wanted_layout(all in transactions()) {

@@ -212,7 +212,7 @@ fn batch(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 
     #[test]
     fn the_layout_is_what_the_regions_say(ops in vec(op(), 1..80)) {

@@ -223,7 +223,7 @@ fn check(vm: &mut Vm, wanted: &[Extent], limits: &Limits) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
 
     #[test]
     fn any_sequence_ends_in_exactly_the_wanted_layout(

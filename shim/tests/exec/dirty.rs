@@ -134,7 +134,7 @@ fn assert_nothing_is_lost(world: &World, done: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     // That a plan which is done names all that has to be carried is the
     // planner's business: it has not made these.
