@@ -8,10 +8,10 @@
 # whole kernel is built with it or without it, never in turns.
 set -eu
 lab=$(dirname "$(readlink -f "$0")")
-src=$1 out=$2 arch=${3:-x86_64}
+mkdir -p "$2"
+src=$(readlink -f "$1") out=$(readlink -f "$2") arch=${3:-x86_64}
 shift 2
-[ $# -gt 0 ] && shift
-mkdir -p "$out"
+[ $# -eq 0 ] || shift
 
 case $arch in
 x86_64) image=bzImage; cross= ;;

@@ -10,6 +10,7 @@ dir=$1 pkg=${2:-linux-source-6.12}
 
 mkdir -p "$dir"
 cd "$dir"
+rm -f "$pkg"_*.deb
 apt-get download "$pkg"
 dpkg -x "$pkg"_*.deb deb
 tar xf deb/usr/src/"$pkg".tar.xz
