@@ -89,7 +89,8 @@ impl AddressSpace {
                     ioctls: done.ioctls,
                     grace_periods: done.grace_periods,
                     regions_merged: plan.merged,
-                    regions_cancelled: self.cancelled(&plan.ops),
+                    // What costs nothing is in a slot that stays.
+                    regions_cancelled: if plan.kept == 0 { 0 } else { self.cancelled(&plan.ops) },
                     elapsed: done.elapsed,
                     executor: self.executor(),
                     backend: self.backend.name(),
@@ -203,18 +204,16 @@ impl AddressSpace {
 
     fn apply(&mut self, ops: &[Op]) {
         for op in ops {
-            if let Some(slot) = op.before() {
-                self.slots.remove(&slot);
-            }
             match op {
                 Op::Delete(slot) => _ = self.ids.give_back(slot.id),
                 Op::Create(slot) => _ = self.ids.take(slot.id),
                 Op::Move { .. } | Op::SetFlags { .. } => {}
             }
-            if let Some(slot) = op.after() {
-                self.slots.insert(&slot);
-            }
         }
+        for slot in ops.iter().filter_map(Op::before) {
+            self.slots.remove(&slot);
+        }
+        self.slots.extend(ops.iter().filter_map(Op::after));
     }
 
     /// Takes over what is really live of the slots that `ops` name.

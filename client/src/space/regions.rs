@@ -68,12 +68,13 @@ impl Entry {
 
 /// What the transaction at hand did to a region, to be taken back if it is not
 /// committed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) enum Edit {
     Added(u32),
     Removed(u32),
-    /// The region, and how it was. Its guest address never changes.
-    Changed(u32, Extent),
+    /// The region, and how it was. Its guest address never changes. Boxed, as
+    /// most edits are of the other kinds.
+    Changed(u32, Box<Extent>),
 }
 
 /// Regions by index and by guest address.
@@ -175,15 +176,23 @@ impl RegionTable {
 
     /// A region other than `except` that overlaps `range`.
     pub(crate) fn in_the_way(&self, range: Range, except: Option<u32>) -> Option<u32> {
-        // Regions are disjoint: if any overlaps, so does one of the last two
-        // that start below the end, one of which may be the exception.
+        let overlaps = |index: &u32| {
+            let entry = &self.entries[*index as usize];
+            Range::new(entry.gpa, entry.size).overlaps(range)
+        };
+        // Regions mostly come in ascending order.
+        let (last, index) = self.by_gpa.last_key_value()?;
+        if *last < range.gpa && Some(*index) != except {
+            return Some(*index).filter(overlaps);
+        }
+        // Regions are disjoint: if any overlaps, the last one that starts below
+        // the end does.
         self.by_gpa
             .range(..range.end())
             .rev()
             .map(|(_, index)| *index)
-            .filter(|index| Some(*index) != except)
-            .take(1)
-            .find(|index| self.extent(*index).mapping.range.overlaps(range))
+            .find(|index| Some(*index) != except)
+            .filter(overlaps)
     }
 
     /// Regions that overlap `range`, by guest address.
@@ -282,7 +291,7 @@ impl RegionTable {
     /// Gives a region another extent at the same guest address.
     pub(crate) fn change(&mut self, index: u32, extent: &Extent) {
         let entry = &mut self.entries[index as usize];
-        self.journal.push(Edit::Changed(index, entry.extent()));
+        self.journal.push(Edit::Changed(index, Box::new(entry.extent())));
         entry.set(extent);
     }
 

@@ -61,13 +61,35 @@ impl SlotTable {
     }
 
     pub(crate) fn insert(&mut self, slot: &Slot) {
+        self.note_id(slot);
+        self.by_gpa.insert(slot.mapping.range.gpa, Packed::new(slot));
+    }
+
+    /// Inserts all of `slots`.
+    pub(crate) fn extend(&mut self, slots: impl Iterator<Item = Slot>) {
+        let mut new: Vec<(u64, Packed)> = slots
+            .map(|slot| {
+                self.note_id(&slot);
+                (slot.mapping.range.gpa, Packed::new(&slot))
+            })
+            .collect();
+        // Many at once: rebuilding the tree costs less than searching it for
+        // each of them.
+        if new.len() > self.by_gpa.len() / 8 {
+            new.sort_unstable_by_key(|(gpa, _)| *gpa);
+            self.by_gpa.append(&mut BTreeMap::from_iter(new));
+        } else {
+            self.by_gpa.extend(new);
+        }
+    }
+
+    fn note_id(&mut self, slot: &Slot) {
         let id = usize::from(slot.id);
         if self.gpas.len() <= id {
             self.gpas.reserve_exact((id + 1 - self.gpas.len()).max(self.gpas.len() / 8));
             self.gpas.resize(id + 1, 0);
         }
         self.gpas[id] = slot.mapping.range.gpa;
-        self.by_gpa.insert(slot.mapping.range.gpa, Packed::new(slot));
     }
 
     pub(crate) fn remove(&mut self, slot: &Slot) {
