@@ -65,6 +65,9 @@ pub struct Row {
     pub wall_ns_min: Option<u64>,
     /// The slowest run.
     pub wall_ns_max: Option<u64>,
+    /// What of that is the library's own, outside of the calls: median over the
+    /// runs. `None` for `per-region`, which has no library.
+    pub own_ns: Option<u64>,
     /// Runs measured.
     pub runs: usize,
     /// The median of `per-region` in the same comparison over this one: 2 is
@@ -79,6 +82,7 @@ pub struct Row {
 struct Contender {
     strategy: Strategy,
     walls: Vec<Duration>,
+    owns: Vec<Duration>,
     spent: Spent,
     counted: Option<u64>,
     /// Why it is out.
@@ -183,6 +187,7 @@ impl Bench {
                 wall_ns: wall.map(nanos),
                 wall_ns_min: contender.walls.iter().min().copied().map(nanos),
                 wall_ns_max: contender.walls.iter().max().copied().map(nanos),
+                own_ns: median(&contender.owns).map(nanos),
                 runs: contender.walls.len(),
                 ratio: ratio.map(|(baseline, wall)| baseline.as_secs_f64() / wall.as_secs_f64()),
                 skipped: contender.skipped.clone(),
@@ -194,8 +199,8 @@ impl Bench {
 
 impl Contender {
     const fn new(strategy: Strategy) -> Self {
-        let spent = Spent { ioctls: 0, grace_periods: 0, pauses: 0 };
-        Self { strategy, walls: Vec::new(), spent, counted: None, skipped: None }
+        let spent = Spent { ioctls: 0, grace_periods: 0, pauses: 0, in_calls: Duration::ZERO };
+        Self { strategy, walls: Vec::new(), owns: Vec::new(), spent, counted: None, skipped: None }
     }
 
     /// A run whose time does not count, but whose calls and grace periods do.
@@ -229,6 +234,9 @@ impl Contender {
         rig.finish()?;
         self.spent = spent;
         self.walls.push(wall);
+        if self.strategy != Strategy::PerRegion {
+            self.owns.push(wall.saturating_sub(spent.in_calls));
+        }
         Ok(())
     }
 

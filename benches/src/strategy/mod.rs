@@ -7,6 +7,7 @@ pub use per_region::{PerRegion, SetRegion};
 pub use transactions::Transactions;
 
 use std::fmt;
+use std::time::Duration;
 
 use kvm_memslots::backend::Errno;
 use thiserror::Error;
@@ -56,6 +57,8 @@ pub struct Spent {
     pub grace_periods: u64,
     /// How often vCPUs were paused.
     pub pauses: u64,
+    /// The time in those calls, where the strategy says; zero elsewhere.
+    pub in_calls: Duration,
 }
 
 impl std::ops::AddAssign for Spent {
@@ -63,6 +66,7 @@ impl std::ops::AddAssign for Spent {
         self.ioctls += other.ioctls;
         self.grace_periods += other.grace_periods;
         self.pauses += other.pauses;
+        self.in_calls += other.in_calls;
     }
 }
 

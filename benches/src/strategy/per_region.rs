@@ -158,7 +158,7 @@ impl<C: SetRegion> PerRegion<C> {
         self.call("a delete", slot, &live, 0)?;
         self.free.push(slot);
         self.regions[name.index()].live = None;
-        Ok(Spent { ioctls: 1, grace_periods: 2, pauses: 0 })
+        Ok(Spent { ioctls: 1, grace_periods: 2, ..Spent::default() })
     }
 
     fn create_or_set(&mut self, name: Name) -> Result<Spent, StrategyError> {
@@ -172,7 +172,7 @@ impl<C: SetRegion> PerRegion<C> {
         };
         self.call(call, slot, &wanted, wanted.size)?;
         self.regions[name.index()].live = Some((slot, wanted));
-        Ok(Spent { ioctls: 1, grace_periods: 1, pauses: 0 })
+        Ok(Spent { ioctls: 1, grace_periods: 1, ..Spent::default() })
     }
 
     fn new_id(&mut self) -> Result<u16, StrategyError> {

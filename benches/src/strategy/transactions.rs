@@ -54,6 +54,7 @@ impl Apply for Transactions {
             ioctls: report.ioctls,
             grace_periods: report.grace_periods,
             pauses: u64::from(report.vcpus_paused),
+            in_calls: report.elapsed,
         })
     }
 }
