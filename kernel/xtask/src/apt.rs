@@ -90,6 +90,12 @@ impl Private {
         self.output("apt-cache", &["madison", package]).map(|said| parse_madison(&said))
     }
 
+    /// The packages whose name starts with `prefix`.
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let said = self.output("apt-cache", &["pkgnames", prefix])?;
+        Ok(said.lines().map(str::to_owned).collect())
+    }
+
     /// Prefers versions that match `pin` of all packages whose name has `part`
     /// in it.
     pub(crate) fn pin(&self, part: &str, pin: &str) -> Result<()> {

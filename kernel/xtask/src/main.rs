@@ -1,6 +1,7 @@
 //! The project's tasks, as `cargo xtask TASK`.
 
 mod apt;
+mod kernel;
 mod run;
 mod test;
 mod workspace;
@@ -20,10 +21,13 @@ struct Cli {
 enum Task {
     /// Run every check of the repository
     Test(test::Args),
+    /// Fetch, build and boot kernels with the series of kernel/patches
+    Kernel(kernel::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().task {
         Task::Test(args) => test::run(&args),
+        Task::Kernel(args) => kernel::run(&args),
     }
 }

@@ -77,7 +77,8 @@ pub(crate) fn shown(command: &Command) -> String {
     shown
 }
 
-fn quoted(word: &str) -> String {
+/// `word` as a shell takes it.
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_=./:,+@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -1,0 +1,259 @@
+//! A kernel, booted in QEMU with nested KVM, with a command to run.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::build::Kernel;
+use super::console::Console;
+use super::initrd::{self, Command, Program};
+use super::target::{Arch, Target};
+use super::{Qemu, target, tools};
+use crate::run;
+
+/// How long a kernel that has complained may go on: for the rest of the
+/// complaint.
+const AFTER_SPLAT: Duration = Duration::from_secs(20);
+
+/// What can boot.
+pub(super) struct Guest {
+    arch: Arch,
+    image: PathBuf,
+    dir: PathBuf,
+    qemu: Qemu,
+    busybox: Program,
+}
+
+/// A command that has ended in a guest whose kernel did not complain.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) status: i32,
+    pub(super) took: Duration,
+}
+
+impl Guest {
+    pub(super) fn new(target: &Target, kernel: &Kernel, qemu: Qemu) -> Result<Self> {
+        tools::for_boot(target.arch)?;
+        let busybox = initrd::busybox(target.arch)?;
+        let image = kernel.image.clone();
+        Ok(Self { arch: target.arch, image, dir: target.dir(), qemu, busybox })
+    }
+
+    /// Boots, runs `command` with `programs` in /bin; each line that it writes
+    /// goes to `line`.
+    ///
+    /// # Errors
+    /// If the kernel complains, the guest hangs, or it ends before the command
+    /// does; not if the command fails.
+    pub(super) fn run(
+        &self,
+        programs: &[Program],
+        command: &Command,
+        mut line: impl FnMut(&str),
+    ) -> Result<Ended> {
+        let log = self.dir.join("boot.log");
+        let initrd = self.dir.join("initrd.cpio");
+        fs::write(&initrd, initrd::archive(&self.busybox, programs, command))
+            .with_context(|| format!("{}", initrd.display()))?;
+        let mut file = File::create(&log).with_context(|| format!("{}", log.display()))?;
+        let mut qemu = self.command(&initrd);
+        writeln!(file, "$ {}", run::shown(&qemu))?;
+        run::say(&format!("booting {} (log: {})", target::shown(&self.image), target::shown(&log)));
+        let start = Instant::now();
+        let mut child = qemu
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file.try_clone().context("log")?)
+            .spawn()
+            .with_context(|| format!("can't run {}", run::shown(&qemu)))?;
+        let stdout = child.stdout.take().context("QEMU has no stdout")?;
+        let _running = Running(child);
+        let mut console = Console::default();
+        let outcome =
+            follow(&lines(stdout), start + self.qemu.timeout(), &mut console, |raw, own| {
+                // A full disk is no reason to end the guest.
+                let _ = file.write_all(raw);
+                own.map(&mut line);
+            });
+        judge(&console, &outcome, start.elapsed())
+            .with_context(|| format!("log: {}", target::shown(&log)))
+    }
+
+    fn command(&self, initrd: &Path) -> std::process::Command {
+        let mut qemu = std::process::Command::new(tools::qemu(self.arch));
+        let tty = match self.arch {
+            Arch::X86_64 => {
+                qemu.args(["-cpu", "EPYC,+svm"]);
+                "ttyS0"
+            }
+            Arch::Arm64 => {
+                qemu.args(["-M", "virt,virtualization=on,gic-version=3"]);
+                qemu.args(["-cpu", "max,pauth-impdef=on"]);
+                "ttyAMA0"
+            }
+        };
+        qemu.args(["-smp", "2", "-m", &format!("{}M", self.qemu.memory)]);
+        qemu.args(["-accel", "tcg,thread=multi", "-nodefaults", "-nographic"]);
+        qemu.args(["-serial", "stdio", "-monitor", "none", "-no-reboot"]);
+        qemu.arg("-kernel").arg(&self.image).arg("-initrd").arg(initrd);
+        // The time is what tells the kernel's messages from the command's.
+        let append = format!(
+            "console={tty} printk.time=1 loglevel=5 panic=-1 oops=panic {}",
+            self.qemu.append
+        );
+        qemu.args(["-append", append.trim_end()]);
+        qemu
+    }
+}
+
+/// QEMU, for as long as somebody follows it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself, and then there is nothing to kill.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The lines of the console as they come, until it is closed.
+fn lines(stdout: ChildStdout) -> Receiver<Vec<u8>> {
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        loop {
+            let mut line = Vec::new();
+            match reader.read_until(b'\n', &mut line) {
+                Ok(1..) if send.send(line).is_ok() => {}
+                // Closed, broken, or nobody listens.
+                _ => return,
+            }
+        }
+    });
+    receive
+}
+
+/// Why there is no more to come.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    /// QEMU has ended.
+    Closed,
+    /// It has not, in time.
+    TimedOut,
+    /// The kernel has complained, and not ended after that.
+    CutOff,
+}
+
+/// Reads `lines` into `console` until their end, `deadline`, or shortly after
+/// a splat. `show` gets each line, and what it completes of the command's
+/// output.
+fn follow(
+    lines: &Receiver<Vec<u8>>,
+    deadline: Instant,
+    console: &mut Console,
+    mut show: impl FnMut(&[u8], Option<&str>),
+) -> Outcome {
+    let mut end = deadline;
+    let mut splat = false;
+    loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(raw) => show(&raw, console.line(&String::from_utf8_lossy(&raw))),
+            Err(RecvTimeoutError::Disconnected) => return Outcome::Closed,
+            Err(RecvTimeoutError::Timeout) if splat => return Outcome::CutOff,
+            Err(RecvTimeoutError::Timeout) => return Outcome::TimedOut,
+        }
+        if !splat && !console.splat().is_empty() {
+            splat = true;
+            end = deadline.min(Instant::now() + AFTER_SPLAT);
+        }
+    }
+}
+
+/// How it went, from what was read.
+fn judge(console: &Console, outcome: &Outcome, took: Duration) -> Result<Ended> {
+    let secs = took.as_secs();
+    if !console.splat().is_empty() {
+        bail!("the guest's kernel complained after {secs} s:\n  {}", console.splat().join("\n  "));
+    }
+    match (console.status(), outcome) {
+        (Some(status), Outcome::Closed) => Ok(Ended { status, took }),
+        (Some(status), _) => {
+            bail!(
+                "the command ended with status {status}, but the guest hangs (killed at {secs} s)"
+            )
+        }
+        (None, Outcome::Closed) => bail!("the guest ended before the command did, after {secs} s"),
+        (None, _) => {
+            let last = console.output().last().map_or("nothing", String::as_str);
+            bail!("the guest hangs: no end after {secs} s; the command last said: {last}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn send(lines: &[&str]) -> (mpsc::Sender<Vec<u8>>, Receiver<Vec<u8>>) {
+        let (sender, receiver) = mpsc::channel();
+        for line in lines {
+            sender.send(format!("{line}\r\n").into_bytes()).unwrap();
+        }
+        (sender, receiver)
+    }
+
+    fn run(lines: &[&str], closed: bool) -> (Outcome, Result<Ended>, Vec<String>) {
+        let (sender, receiver) = send(lines);
+        let _open = (!closed).then_some(sender);
+        let mut console = Console::default();
+        let mut shown = Vec::new();
+        let deadline = Instant::now() + Duration::from_millis(100);
+        let outcome = follow(&receiver, deadline, &mut console, |_, own| {
+            shown.extend(own.map(str::to_owned));
+        });
+        let verdict = judge(&console, &outcome, Duration::from_secs(7));
+        (outcome, verdict, shown)
+    }
+
+    #[test]
+    fn a_command_that_ends() {
+        let (_, verdict, shown) = run(&["LAB-BEGIN", "hello", "LAB-EXIT 3"], true);
+        assert_eq!(verdict.unwrap().status, 3);
+        assert_eq!(shown, ["hello"]);
+    }
+
+    #[test]
+    fn a_guest_that_hangs() {
+        let (outcome, verdict, _) = run(&["LAB-BEGIN", "hello"], false);
+        assert_eq!(outcome, Outcome::TimedOut);
+        let e = verdict.unwrap_err().to_string();
+        assert!(e.contains("hangs") && e.contains("7 s") && e.contains("hello"), "{e}");
+        let (_, verdict, _) = run(&["LAB-BEGIN", "LAB-EXIT 0"], false);
+        assert!(verdict.unwrap_err().to_string().contains("guest hangs"));
+    }
+
+    #[test]
+    fn a_guest_that_ends_too_early() {
+        let (_, verdict, _) = run(&["LAB-BEGIN", "hello"], true);
+        assert!(verdict.unwrap_err().to_string().contains("ended before"));
+    }
+
+    #[test]
+    fn a_complaint_counts_more_than_a_status_of_0() {
+        let lines = ["LAB-BEGIN", "[    4.100001] WARNING: CPU: 1", "LAB-EXIT 0"];
+        let (_, verdict, _) = run(&lines, true);
+        assert!(verdict.unwrap_err().to_string().contains("WARNING: CPU: 1"));
+        let (outcome, verdict, _) = run(&lines[..2], false);
+        assert_eq!(outcome, Outcome::CutOff);
+        assert!(verdict.unwrap_err().to_string().contains("WARNING: CPU: 1"));
+    }
+}

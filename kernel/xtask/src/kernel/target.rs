@@ -1,0 +1,157 @@
+//! Which kernel is meant, and where what belongs to it is kept.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use crate::workspace;
+
+/// An architecture that the lab knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Arch {
+    /// AMD, as SVM is what QEMU emulates
+    #[value(name = "x86_64")]
+    X86_64,
+    /// Virtualization by EL2
+    #[value(name = "arm64")]
+    Arm64,
+}
+
+impl Arch {
+    /// As in `kernel/lab` and for make's `ARCH`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// make's target, and where in the build directory it ends up.
+    pub(super) fn image(self) -> (&'static str, &'static str) {
+        match self {
+            Self::X86_64 => ("bzImage", "arch/x86/boot/bzImage"),
+            Self::Arm64 => ("Image", "arch/arm64/boot/Image"),
+        }
+    }
+
+    /// The prefix of the cross compiler; empty where this machine's own does.
+    pub(super) fn cross(self) -> &'static str {
+        match self {
+            Self::X86_64 if cfg!(target_arch = "x86_64") => "",
+            Self::X86_64 => "x86_64-linux-gnu-",
+            Self::Arm64 if cfg!(target_arch = "aarch64") => "",
+            Self::Arm64 => "aarch64-linux-gnu-",
+        }
+    }
+
+    /// `e_machine` of its programs.
+    pub(super) fn elf_machine(self) -> u16 {
+        match self {
+            Self::X86_64 => 62,
+            Self::Arm64 => 183,
+        }
+    }
+}
+
+/// A kernel to be built.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) version: String,
+    pub(super) arch: Arch,
+    pub(super) debug: bool,
+    pub(super) vanilla: bool,
+    /// A tree that is built as it is, instead of a fetched one.
+    pub(super) ksrc: Option<PathBuf>,
+}
+
+impl Target {
+    /// Names its folder: `6.12-x86_64-debug`.
+    pub(super) fn name(&self) -> String {
+        let mut name = if self.ksrc.is_some() { "ksrc".to_owned() } else { self.version.clone() };
+        name.push('-');
+        name.push_str(self.arch.name());
+        if self.debug {
+            name.push_str("-debug");
+        }
+        if self.vanilla && self.ksrc.is_none() {
+            name.push_str("-vanilla");
+        }
+        name
+    }
+
+    /// Where its source, its build and its logs are kept.
+    pub(super) fn dir(&self) -> PathBuf {
+        dir().join(self.name())
+    }
+
+    /// Where the series for its version is, there or not.
+    pub(super) fn patches(&self) -> PathBuf {
+        workspace::root().join("kernel/patches").join(format!("linux-{}", self.version))
+    }
+
+    /// The configuration fragments, in the order in which they are merged.
+    pub(super) fn fragments(&self) -> Vec<PathBuf> {
+        let lab = workspace::root().join("kernel/lab");
+        let mut fragments = vec![lab.join(format!("{}.config", self.arch.name()))];
+        if self.debug {
+            fragments.push(lab.join("debug.config"));
+        }
+        fragments
+    }
+}
+
+/// Where the lab keeps everything.
+pub(super) fn dir() -> PathBuf {
+    workspace::target().join("kernel")
+}
+
+/// `path` as one would type it in the root of the workspace.
+pub(super) fn shown(path: &Path) -> String {
+    path.strip_prefix(workspace::root()).unwrap_or(path).display().to_string()
+}
+
+/// Whether `version` is one as in `linux-source-6.12`.
+pub(super) fn is_version(version: &str) -> bool {
+    numbers(version).is_some_and(|numbers| numbers.len() == 2)
+}
+
+/// 6.12 as `[6, 12]`, for it is newer than 6.2.
+pub(super) fn numbers(version: &str) -> Option<Vec<u32>> {
+    version.split('.').map(|number| number.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        let version = "6.12".to_owned();
+        Target { version, arch: Arch::X86_64, debug: false, vanilla: false, ksrc: None }
+    }
+
+    #[test]
+    fn each_kernel_has_a_folder_of_its_own() {
+        assert_eq!(target().name(), "6.12-x86_64");
+        let all = Target { arch: Arch::Arm64, debug: true, vanilla: true, ..target() };
+        assert_eq!(all.name(), "6.12-arm64-debug-vanilla");
+        assert_eq!(Target { ksrc: Some("/linux".into()), ..all }.name(), "ksrc-arm64-debug");
+    }
+
+    #[test]
+    fn versions() {
+        assert!(is_version("6.12") && is_version("7.3"));
+        assert!(
+            !is_version("6") && !is_version("6.12.1") && !is_version("../..") && !is_version("")
+        );
+        assert!(numbers("6.12") > numbers("6.2"));
+    }
+
+    #[test]
+    fn the_lab_has_what_is_named() {
+        let debug = Target { debug: true, ..target() };
+        for fragment in debug.fragments() {
+            assert!(fragment.exists(), "{}", fragment.display());
+        }
+        assert!(debug.patches().is_dir());
+    }
+}

@@ -1,0 +1,131 @@
+//! What the lab needs of the machine, installed where that is allowed.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::target::Arch;
+use crate::apt;
+
+/// Something that has to be there.
+struct Need {
+    what: What,
+    /// The Debian package that has it.
+    package: &'static str,
+}
+
+enum What {
+    Program(&'static str),
+    File(&'static str),
+}
+
+const fn program(name: &'static str, package: &'static str) -> Need {
+    Need { what: What::Program(name), package }
+}
+
+const fn file(path: &'static str, package: &'static str) -> Need {
+    Need { what: What::File(path), package }
+}
+
+const BUILD: [Need; 10] = [
+    program("gcc", "gcc"),
+    program("make", "make"),
+    program("patch", "patch"),
+    program("xz", "xz-utils"),
+    program("flex", "flex"),
+    program("bison", "bison"),
+    program("bc", "bc"),
+    program("ccache", "ccache"),
+    file("/usr/include/gelf.h", "libelf-dev"),
+    file("/usr/include/openssl/ssl.h", "libssl-dev"),
+];
+
+/// Installs what building a kernel for `arch` takes.
+pub(super) fn for_build(arch: Arch) -> Result<()> {
+    let mut needs = Vec::from(BUILD);
+    match arch.cross() {
+        "" => {}
+        "aarch64-linux-gnu-" => {
+            needs.push(program("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"));
+        }
+        _ => needs.push(program("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu")),
+    }
+    install(&needs)
+}
+
+/// QEMU's program for `arch`.
+pub(super) fn qemu(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "qemu-system-x86_64",
+        Arch::Arm64 => "qemu-system-aarch64",
+    }
+}
+
+/// Installs what booting a kernel for `arch` takes.
+pub(super) fn for_boot(arch: Arch) -> Result<()> {
+    let package = match arch {
+        Arch::X86_64 => "qemu-system-x86",
+        Arch::Arm64 => "qemu-system-arm",
+    };
+    install(&[program(qemu(arch), package)])
+}
+
+/// Installs `package` if `there` says no.
+pub(super) fn ensure(package: &str, there: impl Fn() -> bool) -> Result<()> {
+    if there() {
+        return Ok(());
+    }
+    install_packages(&[package])?;
+    if there() { Ok(()) } else { bail!("{package} does not have what is needed of it") }
+}
+
+fn install(needs: &[Need]) -> Result<()> {
+    let missing = || -> Vec<&str> {
+        needs.iter().filter(|need| !need.what.is_there()).map(|need| need.package).collect()
+    };
+    let packages = missing();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    install_packages(&packages)?;
+    let packages = missing();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    bail!("installed, but without what is needed: {}", packages.join(" "))
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if apt::available() && apt::may_install() {
+        return apt::install(packages);
+    }
+    bail!("missing; as root: apt-get install {}", packages.join(" "))
+}
+
+impl What {
+    fn is_there(&self) -> bool {
+        match self {
+            Self::Program(name) => on_path(name),
+            Self::File(path) => Path::new(path).exists(),
+        }
+    }
+}
+
+/// Whether there is a program `name`, whichever options it knows.
+pub(super) fn on_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_files() {
+        assert!(on_path("sh") && What::Program("sh").is_there());
+        assert!(!on_path("no-such-program"));
+        assert!(What::File("/proc/self/exe").is_there());
+        assert!(!What::File("/nonexistent").is_there());
+    }
+}
