@@ -30,6 +30,17 @@ pub(super) struct Guest {
     busybox: Program,
 }
 
+/// What to boot for.
+pub(super) struct Job<'a> {
+    /// Names the log.
+    pub(super) name: &'a str,
+    pub(super) command: Command,
+    /// What is in /bin beside busybox.
+    pub(super) programs: Vec<&'a Program>,
+    /// For the kernel's command line.
+    pub(super) append: &'a str,
+}
+
 /// A command that has ended in a guest whose kernel did not complain.
 #[derive(Debug)]
 pub(super) struct Ended {
@@ -38,31 +49,29 @@ pub(super) struct Ended {
 }
 
 impl Guest {
+    /// The kernel of `target`, to be booted as `qemu` says.
+    ///
+    /// # Errors
+    /// If what else it takes is not to be had.
     pub(super) fn new(target: &Target, kernel: &Kernel, qemu: Qemu) -> Result<Self> {
-        tools::for_boot(target.arch)?;
-        let busybox = initrd::busybox(target.arch)?;
+        let busybox = available(target)?;
         let image = kernel.image.clone();
         Ok(Self { arch: target.arch, image, dir: target.dir(), qemu, busybox })
     }
 
-    /// Boots, runs `command` with `programs` in /bin; each line that it writes
-    /// goes to `line`.
+    /// Boots and runs the job's command; each line that it writes goes to
+    /// `line`.
     ///
     /// # Errors
     /// If the kernel complains, the guest hangs, or it ends before the command
     /// does; not if the command fails.
-    pub(super) fn run(
-        &self,
-        programs: &[Program],
-        command: &Command,
-        mut line: impl FnMut(&str),
-    ) -> Result<Ended> {
-        let log = self.dir.join("boot.log");
-        let initrd = self.dir.join("initrd.cpio");
-        fs::write(&initrd, initrd::archive(&self.busybox, programs, command))
+    pub(super) fn run(&self, job: &Job<'_>, mut line: impl FnMut(&str)) -> Result<Ended> {
+        let log = self.dir.join(format!("{}.log", job.name));
+        let initrd = self.dir.join(format!("{}.cpio", job.name));
+        fs::write(&initrd, initrd::archive(&self.busybox, &job.programs, &job.command))
             .with_context(|| format!("{}", initrd.display()))?;
         let mut file = File::create(&log).with_context(|| format!("{}", log.display()))?;
-        let mut qemu = self.command(&initrd);
+        let mut qemu = self.command(&initrd, job.append);
         writeln!(file, "$ {}", run::shown(&qemu))?;
         run::say(&format!("booting {} (log: {})", target::shown(&self.image), target::shown(&log)));
         let start = Instant::now();
@@ -81,11 +90,13 @@ impl Guest {
                 let _ = file.write_all(raw);
                 own.map(&mut line);
             });
+        // Tens of megabytes, made anew for each job.
+        let _ = fs::remove_file(&initrd);
         judge(&console, &outcome, start.elapsed())
             .with_context(|| format!("log: {}", target::shown(&log)))
     }
 
-    fn command(&self, initrd: &Path) -> std::process::Command {
+    fn command(&self, initrd: &Path, append: &str) -> std::process::Command {
         let mut qemu = std::process::Command::new(tools::qemu(self.arch));
         let tty = match self.arch {
             Arch::X86_64 => {
@@ -103,13 +114,19 @@ impl Guest {
         qemu.args(["-serial", "stdio", "-monitor", "none", "-no-reboot"]);
         qemu.arg("-kernel").arg(&self.image).arg("-initrd").arg(initrd);
         // The time is what tells the kernel's messages from the command's.
-        let append = format!(
-            "console={tty} printk.time=1 loglevel=5 panic=-1 oops=panic {}",
-            self.qemu.append
-        );
+        let own = &self.qemu.append;
+        let append =
+            format!("console={tty} printk.time=1 loglevel=5 panic=-1 oops=panic {append} {own}");
         qemu.args(["-append", append.trim_end()]);
         qemu
     }
+}
+
+/// What a guest takes beside its kernel; busybox is in its file system.
+pub(super) fn available(target: &Target) -> Result<Program> {
+    let busybox = initrd::busybox(target.arch)?;
+    tools::for_boot(target.arch)?;
+    Ok(busybox)
 }
 
 /// QEMU, for as long as somebody follows it.
@@ -189,7 +206,9 @@ fn judge(console: &Console, outcome: &Outcome, took: Duration) -> Result<Ended> 
                 "the command ended with status {status}, but the guest hangs (killed at {secs} s)"
             )
         }
-        (None, Outcome::Closed) => bail!("the guest ended before the command did, after {secs} s"),
+        (None, Outcome::Closed) => {
+            bail!("the guest, or QEMU, ended before the command did, after {secs} s")
+        }
         (None, _) => {
             let last = console.output().last().map_or("nothing", String::as_str);
             bail!("the guest hangs: no end after {secs} s; the command last said: {last}")
@@ -244,7 +263,7 @@ mod tests {
     #[test]
     fn a_guest_that_ends_too_early() {
         let (_, verdict, _) = run(&["LAB-BEGIN", "hello"], true);
-        assert!(verdict.unwrap_err().to_string().contains("ended before"));
+        assert!(verdict.unwrap_err().to_string().contains("before the command did"));
     }
 
     #[test]

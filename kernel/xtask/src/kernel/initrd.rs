@@ -72,7 +72,10 @@ impl Command {
 pub(super) fn busybox(arch: Arch) -> Result<Program> {
     let own = if cfg!(target_arch = "x86_64") { Arch::X86_64 } else { Arch::Arm64 };
     if arch != own {
-        bail!("no busybox for {} to be had yet: booting it is not supported", arch.name());
+        bail!(
+            "guests need busybox for their own architecture, so {} can be built, not booted",
+            arch.name()
+        );
     }
     let path = |dir: &str| PathBuf::from(dir).join("busybox");
     let find = || {
@@ -84,14 +87,14 @@ pub(super) fn busybox(arch: Arch) -> Result<Program> {
 }
 
 /// An archive that the kernel unpacks as its root.
-pub(super) fn archive(busybox: &Program, programs: &[Program], command: &Command) -> Vec<u8> {
+pub(super) fn archive(busybox: &Program, programs: &[&Program], command: &Command) -> Vec<u8> {
     let mut archive = Cpio::default();
     for dir in ["bin", "dev", "proc", "sys", "tmp"] {
         archive.add(dir, DIRECTORY | 0o755, b"");
     }
     archive.add("init", FILE | 0o755, INIT.as_bytes());
     archive.add("cmd", FILE | 0o644, command.script().as_bytes());
-    for Program { name, content } in [busybox].into_iter().chain(programs) {
+    for Program { name, content } in [busybox].iter().chain(programs) {
         archive.add(&format!("bin/{name}"), FILE | 0o755, content);
     }
     archive.end()
@@ -167,7 +170,7 @@ mod tests {
             content: content.to_owned(),
         };
         let command = Command { words: vec!["/bin/x".to_owned()], env: Vec::new() };
-        let bytes = archive(&program("busybox", b"box"), &[program("x", b"12345")], &command);
+        let bytes = archive(&program("busybox", b"box"), &[&program("x", b"12345")], &command);
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("archive"), bytes).unwrap();
         let cpio = Process::new("cpio")

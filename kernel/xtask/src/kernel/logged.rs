@@ -24,6 +24,17 @@ const LAST_LINES: usize = 15;
 /// If it can't be run or does not succeed: what it said last, and the log's
 /// name.
 pub(super) fn run(what: &str, command: &mut Command, log: &Path, append: bool) -> Result<()> {
+    read(what, command, log, append, |_| true)
+}
+
+/// As [`run`]; `keep` gets each line and says whether the log is to have it.
+pub(super) fn read(
+    what: &str,
+    command: &mut Command,
+    log: &Path,
+    append: bool,
+    mut keep: impl FnMut(&str) -> bool,
+) -> Result<()> {
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
     }
@@ -40,6 +51,9 @@ pub(super) fn run(what: &str, command: &mut Command, log: &Path, append: bool) -
     let (mut said, mut lines) = (start, 0_usize);
     let mut last = VecDeque::new();
     let status = run::streamed(command, |line| {
+        if !keep(line) {
+            return;
+        }
         // A full disk is noticed by the command too.
         let _ = writeln!(file, "{line}");
         lines += 1;
@@ -76,6 +90,22 @@ mod tests {
         assert!(e.contains("counting") && e.contains("new/x.log"), "{e}");
         assert!(e.contains("  100\n  no room") && !e.contains("  50\n"), "{e}");
         assert!(fs::read_to_string(&log).unwrap().contains("\n1\n2\n"));
+    }
+
+    #[test]
+    fn lines_that_somebody_reads_need_not_be_in_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("x.log");
+        let mut seen = Vec::new();
+        let mut command = Command::new("printf");
+        read("", command.arg("{1}\\ntwo\\n"), &log, false, |line| {
+            seen.push(line.to_owned());
+            !line.starts_with('{')
+        })
+        .unwrap();
+        assert_eq!(seen, ["{1}", "two"]);
+        let log = fs::read_to_string(&log).unwrap();
+        assert_eq!(log.lines().skip(1).collect::<Vec<_>>(), ["two"]);
     }
 
     #[test]

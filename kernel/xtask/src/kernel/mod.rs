@@ -1,6 +1,7 @@
 //! `cargo xtask kernel`: kernels with the series of `kernel/patches`, fetched,
 //! built, and booted in QEMU with nested KVM, to run programs in.
 
+mod bench;
 mod boot;
 mod build;
 mod config;
@@ -9,8 +10,11 @@ mod elf;
 mod initrd;
 mod logged;
 mod patch;
+mod programs;
+mod selftests;
 mod source;
 mod target;
+mod test;
 mod tools;
 
 use std::path::PathBuf;
@@ -21,7 +25,8 @@ use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 
 use crate::run;
-use boot::Guest;
+use boot::{Guest, Job};
+use build::Kernel;
 use initrd::{Command, Program};
 use target::{Arch, Target};
 
@@ -40,6 +45,10 @@ enum Stage {
     Build(Which),
     /// Boot the kernel in QEMU, run a program in it, end with its status
     Boot(Boot),
+    /// Run the kernel's selftests and the workspace's tests in guests
+    Test(Test),
+    /// Run `memslots bench` in a guest
+    Bench(Bench),
 }
 
 /// Which kernel. `KSRC=DIR` in the environment builds that tree as it is.
@@ -74,9 +83,34 @@ struct Boot {
     command: Vec<String>,
 }
 
+#[derive(ClapArgs)]
+struct Test {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    qemu: Qemu,
+    /// Run the tests that have this in their names only [default: all]
+    #[arg(value_name = "PART")]
+    filters: Vec<String>,
+}
+
+#[derive(ClapArgs)]
+struct Bench {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    qemu: Qemu,
+    /// Arguments for `memslots bench` [default: `sparse` and `dirty-log`]
+    #[arg(last = true, value_name = "ARGS")]
+    args: Vec<String>,
+}
+
 /// How to boot.
 #[derive(ClapArgs, Clone)]
 struct Qemu {
+    /// Set in the environment of what runs in the guest
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
     /// Add to the kernel's command line, e.g. `kvm_amd.npt=0`
     #[arg(long, value_name = "PARAMETERS", default_value = "")]
     append: String,
@@ -94,6 +128,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Stage::Fetch(which) => fetch(which),
         Stage::Build(which) => build(which),
         Stage::Boot(args) => boot(args),
+        Stage::Test(args) => test(args),
+        Stage::Bench(args) => bench(args),
     };
     done.unwrap_or_else(|e| {
         eprintln!("xtask kernel: {e:#}");
@@ -126,11 +162,33 @@ fn boot(args: &Boot) -> Result<ExitCode> {
         *first = format!("/bin/{}", program.name);
         programs.push(program);
     }
-    let kernel = build::kernel(&target)?;
-    let guest = Guest::new(&target, &kernel, args.qemu.clone())?;
-    let ended = guest.run(&programs, &Command { words, env: Vec::new() }, run::say)?;
+    let (_, guest) = guest(&target, &args.qemu)?;
+    let command = Command { words, env: args.qemu.env.clone() };
+    let programs = programs.iter().collect();
+    let ended = guest.run(&Job { name: "boot", command, programs, append: "" }, run::say)?;
     run::say(&format!("exit status {} after {:.1} s", ended.status, ended.took.as_secs_f64()));
     Ok(u8::try_from(ended.status).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn test(args: &Test) -> Result<ExitCode> {
+    let target = args.which.target()?;
+    let (kernel, guest) = guest(&target, &args.qemu)?;
+    test::run(&target, &kernel, &guest, args)
+}
+
+fn bench(args: &Bench) -> Result<ExitCode> {
+    let target = args.which.target()?;
+    let (_, guest) = guest(&target, &args.qemu)?;
+    bench::run(&target, &guest, args)
+}
+
+/// The kernel of `target`, built and ready to be booted.
+fn guest(target: &Target, qemu: &Qemu) -> Result<(Kernel, Guest)> {
+    // What can't be booted need not be built.
+    boot::available(target)?;
+    let kernel = build::kernel(target)?;
+    let guest = Guest::new(target, &kernel, qemu.clone())?;
+    Ok((kernel, guest))
 }
 
 impl Which {
@@ -153,8 +211,32 @@ impl Which {
     }
 }
 
+/// `NAME=VALUE`, with a name that a shell can export.
+fn variable(arg: &str) -> Result<(String, String), String> {
+    let (name, value) = arg.split_once('=').ok_or("no = in it")?;
+    let fits = |c: char| c == '_' || c.is_ascii_alphanumeric();
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(fits)
+    {
+        return Err(format!("{name:?} is no name of a variable"));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 impl Qemu {
     fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables() {
+        assert_eq!(variable("A_1=b=c"), Ok(("A_1".to_owned(), "b=c".to_owned())));
+        for bad in ["A", "=b", "1A=b", "A B=c", "$(x)=c"] {
+            assert!(variable(bad).is_err(), "{bad}");
+        }
     }
 }

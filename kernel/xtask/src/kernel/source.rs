@@ -42,7 +42,7 @@ fn fetch(version: &str, to: &Path) -> Result<()> {
     }
     let log = target::dir().join("source").join(format!("{version}.log"));
     // Not `to` until it is whole.
-    let unpacking = to.with_extension("unpacking");
+    let unpacking = target::dir().join("source").join(format!("{version}.unpacking"));
     let _ = fs::remove_dir_all(&unpacking);
     fs::create_dir_all(&unpacking).with_context(|| format!("{}", unpacking.display()))?;
     apt.unpack(&package, &unpacking)?;

@@ -53,6 +53,11 @@ pub(super) fn for_build(arch: Arch) -> Result<()> {
     install(&needs)
 }
 
+/// Installs what building the kernel's selftests takes.
+pub(super) fn for_selftests() -> Result<()> {
+    install(&[program("rsync", "rsync")])
+}
+
 /// QEMU's program for `arch`.
 pub(super) fn qemu(arch: Arch) -> &'static str {
     match arch {

@@ -2,7 +2,7 @@
 
 mod msrv;
 mod steps;
-mod tally;
+pub(crate) mod tally;
 mod tools;
 
 use std::process::{Command, ExitCode};

@@ -1,0 +1,161 @@
+//! The workspace's own programs and tests, static, for the guest.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::initrd::Program;
+use super::target::Arch;
+use super::{logged, target};
+use crate::workspace;
+
+/// A target of cargo's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Source {
+    pub(super) package: &'static str,
+    /// `bin` or `test`.
+    pub(super) kind: &'static str,
+    pub(super) name: &'static str,
+}
+
+/// Builds `sources`, for `arch`, optimised: the guest's processors are
+/// emulated.
+pub(super) fn build(sources: &[Source], arch: Arch) -> Result<Vec<Program>> {
+    let triple = triple(arch)?;
+    let mut built = Vec::new();
+    // `cargo test --bin` builds the unit tests of a binary, not the binary.
+    for (kind, subcommand) in [("bin", &["build"][..]), ("test", &["test", "--no-run"])] {
+        let sources: Vec<&Source> = sources.iter().filter(|source| source.kind == kind).collect();
+        if !sources.is_empty() {
+            let mut cargo = workspace::cargo();
+            cargo.args(subcommand).args(["--target", triple]);
+            built.extend(link(cargo, &sources)?);
+        }
+    }
+    sources.iter().map(|source| program(source, &built, arch)).collect()
+}
+
+/// Runs `cargo` for `sources`; what it links.
+fn link(mut cargo: Command, sources: &[&Source]) -> Result<Vec<Executable>> {
+    cargo.args(["--release", "--message-format", "json-render-diagnostics", "--target-dir"]);
+    cargo.arg(target::dir().join("cargo"));
+    cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
+    for Source { package, kind, name } in sources {
+        cargo.args(["--package", package]).arg(format!("--{kind}")).arg(name);
+    }
+    let mut linked = Vec::new();
+    let log = target::dir().join("cargo.log");
+    logged::read("building static programs", &mut cargo, &log, false, |line| {
+        let Some(message) = message(line) else { return true };
+        linked.extend(executable(&message));
+        false
+    })?;
+    Ok(linked)
+}
+
+/// The program that `built` has for `source`.
+fn program(source: &Source, built: &[Executable], arch: Arch) -> Result<Program> {
+    let Source { package, kind, name } = source;
+    let is = |e: &&Executable| e.package == *package && e.kind == *kind && e.name == *name;
+    let executable = built
+        .iter()
+        .find(is)
+        .with_context(|| format!("cargo built no {kind} {name} of {package}"))?;
+    Program::of(&executable.path, arch).map(|program| program.named(name))
+}
+
+fn triple(arch: Arch) -> Result<&'static str> {
+    match arch {
+        Arch::X86_64 if cfg!(target_arch = "x86_64") => Ok("x86_64-unknown-linux-gnu"),
+        Arch::Arm64 if cfg!(target_arch = "aarch64") => Ok("aarch64-unknown-linux-gnu"),
+        other => bail!("programs for {} can only be built on such a machine", other.name()),
+    }
+}
+
+/// What cargo has linked.
+#[derive(Debug, PartialEq)]
+struct Executable {
+    package: String,
+    kind: String,
+    name: String,
+    path: PathBuf,
+}
+
+/// A message of cargo's, if `line` is one.
+fn message(line: &str) -> Option<Value> {
+    line.starts_with("{\"reason\"").then(|| serde_json::from_str(line).ok()).flatten()
+}
+
+fn executable(message: &Value) -> Option<Executable> {
+    if message["reason"] != "compiler-artifact" {
+        return None;
+    }
+    let path = message["executable"].as_str()?.into();
+    let target = &message["target"];
+    let test = message["profile"]["test"].as_bool()? && target["kind"][0] == "bin";
+    // The unit tests of a binary, which has the same name.
+    if test {
+        return None;
+    }
+    Some(Executable {
+        package: package(message["package_id"].as_str()?)?.to_owned(),
+        kind: target["kind"][0].as_str()?.to_owned(),
+        name: target["name"].as_str()?.to_owned(),
+        path,
+    })
+}
+
+/// The name in `path+file:///a/shim#kvm-memslots-shim@0.1.0` or, where the
+/// folder is called as the package is, `path+file:///a/shim#0.1.0`.
+fn package(id: &str) -> Option<&str> {
+    let (url, fragment) = id.rsplit_once('#')?;
+    match fragment.split_once('@') {
+        Some((name, _)) => Some(name),
+        None => url.rsplit('/').next(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn artifact(test: bool, kind: &str, executable: &str) -> String {
+        format!(
+            "{{\"reason\":\"compiler-artifact\",\"package_id\":\
+             \"path+file:///w/shim#kvm-memslots-shim@0.1.0\",\"target\":{{\"kind\":[\"{kind}\"],\
+             \"name\":\"kvm\"}},\"profile\":{{\"test\":{test}}},\"executable\":{executable}}}"
+        )
+    }
+
+    fn read(line: &str) -> Option<Executable> {
+        message(line).as_ref().and_then(executable)
+    }
+
+    #[test]
+    fn executables_of_messages() {
+        let expected = Executable {
+            package: "kvm-memslots-shim".to_owned(),
+            kind: "test".to_owned(),
+            name: "kvm".to_owned(),
+            path: "/w/kvm-1".into(),
+        };
+        assert_eq!(read(&artifact(true, "test", "\"/w/kvm-1\"")), Some(expected));
+        assert_eq!(read(&artifact(true, "test", "null")), None);
+        assert_eq!(read(&artifact(true, "bin", "\"/w/kvm-1\"")), None);
+        assert!(read(&artifact(false, "bin", "\"/w/kvm-1\"")).is_some());
+        assert_eq!(read("{\"reason\":\"build-finished\",\"success\":true}"), None);
+        assert_eq!(read("   Compiling x"), None);
+    }
+
+    #[test]
+    fn names_of_packages() {
+        assert_eq!(
+            package("path+file:///w/shim#kvm-memslots-shim@0.1.0"),
+            Some("kvm-memslots-shim")
+        );
+        assert_eq!(package("path+file:///w/shim#0.1.0"), Some("shim"));
+        assert_eq!(package("shim"), None);
+    }
+}

@@ -1,0 +1,262 @@
+//! Tests in a guest: the kernel's selftests, and the workspace's tests that
+//! use KVM.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use super::boot::{Guest, Job};
+use super::build::Kernel;
+use super::initrd::{Command, Program};
+use super::programs::{self, Source};
+use super::selftests;
+use super::target::Target;
+use crate::run;
+use crate::test::tally::Tally;
+
+/// A selftest of the kernel's tree.
+#[derive(Debug, PartialEq)]
+struct Selftest {
+    program: &'static str,
+    args: &'static [&'static str],
+    /// For the kernel's command line.
+    append: &'static str,
+    /// Whether it comes with the series.
+    of_series: bool,
+}
+
+const SELFTESTS: [Selftest; 5] = [
+    Selftest {
+        program: "set_memory_regions_test",
+        args: &["500"],
+        append: "kvm.force_emulation_prefix=1",
+        of_series: true,
+    },
+    Selftest {
+        program: "set_memory_regions_test",
+        args: &["200"],
+        append: "kvm_amd.npt=0",
+        of_series: true,
+    },
+    Selftest { program: "set_memory_region_test", args: &[], append: "", of_series: false },
+    Selftest {
+        program: "memslot_modification_stress_test",
+        args: &["-i", "200", "-b", "16M"],
+        append: "",
+        of_series: false,
+    },
+    Selftest {
+        program: "dirty_log_test",
+        args: &["-i", "4", "-I", "10"],
+        append: "",
+        of_series: false,
+    },
+];
+
+const fn test(package: &'static str, name: &'static str) -> Source {
+    Source { package, kind: "test", name }
+}
+
+/// The workspace's tests that use KVM.
+const TESTS: [Source; 9] = [
+    test("kvm-memslots-uapi", "probe"),
+    test("kvm-memslots-shim", "kvm"),
+    test("kvm-memslots", "spaces"),
+    test("kvm-memslots", "bad_input"),
+    test("kvm-memslots-bench", "differential"),
+    test("kvm-memslots-bench", "dirty_log"),
+    test("kvm-memslots-bench", "gate"),
+    test("kvm-memslots-bench", "grace"),
+    test("kvm-memslots-bench", "guest"),
+];
+
+/// What the kernel's selftests end with when they can't run.
+const KSFT_SKIP: i32 = 4;
+
+/// A test in a guest of its own.
+struct Case {
+    name: String,
+    append: &'static str,
+    program: &'static str,
+    command: Command,
+    /// Whether its output is that of Rust's tests.
+    rust: bool,
+}
+
+/// Whether `filters` let `name` run.
+fn wanted(name: &str, filters: &[String]) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+}
+
+/// The tests that `target` has and `filters` let run.
+fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
+    let selftests = SELFTESTS.iter().filter(|test| !(test.of_series && target.vanilla));
+    let selftests = selftests.map(|test| {
+        let mut words = vec![format!("/bin/{}", test.program)];
+        words.extend(test.args.iter().map(|&arg| arg.to_owned()));
+        let mut name = format!("selftest {}", test.program);
+        if !test.append.is_empty() {
+            name = format!("{name} ({})", test.append);
+        }
+        let command = Command { words, ..Command::default() };
+        Case { name, append: test.append, program: test.program, command, rust: false }
+    });
+    let tests = TESTS.iter().map(|test| {
+        let program = format!("/bin/{}", test.name);
+        let words = vec![program, "--show-output".to_owned()];
+        let command = Command { words, ..Command::default() };
+        let name = format!("{} {}", test.package, test.name);
+        Case { name, append: "", program: test.name, command, rust: true }
+    });
+    selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect()
+}
+
+/// Runs the tests that `args` names.
+pub(super) fn run(
+    target: &Target,
+    kernel: &Kernel,
+    guest: &Guest,
+    args: &super::Test,
+) -> Result<ExitCode> {
+    let mut cases = cases(target, &args.filters);
+    if cases.is_empty() {
+        bail!("no test of this kernel is called so");
+    }
+    for case in &mut cases {
+        case.command.env.clone_from(&args.qemu.env);
+    }
+    let programs = build(target, kernel, &cases)?;
+    let mut tally = Tally::default();
+    let mut done = Vec::new();
+    for case in &cases {
+        run::say(&format!("\n==> {}", case.name));
+        let start = Instant::now();
+        let verdict = one(guest, case, &programs, &mut tally);
+        done.push(format!("{:>7.1} s  {verdict:<10} {}", start.elapsed().as_secs_f64(), case.name));
+    }
+    run::say(&format!("\n==> summary, Linux {}", target.name()));
+    for line in done.iter().chain(&tally.skipped) {
+        run::say(line);
+    }
+    for failure in &tally.failures {
+        run::say(&format!("FAILED {failure}"));
+    }
+    run::say(&tally.to_string());
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn build(target: &Target, kernel: &Kernel, cases: &[Case]) -> Result<Vec<Program>> {
+    let needed = |name: &str, rust| cases.iter().any(|c| c.rust == rust && c.program == name);
+    let mut names: Vec<&str> = SELFTESTS.iter().map(|test| test.program).collect();
+    names.dedup();
+    names.retain(|name| needed(name, false));
+    let mut programs = Vec::new();
+    if !names.is_empty() {
+        programs = selftests::build(target, kernel, &names)?;
+    }
+    let tests: Vec<Source> = TESTS.into_iter().filter(|test| needed(test.name, true)).collect();
+    if !tests.is_empty() {
+        programs.extend(programs::build(&tests, target.arch)?);
+    }
+    Ok(programs)
+}
+
+/// A file's name, without extension, for the log of test `name`.
+fn log_name(name: &str) -> String {
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    format!("test-{}", words.join("-"))
+}
+
+/// Runs one test and counts it, a program of Rust's tests as its tests; how it
+/// ended.
+fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &'static str {
+    let (tests, failed) = (tally.tests(), tally.failed);
+    let job = Job {
+        name: &log_name(&case.name),
+        command: case.command.clone(),
+        programs: programs.iter().filter(|program| program.name == case.program).collect(),
+        append: case.append,
+    };
+    let ended = guest.run(&job, |line| {
+        if !case.rust || tally.line(line).is_worth_showing() {
+            run::say(line);
+        }
+    });
+    let status = ended.map(|ended| ended.status);
+    if let Err(e) = &status {
+        run::say(&format!("FAILED {}: {e:#}", case.name));
+    }
+    match (status, case.rust) {
+        (Ok(0), true) if tally.tests() > tests && tally.failed == failed => "ok",
+        (Ok(0), false) => {
+            tally.passed += 1;
+            "ok"
+        }
+        (Ok(KSFT_SKIP), false) => {
+            tally.skipped.push(format!("SKIPPED {}: see its output", case.name));
+            "skipped"
+        }
+        // Counted already, by the tests' own result.
+        (Ok(_), true) if tally.failed > failed => "FAILED",
+        _ => {
+            tally.failed += 1;
+            tally.failures.push(case.name.clone());
+            "FAILED"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::target::Arch;
+    use super::*;
+
+    fn target(vanilla: bool) -> Target {
+        let version = "6.12".to_owned();
+        Target { version, arch: Arch::X86_64, debug: false, vanilla, ksrc: None }
+    }
+
+    fn names(vanilla: bool, filters: &[&str]) -> Vec<String> {
+        let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
+        cases(&target(vanilla), &filters).into_iter().map(|case| case.name).collect()
+    }
+
+    #[test]
+    fn a_kernel_without_the_series_has_not_its_tests() {
+        assert!(names(false, &[]).iter().any(|name| name.contains("memory_regions_test")));
+        assert!(!names(true, &[]).iter().any(|name| name.contains("memory_regions_test")));
+        assert_eq!(names(true, &[]).len() + 2, names(false, &[]).len());
+    }
+
+    #[test]
+    fn tests_are_chosen_by_parts_of_their_names() {
+        assert_eq!(names(false, &["shim", "nothing"]), ["kvm-memslots-shim kvm"]);
+        assert_eq!(names(false, &["nothing"]), [""; 0]);
+        assert_eq!(names(false, &["npt=0"]), ["selftest set_memory_regions_test (kvm_amd.npt=0)"]);
+    }
+
+    #[test]
+    fn each_test_has_a_log_of_its_own() {
+        let name = "selftest set_memory_regions_test (kvm_amd.npt=0)";
+        assert_eq!(log_name(name), "test-selftest-set_memory_regions_test-kvm_amd-npt-0");
+        let mut logs: Vec<String> = names(false, &[]).iter().map(|name| log_name(name)).collect();
+        let count = logs.len();
+        logs.sort();
+        logs.dedup();
+        assert_eq!(logs.len(), count);
+    }
+
+    /// In one guest they are all in /bin.
+    #[test]
+    fn programs_have_names_of_their_own() {
+        let mut all: Vec<&str> = SELFTESTS.iter().map(|test| test.program).collect();
+        all.dedup();
+        all.extend(TESTS.iter().map(|test| test.name));
+        all.sort_unstable();
+        let count = all.len();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+}
