@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::grace::GraceCounter;
+use crate::pin::Pinned;
 use crate::rig::{Rig, RunError, Target};
 use crate::scenario::{Scenario, Workload};
 use crate::strategy::{Spent, Strategy};
@@ -68,6 +69,8 @@ pub struct Row {
     /// What of that is the library's own, outside of the calls: median over the
     /// runs. `None` for `per-region`, which has no library.
     pub own_ns: Option<u64>,
+    /// Whether the thread that makes the calls was kept on one CPU.
+    pub pinned: bool,
     /// Runs measured.
     pub runs: usize,
     /// The median of `per-region` in the same comparison over this one: 2 is
@@ -83,6 +86,8 @@ struct Contender {
     strategy: Strategy,
     walls: Vec<Duration>,
     owns: Vec<Duration>,
+    /// Whether the last run was measured on one CPU.
+    pinned: bool,
     spent: Spent,
     counted: Option<u64>,
     /// Why it is out.
@@ -188,6 +193,7 @@ impl Bench {
                 wall_ns_min: contender.walls.iter().min().copied().map(nanos),
                 wall_ns_max: contender.walls.iter().max().copied().map(nanos),
                 own_ns: median(&contender.owns).map(nanos),
+                pinned: contender.pinned,
                 runs: contender.walls.len(),
                 ratio: ratio.map(|(baseline, wall)| baseline.as_secs_f64() / wall.as_secs_f64()),
                 skipped: contender.skipped.clone(),
@@ -200,7 +206,15 @@ impl Bench {
 impl Contender {
     const fn new(strategy: Strategy) -> Self {
         let spent = Spent { ioctls: 0, grace_periods: 0, pauses: 0, in_calls: Duration::ZERO };
-        Self { strategy, walls: Vec::new(), owns: Vec::new(), spent, counted: None, skipped: None }
+        Self {
+            strategy,
+            walls: Vec::new(),
+            owns: Vec::new(),
+            pinned: false,
+            spent,
+            counted: None,
+            skipped: None,
+        }
     }
 
     /// A run whose time does not count, but whose calls and grace periods do.
@@ -230,7 +244,11 @@ impl Contender {
         vcpus: usize,
     ) -> Result<(), RunError> {
         let mut rig = Rig::new(scenario, self.strategy, target, vcpus)?;
+        // The vCPUs run already, wherever they like.
+        let pinned = Pinned::to_first_cpu();
         let (spent, wall) = rig.time(&scenario.steps)?;
+        self.pinned = pinned.is_some();
+        drop(pinned);
         rig.finish()?;
         self.spent = spent;
         self.walls.push(wall);

@@ -8,6 +8,7 @@ pub mod grace;
 pub mod guest;
 pub mod host;
 pub mod machine;
+pub mod pin;
 pub mod report;
 pub mod rig;
 pub mod scenario;
