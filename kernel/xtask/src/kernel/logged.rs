@@ -27,7 +27,7 @@ pub(super) fn run(what: &str, command: &mut Command, log: &Path, append: bool) -
     read(what, command, log, append, |_| true)
 }
 
-/// As [`run`]; `keep` gets each line and says whether the log is to have it.
+/// As [`run()`]; `keep` gets each line and says whether the log is to have it.
 pub(super) fn read(
     what: &str,
     command: &mut Command,
