@@ -3,7 +3,7 @@
 
 use kvm_memslots_shim::exec::{self, ExecError, How, SavedDirty};
 use kvm_memslots_shim::planner::Request;
-use kvm_memslots_shim::{Cost, Extent, Op, Plan, PlanError, Range, Slot, plan};
+use kvm_memslots_shim::{Extent, Op, Plan, PlanError, Range, Slot, plan};
 
 use super::{AddressSpace, Edit};
 use crate::{CommitReport, Error, Preview};
@@ -20,7 +20,7 @@ impl AddressSpace {
         let plan = self.plan_edits()?;
         exec::dry_run(&mut *self.backend, self.as_id, &plan, self.how)
             .map_err(|error| self.explain(error))?;
-        let cost = self.cost(&plan);
+        let cost = self.how.cost(&plan);
         let one_call = matches!(self.how, How::Batch { .. }) && cost.ioctls <= 1;
         let made = plan.ops.iter().filter(|op| matches!(op, Op::Create(_))).count();
         let gone = plan.ops.iter().filter(|op| matches!(op, Op::Delete(_))).count();
@@ -104,13 +104,6 @@ impl AddressSpace {
                 }
                 Err(self.explain(error))
             }
-        }
-    }
-
-    fn cost(&self, plan: &Plan) -> Cost {
-        match self.how {
-            How::PerRegion => plan.cost_per_region(),
-            How::Batch { max_entries } => plan.cost_batched(max_entries),
         }
     }
 

@@ -16,7 +16,7 @@ use self::gate::Paused;
 use self::steps::{Refusal, Steps};
 use self::undo::Incomplete;
 use crate::backend::Memslots;
-use crate::{Op, Plan, Range};
+use crate::{Cost, Op, Plan, Range};
 
 /// How a plan's changes are handed to KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,17 @@ pub enum How {
         /// The kernel's limit.
         max_entries: u32,
     },
+}
+
+impl How {
+    /// What `plan` costs this way.
+    #[must_use]
+    pub fn cost(self, plan: &Plan) -> Cost {
+        match self {
+            Self::PerRegion => plan.cost_per_region(),
+            Self::Batch { max_entries } => plan.cost_batched(max_entries),
+        }
+    }
 }
 
 /// Dirty pages that KVM has forgotten: its log was read, or went with its slot.
@@ -155,13 +166,9 @@ pub unsafe fn execute<B: Memslots + ?Sized>(
     }
     let ioctls = steps.count() as u64;
     logs.keep_carried();
-    let cost = match how {
-        How::PerRegion => plan.cost_per_region(),
-        How::Batch { max_entries } => plan.cost_batched(max_entries),
-    };
     Ok(Done {
         ioctls,
-        grace_periods: cost.grace_periods,
+        grace_periods: how.cost(plan).grace_periods,
         elapsed: start.elapsed(),
         paused: paused.is_some(),
     })

@@ -21,10 +21,7 @@ pub(crate) const WAYS: [How; 4] = [
 
 /// How many calls change something.
 pub(crate) fn calls(world: &World, how: How) -> u64 {
-    match how {
-        How::PerRegion => world.plan.cost_per_region().ioctls,
-        How::Batch { max_entries } => world.plan.cost_batched(max_entries).ioctls,
-    }
+    how.cost(&world.plan).ioctls
 }
 
 /// The slots of `all` that `ops` name, by id.

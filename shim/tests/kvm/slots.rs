@@ -127,10 +127,7 @@ fn a_slot_behind_the_back_ends_a_plan_that_leaves_nothing() {
         // SAFETY: as above.
         let done = unsafe { execute(&mut machine.kvm, 0, &plan, how, Holes::Refuse, &mut vec![]) };
         let done = done.unwrap();
-        let cost = match how {
-            How::PerRegion => plan.cost_per_region(),
-            How::Batch { max_entries } => plan.cost_batched(max_entries),
-        };
+        let cost = how.cost(&plan);
         assert_eq!((done.ioctls, done.grace_periods), (cost.ioctls, cost.grace_periods));
         let slots: Vec<Slot> = plan.ops.iter().filter_map(Op::after).collect();
         machine.assert_live(&slots);
