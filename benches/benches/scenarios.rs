@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use kvm_memslots_bench::rig::{Rig, Target};
+use kvm_memslots_bench::rig::{Rig, Target, Vcpus};
 use kvm_memslots_bench::scenario::Workload;
 use kvm_memslots_bench::strategy::Strategy;
 
@@ -14,19 +14,20 @@ fn scenarios(criterion: &mut Criterion) {
     let kvm = Target::Kvm.limits();
     let target = if kvm.is_ok() { Target::Kvm } else { Target::Model };
     let has_batch = target == Target::Model || kvm.is_ok_and(|limits| limits.batch.is_some());
-    for workload in Workload::ALL {
+    for workload in Workload::USUAL {
         let scenario = workload.generate(workload.default_regions(true));
         let name = format!("{workload} {}, {target}", scenario.regions);
         let mut group = criterion.benchmark_group(name);
         group.sample_size(10).measurement_time(Duration::from_secs(3));
-        for strategy in Strategy::ALL {
-            if strategy == Strategy::Batch && !has_batch {
+        for strategy in Strategy::USUAL {
+            if strategy.needs_batch() && !has_batch {
                 continue;
             }
             group.bench_function(BenchmarkId::from_parameter(strategy), |bencher| {
                 bencher.iter_custom(|iterations| {
                     let run = |_| {
-                        let mut rig = Rig::new(&scenario, strategy, target, 0).expect("a VM");
+                        let mut rig =
+                            Rig::new(&scenario, strategy, target, Vcpus::NONE).expect("a VM");
                         rig.time(&scenario.steps).expect("all steps").1
                     };
                     (0..iterations).map(run).sum()

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::grace::GraceCounter;
 use crate::pin::Pinned;
-use crate::rig::{Rig, RunError, Target};
+use crate::rig::{Busy, Rig, RunError, Target, Vcpus};
 use crate::scenario::{Scenario, Workload};
 use crate::strategy::{Spent, Strategy};
 
@@ -21,6 +21,8 @@ pub struct Bench {
     pub strategies: Vec<Strategy>,
     /// How many busy vCPUs, one comparison each.
     pub vcpus: Vec<usize>,
+    /// What keeps them busy.
+    pub busy: Busy,
     /// Runs that are measured, beside the one that warms up and counts.
     pub runs: usize,
     /// Who carries the changes out.
@@ -50,6 +52,8 @@ pub struct Row {
     pub regions: usize,
     /// Busy vCPUs beside it.
     pub vcpus: usize,
+    /// What they did: [`Busy::name`]; `None` without any.
+    pub busy: Option<&'static str>,
     /// Calls that changed memslots.
     pub ioctls: Option<u64>,
     /// Grace periods waited for.
@@ -139,6 +143,7 @@ impl Bench {
         mut counter: Option<&mut GraceCounter>,
         mut on_run: impl FnMut(Strategy),
     ) -> Result<Vec<Contender>, RunError> {
+        let vcpus = Vcpus { count: vcpus, busy: self.busy };
         let mut contenders: Vec<_> =
             self.strategies.iter().map(|strategy| Contender::new(*strategy)).collect();
         for round in 0..=self.runs {
@@ -180,6 +185,7 @@ impl Bench {
                 executor: self.target.to_string(),
                 regions: scenario.regions,
                 vcpus,
+                busy: (vcpus > 0).then(|| self.busy.name()),
                 ioctls: ran.then_some(contender.spent.ioctls),
                 grace_periods: ran
                     .then_some(contender.counted.unwrap_or(contender.spent.grace_periods)),
@@ -222,7 +228,7 @@ impl Contender {
         &mut self,
         scenario: &Scenario,
         target: Target,
-        vcpus: usize,
+        vcpus: Vcpus,
         counter: Option<&mut GraceCounter>,
     ) -> Result<(), RunError> {
         let mut rig = Rig::new(scenario, self.strategy, target, vcpus)?;
@@ -241,7 +247,7 @@ impl Contender {
         &mut self,
         scenario: &Scenario,
         target: Target,
-        vcpus: usize,
+        vcpus: Vcpus,
     ) -> Result<(), RunError> {
         let mut rig = Rig::new(scenario, self.strategy, target, vcpus)?;
         // The vCPUs run already, wherever they like.
@@ -252,7 +258,7 @@ impl Contender {
         rig.finish()?;
         self.spent = spent;
         self.walls.push(wall);
-        if self.strategy != Strategy::PerRegion {
+        if !spent.in_calls.is_zero() {
             self.owns.push(wall.saturating_sub(spent.in_calls));
         }
         Ok(())

@@ -12,7 +12,7 @@ use crate::doctor;
 use crate::grace::GraceCounter;
 use crate::machine::{new_vm, open_kvm};
 use crate::report;
-use crate::rig::Target;
+use crate::rig::{Busy, Target};
 use crate::scenario::Workload;
 use crate::strategy::Strategy;
 
@@ -41,7 +41,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct BenchArgs {
-    /// Scenarios to run [default: all].
+    /// Scenarios to run [default: all that stand for something a VMM does].
     #[arg(value_enum)]
     scenario: Vec<Workload>,
     /// Size of each scenario [default: each one's own].
@@ -51,10 +51,13 @@ struct BenchArgs {
     /// kernel has it].
     #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
     strategy: Vec<Strategy>,
-    /// vCPUs that fault memory in meanwhile; several numbers for several
-    /// comparisons [default: 0,1].
+    /// Busy vCPUs meanwhile; several numbers for several comparisons
+    /// [default: 0,1].
     #[arg(long, value_name = "N", value_delimiter = ',')]
     vcpus: Vec<usize>,
+    /// What keeps the vCPUs busy.
+    #[arg(long, value_enum, default_value_t = Busy::Fault)]
+    busy: Busy,
     /// Runs that are measured; the median counts.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -140,7 +143,7 @@ impl BenchArgs {
             if given.is_empty() { all.to_vec() } else { given.to_vec() }
         };
         Ok(Bench {
-            workloads: or(&self.scenario, &Workload::ALL),
+            workloads: or(&self.scenario, &Workload::USUAL),
             regions: self.regions.map(|regions| regions as usize),
             strategies: self.strategies(target)?,
             vcpus: match (&self.vcpus[..], target) {
@@ -148,6 +151,7 @@ impl BenchArgs {
                 ([], Target::Model) => vec![0],
                 (given, _) => given.to_vec(),
             },
+            busy: self.busy,
             runs: self.runs as usize,
             target,
         })
@@ -171,12 +175,14 @@ impl BenchArgs {
         let has_batch = target.limits()?.batch.is_some();
         let mut strategies = self.strategy.clone();
         if strategies.is_empty() {
-            strategies = Strategy::ALL.to_vec();
-            strategies.retain(|strategy| has_batch || *strategy != Strategy::Batch);
-        } else if strategies.contains(&Strategy::Batch) && !has_batch {
+            strategies = Strategy::USUAL.to_vec();
+            strategies.retain(|strategy| has_batch || !strategy.needs_batch());
+        } else if let (Some(strategy), false) =
+            (strategies.iter().find(|strategy| strategy.needs_batch()), has_batch)
+        {
             eprintln!(
-                "memslots: this kernel has no KVM_SET_USER_MEMORY_REGIONS, so batch is skipped; \
-                 --executor model shows what it would save"
+                "memslots: this kernel has no KVM_SET_USER_MEMORY_REGIONS, so {strategy} is \
+                 skipped; --executor model shows what it would save"
             );
         }
         strategies.sort_unstable();

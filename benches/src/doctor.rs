@@ -16,7 +16,7 @@ use crate::guest::{BusyVcpus, GuestError, Work};
 use crate::host::{HostMemory, Pages, SMALL_PAGE};
 use crate::machine::{KvmOffer, Machine, new_vm};
 use crate::report::human;
-use crate::rig::BUSY;
+use crate::rig::Busy;
 
 /// Calls of each kind that are timed. With a vCPU that spins for milliseconds
 /// under `kvm->srcu`, they still take no more than a second.
@@ -50,7 +50,7 @@ pub fn doctor(out: &mut impl Write) -> io::Result<()> {
     let costs = [
         ("none running", cost(None)),
         ("one spinning", cost(Some(Work::Spin))),
-        ("one faulting memory in", cost(Some(BUSY))),
+        ("one faulting memory in", cost(Some(Busy::Fault.work()))),
     ];
     write_costs(out, &costs)?;
     let known: Vec<_> =

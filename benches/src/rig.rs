@@ -16,11 +16,50 @@ use crate::guest::{BusyVcpus, GuestError, Work};
 use crate::host::{HostMemory, Pages};
 use crate::machine::new_vm;
 use crate::scenario::{Scenario, Step};
-use crate::strategy::{Apply, PerRegion, Spent, Strategy, StrategyError, Transactions};
+use crate::strategy::{Apply, Gathered, PerRegion, Spent, Strategy, StrategyError, Transactions};
 
-/// What the busy vCPUs do: they fault in 16 MiB each, in small pages, again and
-/// again.
-pub const BUSY: Work = Work::FaultIn { bytes: 16 << 20, pages: Pages::Small };
+/// What busy vCPUs do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Busy {
+    /// They fault in 16 MiB each, in small pages, again and again.
+    Fault,
+    /// They spin inside the guest and exit only when they are made to.
+    Spin,
+}
+
+impl Busy {
+    /// As guest code.
+    #[must_use]
+    pub const fn work(self) -> Work {
+        match self {
+            Self::Fault => Work::FaultIn { bytes: 16 << 20, pages: Pages::Small },
+            Self::Spin => Work::Spin,
+        }
+    }
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fault => "fault",
+            Self::Spin => "spin",
+        }
+    }
+}
+
+/// vCPUs beside a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vcpus {
+    /// How many.
+    pub count: usize,
+    /// What they do.
+    pub busy: Busy,
+}
+
+impl Vcpus {
+    /// None.
+    pub const NONE: Self = Self { count: 0, busy: Busy::Spin };
+}
 
 /// vCPUs that take longer than this to get going never will.
 const START: Duration = Duration::from_secs(30);
@@ -128,14 +167,14 @@ impl Rig {
         scenario: &Scenario,
         strategy: Strategy,
         target: Target,
-        vcpus: usize,
+        vcpus: Vcpus,
     ) -> Result<Self, RunError> {
         let bytes = scenario.host_bytes;
         let memory = HostMemory::reserve(bytes, Pages::Small)
             .map_err(|errno| RunError::HostMemory { bytes, errno })?;
         let mut rig = match target {
             Target::Kvm => Self::on_kvm(scenario, strategy, vcpus, memory)?,
-            Target::Model if vcpus == 0 => Self::on_model(scenario, strategy, memory)?,
+            Target::Model if vcpus.count == 0 => Self::on_model(scenario, strategy, memory)?,
             Target::Model => return Err(RunError::NoVcpus),
         };
         rig.apply(&scenario.setup)?;
@@ -148,7 +187,7 @@ impl Rig {
     fn on_kvm(
         scenario: &Scenario,
         strategy: Strategy,
-        vcpus: usize,
+        vcpus: Vcpus,
         memory: HostMemory,
     ) -> Result<Self, RunError> {
         let vm = Rc::new(new_vm().map_err(RunError::NoVm)?);
@@ -156,23 +195,34 @@ impl Rig {
         // The guest code's slot: one that the VMM holds itself.
         let own = limits.slots.saturating_sub(1);
         let own_id = u16::try_from(own).unwrap_or(u16::MAX);
-        let start = || BusyVcpus::start(&vm, own_id, vcpus, BUSY).map(Arc::new);
-        let busy = (vcpus > 0).then(start).transpose()?;
-        let strategy: Box<dyn Apply> = if strategy == Strategy::PerRegion {
-            let calls = Rc::clone(&vm);
-            // SAFETY: the memory is as long as the scenario says, is anonymous,
-            // only accessed atomically, and dropped after the VM and its vCPUs.
-            Box::new(unsafe { PerRegion::new(calls, memory.hva(), scenario.names, own) })
-        } else {
-            let holes = busy.clone().map_or(HolePolicy::NoVcpuRuns, |gate| HolePolicy::Gate(gate));
-            let space = AddressSpace::builder()
-                .executor(executor(strategy))
-                .holes(holes)
-                .reserve_slots(own_id..=own_id)
-                .open(vm_fd(&vm))
-                .map_err(RunError::Open)?;
-            // SAFETY: as above.
-            Box::new(unsafe { Transactions::new(space, memory.hva(), scenario.names) })
+        let start = || BusyVcpus::start(&vm, own_id, vcpus.count, vcpus.busy.work()).map(Arc::new);
+        let busy = (vcpus.count > 0).then(start).transpose()?;
+        let (hva, names) = (memory.hva(), scenario.names);
+        let strategy: Box<dyn Apply> = match strategy {
+            Strategy::PerRegion => {
+                let calls = Rc::clone(&vm);
+                // SAFETY: the memory is as long as the scenario says, is anonymous,
+                // only accessed atomically, and dropped after the VM and its vCPUs.
+                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
+            }
+            Strategy::RawBatch => {
+                let slots = backend::Kvm::open(vm_fd(&vm)).map_err(io::Error::other);
+                let calls = gathered(Box::new(slots.map_err(RunError::NoVm)?))?;
+                // SAFETY: as above.
+                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
+            }
+            Strategy::Shim | Strategy::Batch => {
+                let holes =
+                    busy.clone().map_or(HolePolicy::NoVcpuRuns, |gate| HolePolicy::Gate(gate));
+                let space = AddressSpace::builder()
+                    .executor(executor(strategy))
+                    .holes(holes)
+                    .reserve_slots(own_id..=own_id)
+                    .open(vm_fd(&vm))
+                    .map_err(RunError::Open)?;
+                // SAFETY: as above.
+                Box::new(unsafe { Transactions::new(space, hva, names) })
+            }
         };
         Ok(Self { busy, strategy, _vm: Some(vm), _memory: memory })
     }
@@ -229,10 +279,15 @@ pub fn on_backend(
     backend: Box<dyn Memslots>,
     hva: u64,
 ) -> Result<Box<dyn Apply>, RunError> {
+    let (names, limit) = (scenario.names, backend.limits().slots);
     if strategy == Strategy::PerRegion {
-        let limit = backend.limits().slots;
         // SAFETY: nothing is mapped for real.
-        return Ok(Box::new(unsafe { PerRegion::new(backend, hva, scenario.names, limit) }));
+        return Ok(Box::new(unsafe { PerRegion::new(backend, hva, names, limit) }));
+    }
+    if strategy == Strategy::RawBatch {
+        let calls = gathered(backend)?;
+        // SAFETY: nothing is mapped for real.
+        return Ok(Box::new(unsafe { PerRegion::new(calls, hva, names, limit) }));
     }
     let space = AddressSpace::builder()
         .executor(executor(strategy))
@@ -240,12 +295,20 @@ pub fn on_backend(
         .open_on(backend)
         .map_err(RunError::Open)?;
     // SAFETY: nothing is mapped for real.
-    Ok(Box::new(unsafe { Transactions::new(space, hva, scenario.names) }))
+    Ok(Box::new(unsafe { Transactions::new(space, hva, names) }))
+}
+
+/// Calls that are made in batches, if the kernel has any.
+fn gathered(slots: Box<dyn Memslots>) -> Result<Gathered, RunError> {
+    match slots.limits().batch {
+        Some(_) => Ok(Gathered::new(slots)),
+        None => Err(RunError::Open(kvm_memslots::Error::NoBatchIoctl)),
+    }
 }
 
 const fn executor(strategy: Strategy) -> Executor {
     match strategy {
-        Strategy::Batch => Executor::Batch,
+        Strategy::Batch | Strategy::RawBatch => Executor::Batch,
         Strategy::Shim | Strategy::PerRegion => Executor::PerRegion,
     }
 }

@@ -12,7 +12,7 @@ use kvm_ioctls::VmFd;
 use kvm_memslots::{AddressSpace, Executor, HolePolicy, RegionId, RegionSpec, vm_fd};
 use kvm_memslots_bench::guest::{BusyVcpus, GuestError, Work};
 use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
-use kvm_memslots_bench::rig::{Rig, RunError, Target};
+use kvm_memslots_bench::rig::{Busy, Rig, RunError, Target, Vcpus};
 use kvm_memslots_bench::scenario::{REQUESTS_PER_CYCLE, Workload};
 use kvm_memslots_bench::strategy::Strategy;
 
@@ -98,7 +98,8 @@ fn only_requests_that_cut_a_slot_pause_vcpus() {
     }
     let cycles = 5;
     let scenario = Workload::Resize.generate(cycles * REQUESTS_PER_CYCLE);
-    let mut rig = match Rig::new(&scenario, Strategy::Shim, Target::Kvm, 1) {
+    let vcpu = Vcpus { count: 1, busy: Busy::Fault };
+    let mut rig = match Rig::new(&scenario, Strategy::Shim, Target::Kvm, vcpu) {
         Err(RunError::Guest(error @ GuestError::Unsupported)) => return common::skip(test, error),
         rig => rig.unwrap(),
     };

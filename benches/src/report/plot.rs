@@ -109,5 +109,6 @@ const fn colour(strategy: Strategy) -> RGBColor {
         Strategy::PerRegion => RGBColor(0x99, 0x99, 0x99),
         Strategy::Shim => RGBColor(0x1f, 0x77, 0xb4),
         Strategy::Batch => RGBColor(0x2c, 0xa0, 0x2c),
+        Strategy::RawBatch => RGBColor(0x98, 0xdf, 0x8a),
     }
 }

@@ -1,4 +1,5 @@
-//! Many regions of one kind: `sparse`, `contiguous`, `dirty-log`.
+//! Many regions of one kind: `sparse`, `contiguous`, `dirty-log`,
+//! `dirty-log-on`, `delete`.
 
 use kvm_memslots::MemFlags;
 
@@ -23,13 +24,29 @@ pub(super) fn contiguous(regions: usize) -> Scenario {
 /// it, and off when it is done or has failed.
 pub(super) fn dirty_log(regions: usize) -> Scenario {
     let (draft, map) = mapped(regions, 2 * SIZE);
-    let all = |what, flags| Step {
-        what,
-        changes: (0..regions as u32).map(|n| Change::SetFlags(Name(n), flags)).collect(),
-    };
-    let steps =
-        vec![all("logging on", MemFlags::LOG_DIRTY_PAGES), all("logging off", MemFlags::empty())];
+    let steps = vec![
+        log("logging on", regions, MemFlags::LOG_DIRTY_PAGES),
+        log("logging off", regions, MemFlags::empty()),
+    ];
     draft.finish(Workload::DirtyLog, regions, vec![map], steps)
+}
+
+pub(super) fn dirty_log_on(regions: usize) -> Scenario {
+    let (draft, map) = mapped(regions, 2 * SIZE);
+    let on = log("logging on", regions, MemFlags::LOG_DIRTY_PAGES);
+    draft.finish(Workload::DirtyLogOn, regions, vec![map], vec![on])
+}
+
+pub(super) fn delete(regions: usize) -> Scenario {
+    let (draft, map) = mapped(regions, 2 * SIZE);
+    let changes = (0..regions as u32).map(|n| Change::Unmap(Name(n))).collect();
+    let unmap = Step { what: "all gone", changes };
+    draft.finish(Workload::Delete, regions, vec![map], vec![unmap])
+}
+
+fn log(what: &'static str, regions: usize, flags: MemFlags) -> Step {
+    let changes = (0..regions as u32).map(|n| Change::SetFlags(Name(n), flags)).collect();
+    Step { what, changes }
 }
 
 fn mapped(regions: usize, stride: u64) -> (Draft, Step) {

@@ -109,11 +109,28 @@ pub enum Workload {
     Resize,
     /// Dirty logging of all slots goes on and off, as in a migration.
     DirtyLog,
+    /// The first half of `dirty-log`.
+    DirtyLogOn,
+    /// The regions of `sparse`, unmapped at once.
+    Delete,
 }
 
 impl Workload {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 6] =
+    pub const ALL: [Self; 8] = [
+        Self::Sparse,
+        Self::Contiguous,
+        Self::Boot,
+        Self::Hotplug,
+        Self::Resize,
+        Self::DirtyLog,
+        Self::DirtyLogOn,
+        Self::Delete,
+    ];
+
+    /// Those that stand for something a VMM does: run where nothing else is
+    /// asked for.
+    pub const USUAL: [Self; 6] =
         [Self::Sparse, Self::Contiguous, Self::Boot, Self::Hotplug, Self::Resize, Self::DirtyLog];
 
     /// The name on the command line.
@@ -126,6 +143,8 @@ impl Workload {
             Self::Hotplug => "hotplug",
             Self::Resize => "resize",
             Self::DirtyLog => "dirty-log",
+            Self::DirtyLogOn => "dirty-log-on",
+            Self::Delete => "delete",
         }
     }
 
@@ -136,21 +155,22 @@ impl Workload {
     #[must_use]
     pub const fn default_regions(self, busy: bool) -> usize {
         match (self, busy) {
-            (Self::Sparse | Self::Contiguous, false) => 9000,
-            (Self::Sparse | Self::Contiguous, true) => 1000,
+            (Self::Sparse | Self::Contiguous | Self::Delete, false) => 9000,
+            (Self::Sparse | Self::Contiguous | Self::Delete, true) => 1000,
             (Self::Boot, _) => 228,
             (Self::Hotplug, false) => 600,
             (Self::Hotplug, true) => 120,
             (Self::Resize, false) => 400,
             (Self::Resize, true) => 80,
-            (Self::DirtyLog, false) => 2000,
-            (Self::DirtyLog, true) => 500,
+            (Self::DirtyLog | Self::DirtyLogOn, false) => 2000,
+            (Self::DirtyLog | Self::DirtyLogOn, true) => 500,
         }
     }
 
     /// The scenario with about `regions` regions; [`Scenario::regions`] says
-    /// how many exactly. Counted are, for `sparse`, `contiguous`, `boot` and
-    /// `dirty-log`, the regions that are mapped at the end; for `hotplug` those
+    /// how many exactly. Counted are, for `sparse`, `contiguous`, `boot`,
+    /// `dirty-log` and `dirty-log-on`, the regions that are mapped at the end;
+    /// for `delete` those that were at the start; for `hotplug` those
     /// that come and go, [`BARS`] each time; for `resize` the requests,
     /// [`REQUESTS_PER_CYCLE`] of which make a cycle.
     #[must_use]
@@ -163,6 +183,8 @@ impl Workload {
             Self::Hotplug => hotplug::hotplug(regions),
             Self::Resize => resize::resize(regions),
             Self::DirtyLog => many::dirty_log(regions),
+            Self::DirtyLogOn => many::dirty_log_on(regions),
+            Self::Delete => many::delete(regions),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Ways to make the changes of a scenario.
 
+mod gathered;
 mod per_region;
 mod transactions;
 
+pub use gathered::Gathered;
 pub use per_region::{PerRegion, SetRegion};
 pub use transactions::Transactions;
 
@@ -25,11 +27,24 @@ pub enum Strategy {
     /// `kvm-memslots` on a kernel with the batch ioctl: one transaction a step,
     /// one call each.
     Batch,
+    /// The calls of `per-region`, those of a step in one call of the batch
+    /// ioctl: what of `batch` is the kernel's.
+    RawBatch,
 }
 
 impl Strategy {
     /// All, the one that the others are compared with first.
-    pub const ALL: [Self; 3] = [Self::PerRegion, Self::Shim, Self::Batch];
+    pub const ALL: [Self; 4] = [Self::PerRegion, Self::Shim, Self::Batch, Self::RawBatch];
+
+    /// What a VMM has to choose between: compared where nothing else is asked
+    /// for.
+    pub const USUAL: [Self; 3] = [Self::PerRegion, Self::Shim, Self::Batch];
+
+    /// Whether it takes a kernel with the batch ioctl.
+    #[must_use]
+    pub const fn needs_batch(self) -> bool {
+        matches!(self, Self::Batch | Self::RawBatch)
+    }
 
     /// The name on the command line.
     #[must_use]
@@ -38,6 +53,7 @@ impl Strategy {
             Self::PerRegion => "per-region",
             Self::Shim => "shim",
             Self::Batch => "batch",
+            Self::RawBatch => "raw-batch",
         }
     }
 }

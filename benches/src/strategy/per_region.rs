@@ -21,6 +21,15 @@ pub trait SetRegion {
     /// # Safety
     /// As [`Memslots::set_region`].
     unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno>;
+
+    /// The calls of a step are made; they should have cost `spent`. What they
+    /// did cost.
+    ///
+    /// # Errors
+    /// Where calls were put off until now, what the first refused one got.
+    fn end_of_step(&mut self, spent: Spent) -> Result<Spent, StrategyError> {
+        Ok(spent)
+    }
 }
 
 impl SetRegion for Rc<VmFd> {
@@ -33,16 +42,20 @@ impl SetRegion for Rc<VmFd> {
 
 impl<M: Memslots + ?Sized> SetRegion for Box<M> {
     unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
-        let region = kvm_userspace_memory_region2 {
-            slot: region.slot,
-            flags: region.flags,
-            guest_phys_addr: region.guest_phys_addr,
-            memory_size: region.memory_size,
-            userspace_addr: region.userspace_addr,
-            ..Default::default()
-        };
         // SAFETY: the caller's promise is the same.
-        unsafe { (**self).set_region(&region) }
+        unsafe { (**self).set_region(&region2(&region)) }
+    }
+}
+
+/// The same for `KVM_SET_USER_MEMORY_REGION2`.
+pub(super) fn region2(region: &kvm_userspace_memory_region) -> kvm_userspace_memory_region2 {
+    kvm_userspace_memory_region2 {
+        slot: region.slot,
+        flags: region.flags,
+        guest_phys_addr: region.guest_phys_addr,
+        memory_size: region.memory_size,
+        userspace_addr: region.userspace_addr,
+        ..Default::default()
     }
 }
 
@@ -209,6 +222,6 @@ impl<C: SetRegion> Apply for PerRegion<C> {
         for name in touched {
             spent += self.create_or_set(name)?;
         }
-        Ok(spent)
+        self.calls.end_of_step(spent)
     }
 }

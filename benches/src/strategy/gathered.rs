@@ -1,0 +1,60 @@
+//! The batch ioctl by itself.
+
+use std::fmt;
+use std::time::Instant;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_memslots::backend::{Errno, Memslots};
+use kvm_memslots_shim::uapi::{MemoryRegions, MemoryRegionsFlags};
+
+use super::per_region::region2;
+use super::{SetRegion, Spent, StrategyError};
+
+/// Takes the calls that [`PerRegion`](super::PerRegion) makes in a step and
+/// makes one of them, so that the two differ in nothing but the ioctl.
+pub struct Gathered {
+    slots: Box<dyn Memslots>,
+    regions: MemoryRegions,
+}
+
+impl Gathered {
+    /// For slots whose kernel has the ioctl.
+    #[must_use]
+    pub fn new(slots: Box<dyn Memslots>) -> Self {
+        Self { slots, regions: empty() }
+    }
+}
+
+impl fmt::Debug for Gathered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gathered").field("slots", &self.slots.name()).finish_non_exhaustive()
+    }
+}
+
+fn empty() -> MemoryRegions {
+    MemoryRegions::new(0, MemoryRegionsFlags::empty())
+}
+
+impl SetRegion for Gathered {
+    unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
+        self.regions.push(&region2(&region)).map_err(|_| Errno::E2BIG)
+    }
+
+    fn end_of_step(&mut self, spent: Spent) -> Result<Spent, StrategyError> {
+        let mut regions = std::mem::replace(&mut self.regions, empty());
+        if regions.entries().is_empty() {
+            return Ok(spent);
+        }
+        let deletes = regions.entries().iter().any(|entry| entry.memory_size == 0);
+        let started = Instant::now();
+        // SAFETY: whoever called `set_region` promised it for each entry.
+        let made = unsafe { self.slots.set_regions(&mut regions) };
+        let in_calls = started.elapsed();
+        made.map_err(|errno| {
+            let entry = regions.entries().get(regions.header().failed as usize);
+            let gpa = entry.map_or(0, |entry| entry.guest_phys_addr);
+            StrategyError::Refused { call: "a batch", gpa, errno }
+        })?;
+        Ok(Spent { ioctls: 1, grace_periods: 1 + u64::from(deletes), in_calls, ..spent })
+    }
+}
