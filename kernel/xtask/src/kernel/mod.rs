@@ -47,7 +47,7 @@ enum Stage {
     Boot(Boot),
     /// Run the kernel's selftests and the workspace's tests in guests
     Test(Test),
-    /// Run `memslots bench` in a guest
+    /// Measure the batch ioctl against single calls in guests
     Bench(Bench),
 }
 
@@ -66,6 +66,10 @@ struct Which {
     /// Without the series
     #[arg(long)]
     vanilla: bool,
+    /// With a patch of the lab's: `srcutree.lab_expedited_ms=MS` on the
+    /// kernel's command line makes each expedited grace period last that long
+    #[arg(long)]
+    slow_gp: bool,
 }
 
 #[derive(ClapArgs)]
@@ -100,7 +104,13 @@ struct Bench {
     which: Which,
     #[command(flatten)]
     qemu: Qemu,
-    /// Arguments for `memslots bench` [default: `sparse` and `dirty-log`]
+    /// Runs of each row that are measured; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Rows of the table that have this in their names only [default: all]
+    #[arg(value_name = "PART")]
+    filters: Vec<String>,
+    /// Arguments for `memslots bench`: run that instead of the table
     #[arg(last = true, value_name = "ARGS")]
     args: Vec<String>,
 }
@@ -178,6 +188,9 @@ fn test(args: &Test) -> Result<ExitCode> {
 
 fn bench(args: &Bench) -> Result<ExitCode> {
     let target = args.which.target()?;
+    if args.args.is_empty() {
+        return bench::table(&target, args);
+    }
     let (_, guest) = guest(&target, &args.qemu)?;
     bench::run(&target, &guest, args)
 }
@@ -206,6 +219,7 @@ impl Which {
             arch: self.arch,
             debug: self.debug,
             vanilla: self.vanilla,
+            slow_gp: self.slow_gp,
             ksrc: std::env::var_os("KSRC").filter(|dir| !dir.is_empty()).map(PathBuf::from),
         })
     }

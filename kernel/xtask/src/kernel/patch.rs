@@ -19,6 +19,13 @@ struct Patch {
     text: String,
 }
 
+impl Patch {
+    fn read(path: PathBuf) -> Result<Self> {
+        let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+        Ok(Self { path, text })
+    }
+}
+
 /// The source tree of `target` with the series applied, or without it as
 /// `target` says. `KSRC` is as it is.
 pub(super) fn patched(target: &Target) -> Result<PathBuf> {
@@ -27,18 +34,26 @@ pub(super) fn patched(target: &Target) -> Result<PathBuf> {
         source::check(&ksrc)?;
         return Ok(ksrc);
     }
-    let series = if target.vanilla { Vec::new() } else { series(&target.patches())? };
+    let series = patches(target)?;
     let pristine = source::pristine(&target.version)?;
     let tree = Tree { pristine, dir: target.dir() };
     tree.apply(&series)?;
     Ok(tree.source())
 }
 
-/// A hash of the series that `target` is built with.
+/// What `target` is patched with, in order.
+fn patches(target: &Target) -> Result<Vec<Patch>> {
+    let mut patches = match target {
+        Target { vanilla: false, ksrc: None, .. } => series(&target.patches())?,
+        _ => Vec::new(),
+    };
+    patches.extend(target.lab_patch().map(Patch::read).transpose()?);
+    Ok(patches)
+}
+
+/// A hash of the patches that `target` is built with.
 pub(super) fn hash(target: &Target) -> Result<u64> {
-    let of_series = !target.vanilla && target.ksrc.is_none();
-    let series = if of_series { series(&target.patches())? } else { Vec::new() };
-    Ok(hash_of(&series))
+    Ok(hash_of(&patches(target)?))
 }
 
 fn hash_of(series: &[Patch]) -> u64 {
@@ -63,8 +78,7 @@ fn series(dir: &Path) -> Result<Vec<Patch>> {
         let path = entry?.path();
         let cover = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("0000-"));
         if path.extension().is_some_and(|extension| extension == "patch") && !cover {
-            let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-            patches.push(Patch { path, text });
+            patches.push(Patch::read(path)?);
         }
     }
     if patches.is_empty() {

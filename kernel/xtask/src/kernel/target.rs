@@ -60,6 +60,8 @@ pub(super) struct Target {
     pub(super) arch: Arch,
     pub(super) debug: bool,
     pub(super) vanilla: bool,
+    /// With the lab's patch that can make grace periods slow.
+    pub(super) slow_gp: bool,
     /// A tree that is built as it is, instead of a fetched one.
     pub(super) ksrc: Option<PathBuf>,
 }
@@ -76,6 +78,9 @@ impl Target {
         if self.vanilla && self.ksrc.is_none() {
             name.push_str("-vanilla");
         }
+        if self.slow_gp && self.ksrc.is_none() {
+            name.push_str("-slow-gp");
+        }
         name
     }
 
@@ -87,6 +92,12 @@ impl Target {
     /// Where the series for its version is, there or not.
     pub(super) fn patches(&self) -> PathBuf {
         workspace::root().join("kernel/patches").join(format!("linux-{}", self.version))
+    }
+
+    /// The lab's own patch, for kernels that are measured, not shown.
+    pub(super) fn lab_patch(&self) -> Option<PathBuf> {
+        let path = || workspace::root().join("kernel/lab/patches/slow-grace-periods.patch");
+        (self.slow_gp && self.ksrc.is_none()).then(path)
     }
 
     /// The configuration fragments, in the order in which they are merged.
@@ -126,7 +137,8 @@ mod tests {
 
     fn target() -> Target {
         let version = "6.12".to_owned();
-        Target { version, arch: Arch::X86_64, debug: false, vanilla: false, ksrc: None }
+        let arch = Arch::X86_64;
+        Target { version, arch, debug: false, vanilla: false, slow_gp: false, ksrc: None }
     }
 
     #[test]
@@ -135,6 +147,7 @@ mod tests {
         let all = Target { arch: Arch::Arm64, debug: true, vanilla: true, ..target() };
         assert_eq!(all.name(), "6.12-arm64-debug-vanilla");
         assert_eq!(Target { ksrc: Some("/linux".into()), ..all }.name(), "ksrc-arm64-debug");
+        assert_eq!(Target { slow_gp: true, ..target() }.name(), "6.12-x86_64-slow-gp");
     }
 
     #[test]
@@ -153,5 +166,9 @@ mod tests {
             assert!(fragment.exists(), "{}", fragment.display());
         }
         assert!(debug.patches().is_dir());
+        let slow = Target { slow_gp: true, ..target() };
+        assert!(
+            slow.lab_patch().is_some_and(|patch| patch.exists()) && debug.lab_patch().is_none()
+        );
     }
 }

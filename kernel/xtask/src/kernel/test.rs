@@ -85,7 +85,7 @@ struct Case {
 }
 
 /// Whether `filters` let `name` run.
-fn wanted(name: &str, filters: &[String]) -> bool {
+pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
     filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
 }
 
@@ -215,7 +215,7 @@ mod tests {
 
     fn target(vanilla: bool) -> Target {
         let version = "6.12".to_owned();
-        Target { version, arch: Arch::X86_64, debug: false, vanilla, ksrc: None }
+        Target { version, arch: Arch::X86_64, debug: false, vanilla, slow_gp: false, ksrc: None }
     }
 
     fn names(vanilla: bool, filters: &[&str]) -> Vec<String> {
