@@ -70,8 +70,10 @@ pub struct Row {
     pub wall_ns_min: Option<u64>,
     /// The slowest run.
     pub wall_ns_max: Option<u64>,
+    /// What of that is in the calls: median over the runs.
+    pub calls_ns: Option<u64>,
     /// What of that is the library's own, outside of the calls: median over the
-    /// runs. `None` for `per-region`, which has no library.
+    /// runs. `None` where there is no library.
     pub own_ns: Option<u64>,
     /// Whether the thread that makes the calls was kept on one CPU.
     pub pinned: bool,
@@ -89,6 +91,7 @@ pub struct Row {
 struct Contender {
     strategy: Strategy,
     walls: Vec<Duration>,
+    calls: Vec<Duration>,
     owns: Vec<Duration>,
     /// Whether the last run was measured on one CPU.
     pinned: bool,
@@ -198,6 +201,7 @@ impl Bench {
                 wall_ns: wall.map(nanos),
                 wall_ns_min: contender.walls.iter().min().copied().map(nanos),
                 wall_ns_max: contender.walls.iter().max().copied().map(nanos),
+                calls_ns: median(&contender.calls).map(nanos),
                 own_ns: median(&contender.owns).map(nanos),
                 pinned: contender.pinned,
                 runs: contender.walls.len(),
@@ -215,6 +219,7 @@ impl Contender {
         Self {
             strategy,
             walls: Vec::new(),
+            calls: Vec::new(),
             owns: Vec::new(),
             pinned: false,
             spent,
@@ -258,7 +263,8 @@ impl Contender {
         rig.finish()?;
         self.spent = spent;
         self.walls.push(wall);
-        if !spent.in_calls.is_zero() {
+        self.calls.push(spent.in_calls);
+        if self.strategy.has_library() {
             self.owns.push(wall.saturating_sub(spent.in_calls));
         }
         Ok(())

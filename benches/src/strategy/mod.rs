@@ -46,6 +46,12 @@ impl Strategy {
         matches!(self, Self::Batch | Self::RawBatch)
     }
 
+    /// Whether it makes its changes through `kvm-memslots`.
+    #[must_use]
+    pub const fn has_library(self) -> bool {
+        matches!(self, Self::Shim | Self::Batch)
+    }
+
     /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -73,7 +79,8 @@ pub struct Spent {
     pub grace_periods: u64,
     /// How often vCPUs were paused.
     pub pauses: u64,
-    /// The time in those calls, where the strategy says; zero elsewhere.
+    /// The time in those calls; without the library, from the first to the
+    /// last, as a clock read beside each would count.
     pub in_calls: Duration,
 }
 

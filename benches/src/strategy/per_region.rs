@@ -1,6 +1,7 @@
 //! What VMMs do today.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -216,12 +217,14 @@ impl<C: SetRegion> Apply for PerRegion<C> {
             self.want(change, &mut touched)?;
         }
         let mut spent = Spent::default();
+        let started = Instant::now();
         for name in &touched {
             spent += self.delete(*name)?;
         }
         for name in touched {
             spent += self.create_or_set(name)?;
         }
+        spent.in_calls = started.elapsed();
         self.calls.end_of_step(spent)
     }
 }

@@ -31,10 +31,8 @@ pub(super) struct Make {
 pub(super) fn kernel(target: &Target) -> Result<Kernel> {
     tools::for_build(target.arch)?;
     let source = patch::patched(target)?;
-    let build = target.dir().join("build");
-    fs::create_dir_all(&build).with_context(|| format!("{}", build.display()))?;
-    let log = target.dir().join("build.log");
-    let make = Make { source, build, log, arch: target.arch, ccache: tools::on_path("ccache") };
+    let make =
+        Make::new(target, source, target.dir().join("build"), target.dir().join("build.log"))?;
     let (goal, image) = target.arch.image();
     let kernel = Kernel { image: make.build.join(image), make };
 
@@ -58,11 +56,32 @@ pub(super) fn kernel(target: &Target) -> Result<Kernel> {
 }
 
 impl Make {
+    /// For a kernel as `target` is, in `build`.
+    pub(super) fn new(
+        target: &Target,
+        source: PathBuf,
+        build: PathBuf,
+        log: PathBuf,
+    ) -> Result<Self> {
+        fs::create_dir_all(&build).with_context(|| format!("{}", build.display()))?;
+        Ok(Self { source, build, log, arch: target.arch, ccache: tools::on_path("ccache") })
+    }
+
     /// Runs make with `goals`, or settings.
     pub(super) fn run(&self, what: &str, goals: &[&str]) -> Result<()> {
+        logged::run(what, self.out_of_tree().args(goals), &self.log, true)
+    }
+
+    /// Where its output goes.
+    pub(super) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// make, from the source tree to the build directory.
+    pub(super) fn out_of_tree(&self) -> Command {
         let mut make = self.command(&self.source);
-        make.arg(format!("O={}", self.build.display())).args(goals);
-        logged::run(what, &mut make, &self.log, true)
+        make.arg(format!("O={}", self.build.display()));
+        make
     }
 
     /// make for the same architecture, in a folder of the source tree.

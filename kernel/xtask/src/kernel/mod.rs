@@ -4,6 +4,7 @@
 mod bench;
 mod boot;
 mod build;
+mod check;
 mod config;
 mod console;
 mod elf;
@@ -43,6 +44,9 @@ enum Stage {
     Fetch(Which),
     /// Build the kernel
     Build(Which),
+    /// Check the series as its maintainers would: checkpatch, each patch built,
+    /// warnings, sparse
+    Check(Which),
     /// Boot the kernel in QEMU, run a program in it, end with its status
     Boot(Boot),
     /// Run the kernel's selftests and the workspace's tests in guests
@@ -137,6 +141,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let done = match &args.stage {
         Stage::Fetch(which) => fetch(which),
         Stage::Build(which) => build(which),
+        Stage::Check(which) => which.target().and_then(|target| check::run(&target)),
         Stage::Boot(args) => boot(args),
         Stage::Test(args) => test(args),
         Stage::Bench(args) => bench(args),

@@ -14,8 +14,8 @@ use super::target::Target;
 use super::{logged, source, target};
 
 /// A patch of the series.
-struct Patch {
-    path: PathBuf,
+pub(super) struct Patch {
+    pub(super) path: PathBuf,
     text: String,
 }
 
@@ -23,6 +23,11 @@ impl Patch {
     fn read(path: PathBuf) -> Result<Self> {
         let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
         Ok(Self { path, text })
+    }
+
+    /// Its file's name.
+    pub(super) fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
@@ -65,7 +70,7 @@ fn hash_of(series: &[Patch]) -> u64 {
 }
 
 /// The patches in `dir`, in their order, without the cover letter.
-fn series(dir: &Path) -> Result<Vec<Patch>> {
+pub(super) fn series(dir: &Path) -> Result<Vec<Patch>> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => bail!(
             "no series for this version of Linux in {}; --vanilla does without",
@@ -99,13 +104,14 @@ fn files(patch: &str) -> impl Iterator<Item = PathBuf> {
 }
 
 /// A tree of hard links to the pristine one, but for what the series touches.
-struct Tree {
-    pristine: PathBuf,
-    dir: PathBuf,
+pub(super) struct Tree {
+    pub(super) pristine: PathBuf,
+    /// Where it is, with what is known of it.
+    pub(super) dir: PathBuf,
 }
 
 impl Tree {
-    fn source(&self) -> PathBuf {
+    pub(super) fn source(&self) -> PathBuf {
         self.dir.join("source")
     }
 
@@ -119,7 +125,8 @@ impl Tree {
         self.dir.join("patched.files")
     }
 
-    fn apply(&self, series: &[Patch]) -> Result<()> {
+    /// Makes the tree the pristine one with `series`.
+    pub(super) fn apply(&self, series: &[Patch]) -> Result<()> {
         let hash = format!("{:016x}\n", hash_of(series));
         if self.source().exists() && fs::read_to_string(self.stamp()).is_ok_and(|is| is == hash) {
             return Ok(());
@@ -180,7 +187,7 @@ impl Tree {
     }
 
     fn patch(&self, patch: &Patch, nth: usize) -> Result<()> {
-        let name = patch.path.file_name().unwrap_or_default().to_string_lossy();
+        let name = patch.name();
         let mut command = Command::new("patch");
         command.args(["-p1", "--forward", "--no-backup-if-mismatch", "--directory"]);
         command.arg(self.source()).arg("--input").arg(&patch.path);

@@ -58,6 +58,11 @@ pub(super) fn for_selftests() -> Result<()> {
     install(&[program("rsync", "rsync")])
 }
 
+/// Installs what checking a series takes.
+pub(super) fn for_check() -> Result<()> {
+    install(&[program("perl", "perl"), program("sparse", "sparse")])
+}
+
 /// QEMU's program for `arch`.
 pub(super) fn qemu(arch: Arch) -> &'static str {
     match arch {

@@ -1,0 +1,147 @@
+//! What a maintainer's tools say of the series: `checkpatch.pl`, a build after
+//! each patch, new warnings, sparse.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::build::Make;
+use super::patch::{Patch, Tree};
+use super::target::{Arch, Target};
+use super::{config, logged, source, target, tools};
+use crate::run;
+
+/// What `checkpatch.pl` is not asked about: signing off is for the person who
+/// sends the series, and the directories of new files have their maintainers.
+const NOT_CHECKED: &str = "MISSING_SIGN_OFF,FILE_PATH_CHANGES";
+
+/// Checks the series of `target`.
+pub(super) fn run(target: &Target) -> Result<ExitCode> {
+    if target.vanilla || target.ksrc.is_some() {
+        bail!("it is the series that is checked: not with --vanilla or KSRC");
+    }
+    tools::for_build(target.arch)?;
+    tools::for_check()?;
+    let series = super::patch::series(&target.patches())?;
+    // A tree of its own, so that what is built for other commands stays.
+    let dir = target::dir().join(format!("check-{}", target.name()));
+    let tree = Tree { pristine: source::pristine(&target.version)?, dir: dir.clone() };
+    let make = Make::new(target, tree.source(), dir.join("build"), dir.join("check.log"))?;
+
+    let mut wrong = Vec::new();
+    tree.apply(&[])?;
+    for patch in &series {
+        wrong.extend(style(&tree.source(), patch, &dir.join("checkpatch.log"))?);
+    }
+    config::configure(target, &make)?;
+    let known = compile(&make, target.arch, "the kernel as it is", &[])?;
+    let sparse = ["C=2", "CHECK=sparse"];
+    let known_to_sparse = compile(&make, target.arch, "sparse, the kernel as it is", &sparse)?;
+    for nth in 1..=series.len() {
+        tree.apply(&series[..nth])?;
+        let name = series[nth - 1].name();
+        match compile(&make, target.arch, &name, &[]) {
+            Ok(said) => wrong.extend(news(&name, &known, &said)),
+            Err(e) => wrong.push(format!("{name} does not build: {e:#}")),
+        }
+    }
+    let said = compile(&make, target.arch, "sparse, the series", &sparse)?;
+    wrong.extend(news("sparse", &known_to_sparse, &said));
+
+    for wrong in &wrong {
+        run::say(&format!("WRONG {wrong}"));
+    }
+    let patches = series.len();
+    run::say(&format!(
+        "{patches} patches on Linux {}: checkpatch, a build after each with W=1, sparse: {}",
+        target.name(),
+        if wrong.is_empty() { "nothing to say".to_owned() } else { wrong.len().to_string() },
+    ));
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What `checkpatch.pl` has against `patch`.
+fn style(source: &Path, patch: &Patch, log: &Path) -> Result<Vec<String>> {
+    let mut checkpatch = Command::new("perl");
+    checkpatch.arg(source.join("scripts/checkpatch.pl")).arg("--root").arg(source);
+    checkpatch.args(["--strict", "--terse", "--show-types", "--ignore", NOT_CHECKED]);
+    checkpatch.arg(&patch.path);
+    let output = checkpatch.output().context("can't run perl")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    std::fs::write(log, said.as_bytes()).with_context(|| format!("{}", log.display()))?;
+    let said: Vec<String> = objections(&said).map(str::to_owned).collect();
+    if !output.status.success() && said.is_empty() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        bail!("checkpatch.pl failed on {}: {}", patch.name(), why.trim());
+    }
+    Ok(said)
+}
+
+/// `FILE:LINE: WARNING:TYPE: ...` of `checkpatch.pl --terse`.
+fn objections(said: &str) -> impl Iterator<Item = &str> {
+    let kinds = [": ERROR:", ": WARNING:", ": CHECK:"];
+    said.lines().filter(move |line| kinds.iter().any(|kind| line.contains(kind)))
+}
+
+/// Builds KVM; what the compiler warned of, without line numbers.
+fn compile(make: &Make, arch: Arch, what: &str, args: &[&str]) -> Result<BTreeSet<String>> {
+    let goal = match arch {
+        Arch::X86_64 => "arch/x86/kvm/",
+        Arch::Arm64 => "arch/arm64/kvm/",
+    };
+    let mut command = make.out_of_tree();
+    command.arg("W=1").args(args).arg(goal);
+    let mut warnings = BTreeSet::new();
+    logged::read(what, &mut command, make.log(), true, |line| {
+        warnings.extend(warning(line));
+        true
+    })?;
+    Ok(warnings)
+}
+
+/// `FILE: warning: ...` of `FILE:LINE:COLUMN: warning: ...`.
+fn warning(line: &str) -> Option<String> {
+    let (place, text) =
+        [": warning: ", ": error: "].iter().find_map(|kind| line.split_once(kind))?;
+    let file = place.split(':').next()?;
+    // Trees and build directories differ, sources do not.
+    let file = file.rsplit_once("/source/").map_or(file, |(_, file)| file);
+    Some(format!("{}: {text}", file.trim_start_matches("../")))
+}
+
+/// What is in `said` and not in `known`.
+fn news(who: &str, known: &BTreeSet<String>, said: &BTreeSet<String>) -> Vec<String> {
+    said.difference(known).map(|warning| format!("{who}: {warning}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_without_their_place() {
+        let line = "../source/virt/kvm/kvm_main.c:12:3: warning: unused variable 'x' [-Wunused]";
+        let same = "/t/source/virt/kvm/kvm_main.c:99:1: warning: unused variable 'x' [-Wunused]";
+        let expected = "virt/kvm/kvm_main.c: unused variable 'x' [-Wunused]";
+        assert_eq!(warning(line).as_deref(), Some("source/".to_owned() + expected).as_deref());
+        assert_eq!(warning(same).as_deref(), Some(expected));
+        assert_eq!(warning("  CC      virt/kvm/kvm_main.o"), None);
+    }
+
+    #[test]
+    fn only_what_is_new_counts() {
+        let set = |all: &[&str]| all.iter().map(|&one| one.to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(news("0001", &set(&["a", "b"]), &set(&["b", "c"])), ["0001: c"]);
+        assert_eq!(news("0001", &set(&["a"]), &set(&[])), [""; 0]);
+    }
+
+    #[test]
+    fn objections_of_checkpatch() {
+        let said = "a.patch:7: WARNING:LONG_LINE: line length of 101\n\
+                    a.patch:9: CHECK:SPACING: spaces preferred\n\
+                    total: 0 errors, 1 warnings, 1 checks, 20 lines checked\n";
+        assert_eq!(objections(said).count(), 2);
+    }
+}
