@@ -23,6 +23,9 @@ pub struct Bench {
     pub vcpus: Vec<usize>,
     /// What keeps them busy.
     pub busy: Busy,
+    /// Whether the thread that makes the calls is kept on one CPU, which takes
+    /// the scheduler out of the comparison.
+    pub pin: bool,
     /// Runs that are measured, beside the one that warms up and counts.
     pub runs: usize,
     /// Who carries the changes out.
@@ -161,7 +164,7 @@ impl Bench {
                 let ran = if round == 0 {
                     contender.warm_up(scenario, self.target, vcpus, counter.as_deref_mut())
                 } else {
-                    contender.measure(scenario, self.target, vcpus)
+                    contender.measure(scenario, self.target, vcpus, self.pin)
                 };
                 match ran {
                     Err(error) if error.is_limit() => contender.skipped = Some(error.to_string()),
@@ -253,10 +256,11 @@ impl Contender {
         scenario: &Scenario,
         target: Target,
         vcpus: Vcpus,
+        pin: bool,
     ) -> Result<(), RunError> {
         let mut rig = Rig::new(scenario, self.strategy, target, vcpus)?;
         // The vCPUs run already, wherever they like.
-        let pinned = Pinned::to_first_cpu();
+        let pinned = pin.then(Pinned::to_first_cpu).flatten();
         let (spent, wall) = rig.time(&scenario.steps)?;
         self.pinned = pinned.is_some();
         drop(pinned);

@@ -58,6 +58,10 @@ struct BenchArgs {
     /// What keeps the vCPUs busy.
     #[arg(long, value_enum, default_value_t = Busy::Fault)]
     busy: Busy,
+    /// Leave the thread that makes the calls to the scheduler, as a VMM does,
+    /// instead of keeping it on one CPU: slower and noisier grace periods.
+    #[arg(long)]
+    no_pin: bool,
     /// Runs that are measured; the median counts.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -152,6 +156,7 @@ impl BenchArgs {
                 (given, _) => given.to_vec(),
             },
             busy: self.busy,
+            pin: !self.no_pin,
             runs: self.runs as usize,
             target,
         })

@@ -1,5 +1,5 @@
-//! Many regions of one kind: `sparse`, `contiguous`, `dirty-log`,
-//! `dirty-log-on`, `delete`.
+//! Many regions of one kind: `sparse`, `singly`, `contiguous`,
+//! `dirty-log`, `dirty-log-on`, `delete`.
 
 use kvm_memslots::MemFlags;
 
@@ -13,6 +13,14 @@ const SIZE: u64 = 64 << 10;
 pub(super) fn sparse(regions: usize) -> Scenario {
     let (draft, map) = mapped(regions, 2 * SIZE);
     draft.finish(Workload::Sparse, regions, Vec::new(), vec![map])
+}
+
+/// As many steps as regions: what a VMM pays that has nothing to put together.
+pub(super) fn singly(regions: usize) -> Scenario {
+    let (draft, map) = mapped(regions, 2 * SIZE);
+    let step = |change| Step { what: "one region", changes: vec![change] };
+    let steps = map.changes.into_iter().map(step).collect();
+    draft.finish(Workload::Singly, regions, Vec::new(), steps)
 }
 
 pub(super) fn contiguous(regions: usize) -> Scenario {

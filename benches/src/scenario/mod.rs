@@ -113,11 +113,13 @@ pub enum Workload {
     DirtyLogOn,
     /// The regions of `sparse`, unmapped at once.
     Delete,
+    /// The regions of `sparse`, mapped one by one.
+    Singly,
 }
 
 impl Workload {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Sparse,
         Self::Contiguous,
         Self::Boot,
@@ -126,6 +128,7 @@ impl Workload {
         Self::DirtyLog,
         Self::DirtyLogOn,
         Self::Delete,
+        Self::Singly,
     ];
 
     /// Those that stand for something a VMM does: run where nothing else is
@@ -145,6 +148,7 @@ impl Workload {
             Self::DirtyLog => "dirty-log",
             Self::DirtyLogOn => "dirty-log-on",
             Self::Delete => "delete",
+            Self::Singly => "singly",
         }
     }
 
@@ -164,12 +168,13 @@ impl Workload {
             (Self::Resize, true) => 80,
             (Self::DirtyLog | Self::DirtyLogOn, false) => 2000,
             (Self::DirtyLog | Self::DirtyLogOn, true) => 500,
+            (Self::Singly, _) => 256,
         }
     }
 
     /// The scenario with about `regions` regions; [`Scenario::regions`] says
     /// how many exactly. Counted are, for `sparse`, `contiguous`, `boot`,
-    /// `dirty-log` and `dirty-log-on`, the regions that are mapped at the end;
+    /// `dirty-log`, `dirty-log-on` and `singly`, the regions that are mapped at the end;
     /// for `delete` those that were at the start; for `hotplug` those
     /// that come and go, [`BARS`] each time; for `resize` the requests,
     /// [`REQUESTS_PER_CYCLE`] of which make a cycle.
@@ -185,6 +190,7 @@ impl Workload {
             Self::DirtyLog => many::dirty_log(regions),
             Self::DirtyLogOn => many::dirty_log_on(regions),
             Self::Delete => many::delete(regions),
+            Self::Singly => many::singly(regions),
         }
     }
 }

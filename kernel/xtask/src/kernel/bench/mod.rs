@@ -108,7 +108,7 @@ fn script(rows: &[&'static Row], runs: u32) -> Vec<String> {
         let runs = row.runs.unwrap_or(runs);
         let args = row.args();
         format!(
-            "echo '# {}' && /bin/memslots bench {args} --runs {runs} --json \
+            "echo '# {}' && /bin/memslots bench {args} --runs {runs} --json --no-pin \
              --strategy per-region,batch,raw-batch",
             row.work
         )

@@ -81,7 +81,15 @@ static QUIET: [Row; 4] = [
         ..CREATE
     },
     // At most 1.1 times what the single call takes.
-    Row { work: "create one", regions: 1, runs: Some(199), ratio: 1.0 / 1.1, ..CREATE },
+    Row {
+        work: "create one, 256 times",
+        scenario: "singly",
+        regions: 256,
+        runs: Some(15),
+        ratio: 1.0 / 1.1,
+        grace_periods: 256,
+        ..CREATE
+    },
 ];
 static BUSY: [Row; 2] = [
     Row {
