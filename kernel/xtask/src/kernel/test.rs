@@ -47,8 +47,12 @@ const OTHER: Selftest = Selftest {
 /// One of the series.
 const OURS: Selftest = Selftest { of_series: true, ..OTHER };
 
-const API: Selftest =
-    Selftest { path: "set_memory_regions_test", args: &["50"], debug_args: &["20"], ..OURS };
+const API: Selftest = Selftest {
+    path: "set_memory_regions_test",
+    args: &["50"],
+    debug_args: &["20", "2048"],
+    ..OURS
+};
 const X86: Selftest = Selftest { path: "x86_64/set_memory_regions_x86_test", ..OURS };
 const RACE: Selftest = Selftest { path: "set_memory_regions_race_test", ..OURS };
 const DIRTY: Selftest = Selftest { path: "set_memory_regions_dirty_test", ..OURS };
