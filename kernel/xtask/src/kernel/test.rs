@@ -62,10 +62,10 @@ const SELFTESTS: [Selftest; 13] = [
     API,
     X86,
     // 84 ways to change the layout, 10,080 batches.
-    Selftest { args: &["120"], debug_args: &["6"], append: EMULATE, ..RACE },
-    Selftest { args: &["10"], debug_args: &["4"], append: SHADOW, ..RACE },
-    Selftest { args: &["40"], debug_args: &["8"], ..DIRTY },
-    Selftest { args: &["20"], debug_args: &["8"], append: SHADOW, ..DIRTY },
+    Selftest { args: &["120"], debug_args: &["2"], append: EMULATE, ..RACE },
+    Selftest { args: &["10"], debug_args: &["2"], append: SHADOW, ..RACE },
+    Selftest { args: &["40"], debug_args: &["3"], ..DIRTY },
+    Selftest { args: &["20"], debug_args: &["3"], append: SHADOW, ..DIRTY },
     FAIL,
     Selftest { append: SHADOW, ..FAIL },
     Selftest { path: "set_memory_region_test", ..OTHER },
@@ -296,7 +296,7 @@ mod tests {
             races.into_iter().map(|case| case.command.words).collect::<Vec<_>>()
         };
         assert_eq!(race(&target(false)), [["/bin/set_memory_regions_race_test", "120"]]);
-        assert_eq!(race(&debug), [["/bin/set_memory_regions_race_test", "6"]]);
+        assert_eq!(race(&debug), [["/bin/set_memory_regions_race_test", "2"]]);
     }
 
     #[test]
