@@ -9,8 +9,8 @@ use super::initrd::Program;
 use super::target::Target;
 use super::{logged, tools};
 
-/// Builds the tests called `names` from the kernel's tree.
-pub(super) fn build(target: &Target, kernel: &Kernel, names: &[&str]) -> Result<Vec<Program>> {
+/// Builds the tests at `paths` of the kernel's folder of KVM's selftests.
+pub(super) fn build(target: &Target, kernel: &Kernel, paths: &[&str]) -> Result<Vec<Program>> {
     tools::for_selftests()?;
     let dir = target.dir().join("selftests");
     let headers = target.dir().join("headers");
@@ -19,7 +19,7 @@ pub(super) fn build(target: &Target, kernel: &Kernel, names: &[&str]) -> Result<
     let install = format!("INSTALL_HDR_PATH={}", headers.display());
     make.run("the kernel's headers", &["headers_install", &install])?;
 
-    let programs: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
+    let programs: Vec<_> = paths.iter().map(|path| dir.join(path)).collect();
     let mut command = make.command(&make.source.join("tools/testing/selftests/kvm"));
     command
         .arg(format!("OUTPUT={}", dir.display()))

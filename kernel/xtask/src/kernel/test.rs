@@ -18,41 +18,95 @@ use crate::test::tally::Tally;
 /// A selftest of the kernel's tree.
 #[derive(Debug, PartialEq)]
 struct Selftest {
-    program: &'static str,
+    /// Its path in `tools/testing/selftests/kvm`.
+    path: &'static str,
     args: &'static [&'static str],
+    /// The arguments on a debug kernel, which is some ten times slower.
+    debug_args: &'static [&'static str],
     /// For the kernel's command line.
     append: &'static str,
     /// Whether it comes with the series.
     of_series: bool,
+    /// Whether it needs what only a debug kernel has.
+    debug_only: bool,
 }
 
-const SELFTESTS: [Selftest; 5] = [
+const EMULATE: &str = "kvm.force_emulation_prefix=1";
+const SHADOW: &str = "kvm_amd.npt=0";
+
+/// One that the kernel has anyway.
+const OTHER: Selftest = Selftest {
+    path: "",
+    args: &[],
+    debug_args: &[],
+    append: "",
+    of_series: false,
+    debug_only: false,
+};
+
+/// One of the series.
+const OURS: Selftest = Selftest { of_series: true, ..OTHER };
+
+const API: Selftest = Selftest {
+    path: "set_memory_regions_test",
+    args: &["50"],
+    debug_args: &["20", "2048"],
+    ..OURS
+};
+const X86: Selftest = Selftest { path: "x86_64/set_memory_regions_x86_test", ..OURS };
+const RACE: Selftest = Selftest { path: "set_memory_regions_race_test", ..OURS };
+const DIRTY: Selftest = Selftest { path: "set_memory_regions_dirty_test", ..OURS };
+const FAIL: Selftest = Selftest { path: "set_memory_regions_fail_test", debug_only: true, ..OURS };
+
+const SELFTESTS: [Selftest; 13] = [
+    API,
+    X86,
+    // 84 ways to change the layout, 10,080 batches.
+    Selftest { args: &["120"], debug_args: &["2"], append: EMULATE, ..RACE },
+    Selftest { args: &["10"], debug_args: &["2"], append: SHADOW, ..RACE },
+    Selftest { args: &["40"], debug_args: &["3"], ..DIRTY },
+    Selftest { args: &["20"], debug_args: &["3"], append: SHADOW, ..DIRTY },
+    FAIL,
+    Selftest { append: SHADOW, ..FAIL },
+    Selftest { path: "set_memory_region_test", ..OTHER },
     Selftest {
-        program: "set_memory_regions_test",
-        args: &["500"],
-        append: "kvm.force_emulation_prefix=1",
-        of_series: true,
-    },
-    Selftest {
-        program: "set_memory_regions_test",
-        args: &["200"],
-        append: "kvm_amd.npt=0",
-        of_series: true,
-    },
-    Selftest { program: "set_memory_region_test", args: &[], append: "", of_series: false },
-    Selftest {
-        program: "memslot_modification_stress_test",
+        path: "memslot_modification_stress_test",
         args: &["-i", "200", "-b", "16M"],
-        append: "",
-        of_series: false,
+        debug_args: &["-i", "20", "-b", "16M"],
+        ..OTHER
     },
     Selftest {
-        program: "dirty_log_test",
+        path: "memslot_perf_test",
+        args: &["-s", "512", "-l", "1"],
+        debug_args: &["-s", "128", "-l", "1"],
+        ..OTHER
+    },
+    Selftest {
+        path: "dirty_log_test",
         args: &["-i", "4", "-I", "10"],
-        append: "",
-        of_series: false,
+        debug_args: &["-i", "2", "-I", "10"],
+        ..OTHER
+    },
+    Selftest {
+        path: "dirty_log_test",
+        args: &["-i", "2", "-I", "10"],
+        debug_args: &["-i", "2", "-I", "10"],
+        append: SHADOW,
+        ..OTHER
     },
 ];
+
+impl Selftest {
+    /// Its name in /bin.
+    fn program(&self) -> &'static str {
+        self.path.rsplit_once('/').map_or(self.path, |(_, name)| name)
+    }
+
+    /// Whether `target` has it, and what it needs.
+    fn fits(&self, target: &Target) -> bool {
+        !(self.of_series && target.vanilla) && (target.debug || !self.debug_only)
+    }
+}
 
 const fn test(package: &'static str, name: &'static str) -> Source {
     Source { package, kind: "test", name }
@@ -91,16 +145,17 @@ pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
 
 /// The tests that `target` has and `filters` let run.
 fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
-    let selftests = SELFTESTS.iter().filter(|test| !(test.of_series && target.vanilla));
+    let selftests = SELFTESTS.iter().filter(|test| test.fits(target));
     let selftests = selftests.map(|test| {
-        let mut words = vec![format!("/bin/{}", test.program)];
-        words.extend(test.args.iter().map(|&arg| arg.to_owned()));
-        let mut name = format!("selftest {}", test.program);
+        let mut words = vec![format!("/bin/{}", test.program())];
+        let args = if target.debug { test.debug_args } else { test.args };
+        words.extend(args.iter().map(|&arg| arg.to_owned()));
+        let mut name = format!("selftest {}", test.program());
         if !test.append.is_empty() {
             name = format!("{name} ({})", test.append);
         }
         let command = Command { words, ..Command::default() };
-        Case { name, append: test.append, program: test.program, command, rust: false }
+        Case { name, append: test.append, program: test.program(), command, rust: false }
     });
     let tests = TESTS.iter().map(|test| {
         let program = format!("/bin/{}", test.name);
@@ -148,12 +203,12 @@ pub(super) fn run(
 
 fn build(target: &Target, kernel: &Kernel, cases: &[Case]) -> Result<Vec<Program>> {
     let needed = |name: &str, rust| cases.iter().any(|c| c.rust == rust && c.program == name);
-    let mut names: Vec<&str> = SELFTESTS.iter().map(|test| test.program).collect();
-    names.dedup();
-    names.retain(|name| needed(name, false));
+    let selftests = SELFTESTS.iter().filter(|test| needed(test.program(), false));
+    let mut paths: Vec<&str> = selftests.map(|test| test.path).collect();
+    paths.dedup();
     let mut programs = Vec::new();
-    if !names.is_empty() {
-        programs = selftests::build(target, kernel, &names)?;
+    if !paths.is_empty() {
+        programs = selftests::build(target, kernel, &paths)?;
     }
     let tests: Vec<Source> = TESTS.into_iter().filter(|test| needed(test.name, true)).collect();
     if !tests.is_empty() {
@@ -225,16 +280,31 @@ mod tests {
 
     #[test]
     fn a_kernel_without_the_series_has_not_its_tests() {
-        assert!(names(false, &[]).iter().any(|name| name.contains("memory_regions_test")));
-        assert!(!names(true, &[]).iter().any(|name| name.contains("memory_regions_test")));
-        assert_eq!(names(true, &[]).len() + 2, names(false, &[]).len());
+        assert!(names(false, &[]).iter().any(|name| name.contains("memory_regions")));
+        assert!(!names(true, &[]).iter().any(|name| name.contains("memory_regions")));
+        assert!(names(true, &[]).iter().any(|name| name.contains("memory_region_test")));
+    }
+
+    #[test]
+    fn what_needs_a_debug_kernel_runs_there_only_and_other_tests_for_less_time() {
+        let debug = Target { debug: true, ..target(false) };
+        let fails = |target: &Target| cases(target, &["fail_test".to_owned()]).len();
+        assert_eq!((fails(&target(false)), fails(&debug)), (0, 2));
+
+        let race = |target: &Target| {
+            let races = cases(target, &["race_test (kvm.force".to_owned()]);
+            races.into_iter().map(|case| case.command.words).collect::<Vec<_>>()
+        };
+        assert_eq!(race(&target(false)), [["/bin/set_memory_regions_race_test", "120"]]);
+        assert_eq!(race(&debug), [["/bin/set_memory_regions_race_test", "2"]]);
     }
 
     #[test]
     fn tests_are_chosen_by_parts_of_their_names() {
         assert_eq!(names(false, &["shim", "nothing"]), ["kvm-memslots-shim kvm"]);
         assert_eq!(names(false, &["nothing"]), [""; 0]);
-        assert_eq!(names(false, &["npt=0"]), ["selftest set_memory_regions_test (kvm_amd.npt=0)"]);
+        let shadow = "selftest set_memory_regions_race_test (kvm_amd.npt=0)";
+        assert_eq!(names(false, &["race_test (kvm_amd"]), [shadow]);
     }
 
     #[test]
@@ -251,7 +321,7 @@ mod tests {
     /// In one guest they are all in /bin.
     #[test]
     fn programs_have_names_of_their_own() {
-        let mut all: Vec<&str> = SELFTESTS.iter().map(|test| test.program).collect();
+        let mut all: Vec<&str> = SELFTESTS.iter().map(Selftest::program).collect();
         all.dedup();
         all.extend(TESTS.iter().map(|test| test.name));
         all.sort_unstable();
