@@ -6,6 +6,7 @@ mod boot;
 mod build;
 mod config;
 mod console;
+mod cross;
 mod elf;
 mod initrd;
 mod logged;

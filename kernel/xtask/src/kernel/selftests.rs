@@ -11,7 +11,7 @@ use super::{logged, tools};
 
 /// Builds the tests called `names` from the kernel's tree.
 pub(super) fn build(target: &Target, kernel: &Kernel, names: &[&str]) -> Result<Vec<Program>> {
-    tools::for_selftests()?;
+    tools::for_selftests(target.arch)?;
     let dir = target.dir().join("selftests");
     let headers = target.dir().join("headers");
     fs::create_dir_all(&dir).with_context(|| format!("{}", dir.display()))?;

@@ -11,7 +11,7 @@ use super::build::Kernel;
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
 use super::selftests;
-use super::target::Target;
+use super::target::{Arch, Target};
 use crate::run;
 use crate::test::tally::Tally;
 
@@ -24,33 +24,59 @@ struct Selftest {
     append: &'static str,
     /// Whether it comes with the series.
     of_series: bool,
+    /// Where it is run so; everywhere if `None`.
+    arch: Option<Arch>,
 }
 
-const SELFTESTS: [Selftest; 5] = [
+const SELFTESTS: [Selftest; 7] = [
     Selftest {
         program: "set_memory_regions_test",
         args: &["500"],
         append: "kvm.force_emulation_prefix=1",
         of_series: true,
+        arch: Some(Arch::X86_64),
     },
     Selftest {
         program: "set_memory_regions_test",
         args: &["200"],
         append: "kvm_amd.npt=0",
         of_series: true,
+        arch: Some(Arch::X86_64),
     },
-    Selftest { program: "set_memory_region_test", args: &[], append: "", of_series: false },
+    Selftest {
+        program: "set_memory_regions_test",
+        args: &["200"],
+        append: "",
+        of_series: true,
+        arch: Some(Arch::Arm64),
+    },
+    Selftest {
+        program: "set_memory_region_test",
+        args: &[],
+        append: "",
+        of_series: false,
+        arch: None,
+    },
     Selftest {
         program: "memslot_modification_stress_test",
         args: &["-i", "200", "-b", "16M"],
         append: "",
         of_series: false,
+        arch: None,
+    },
+    Selftest {
+        program: "memslot_perf_test",
+        args: &["-l", "1"],
+        append: "",
+        of_series: false,
+        arch: Some(Arch::Arm64),
     },
     Selftest {
         program: "dirty_log_test",
         args: &["-i", "4", "-I", "10"],
         append: "",
         of_series: false,
+        arch: None,
     },
 ];
 
@@ -91,7 +117,10 @@ fn wanted(name: &str, filters: &[String]) -> bool {
 
 /// The tests that `target` has and `filters` let run.
 fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
-    let selftests = SELFTESTS.iter().filter(|test| !(test.of_series && target.vanilla));
+    let selftests = SELFTESTS
+        .iter()
+        .filter(|test| test.arch.is_none_or(|arch| arch == target.arch))
+        .filter(|test| !(test.of_series && target.vanilla));
     let selftests = selftests.map(|test| {
         let mut words = vec![format!("/bin/{}", test.program)];
         words.extend(test.args.iter().map(|&arg| arg.to_owned()));
@@ -210,7 +239,6 @@ fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &
 
 #[cfg(test)]
 mod tests {
-    use super::super::target::Arch;
     use super::*;
 
     fn target(vanilla: bool) -> Target {
@@ -235,6 +263,13 @@ mod tests {
         assert_eq!(names(false, &["shim", "nothing"]), ["kvm-memslots-shim kvm"]);
         assert_eq!(names(false, &["nothing"]), [""; 0]);
         assert_eq!(names(false, &["npt=0"]), ["selftest set_memory_regions_test (kvm_amd.npt=0)"]);
+    }
+
+    #[test]
+    fn parameters_of_one_architecture_are_not_for_another() {
+        let all = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]);
+        assert!(all.iter().any(|case| case.program == "set_memory_regions_test"));
+        assert!(all.iter().all(|case| case.append.is_empty()));
     }
 
     #[test]

@@ -40,21 +40,37 @@ const BUILD: [Need; 10] = [
     file("/usr/include/openssl/ssl.h", "libssl-dev"),
 ];
 
+/// The cross compiler for `arch`, if that is not this machine's architecture,
+/// and the C library that static programs are linked with.
+fn cross(arch: Arch) -> Option<[Need; 2]> {
+    match arch {
+        _ if arch.is_own() => None,
+        Arch::Arm64 => Some([
+            program("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+            file("/usr/aarch64-linux-gnu/lib/libc.a", "libc6-dev-arm64-cross"),
+        ]),
+        Arch::X86_64 => Some([
+            program("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+            file("/usr/x86_64-linux-gnu/lib/libc.a", "libc6-dev-amd64-cross"),
+        ]),
+    }
+}
+
 /// Installs what building a kernel for `arch` takes.
 pub(super) fn for_build(arch: Arch) -> Result<()> {
     let mut needs = Vec::from(BUILD);
-    match arch.cross() {
-        "" => {}
-        "aarch64-linux-gnu-" => {
-            needs.push(program("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"));
-        }
-        _ => needs.push(program("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu")),
-    }
+    needs.extend(cross(arch).into_iter().flatten());
     install(&needs)
 }
 
-/// Installs what building the kernel's selftests takes.
-pub(super) fn for_selftests() -> Result<()> {
+/// Installs what building programs for `arch` takes beside Rust.
+pub(super) fn for_programs(arch: Arch) -> Result<()> {
+    install(cross(arch).as_ref().map_or(&[], <[Need; 2]>::as_slice))
+}
+
+/// Installs what building the kernel's selftests for `arch` takes.
+pub(super) fn for_selftests(arch: Arch) -> Result<()> {
+    for_programs(arch)?;
     install(&[program("rsync", "rsync")])
 }
 
