@@ -41,7 +41,9 @@ pub(super) fn build(sources: &[Source], arch: Arch) -> Result<Vec<Program>> {
 
 /// Runs `cargo` for `sources`; what it links.
 fn link(mut cargo: Command, sources: &[&Source]) -> Result<Vec<Executable>> {
-    cargo.args(["--release", "--message-format", "json-render-diagnostics", "--target-dir"]);
+    // Some tests need them, and are left out without.
+    cargo.args(["--release", "--all-features"]);
+    cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
     cargo.arg(target::dir().join("cargo"));
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
     for Source { package, kind, name } in sources {

@@ -66,7 +66,9 @@ const SELFTESTS: [Selftest; 7] = [
     },
     Selftest {
         program: "memslot_perf_test",
-        args: &["-l", "1"],
+        // Without the last one: its guest has 10 s to touch all of its memory,
+        // and needs more when it is emulated.
+        args: &["-s", "512", "-l", "1", "-e", "4"],
         append: "",
         of_series: false,
         arch: Some(Arch::Arm64),
