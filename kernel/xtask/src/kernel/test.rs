@@ -28,7 +28,7 @@ struct Selftest {
     arch: Option<Arch>,
 }
 
-const SELFTESTS: [Selftest; 7] = [
+const SELFTESTS: [Selftest; 8] = [
     Selftest {
         program: "set_memory_regions_test",
         args: &["500"],
@@ -78,7 +78,15 @@ const SELFTESTS: [Selftest; 7] = [
         args: &["-i", "4", "-I", "10"],
         append: "",
         of_series: false,
-        arch: None,
+        arch: Some(Arch::X86_64),
+    },
+    Selftest {
+        program: "dirty_log_test",
+        // Of a dozen guest modes, those of 48 bits with 4K and with 64K pages.
+        args: &["-i", "4", "-I", "10", "-m", "3", "-m", "5"],
+        append: "",
+        of_series: false,
+        arch: Some(Arch::Arm64),
     },
 ];
 
