@@ -14,7 +14,7 @@ pub mod rig;
 pub mod scenario;
 pub mod strategy;
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use std::io::Write;
 

@@ -1,5 +1,4 @@
-//! Real guest code, in long mode, beside whatever memory a test or benchmark
-//! gives the VM.
+//! Real guest code, beside whatever memory a test or benchmark gives the VM.
 //!
 //! Everything the guest code needs (page tables, code, mailboxes, memory to
 //! fault in) lives in one slot at [`OWN_GPA`], out of the way of what is
@@ -12,19 +11,19 @@
 //!   and lose it again; a [`VcpuGate`](kvm_memslots_shim::exec::VcpuGate)
 //!   pauses them.
 //!
-//! The guest is entered in long mode directly, with no firmware and no mode
-//! switches: that is all that a pagetable-based KVM under a hypervisor runs
-//! reliably, and any other KVM runs it too. The code is x86-64; on other
-//! architectures the constructors return [`GuestError::Unsupported`].
+//! The guest is entered where it is to run, with no firmware and no mode
+//! switches: x86-64 in long mode, which is all that a pagetable-based KVM under
+//! a hypervisor runs reliably, and any other KVM runs too; arm64 at EL1. On
+//! other architectures the constructors return [`GuestError::Unsupported`].
 
-#[cfg(target_arch = "x86_64")]
-mod x86_64;
-#[cfg(target_arch = "x86_64")]
-pub use x86_64::{BusyVcpus, Prober};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod live;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub use live::{BusyVcpus, Prober};
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod unsupported;
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub use unsupported::{BusyVcpus, Prober};
 
 use std::time::Duration;
@@ -35,7 +34,8 @@ use thiserror::Error;
 use crate::host::Pages;
 
 /// Where the guest code's own slot starts: 448 GiB, which the 39 bits of the
-/// narrowest x86-64 guest physical address reach.
+/// narrowest x86-64 guest physical address, and KVM's default of 40 bits on
+/// arm64, reach.
 pub const OWN_GPA: u64 = 0x70_0000_0000;
 
 /// The first address that the guest's identity map does not reach: 512 GiB.
@@ -99,8 +99,8 @@ pub enum Work {
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum GuestError {
-    /// There is guest code for x86-64 only.
-    #[error("there is no guest code for {} yet, only for x86_64", std::env::consts::ARCH)]
+    /// There is guest code for x86-64 and arm64 only.
+    #[error("there is no guest code for {}, only for x86_64 and aarch64", std::env::consts::ARCH)]
     Unsupported,
     /// A call to KVM failed.
     #[error("{call}: {errno}")]
@@ -133,10 +133,10 @@ pub enum GuestError {
         bytes: u64,
     },
     /// The vCPU came out of `KVM_RUN` for a reason that ends the guest.
-    #[error("the guest stopped at RIP {rip:#x}: {exit}")]
+    #[error("the guest stopped at {pc:#x}: {exit}")]
     Died {
-        /// The instruction pointer, as far as it is known.
-        rip: u64,
+        /// The address of the instruction, as far as it is known.
+        pc: u64,
         /// The exit.
         exit: String,
     },
@@ -159,12 +159,12 @@ pub enum GuestError {
 }
 
 impl GuestError {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(dead_code))]
     fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |error| Self::Kvm { call, errno: Errno::from_raw(error.errno()) }
     }
 
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(dead_code))]
     fn host(call: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::Host { call, errno }
     }

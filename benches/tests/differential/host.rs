@@ -8,7 +8,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_memslots_bench::host::SMALL_PAGE;
 use kvm_memslots_shim::Limits;
-use kvm_memslots_shim::backend::{self, Memslots};
+use kvm_memslots_shim::backend::{self, Errno, Memslots};
 
 pub const PAGE: u64 = SMALL_PAGE;
 
@@ -18,6 +18,8 @@ pub struct Facts {
     pub limits: Limits,
     /// Bits of a guest physical address (`kvm_mmu_max_gfn()`).
     pub guest_physical_bits: u32,
+    /// What a slot beyond them is refused with.
+    pub beyond: Errno,
     /// Where host addresses that a slot can have end (`access_ok()`).
     pub hva_end: u64,
 }
@@ -26,8 +28,10 @@ impl Facts {
     pub fn measure() -> Self {
         let vm = Kvm::new().and_then(|kvm| kvm.create_vm()).unwrap();
         let guest_physical_bits =
-            (32..=63).rev().find(|bits| accepted(&vm, (1 << bits) - PAGE, PAGE)).unwrap();
-        Self { limits: backend(&vm).limits(), guest_physical_bits, hva_end: last_hva(&vm) + PAGE }
+            (32..=63).rev().find(|bits| set(&vm, (1 << bits) - PAGE, PAGE).is_ok()).unwrap();
+        let beyond = set(&vm, 1 << guest_physical_bits, PAGE).unwrap_err();
+        let limits = backend(&vm).limits();
+        Self { limits, guest_physical_bits, beyond, hva_end: last_hva(&vm) + PAGE }
     }
 
     pub const fn gpa_end(&self) -> u64 {
@@ -37,11 +41,11 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { limits, guest_physical_bits, hva_end } = self;
+        let Self { limits, guest_physical_bits, beyond, hva_end } = self;
         write!(
             f,
-            "KVM here: {limits:?}, {guest_physical_bits} guest physical bits, host addresses up \
-             to {hva_end:#x}"
+            "KVM here: {limits:?}, {guest_physical_bits} guest physical bits ({beyond:?} beyond), \
+             host addresses up to {hva_end:#x}"
         )
     }
 }
@@ -57,12 +61,13 @@ fn last_hva(vm: &VmFd) -> u64 {
     let (mut fine, mut refused) = (PAGE, 1 << 63);
     while refused - fine > PAGE {
         let middle = fine.midpoint(refused) / PAGE * PAGE;
-        if accepted(vm, 0, middle) { fine = middle } else { refused = middle }
+        if set(vm, 0, middle).is_ok() { fine = middle } else { refused = middle }
     }
     fine
 }
 
-fn accepted(vm: &VmFd, gpa: u64, hva: u64) -> bool {
+/// Whether KVM takes a slot of one page, which is deleted again.
+fn set(vm: &VmFd, gpa: u64, hva: u64) -> Result<(), Errno> {
     let region = kvm_userspace_memory_region {
         slot: 0,
         flags: 0,
@@ -71,12 +76,10 @@ fn accepted(vm: &VmFd, gpa: u64, hva: u64) -> bool {
         userspace_addr: hva,
     };
     // SAFETY: no vCPU runs while the slot is there.
-    let accepted = unsafe { vm.set_user_memory_region(region) }.is_ok();
-    if accepted {
-        let delete = kvm_userspace_memory_region { memory_size: 0, ..region };
-        let delete = kvm_userspace_memory_region { userspace_addr: 0, ..delete };
-        // SAFETY: a delete maps nothing.
-        unsafe { vm.set_user_memory_region(delete) }.unwrap();
-    }
-    accepted
+    let set = unsafe { vm.set_user_memory_region(region) };
+    set.map_err(|error| Errno::from_raw(error.errno()))?;
+    let delete = kvm_userspace_memory_region { memory_size: 0, userspace_addr: 0, ..region };
+    // SAFETY: a delete maps nothing.
+    unsafe { vm.set_user_memory_region(delete) }.unwrap();
+    Ok(())
 }

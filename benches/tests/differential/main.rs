@@ -1,5 +1,5 @@
 //! The model against KVM: the same operations, valid and invalid, on both. The
-//! errno is the same each time, and so is what a vCPU in long mode finds: the
+//! errno is the same each time, and so is what a vCPU finds: the
 //! signature of each page that is mapped, an MMIO exit where none is or where
 //! a page is read-only and written to. Dirty logs agree.
 //!
@@ -7,7 +7,6 @@
 //! without it; `MEMSLOTS_DIFFERENTIAL_SEED` which. A failure prints the seed
 //! that leads straight to it, and the shortest sequence of operations found
 //! that still fails.
-#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[path = "../common/mod.rs"]

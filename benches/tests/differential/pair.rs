@@ -6,8 +6,8 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{
-    KVM_CAP_DIRTY_LOG_RING, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, kvm_create_guest_memfd,
-    kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+    kvm_create_guest_memfd, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 use kvm_memslots_bench::guest::{Access, MAPPED_END, OWN_GPA, Outcome, Prober};
@@ -107,6 +107,7 @@ impl Pair {
         }
         let config = ModelConfig::new(facts.limits)
             .guest_physical_bits(facts.guest_physical_bits)
+            .beyond_errno(facts.beyond)
             .hva_end(facts.hva_end)
             .dirty_tracking(tracking)
             .internal_slot(Range::new(OWN_GPA, PAGE));
@@ -367,8 +368,10 @@ fn enable(vm: &VmFd, tracking: DirtyTracking) {
         }
         // As many entries as there can be: nobody empties the ring.
         DirtyTracking::Ring => {
-            let bytes = vm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING.into());
-            (KVM_CAP_DIRTY_LOG_RING, u64::try_from(bytes).unwrap())
+            let bytes = |cap: u32| vm.check_extension_raw(cap.into());
+            let caps = [KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL];
+            let cap = caps.into_iter().find(|cap| bytes(*cap) > 0).unwrap();
+            (cap, u64::try_from(bytes(cap)).unwrap())
         }
     };
     let mut enable = kvm_enable_cap { cap, ..Default::default() };

@@ -48,11 +48,24 @@ pub(crate) struct Private {
 impl Private {
     /// Fetches the lists of packages to `dir`.
     pub(crate) fn update(dir: &Path) -> Result<Self> {
+        Self::with(dir, &configuration(dir))
+    }
+
+    /// Fetches the lists of packages for Debian's architecture `arch` to
+    /// `dir`. The machine need not know that architecture, and has nothing
+    /// installed of it.
+    pub(crate) fn update_foreign(dir: &Path, arch: &str) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+        fs::write(dir.join(STATUS), "").context("apt's list of what is installed")?;
+        Self::with(dir, &(configuration(dir) + &foreign(dir, arch)))
+    }
+
+    fn with(dir: &Path, configuration: &str) -> Result<Self> {
         for sub in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("{}", dir.display()))?;
         }
         let apt = Self { dir: dir.to_owned() };
-        fs::write(apt.configuration(), configuration(dir)).context("apt configuration")?;
+        fs::write(apt.configuration(), configuration).context("apt configuration")?;
         let mut update = apt.command("apt-get");
         if !run::streamed(update.args(["update", "--quiet"]), run::say)?.success() {
             bail!("apt-get update failed");
@@ -103,29 +116,27 @@ impl Private {
         fs::write(self.dir.join("preferences"), preferences).context("apt preferences")
     }
 
-    /// Unpacks `package`, and what it depends on and the machine lacks, to
+    /// Unpacks `packages`, and what they depend on and the machine lacks, to
     /// `root`.
-    pub(crate) fn unpack(&self, package: &str, root: &Path) -> Result<()> {
-        let said = self.output(
-            "apt-get",
-            &[
-                "install",
-                "--simulate",
-                "--yes",
-                "--no-install-recommends",
-                "--allow-downgrades",
-                "--reinstall",
-                package,
-            ],
-        )?;
-        let missing = parse_simulated(&said);
+    pub(crate) fn unpack(&self, packages: &[&str], root: &Path) -> Result<()> {
+        let mut args = vec!["install", "--simulate", "--yes", "--no-install-recommends"];
+        args.extend(["--allow-downgrades", "--reinstall"]);
+        args.extend(packages);
+        let missing = parse_simulated(&self.output("apt-get", &args)?);
         if missing.is_empty() {
-            bail!("apt-get would install nothing for {package}");
+            bail!("apt-get would install nothing for {}", packages.join(" "));
         }
+        let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+        self.unpack_alone(&missing, root)
+    }
+
+    /// Unpacks `packages`, `NAME` or `NAME=VERSION`, without what they depend
+    /// on, to `root`.
+    pub(crate) fn unpack_alone(&self, packages: &[&str], root: &Path) -> Result<()> {
         let mut download = self.command("apt-get");
-        download.args(["download", "--quiet"]).args(&missing);
+        download.args(["download", "--quiet"]).args(packages);
         if !run::streamed(&mut download, run::say)?.success() {
-            bail!("apt-get download {} failed", missing.join(" "));
+            bail!("apt-get download {} failed", packages.join(" "));
         }
         for entry in fs::read_dir(&self.dir)? {
             let deb = entry?.path();
@@ -153,6 +164,20 @@ fn configuration(dir: &Path) -> String {
          #clear APT::Update::Post-Invoke-Success;\n\
          // The user that root's apt downloads as may not see this directory.\n\
          APT::Sandbox::User \"root\";\n"
+    )
+}
+
+/// The file in a private directory that lists what is installed.
+const STATUS: &str = "status";
+
+/// What apt for a foreign architecture reads after that.
+fn foreign(dir: &Path, arch: &str) -> String {
+    format!(
+        "APT::Architecture \"{arch}\";\n\
+         #clear APT::Architectures;\n\
+         APT::Architectures {{ \"{arch}\"; }};\n\
+         Dir::State::status \"{}\";\n",
+        dir.join(STATUS).display()
     )
 }
 

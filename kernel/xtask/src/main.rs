@@ -3,6 +3,7 @@
 mod apt;
 mod kernel;
 mod run;
+mod rustc;
 mod test;
 mod workspace;
 

@@ -1,42 +1,30 @@
 //! Dirty logs of real KVM.
-//!
-//! KVM itself writes to guest memory where a vCPU is told to keep a wall clock
-//! (`kvm_write_wall_clock()`), and marks the page dirty: no guest has to run.
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
-use kvm_ioctls::VcpuFd;
 use kvm_memslots_shim::backend::{Errno, Memslots};
 use kvm_memslots_shim::exec::{Holes, How, SavedDirty, VcpuGate, execute};
 use kvm_memslots_shim::{Carry, Mapping, MemFlags, Op, Plan, Range, Slot};
 
 use crate::machine::{Machine, PAGE, deletion};
-
-const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
-
-/// KVM writes to the page at `gpa`.
-fn write(vcpu: &VcpuFd, gpa: u64) {
-    let entry = kvm_msr_entry { index: MSR_KVM_WALL_CLOCK_NEW, data: gpa, ..Default::default() };
-    assert_eq!(vcpu.set_msrs(&Msrs::from_entries(&[entry]).unwrap()).unwrap(), 1);
-}
+use crate::writer::Writer;
 
 fn logged(slot: Slot) -> Slot {
     Slot { mapping: Mapping { flags: MemFlags::LOG_DIRTY_PAGES, ..slot.mapping }, ..slot }
 }
 
-fn machine(test: &str, pages: u64) -> Option<(Machine, VcpuFd)> {
+fn machine(test: &str, pages: u64) -> Option<(Machine, Writer)> {
     let machine = Machine::new(test, pages)?;
-    let vcpu = machine.vm.create_vcpu(0).unwrap();
-    Some((machine, vcpu))
+    let writer = Writer::new(&machine);
+    Some((machine, writer))
 }
 
 #[test]
 fn what_was_written_is_in_the_log_once() {
     let test = "what_was_written_is_in_the_log_once";
-    let Some((mut machine, vcpu)) = machine(test, 100) else { return };
+    let Some((mut machine, mut writer)) = machine(test, 100) else { return };
     let slot = logged(machine.ram.slot(5, 0x10_0000, 100));
     machine.create(&slot).unwrap();
     for page in [0, 64, 99] {
-        write(&vcpu, 0x10_0000 + page * PAGE);
+        writer.write(0x10_0000 + page * PAGE);
     }
     let mut log = [0x5a; 3];
     assert_eq!(machine.kvm.dirty_log(0, &slot, &mut log), Ok(()));
@@ -48,11 +36,11 @@ fn what_was_written_is_in_the_log_once() {
 #[test]
 fn a_log_moves_with_its_slot_and_can_be_cleared() {
     let test = "a_log_moves_with_its_slot_and_can_be_cleared";
-    let Some((mut machine, vcpu)) = machine(test, 100) else { return };
+    let Some((mut machine, mut writer)) = machine(test, 100) else { return };
     let slot = logged(machine.ram.slot(5, 0x10_0000, 100));
     machine.create(&slot).unwrap();
-    write(&vcpu, 0x10_0000 + 3 * PAGE);
-    write(&vcpu, 0x10_0000 + 70 * PAGE);
+    writer.write(0x10_0000 + 3 * PAGE);
+    writer.write(0x10_0000 + 70 * PAGE);
     let moved = Slot { mapping: slot.mapping.moved_to(0x20_0000), ..slot };
     machine.set(&moved.to_kvm(0)).unwrap();
     assert_eq!(machine.kvm.clear_dirty_log(0, &moved, 0, 64, &[1 << 3]), Ok(()));
@@ -65,7 +53,7 @@ fn a_log_moves_with_its_slot_and_can_be_cleared() {
 #[test]
 fn a_log_that_is_not_there_is_not_read() {
     let test = "a_log_that_is_not_there_is_not_read";
-    let Some((mut machine, _vcpu)) = machine(test, 100) else { return };
+    let Some((mut machine, _writer)) = machine(test, 100) else { return };
     let slot = machine.ram.slot(5, 0x10_0000, 100);
     assert_eq!(machine.kvm.dirty_log(0, &slot, &mut [0; 2]), Err(Errno::ENOENT));
     machine.create(&slot).unwrap();
@@ -77,7 +65,7 @@ fn a_log_that_is_not_there_is_not_read() {
 fn a_larger_slot_behind_the_back_does_not_write_beyond_the_bitmap() {
     let test = "a_larger_slot_behind_the_back_does_not_write_beyond_the_bitmap";
     let all = 1 << 20;
-    let Some((mut machine, vcpu)) = machine(test, all) else { return };
+    let Some((mut machine, mut writer)) = machine(test, all) else { return };
     // What was read before makes no difference.
     let large = logged(machine.ram.slot(5, 0, 1 << 16));
     machine.create(&large).unwrap();
@@ -88,7 +76,7 @@ fn a_larger_slot_behind_the_back_does_not_write_beyond_the_bitmap() {
     for pages in [65, 64 * 512, 64 * 513, all] {
         let theirs = logged(machine.ram.slot(5, 0, pages));
         machine.behind_the_back(&theirs.to_kvm(0));
-        write(&vcpu, (pages - 1) * PAGE);
+        writer.write((pages - 1) * PAGE);
         let mut log = vec![0x5a; 4096];
         let answer = machine.kvm.dirty_log(0, &ours, &mut log[..]);
         assert_eq!(answer, Err(Errno::EFAULT), "{pages} pages");
@@ -100,11 +88,11 @@ fn a_larger_slot_behind_the_back_does_not_write_beyond_the_bitmap() {
 #[test]
 fn pages_that_a_smaller_slot_behind_the_back_lacks_count_as_dirty() {
     let test = "pages_that_a_smaller_slot_behind_the_back_lacks_count_as_dirty";
-    let Some((mut machine, vcpu)) = machine(test, 200) else { return };
+    let Some((mut machine, mut writer)) = machine(test, 200) else { return };
     let ours = logged(machine.ram.slot(5, 0, 130));
     let theirs = logged(machine.ram.slot(5, 0, 64));
     machine.behind_the_back(&theirs.to_kvm(0));
-    write(&vcpu, 7 * PAGE);
+    writer.write(7 * PAGE);
     let mut log = [0; 3];
     assert_eq!(machine.kvm.dirty_log(0, &ours, &mut log), Ok(()));
     assert_eq!(log, [1 << 7, !0, 0b11]);
@@ -123,7 +111,7 @@ impl VcpuGate for Open {
 #[test]
 fn a_split_carries_the_log_page_by_page() {
     let test = "a_split_carries_the_log_page_by_page";
-    let Some((mut machine, vcpu)) = machine(test, 100) else { return };
+    let Some((mut machine, mut writer)) = machine(test, 100) else { return };
     let old = logged(machine.ram.slot(0, 0x10_0000, 100));
     machine.create(&old).unwrap();
     let part = |id, first, pages| {
@@ -138,7 +126,7 @@ fn a_split_carries_the_log_page_by_page() {
         ..Plan::default()
     };
     for page in [5, 30, 99] {
-        write(&vcpu, 0x10_0000 + page * PAGE);
+        writer.write(0x10_0000 + page * PAGE);
     }
     let mut saved = vec![];
     let holes = Holes::Gate(&Open);
@@ -159,7 +147,7 @@ fn a_split_carries_the_log_page_by_page() {
 #[test]
 fn a_log_that_an_undone_plan_has_read_is_saved_whole() {
     let test = "a_log_that_an_undone_plan_has_read_is_saved_whole";
-    let Some((mut machine, vcpu)) = machine(test, 100) else { return };
+    let Some((mut machine, mut writer)) = machine(test, 100) else { return };
     let old = logged(machine.ram.slot(0, 0x10_0000, 100));
     machine.create(&old).unwrap();
     let foreign = machine.ram.slot(9, 0x40_0000, 1);
@@ -173,7 +161,7 @@ fn a_log_that_an_undone_plan_has_read_is_saved_whole() {
         carries: vec![Carry { slot: old, range }],
         ..Plan::default()
     };
-    write(&vcpu, 0x10_0000 + 99 * PAGE);
+    writer.write(0x10_0000 + 99 * PAGE);
     let mut saved = vec![];
     let holes = Holes::Gate(&Open);
     // SAFETY: the memory is that of `machine.ram`, as in `Machine::set`.

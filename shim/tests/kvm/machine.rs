@@ -29,6 +29,18 @@ impl Ram {
         Self { base: base.unwrap(), size }
     }
 
+    /// Writes `words` to its start.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn fill(&self, words: &[u32]) {
+        assert!(size_of_val(words) <= self.size);
+        // SAFETY: that much is this mapping's own, and no guest runs yet.
+        unsafe {
+            self.base
+                .cast::<u32>()
+                .copy_from_nonoverlapping(NonNull::from(words).cast(), words.len())
+        };
+    }
+
     /// This memory as a slot, from its start.
     pub(crate) fn slot(&self, id: u16, gpa: u64, pages: u64) -> Slot {
         assert!(pages * PAGE <= self.size as u64);

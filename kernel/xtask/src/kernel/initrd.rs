@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::elf::{self, Unfit};
-use super::target::Arch;
-use super::tools;
-use crate::run;
+use super::target::{self, Arch};
+use super::{cross, tools};
+use crate::{apt, run};
 
 const INIT: &str = include_str!("init.sh");
 
@@ -70,20 +70,34 @@ impl Command {
 
 /// busybox as a static program for `arch`.
 pub(super) fn busybox(arch: Arch) -> Result<Program> {
-    let own = if cfg!(target_arch = "x86_64") { Arch::X86_64 } else { Arch::Arm64 };
-    if arch != own {
-        bail!(
-            "guests need busybox for their own architecture, so {} can be built, not booted",
-            arch.name()
-        );
+    let busybox = if arch.is_own() { own_busybox(arch) } else { foreign_busybox(arch) };
+    busybox.map(|busybox| busybox.named("busybox"))
+}
+
+const BUSYBOX: &str = "busybox-static";
+
+fn busybox_in(dirs: &[PathBuf], arch: Arch) -> Option<Program> {
+    dirs.iter().find_map(|dir| Program::of(&dir.join("busybox"), arch).ok())
+}
+
+fn own_busybox(arch: Arch) -> Result<Program> {
+    let dirs = ["/bin", "/usr/bin", "/usr/local/bin"].map(PathBuf::from);
+    tools::ensure(BUSYBOX, || busybox_in(&dirs, arch).is_some())?;
+    busybox_in(&dirs, arch).context("no static busybox")
+}
+
+/// Unpacked, not installed: the machine may not have packages of `arch`.
+fn foreign_busybox(arch: Arch) -> Result<Program> {
+    let dir = target::dir().join(format!("busybox-{}", arch.name()));
+    let dirs = ["bin", "usr/bin"].map(|bin| dir.join(bin));
+    if let Some(busybox) = busybox_in(&dirs, arch) {
+        return Ok(busybox);
     }
-    let path = |dir: &str| PathBuf::from(dir).join("busybox");
-    let find = || {
-        let paths = ["/bin", "/usr/bin", "/usr/local/bin"].map(path);
-        paths.iter().find_map(|path| Program::of(path, arch).ok())
-    };
-    tools::ensure("busybox-static", || find().is_some())?;
-    find().context("no static busybox").map(|busybox| busybox.named("busybox"))
+    if !apt::available() {
+        bail!("guests need busybox for {}, and there is no apt here to fetch it", arch.name());
+    }
+    cross::foreign_apt(arch)?.unpack_alone(&[BUSYBOX], &dir)?;
+    busybox_in(&dirs, arch).with_context(|| format!("no static busybox in {BUSYBOX}"))
 }
 
 /// An archive that the kernel unpacks as its root.

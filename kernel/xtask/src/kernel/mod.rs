@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod config;
 mod console;
+mod cross;
 mod elf;
 mod initrd;
 mod logged;
@@ -26,6 +27,8 @@ use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 
 use crate::run;
+use crate::test::Outcome;
+use crate::test::tally::Tally;
 use boot::{Guest, Job};
 use build::Kernel;
 use initrd::{Command, Program};
@@ -198,6 +201,26 @@ fn bench(args: &Bench) -> Result<ExitCode> {
     }
     let (_, guest) = guest(&target, &args.qemu)?;
     bench::run(&target, &guest, args)
+}
+
+/// What every run of all checks includes: the oldest kernel that has a series,
+/// on x86.
+pub(crate) fn check(tally: &mut Tally) -> Result<Outcome> {
+    let target = Target {
+        version: "6.12".to_owned(),
+        arch: Arch::X86_64,
+        debug: false,
+        vanilla: false,
+        slow_gp: false,
+        ksrc: None,
+    };
+    if let Some(why) = tools::out_of_reach(target.arch) {
+        return Ok(Outcome::Skipped(why));
+    }
+    let qemu = Qemu { env: Vec::new(), append: String::new(), timeout: 900, memory: 3072 };
+    let (kernel, guest) = guest(&target, &qemu)?;
+    test::run_counted(&target, &kernel, &guest, tally)?;
+    Ok(Outcome::Done)
 }
 
 /// The kernel of `target`, built and ready to be booted.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::cross::Toolchain;
 use super::initrd::Program;
 use super::target::Arch;
 use super::{logged, target};
@@ -23,14 +24,15 @@ pub(super) struct Source {
 /// Builds `sources`, for `arch`, optimised: the guest's processors are
 /// emulated.
 pub(super) fn build(sources: &[Source], arch: Arch) -> Result<Vec<Program>> {
-    let triple = triple(arch)?;
+    let toolchain = Toolchain::of(arch)?;
     let mut built = Vec::new();
     // `cargo test --bin` builds the unit tests of a binary, not the binary.
     for (kind, subcommand) in [("bin", &["build"][..]), ("test", &["test", "--no-run"])] {
         let sources: Vec<&Source> = sources.iter().filter(|source| source.kind == kind).collect();
         if !sources.is_empty() {
             let mut cargo = workspace::cargo();
-            cargo.args(subcommand).args(["--target", triple]);
+            cargo.args(subcommand);
+            toolchain.drive(&mut cargo);
             built.extend(link(cargo, &sources)?);
         }
     }
@@ -39,7 +41,9 @@ pub(super) fn build(sources: &[Source], arch: Arch) -> Result<Vec<Program>> {
 
 /// Runs `cargo` for `sources`; what it links.
 fn link(mut cargo: Command, sources: &[&Source]) -> Result<Vec<Executable>> {
-    cargo.args(["--release", "--message-format", "json-render-diagnostics", "--target-dir"]);
+    // Some tests need them, and are left out without.
+    cargo.args(["--release", "--all-features"]);
+    cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
     cargo.arg(target::dir().join("cargo"));
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
     for Source { package, kind, name } in sources {
@@ -64,14 +68,6 @@ fn program(source: &Source, built: &[Executable], arch: Arch) -> Result<Program>
         .find(is)
         .with_context(|| format!("cargo built no {kind} {name} of {package}"))?;
     Program::of(&executable.path, arch).map(|program| program.named(name))
-}
-
-fn triple(arch: Arch) -> Result<&'static str> {
-    match arch {
-        Arch::X86_64 if cfg!(target_arch = "x86_64") => Ok("x86_64-unknown-linux-gnu"),
-        Arch::Arm64 if cfg!(target_arch = "aarch64") => Ok("aarch64-unknown-linux-gnu"),
-        other => bail!("programs for {} can only be built on such a machine", other.name()),
-    }
 }
 
 /// What cargo has linked.

@@ -45,7 +45,7 @@ fn fetch(version: &str, to: &Path) -> Result<()> {
     let unpacking = target::dir().join("source").join(format!("{version}.unpacking"));
     let _ = fs::remove_dir_all(&unpacking);
     fs::create_dir_all(&unpacking).with_context(|| format!("{}", unpacking.display()))?;
-    apt.unpack(&package, &unpacking)?;
+    apt.unpack(&[&package], &unpacking)?;
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(&unpacking).arg("-xf");
     tar.arg(unpacking.join(format!("usr/src/{package}.tar.xz")));

@@ -37,10 +37,33 @@ impl Arch {
     /// The prefix of the cross compiler; empty where this machine's own does.
     pub(super) fn cross(self) -> &'static str {
         match self {
-            Self::X86_64 if cfg!(target_arch = "x86_64") => "",
+            _ if self.is_own() => "",
             Self::X86_64 => "x86_64-linux-gnu-",
-            Self::Arm64 if cfg!(target_arch = "aarch64") => "",
             Self::Arm64 => "aarch64-linux-gnu-",
+        }
+    }
+
+    /// Whether this machine runs its programs.
+    pub(super) fn is_own(self) -> bool {
+        match self {
+            Self::X86_64 => cfg!(target_arch = "x86_64"),
+            Self::Arm64 => cfg!(target_arch = "aarch64"),
+        }
+    }
+
+    /// As Rust calls it.
+    pub(super) fn triple(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// As Debian calls it.
+    pub(super) fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Arm64 => "arm64",
         }
     }
 

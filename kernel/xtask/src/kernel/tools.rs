@@ -8,12 +8,14 @@ use super::target::Arch;
 use crate::apt;
 
 /// Something that has to be there.
+#[derive(Clone, Copy)]
 struct Need {
     what: What,
     /// The Debian package that has it.
     package: &'static str,
 }
 
+#[derive(Clone, Copy)]
 enum What {
     Program(&'static str),
     File(&'static str),
@@ -26,6 +28,8 @@ const fn program(name: &'static str, package: &'static str) -> Need {
 const fn file(path: &'static str, package: &'static str) -> Need {
     Need { what: What::File(path), package }
 }
+
+const RSYNC: Need = program("rsync", "rsync");
 
 const BUILD: [Need; 10] = [
     program("gcc", "gcc"),
@@ -40,22 +44,38 @@ const BUILD: [Need; 10] = [
     file("/usr/include/openssl/ssl.h", "libssl-dev"),
 ];
 
+/// The cross compiler for `arch`, if that is not this machine's architecture,
+/// and the C library that static programs are linked with.
+fn cross(arch: Arch) -> Option<[Need; 2]> {
+    match arch {
+        _ if arch.is_own() => None,
+        Arch::Arm64 => Some([
+            program("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+            file("/usr/aarch64-linux-gnu/lib/libc.a", "libc6-dev-arm64-cross"),
+        ]),
+        Arch::X86_64 => Some([
+            program("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+            file("/usr/x86_64-linux-gnu/lib/libc.a", "libc6-dev-amd64-cross"),
+        ]),
+    }
+}
+
 /// Installs what building a kernel for `arch` takes.
 pub(super) fn for_build(arch: Arch) -> Result<()> {
     let mut needs = Vec::from(BUILD);
-    match arch.cross() {
-        "" => {}
-        "aarch64-linux-gnu-" => {
-            needs.push(program("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"));
-        }
-        _ => needs.push(program("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu")),
-    }
+    needs.extend(cross(arch).into_iter().flatten());
     install(&needs)
 }
 
-/// Installs what building the kernel's selftests takes.
-pub(super) fn for_selftests() -> Result<()> {
-    install(&[program("rsync", "rsync")])
+/// Installs what building programs for `arch` takes beside Rust.
+pub(super) fn for_programs(arch: Arch) -> Result<()> {
+    install(cross(arch).as_ref().map_or(&[], <[Need; 2]>::as_slice))
+}
+
+/// Installs what building the kernel's selftests for `arch` takes.
+pub(super) fn for_selftests(arch: Arch) -> Result<()> {
+    for_programs(arch)?;
+    install(&[RSYNC])
 }
 
 /// Installs what checking a series takes.
@@ -63,21 +83,41 @@ pub(super) fn for_check() -> Result<()> {
     install(&[program("perl", "perl"), program("sparse", "sparse")])
 }
 
+/// Why kernels can't be fetched, built and booted on this machine as they are
+/// for every run of all checks, if they can't.
+pub(super) fn out_of_reach(arch: Arch) -> Option<String> {
+    if !arch.is_own() {
+        return Some(format!("a kernel for {} is checked on such a machine", arch.name()));
+    }
+    if !apt::available() {
+        return Some("no apt to fetch the kernel's source with".to_owned());
+    }
+    let mut needs = Vec::from(BUILD);
+    needs.extend([RSYNC, emulator(arch)]);
+    let missing = missing(&needs);
+    if missing.is_empty() || apt::may_install() {
+        return None;
+    }
+    Some(format!("missing; as root: apt-get install {}", missing.join(" ")))
+}
+
 /// QEMU's program for `arch`.
 pub(super) fn qemu(arch: Arch) -> &'static str {
+    match emulator(arch).what {
+        What::Program(name) | What::File(name) => name,
+    }
+}
+
+const fn emulator(arch: Arch) -> Need {
     match arch {
-        Arch::X86_64 => "qemu-system-x86_64",
-        Arch::Arm64 => "qemu-system-aarch64",
+        Arch::X86_64 => program("qemu-system-x86_64", "qemu-system-x86"),
+        Arch::Arm64 => program("qemu-system-aarch64", "qemu-system-arm"),
     }
 }
 
 /// Installs what booting a kernel for `arch` takes.
 pub(super) fn for_boot(arch: Arch) -> Result<()> {
-    let package = match arch {
-        Arch::X86_64 => "qemu-system-x86",
-        Arch::Arm64 => "qemu-system-arm",
-    };
-    install(&[program(qemu(arch), package)])
+    install(&[emulator(arch)])
 }
 
 /// Installs `package` if `there` says no.
@@ -90,19 +130,21 @@ pub(super) fn ensure(package: &str, there: impl Fn() -> bool) -> Result<()> {
 }
 
 fn install(needs: &[Need]) -> Result<()> {
-    let missing = || -> Vec<&str> {
-        needs.iter().filter(|need| !need.what.is_there()).map(|need| need.package).collect()
-    };
-    let packages = missing();
+    let packages = missing(needs);
     if packages.is_empty() {
         return Ok(());
     }
     install_packages(&packages)?;
-    let packages = missing();
+    let packages = missing(needs);
     if packages.is_empty() {
         return Ok(());
     }
     bail!("installed, but without what is needed: {}", packages.join(" "))
+}
+
+/// The packages of those of `needs` that are not there.
+fn missing(needs: &[Need]) -> Vec<&'static str> {
+    needs.iter().filter(|need| !need.what.is_there()).map(|need| need.package).collect()
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {

@@ -17,7 +17,7 @@ use tally::Tally;
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out what takes long: the MSRV and the packages
+    /// Leave out what takes long: the MSRV, the packages and the kernel
     #[arg(long)]
     quick: bool,
 

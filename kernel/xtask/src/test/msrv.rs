@@ -1,22 +1,14 @@
 //! Whether the library crates build with the Rust they promise to build with.
 
-use std::ffi::OsString;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::{Log, Outcome};
 use crate::apt;
-use crate::workspace::{Package, cargo, packages, root, target};
-
-/// A compiler of the promised version.
-struct Rustc {
-    program: PathBuf,
-    /// Where its libraries are, if it does not find them itself.
-    libraries: Option<PathBuf>,
-}
+use crate::rustc::{self, Rustc, starts_with_version};
+use crate::workspace::{Package, cargo, packages, target};
 
 /// `cargo check` of the library crates with the oldest Rust they promise.
 pub(super) fn check(log: &mut Log) -> Result<Outcome> {
@@ -30,7 +22,8 @@ pub(super) fn check(log: &mut Log) -> Result<Outcome> {
     for package in &packages {
         check.args(["--package", package]);
     }
-    log.command(rustc.with_environment(&mut check).env("RUSTC", &rustc.program))?;
+    rustc.drive(&mut check);
+    log.command(&mut check)?;
     Ok(Outcome::Done)
 }
 
@@ -49,43 +42,10 @@ fn dir() -> PathBuf {
     target().join("msrv")
 }
 
-impl Rustc {
-    fn own(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), libraries: None }
-    }
-
-    fn with_environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        match &self.libraries {
-            Some(libraries) => command.env("LD_LIBRARY_PATH", libraries),
-            // Set by `cargo run`, for another toolchain.
-            None => command.env_remove("LD_LIBRARY_PATH"),
-        }
-    }
-
-    /// Whether it runs and is `version`.
-    fn is(&self, version: &str) -> bool {
-        let mut command = Command::new(&self.program);
-        self.with_environment(&mut command).current_dir(root()).arg("--version");
-        let output = command.output();
-        output.is_ok_and(|output| is_version(&String::from_utf8_lossy(&output.stdout), version))
-    }
-}
-
-/// Whether `rustc 1.85.0 (...)` is a `1.85`.
-fn is_version(said: &str, version: &str) -> bool {
-    said.split(' ').nth(1).is_some_and(|is| starts_with_version(is, version))
-}
-
-/// Whether `is` is `version` or `version.PATCH`, whatever follows.
-fn starts_with_version(is: &str, version: &str) -> bool {
-    is.strip_prefix(version).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
-}
-
 /// The compiler in use, rustup's, the one unpacked before, or Debian's.
 fn find(log: &mut Log, version: &str) -> Result<Rustc> {
-    let in_use = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
     let unpacked = dir().join(format!("rust-{version}"));
-    let found = [Some(Rustc::own(in_use)), rustup(version), debian_rustc(&unpacked)];
+    let found = [Some(Rustc::in_use()), rustup(version), Rustc::unpacked(&unpacked)];
     if let Some(rustc) = found.into_iter().flatten().find(|rustc| rustc.is(version)) {
         return Ok(rustc);
     }
@@ -93,12 +53,10 @@ fn find(log: &mut Log, version: &str) -> Result<Rustc> {
         bail!("rustup has no such toolchain (rustup toolchain install {version}), no apt here");
     }
     log.say(&format!("no toolchain {version}: unpacking Debian's to {}", unpacked.display()));
-    fetch_debian(version, &unpacked)?;
-    let rustc = debian_rustc(&unpacked).context("the package has no /usr/bin/rustc")?;
-    if !rustc.is(version) {
-        bail!("{} does not run, or is no {version}", rustc.program.display());
-    }
-    Ok(rustc)
+    let apt = apt::Private::update(&dir().join("apt"))?;
+    let all = rustc::Package::all(&apt)?;
+    let package = all.iter().find(|package| package.is(version));
+    package.context("the archive has no such rustc")?.unpack(&apt, None, &unpacked)
 }
 
 /// The compiler of rustup's toolchain, which is not installed if it is not
@@ -115,52 +73,11 @@ fn rustup(version: &str) -> Option<Rustc> {
     which.status.success().then(|| Rustc::own(String::from_utf8_lossy(&which.stdout).trim()))
 }
 
-/// Debian's compiler as unpacked in `unpacked`.
-fn debian_rustc(unpacked: &Path) -> Option<Rustc> {
-    let program = unpacked.join("usr/bin/rustc");
-    let multiarch = fs::read_dir(unpacked.join("usr/lib")).ok()?.filter_map(Result::ok);
-    let libraries = multiarch.map(|entry| entry.path()).find(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().contains("-linux-gnu"))
-    })?;
-    program.exists().then_some(Rustc { program, libraries: Some(libraries) })
-}
-
-/// Unpacks Debian's compiler of `version`, with its libraries. Which package
-/// has that version differs from release to release: `rustc`, or `rustc-web`,
-/// which follows the browsers.
-fn fetch_debian(version: &str, to: &Path) -> Result<()> {
-    let apt = apt::Private::update(&dir().join("apt"))?;
-    for package in ["rustc", "rustc-web"] {
-        if apt.versions(package)?.iter().any(|is| starts_with_version(is, version)) {
-            apt.pin("rust", &format!("{version}.*"))?;
-            // Not `to` until it is whole.
-            let unpacking = to.with_extension("unpacking");
-            let _ = fs::remove_dir_all(&unpacking);
-            fs::create_dir_all(&unpacking)?;
-            apt.unpack(package, &unpacking)?;
-            let _ = fs::remove_dir_all(to);
-            return fs::rename(&unpacking, to).with_context(|| format!("{}", to.display()));
-        }
-    }
-    bail!("neither rustc nor rustc-web of the archive is {version}")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-
-    #[test]
-    fn versions() {
-        assert!(is_version("rustc 1.85.0 (4d91de4e4 2025-02-17) (built from a tarball)", "1.85"));
-        assert!(!is_version("rustc 1.95.0 (59807616e 2026-04-14)", "1.85"));
-        assert!(!is_version("", "1.85"));
-        assert!(starts_with_version("1.85.0+dfsg3-1~deb12u3", "1.85"));
-        assert!(starts_with_version("1.85-x86_64-unknown-linux-gnu", "1.85"));
-        assert!(!starts_with_version("1.850.0", "1.85"));
-        assert!(!starts_with_version("1.8.0", "1.85"));
-    }
 
     #[test]
     fn the_promise_is_one() {

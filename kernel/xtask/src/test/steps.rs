@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{Log, Outcome, Step, msrv};
 use crate::workspace::{cargo, packages, root};
 
-pub(super) const STEPS: [Step; 8] = [
+pub(super) const STEPS: [Step; 9] = [
     Step { name: "fmt", slow: false, run: fmt },
     Step { name: "clippy", slow: false, run: clippy },
     Step { name: "tests", slow: false, run: tests },
@@ -16,6 +16,7 @@ pub(super) const STEPS: [Step; 8] = [
     Step { name: "doc", slow: false, run: doc },
     Step { name: "msrv", slow: true, run: msrv::check },
     Step { name: "package", slow: true, run: package },
+    Step { name: "kernel", slow: true, run: kernel },
 ];
 
 fn fmt(log: &mut Log) -> Result<Outcome> {
@@ -92,6 +93,11 @@ fn package(log: &mut Log) -> Result<Outcome> {
     }
     log.command(&mut publish)?;
     Ok(Outcome::Done)
+}
+
+/// The series, built and tested in guests.
+fn kernel(log: &mut Log) -> Result<Outcome> {
+    crate::kernel::check(&mut log.tally)
 }
 
 /// The 95 of cargo 1.95.0.

@@ -175,11 +175,15 @@ impl Model {
         Ok(())
     }
 
-    /// `kvm_arch_prepare_memory_region()` (`arch/x86/kvm/x86.c`), of a slot that
-    /// is made, or is to be, at `range`: `kvm_mmu_max_gfn()`. KVM comes here
-    /// from `kvm_set_memslot()`, so a move has cost a grace period already.
+    /// `kvm_arch_prepare_memory_region()` (`arch/x86/kvm/x86.c`,
+    /// `arch/arm64/kvm/mmu.c`), of a slot that is made, or is to be, at `range`:
+    /// `kvm_mmu_max_gfn()`, `kvm_phys_size()`. KVM comes here from
+    /// `kvm_set_memslot()`, so a move has cost a grace period already.
     pub(super) fn check_arch(&self, range: Range) -> Result<(), Errno> {
-        refuse_if(self.config.gpa_end().is_some_and(|end| range.end() > end))
+        if self.config.gpa_end().is_some_and(|end| range.end() > end) {
+            return Err(self.config.beyond);
+        }
+        Ok(())
     }
 }
 

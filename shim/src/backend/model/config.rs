@@ -1,5 +1,6 @@
 //! What the modelled VM and its host allow.
 
+use crate::backend::Errno;
 use crate::{Limits, Range};
 
 /// How the VM tracks dirty pages.
@@ -41,6 +42,7 @@ pub enum DirtyTracking {
 pub struct ModelConfig {
     pub(super) limits: Limits,
     pub(super) guest_physical_bits: u32,
+    pub(super) beyond: Errno,
     pub(super) hva_end: u64,
     pub(super) dirty: DirtyTracking,
     pub(super) internal: Vec<Range>,
@@ -61,6 +63,7 @@ impl ModelConfig {
         Self {
             limits,
             guest_physical_bits: Self::GUEST_PHYSICAL_BITS,
+            beyond: Errno::EINVAL,
             hva_end: Self::HVA_END,
             dirty: DirtyTracking::Bitmap,
             internal: Vec::new(),
@@ -72,6 +75,15 @@ impl ModelConfig {
     #[must_use]
     pub fn guest_physical_bits(mut self, bits: u32) -> Self {
         self.guest_physical_bits = bits.min(64);
+        self
+    }
+
+    /// What a slot that reaches beyond the guest physical addresses is refused
+    /// with: `EINVAL` on x86, `EFAULT` on arm64
+    /// (`kvm_arch_prepare_memory_region()`).
+    #[must_use]
+    pub fn beyond_errno(mut self, errno: Errno) -> Self {
+        self.beyond = errno;
         self
     }
 

@@ -84,6 +84,12 @@ fn guest_address_beyond_the_bits() {
     assert_eq!(set(&mut model, region(2, end, 1, 1)), EINVAL);
     // The architecture is asked last: overlap comes first.
     assert_eq!(set(&mut model, region(2, end - 1, 2, 1)), EEXIST);
+
+    let arm64 = ModelConfig::new(limits).guest_physical_bits(40).beyond_errno(Errno::EFAULT);
+    let mut model = Model::with_config(arm64);
+    assert_eq!(set(&mut model, region(0, end - 1, 1, 1)), Ok(()));
+    assert_eq!(set(&mut model, region(2, end, 1, 1)), Err(Errno::EFAULT));
+    assert_eq!(set(&mut model, region(0, end, 1, 1)), Err(Errno::EFAULT));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Tests in a guest: the kernel's selftests, and the workspace's tests that
 //! use KVM.
 
+mod list;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,116 +16,7 @@ use super::selftests;
 use super::target::Target;
 use crate::run;
 use crate::test::tally::Tally;
-
-/// A selftest of the kernel's tree.
-#[derive(Debug, PartialEq)]
-struct Selftest {
-    /// Its path in `tools/testing/selftests/kvm`.
-    path: &'static str,
-    args: &'static [&'static str],
-    /// The arguments on a debug kernel, which is some ten times slower.
-    debug_args: &'static [&'static str],
-    /// For the kernel's command line.
-    append: &'static str,
-    /// Whether it comes with the series.
-    of_series: bool,
-    /// Whether it needs what only a debug kernel has.
-    debug_only: bool,
-}
-
-const EMULATE: &str = "kvm.force_emulation_prefix=1";
-const SHADOW: &str = "kvm_amd.npt=0";
-
-/// One that the kernel has anyway.
-const OTHER: Selftest = Selftest {
-    path: "",
-    args: &[],
-    debug_args: &[],
-    append: "",
-    of_series: false,
-    debug_only: false,
-};
-
-/// One of the series.
-const OURS: Selftest = Selftest { of_series: true, ..OTHER };
-
-const API: Selftest = Selftest {
-    path: "set_memory_regions_test",
-    args: &["50"],
-    debug_args: &["20", "2048"],
-    ..OURS
-};
-const X86: Selftest = Selftest { path: "x86_64/set_memory_regions_x86_test", ..OURS };
-const RACE: Selftest = Selftest { path: "set_memory_regions_race_test", ..OURS };
-const DIRTY: Selftest = Selftest { path: "set_memory_regions_dirty_test", ..OURS };
-const FAIL: Selftest = Selftest { path: "set_memory_regions_fail_test", debug_only: true, ..OURS };
-
-const SELFTESTS: [Selftest; 13] = [
-    API,
-    X86,
-    // 84 ways to change the layout, 10,080 batches.
-    Selftest { args: &["120"], debug_args: &["2"], append: EMULATE, ..RACE },
-    Selftest { args: &["10"], debug_args: &["2"], append: SHADOW, ..RACE },
-    Selftest { args: &["40"], debug_args: &["3"], ..DIRTY },
-    Selftest { args: &["20"], debug_args: &["3"], append: SHADOW, ..DIRTY },
-    FAIL,
-    Selftest { append: SHADOW, ..FAIL },
-    Selftest { path: "set_memory_region_test", ..OTHER },
-    Selftest {
-        path: "memslot_modification_stress_test",
-        args: &["-i", "200", "-b", "16M"],
-        debug_args: &["-i", "20", "-b", "16M"],
-        ..OTHER
-    },
-    Selftest {
-        path: "memslot_perf_test",
-        args: &["-s", "512", "-l", "1"],
-        debug_args: &["-s", "128", "-l", "1"],
-        ..OTHER
-    },
-    Selftest {
-        path: "dirty_log_test",
-        args: &["-i", "4", "-I", "10"],
-        debug_args: &["-i", "2", "-I", "10"],
-        ..OTHER
-    },
-    Selftest {
-        path: "dirty_log_test",
-        args: &["-i", "2", "-I", "10"],
-        debug_args: &["-i", "2", "-I", "10"],
-        append: SHADOW,
-        ..OTHER
-    },
-];
-
-impl Selftest {
-    /// Its name in /bin.
-    fn program(&self) -> &'static str {
-        self.path.rsplit_once('/').map_or(self.path, |(_, name)| name)
-    }
-
-    /// Whether `target` has it, and what it needs.
-    fn fits(&self, target: &Target) -> bool {
-        !(self.of_series && target.vanilla) && (target.debug || !self.debug_only)
-    }
-}
-
-const fn test(package: &'static str, name: &'static str) -> Source {
-    Source { package, kind: "test", name }
-}
-
-/// The workspace's tests that use KVM.
-const TESTS: [Source; 9] = [
-    test("kvm-memslots-uapi", "probe"),
-    test("kvm-memslots-shim", "kvm"),
-    test("kvm-memslots", "spaces"),
-    test("kvm-memslots", "bad_input"),
-    test("kvm-memslots-bench", "differential"),
-    test("kvm-memslots-bench", "dirty_log"),
-    test("kvm-memslots-bench", "gate"),
-    test("kvm-memslots-bench", "grace"),
-    test("kvm-memslots-bench", "guest"),
-];
+use list::{SELFTESTS, TESTS};
 
 /// What the kernel's selftests end with when they can't run.
 const KSFT_SKIP: i32 = 4;
@@ -148,8 +41,7 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
     let selftests = SELFTESTS.iter().filter(|test| test.fits(target));
     let selftests = selftests.map(|test| {
         let mut words = vec![format!("/bin/{}", test.program())];
-        let args = if target.debug { test.debug_args } else { test.args };
-        words.extend(args.iter().map(|&arg| arg.to_owned()));
+        words.extend(test.args(target).iter().map(|&arg| arg.to_owned()));
         let mut name = format!("selftest {}", test.program());
         if !test.append.is_empty() {
             name = format!("{name} ({})", test.append);
@@ -181,17 +73,9 @@ pub(super) fn run(
     for case in &mut cases {
         case.command.env.clone_from(&args.qemu.env);
     }
-    let programs = build(target, kernel, &cases)?;
     let mut tally = Tally::default();
-    let mut done = Vec::new();
-    for case in &cases {
-        run::say(&format!("\n==> {}", case.name));
-        let start = Instant::now();
-        let verdict = one(guest, case, &programs, &mut tally);
-        done.push(format!("{:>7.1} s  {verdict:<10} {}", start.elapsed().as_secs_f64(), case.name));
-    }
-    run::say(&format!("\n==> summary, Linux {}", target.name()));
-    for line in done.iter().chain(&tally.skipped) {
+    run_all(target, kernel, guest, &cases, &mut tally)?;
+    for line in &tally.skipped {
         run::say(line);
     }
     for failure in &tally.failures {
@@ -201,10 +85,43 @@ pub(super) fn run(
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Runs all tests that `target` has and counts them in `tally`.
+pub(super) fn run_counted(
+    target: &Target,
+    kernel: &Kernel,
+    guest: &Guest,
+    tally: &mut Tally,
+) -> Result<()> {
+    run_all(target, kernel, guest, &cases(target, &[]), tally)
+}
+
+fn run_all(
+    target: &Target,
+    kernel: &Kernel,
+    guest: &Guest,
+    cases: &[Case],
+    tally: &mut Tally,
+) -> Result<()> {
+    let programs = build(target, kernel, cases)?;
+    let mut done = Vec::new();
+    for case in cases {
+        run::say(&format!("\n==> {}", case.name));
+        let start = Instant::now();
+        let verdict = one(guest, case, &programs, tally);
+        done.push(format!("{:>7.1} s  {verdict:<10} {}", start.elapsed().as_secs_f64(), case.name));
+    }
+    run::say(&format!("\n==> summary, Linux {}", target.name()));
+    for line in &done {
+        run::say(line);
+    }
+    Ok(())
+}
+
 fn build(target: &Target, kernel: &Kernel, cases: &[Case]) -> Result<Vec<Program>> {
     let needed = |name: &str, rust| cases.iter().any(|c| c.rust == rust && c.program == name);
     let selftests = SELFTESTS.iter().filter(|test| needed(test.program(), false));
     let mut paths: Vec<&str> = selftests.map(|test| test.path).collect();
+    paths.sort_unstable();
     paths.dedup();
     let mut programs = Vec::new();
     if !paths.is_empty() {
@@ -270,7 +187,8 @@ mod tests {
 
     fn target(vanilla: bool) -> Target {
         let version = "6.12".to_owned();
-        Target { version, arch: Arch::X86_64, debug: false, vanilla, slow_gp: false, ksrc: None }
+        let arch = Arch::X86_64;
+        Target { version, arch, debug: false, vanilla, slow_gp: false, ksrc: None }
     }
 
     fn names(vanilla: bool, filters: &[&str]) -> Vec<String> {
@@ -308,6 +226,13 @@ mod tests {
     }
 
     #[test]
+    fn parameters_of_one_architecture_are_not_for_another() {
+        let all = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]);
+        assert!(all.iter().any(|case| case.program == "set_memory_regions_test"));
+        assert!(all.iter().all(|case| case.append.is_empty()));
+    }
+
+    #[test]
     fn each_test_has_a_log_of_its_own() {
         let name = "selftest set_memory_regions_test (kvm_amd.npt=0)";
         assert_eq!(log_name(name), "test-selftest-set_memory_regions_test-kvm_amd-npt-0");
@@ -316,17 +241,5 @@ mod tests {
         logs.sort();
         logs.dedup();
         assert_eq!(logs.len(), count);
-    }
-
-    /// In one guest they are all in /bin.
-    #[test]
-    fn programs_have_names_of_their_own() {
-        let mut all: Vec<&str> = SELFTESTS.iter().map(Selftest::program).collect();
-        all.dedup();
-        all.extend(TESTS.iter().map(|test| test.name));
-        all.sort_unstable();
-        let count = all.len();
-        all.dedup();
-        assert_eq!(all.len(), count);
     }
 }

@@ -1,17 +1,14 @@
 //! The guest programs, and the mailbox through which host and guest talk.
 //!
-//! A program is entered with the guest address of its mailbox in RDI and
-//! [`DOORBELL_GPA`] in RSI, at CPL 3. It uses no stack, takes no interrupts and
-//! never ends: where it wants the host, it rings the doorbell.
-
-use std::arch::global_asm;
+//! A program is entered with the guest addresses of its mailbox and of the
+//! doorbell, [`DOORBELL_GPA`], in registers. It uses no stack, takes no
+//! interrupts and never ends: where it wants the host, it rings the doorbell.
 
 use crate::guest::MAPPED_END;
 use crate::host::SMALL_PAGE;
 
 /// What a program writes to at the end of a round: an address without a slot,
-/// so that it comes out as an MMIO exit. (A port would need I/O privileges at
-/// CPL 3.)
+/// so that it comes out as an MMIO exit.
 pub(super) const DOORBELL_GPA: u64 = MAPPED_END - SMALL_PAGE;
 
 /// Offsets into the mailbox, in bytes.
@@ -35,66 +32,9 @@ pub(super) mod mailbox {
     pub(crate) const CAPACITY: usize = ((SIZE - ACCESSES) / ACCESS_SIZE) as usize;
 }
 
-// Read-only data to the host, which copies it into the guest and never runs it.
-global_asm!(
-    r#"
-    .pushsection .rodata.kvm_memslots_guest, "a", @progbits
-    .balign 16
-    .globl kvm_memslots_guest_code, kvm_memslots_guest_fault_in
-    .globl kvm_memslots_guest_probe, kvm_memslots_guest_end
-
-kvm_memslots_guest_code:
-1:  inc     qword ptr [rdi + {PROGRESS}]
-    jmp     1b
-
-    .balign 16
-kvm_memslots_guest_fault_in:
-    mov     rax, [rdi + {RANGE}]
-    mov     rcx, [rdi + {END}]
-    mov     rdx, [rdi + {STRIDE}]
-2:  mov     [rax], rax
-    inc     qword ptr [rdi + {PROGRESS}]
-    add     rax, rdx
-    cmp     rax, rcx
-    jb      2b
-    mov     [rsi], rax
-    jmp     kvm_memslots_guest_fault_in
-
-    .balign 16
-kvm_memslots_guest_probe:
-    xor     ebx, ebx
-    lea     rcx, [rdi + {ACCESSES}]
-3:  cmp     rbx, [rdi + {COUNT}]
-    jae     5f
-    mov     [rdi + {CURRENT}], rbx
-    mov     rdx, [rcx]
-    cmp     qword ptr [rcx + 16], 0
-    jne     4f
-    mov     rax, [rdx]
-    mov     [rcx + 8], rax
-    jmp     6f
-4:  mov     rax, [rcx + 8]
-    mov     [rdx], rax
-6:  inc     rbx
-    add     rcx, {ACCESS_SIZE}
-    jmp     3b
-5:  mov     [rsi], rax
-    jmp     kvm_memslots_guest_probe
-kvm_memslots_guest_end:
-    .popsection
-"#,
-    PROGRESS = const mailbox::PROGRESS,
-    RANGE = const mailbox::RANGE,
-    END = const mailbox::END,
-    STRIDE = const mailbox::STRIDE,
-    COUNT = const mailbox::COUNT,
-    CURRENT = const mailbox::CURRENT,
-    ACCESSES = const mailbox::ACCESSES,
-    ACCESS_SIZE = const mailbox::ACCESS_SIZE,
-);
-
 unsafe extern "C" {
     static kvm_memslots_guest_code: u8;
+    static kvm_memslots_guest_spin: u8;
     static kvm_memslots_guest_fault_in: u8;
     static kvm_memslots_guest_probe: u8;
     static kvm_memslots_guest_end: u8;
@@ -113,7 +53,7 @@ impl Program {
     pub(super) fn entry(self) -> u64 {
         let start = &raw const kvm_memslots_guest_code;
         let entry = match self {
-            Self::Spin => start,
+            Self::Spin => &raw const kvm_memslots_guest_spin,
             Self::FaultIn => &raw const kvm_memslots_guest_fault_in,
             Self::Probe => &raw const kvm_memslots_guest_probe,
         };
@@ -125,7 +65,7 @@ impl Program {
 pub(super) fn code() -> &'static [u8] {
     let start = &raw const kvm_memslots_guest_code;
     let end = &raw const kvm_memslots_guest_end;
-    // SAFETY: both are labels of the block above, `end` behind `start`, and
+    // SAFETY: both are labels of the architecture's block of code, `end` behind `start`, and
     // what lies between is initialised data that never changes.
     unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }

@@ -12,6 +12,9 @@ use super::thread::VcpuThread;
 use crate::guest::{GuestError, OWN_GPA, Work};
 use crate::host::{LARGE_PAGE, Pages, SMALL_PAGE};
 
+/// How long a vCPU may make no progress before it is looked after.
+const NUDGE_EVERY: Duration = Duration::from_millis(100);
+
 /// vCPUs that keep the guest busy, each on a thread of its own, until they are
 /// stopped or dropped.
 ///
@@ -79,6 +82,7 @@ impl BusyVcpus {
     pub fn wait_for_progress(&self, timeout: Duration) -> Result<(), GuestError> {
         let before = self.progress();
         let deadline = Instant::now() + timeout;
+        let mut nudge = Instant::now() + NUDGE_EVERY;
         loop {
             self.check()?;
             let stuck = before.iter().zip(self.progress()).position(|(old, new)| *old == new);
@@ -91,7 +95,13 @@ impl BusyVcpus {
                         waited: timeout,
                     });
                 }
-                Some(_) => std::thread::sleep(Duration::from_micros(200)),
+                Some(index) => {
+                    if Instant::now() >= nudge {
+                        nudge += NUDGE_EVERY;
+                        self.threads()[index].nudge();
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::errno::Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use super::platform::{died, run_failed};
+use super::platform::{check_lost, died, run_failed};
 use crate::guest::GuestError;
 
 /// Kicks and waits are given up after this long: a vCPU leaves `KVM_RUN`
@@ -148,6 +148,11 @@ impl VcpuThread {
         if state.inside { Err(self.late("did not leave KVM_RUN")) } else { Ok(()) }
     }
 
+    /// Has the vCPU looked at from outside, for what it can't say itself.
+    pub(super) fn nudge(&self) {
+        self.kick();
+    }
+
     /// Takes one request to pause back.
     pub(super) fn resume(&self) {
         let mut state = self.shared.lock();
@@ -243,6 +248,7 @@ fn run(
             }
             Err(error) => {
                 run_failed(error)?;
+                check_lost(&vcpu)?;
                 // Before the flags are looked at again, so that a kick in
                 // between is not lost.
                 vcpu.set_kvm_immediate_exit(0);

@@ -1,0 +1,85 @@
+//! The guest programs, entered with the mailbox's address in X0 and the
+//! doorbell's in X1, at EL1.
+
+use std::arch::global_asm;
+
+use crate::guest::live::code::mailbox;
+
+/// Bytes of the exception vectors, which the code begins with.
+pub(super) const VECTORS: u64 = 0x800;
+
+// Read-only data to the host, which copies it into the guest and never runs it.
+// An exception is one that nothing here is made for: it tells the host, beside
+// the doorbell, which.
+global_asm!(
+    r#"
+    .pushsection .rodata.kvm_memslots_guest, "a", %progbits
+    .balign {VECTORS}
+    .globl kvm_memslots_guest_code, kvm_memslots_guest_spin
+    .globl kvm_memslots_guest_fault_in, kvm_memslots_guest_probe
+    .globl kvm_memslots_guest_end
+
+kvm_memslots_guest_code:
+    .rept   16
+    .balign {VECTORS} / 16
+    mrs     x2, esr_el1
+    str     x2, [x1, #8]
+    b       .
+    .endr
+    .balign {VECTORS}
+
+kvm_memslots_guest_spin:
+1:  ldr     x2, [x0, #{PROGRESS}]
+    add     x2, x2, #1
+    str     x2, [x0, #{PROGRESS}]
+    b       1b
+
+    .balign 16
+kvm_memslots_guest_fault_in:
+    ldr     x2, [x0, #{RANGE}]
+    ldr     x3, [x0, #{END}]
+    ldr     x4, [x0, #{STRIDE}]
+2:  str     x2, [x2]
+    ldr     x5, [x0, #{PROGRESS}]
+    add     x5, x5, #1
+    str     x5, [x0, #{PROGRESS}]
+    add     x2, x2, x4
+    cmp     x2, x3
+    b.lo    2b
+    str     x2, [x1]
+    b       kvm_memslots_guest_fault_in
+
+    .balign 16
+kvm_memslots_guest_probe:
+    mov     x2, #0
+    add     x3, x0, #{ACCESSES}
+3:  ldr     x4, [x0, #{COUNT}]
+    cmp     x2, x4
+    b.hs    5f
+    str     x2, [x0, #{CURRENT}]
+    ldr     x5, [x3]
+    ldr     x6, [x3, #16]
+    cbnz    x6, 4f
+    ldr     x7, [x5]
+    str     x7, [x3, #8]
+    b       6f
+4:  ldr     x7, [x3, #8]
+    str     x7, [x5]
+6:  add     x2, x2, #1
+    add     x3, x3, #{ACCESS_SIZE}
+    b       3b
+5:  str     x2, [x1]
+    b       kvm_memslots_guest_probe
+kvm_memslots_guest_end:
+    .popsection
+"#,
+    VECTORS = const VECTORS,
+    PROGRESS = const mailbox::PROGRESS,
+    RANGE = const mailbox::RANGE,
+    END = const mailbox::END,
+    STRIDE = const mailbox::STRIDE,
+    COUNT = const mailbox::COUNT,
+    CURRENT = const mailbox::CURRENT,
+    ACCESSES = const mailbox::ACCESSES,
+    ACCESS_SIZE = const mailbox::ACCESS_SIZE,
+);

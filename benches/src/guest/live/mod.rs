@@ -1,0 +1,14 @@
+//! Guest code that runs.
+
+mod busy;
+mod code;
+mod platform;
+mod probe;
+mod thread;
+
+#[cfg_attr(target_arch = "x86_64", path = "x86_64/mod.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "aarch64/mod.rs")]
+mod arch;
+
+pub use busy::BusyVcpus;
+pub use probe::Prober;

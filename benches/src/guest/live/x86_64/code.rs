@@ -1,0 +1,66 @@
+//! The guest programs, entered with the mailbox's address in RDI and the
+//! doorbell's in RSI, at CPL 3: there a port would need I/O privileges.
+
+use std::arch::global_asm;
+
+use crate::guest::live::code::mailbox;
+
+// Read-only data to the host, which copies it into the guest and never runs it.
+global_asm!(
+    r#"
+    .pushsection .rodata.kvm_memslots_guest, "a", @progbits
+    .balign 16
+    .globl kvm_memslots_guest_code, kvm_memslots_guest_spin
+    .globl kvm_memslots_guest_fault_in, kvm_memslots_guest_probe
+    .globl kvm_memslots_guest_end
+
+kvm_memslots_guest_code:
+kvm_memslots_guest_spin:
+1:  inc     qword ptr [rdi + {PROGRESS}]
+    jmp     1b
+
+    .balign 16
+kvm_memslots_guest_fault_in:
+    mov     rax, [rdi + {RANGE}]
+    mov     rcx, [rdi + {END}]
+    mov     rdx, [rdi + {STRIDE}]
+2:  mov     [rax], rax
+    inc     qword ptr [rdi + {PROGRESS}]
+    add     rax, rdx
+    cmp     rax, rcx
+    jb      2b
+    mov     [rsi], rax
+    jmp     kvm_memslots_guest_fault_in
+
+    .balign 16
+kvm_memslots_guest_probe:
+    xor     ebx, ebx
+    lea     rcx, [rdi + {ACCESSES}]
+3:  cmp     rbx, [rdi + {COUNT}]
+    jae     5f
+    mov     [rdi + {CURRENT}], rbx
+    mov     rdx, [rcx]
+    cmp     qword ptr [rcx + 16], 0
+    jne     4f
+    mov     rax, [rdx]
+    mov     [rcx + 8], rax
+    jmp     6f
+4:  mov     rax, [rcx + 8]
+    mov     [rdx], rax
+6:  inc     rbx
+    add     rcx, {ACCESS_SIZE}
+    jmp     3b
+5:  mov     [rsi], rax
+    jmp     kvm_memslots_guest_probe
+kvm_memslots_guest_end:
+    .popsection
+"#,
+    PROGRESS = const mailbox::PROGRESS,
+    RANGE = const mailbox::RANGE,
+    END = const mailbox::END,
+    STRIDE = const mailbox::STRIDE,
+    COUNT = const mailbox::COUNT,
+    CURRENT = const mailbox::CURRENT,
+    ACCESSES = const mailbox::ACCESSES,
+    ACCESS_SIZE = const mailbox::ACCESS_SIZE,
+);

@@ -1,0 +1,159 @@
+//! Which tests there are.
+
+use super::super::programs::Source;
+use super::super::target::{Arch, Target};
+
+/// A selftest of the kernel's tree.
+#[derive(Debug, PartialEq)]
+pub(super) struct Selftest {
+    /// Its path in `tools/testing/selftests/kvm`; of those of one architecture
+    /// without the folder, which has had several names.
+    pub(super) path: &'static str,
+    args: &'static [&'static str],
+    /// The arguments on a debug kernel, which is some ten times slower.
+    debug_args: &'static [&'static str],
+    /// For the kernel's command line.
+    pub(super) append: &'static str,
+    /// Where it is run so; everywhere if `None`.
+    arch: Option<Arch>,
+    /// Whether it comes with the series.
+    of_series: bool,
+    /// Whether it needs what only a debug kernel has.
+    debug_only: bool,
+}
+
+const EMULATE: &str = "kvm.force_emulation_prefix=1";
+const SHADOW: &str = "kvm_amd.npt=0";
+
+/// One that the kernel has anyway.
+const OTHER: Selftest = Selftest {
+    path: "",
+    args: &[],
+    debug_args: &[],
+    append: "",
+    arch: None,
+    of_series: false,
+    debug_only: false,
+};
+
+/// One of the series.
+const OURS: Selftest = Selftest { of_series: true, ..OTHER };
+
+const RACE: Selftest =
+    Selftest { path: "set_memory_regions_race_test", arch: Some(Arch::X86_64), ..OURS };
+const DIRTY: Selftest =
+    Selftest { path: "set_memory_regions_dirty_test", arch: Some(Arch::X86_64), ..OURS };
+const FAIL: Selftest = Selftest { path: "set_memory_regions_fail_test", debug_only: true, ..OURS };
+const PERF: Selftest = Selftest {
+    path: "memslot_perf_test",
+    args: &["-s", "512", "-l", "1"],
+    debug_args: &["-s", "128", "-l", "1"],
+    arch: Some(Arch::X86_64),
+    ..OTHER
+};
+const DIRTY_LOG: Selftest = Selftest {
+    path: "dirty_log_test",
+    args: &["-i", "4", "-I", "10"],
+    debug_args: &["-i", "2", "-I", "10"],
+    arch: Some(Arch::X86_64),
+    ..OTHER
+};
+const ARM64: Option<Arch> = Some(Arch::Arm64);
+
+pub(super) const SELFTESTS: [Selftest; 17] = [
+    Selftest {
+        path: "set_memory_regions_test",
+        args: &["50"],
+        debug_args: &["20", "2048"],
+        ..OURS
+    },
+    Selftest { path: "set_memory_regions_x86_test", arch: Some(Arch::X86_64), ..OURS },
+    // 84 ways to change the layout, 10,080 batches.
+    Selftest { args: &["120"], debug_args: &["2"], append: EMULATE, ..RACE },
+    Selftest { args: &["10"], debug_args: &["2"], append: SHADOW, ..RACE },
+    Selftest { args: &["10"], debug_args: &["1"], arch: ARM64, ..RACE },
+    Selftest { args: &["40"], debug_args: &["3"], ..DIRTY },
+    Selftest { args: &["20"], debug_args: &["3"], append: SHADOW, ..DIRTY },
+    Selftest { args: &["10"], debug_args: &["2"], arch: ARM64, ..DIRTY },
+    FAIL,
+    Selftest { append: SHADOW, arch: Some(Arch::X86_64), ..FAIL },
+    Selftest { path: "set_memory_region_test", ..OTHER },
+    Selftest {
+        path: "memslot_modification_stress_test",
+        args: &["-i", "200", "-b", "16M"],
+        debug_args: &["-i", "20", "-b", "16M"],
+        ..OTHER
+    },
+    PERF,
+    // Without the last one: its guest has 10 s to touch all of its memory, and
+    // needs more when it is emulated.
+    Selftest {
+        args: &["-s", "512", "-l", "1", "-e", "4"],
+        debug_args: &["-s", "128", "-l", "1", "-e", "4"],
+        arch: ARM64,
+        ..PERF
+    },
+    DIRTY_LOG,
+    Selftest { args: &["-i", "2", "-I", "10"], append: SHADOW, ..DIRTY_LOG },
+    // Of a dozen guest modes, those of 48 bits with 4K and with 64K pages.
+    Selftest {
+        args: &["-i", "4", "-I", "10", "-m", "3", "-m", "5"],
+        debug_args: &["-i", "2", "-I", "10", "-m", "3"],
+        arch: ARM64,
+        ..DIRTY_LOG
+    },
+];
+
+impl Selftest {
+    /// Its name in /bin.
+    pub(super) fn program(&self) -> &'static str {
+        self.path
+    }
+
+    /// Whether `target` has it, and what it needs.
+    pub(super) fn fits(&self, target: &Target) -> bool {
+        self.arch.is_none_or(|arch| arch == target.arch)
+            && !(self.of_series && target.vanilla)
+            && (target.debug || !self.debug_only)
+    }
+
+    /// Its arguments on `target`.
+    pub(super) fn args(&self, target: &Target) -> &'static [&'static str] {
+        if target.debug { self.debug_args } else { self.args }
+    }
+}
+
+const fn test(package: &'static str, name: &'static str) -> Source {
+    Source { package, kind: "test", name }
+}
+
+/// The workspace's tests that use KVM.
+pub(super) const TESTS: [Source; 9] = [
+    test("kvm-memslots-uapi", "probe"),
+    test("kvm-memslots-shim", "kvm"),
+    test("kvm-memslots", "spaces"),
+    test("kvm-memslots", "bad_input"),
+    test("kvm-memslots-bench", "differential"),
+    test("kvm-memslots-bench", "dirty_log"),
+    test("kvm-memslots-bench", "gate"),
+    test("kvm-memslots-bench", "grace"),
+    test("kvm-memslots-bench", "guest"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In one guest they are all in /bin.
+    #[test]
+    fn programs_have_names_of_their_own() {
+        let mut all: Vec<&str> = SELFTESTS.iter().map(Selftest::program).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.extend(TESTS.iter().map(|test| test.name));
+        all.sort_unstable();
+        let count = all.len();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+}
