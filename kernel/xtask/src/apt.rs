@@ -1,6 +1,8 @@
 //! Debian packages: installed where that is allowed, unpacked under `target/`
 //! where not.
 
+mod mirror;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -8,6 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::run;
+pub(crate) use mirror::Mirror;
 
 /// Whether there is apt.
 pub(crate) fn available() -> bool {
@@ -46,13 +49,26 @@ pub(crate) struct Private {
 }
 
 impl Private {
-    /// Fetches the lists of packages to `dir`.
+    /// Fetches the lists of packages that the machine's sources have to `dir`.
     pub(crate) fn update(dir: &Path) -> Result<Self> {
+        Self::fetch(dir, &configuration(dir))
+    }
+
+    /// Fetches the lists of packages that `suite` has to `dir`, and no other:
+    /// the machine need not have that suite.
+    pub(crate) fn of_suite(dir: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
+        let sources = dir.join("sources.list.d");
+        fs::create_dir_all(&sources).with_context(|| format!("{}", sources.display()))?;
+        fs::write(sources.join("suite.sources"), mirror.source(suite)).context("apt sources")?;
+        Self::fetch(dir, &format!("{}{}", configuration(dir), own_sources(&sources)))
+    }
+
+    fn fetch(dir: &Path, configuration: &str) -> Result<Self> {
         for sub in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("{}", dir.display()))?;
         }
         let apt = Self { dir: dir.to_owned() };
-        fs::write(apt.configuration(), configuration(dir)).context("apt configuration")?;
+        fs::write(apt.configuration(), configuration).context("apt configuration")?;
         let mut update = apt.command("apt-get");
         if !run::streamed(update.args(["update", "--quiet"]), run::say)?.success() {
             bail!("apt-get update failed");
@@ -96,6 +112,16 @@ impl Private {
         Ok(said.lines().map(str::to_owned).collect())
     }
 
+    /// Where the machine gets Debian from, if it does.
+    pub(crate) fn mirror(&self) -> Result<Option<Mirror>> {
+        let args = ["indextargets", "--format", mirror::FORMAT, "Created-By: Packages"];
+        let said = self.output("apt-get", &args)?;
+        let Some((uri, file)) = mirror::debian(&said) else { return Ok(None) };
+        let text = fs::read_to_string(file).with_context(|| file.to_owned())?;
+        let signed_by = mirror::signed_by(file, &text, uri);
+        Ok(Some(Mirror { uri: uri.to_owned(), signed_by }))
+    }
+
     /// Prefers versions that match `pin` of all packages whose name has `part`
     /// in it.
     pub(crate) fn pin(&self, part: &str, pin: &str) -> Result<()> {
@@ -122,10 +148,15 @@ impl Private {
         if missing.is_empty() {
             bail!("apt-get would install nothing for {package}");
         }
+        self.unpack_alone(&missing, root)
+    }
+
+    /// Unpacks `packages`, and nothing that they depend on, to `root`.
+    pub(crate) fn unpack_alone(&self, packages: &[String], root: &Path) -> Result<()> {
         let mut download = self.command("apt-get");
-        download.args(["download", "--quiet"]).args(&missing);
+        download.args(["download", "--quiet"]).args(packages);
         if !run::streamed(&mut download, run::say)?.success() {
-            bail!("apt-get download {} failed", missing.join(" "));
+            bail!("apt-get download {} failed", packages.join(" "));
         }
         for entry in fs::read_dir(&self.dir)? {
             let deb = entry?.path();
@@ -154,6 +185,12 @@ fn configuration(dir: &Path) -> String {
          // The user that root's apt downloads as may not see this directory.\n\
          APT::Sandbox::User \"root\";\n"
     )
+}
+
+/// What apt reads to have the sources in the folder `sources` only.
+fn own_sources(sources: &Path) -> String {
+    let sources = sources.display();
+    format!("Dir::Etc::SourceList \"/dev/null\";\nDir::Etc::SourceParts \"{sources}\";\n")
 }
 
 /// Versions of `apt-cache madison`: `PACKAGE | VERSION | SOURCE`.

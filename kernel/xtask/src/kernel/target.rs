@@ -86,7 +86,7 @@ impl Target {
 
     /// Where the series for its version is, there or not.
     pub(super) fn patches(&self) -> PathBuf {
-        workspace::root().join("kernel/patches").join(format!("linux-{}", self.version))
+        all_patches().join(format!("linux-{}", self.version))
     }
 
     /// The configuration fragments, in the order in which they are merged.
@@ -98,6 +98,11 @@ impl Target {
         }
         fragments
     }
+}
+
+/// Where the series of all versions are.
+pub(super) fn all_patches() -> PathBuf {
+    workspace::root().join("kernel/patches")
 }
 
 /// Where the lab keeps everything.
