@@ -1,6 +1,8 @@
 //! Debian packages: installed where that is allowed, unpacked under `target/`
 //! where not.
 
+mod mirror;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -8,6 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::run;
+pub(crate) use mirror::Mirror;
 
 /// Whether there is apt.
 pub(crate) fn available() -> bool {
@@ -46,9 +49,9 @@ pub(crate) struct Private {
 }
 
 impl Private {
-    /// Fetches the lists of packages to `dir`.
+    /// Fetches the lists of packages that the machine's sources have to `dir`.
     pub(crate) fn update(dir: &Path) -> Result<Self> {
-        Self::with(dir, &configuration(dir))
+        Self::fetch(dir, &configuration(dir))
     }
 
     /// Fetches the lists of packages for Debian's architecture `arch` to
@@ -57,10 +60,19 @@ impl Private {
     pub(crate) fn update_foreign(dir: &Path, arch: &str) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
         fs::write(dir.join(STATUS), "").context("apt's list of what is installed")?;
-        Self::with(dir, &(configuration(dir) + &foreign(dir, arch)))
+        Self::fetch(dir, &(configuration(dir) + &foreign(dir, arch)))
     }
 
-    fn with(dir: &Path, configuration: &str) -> Result<Self> {
+    /// Fetches the lists of packages that `suite` has to `dir`, and no other:
+    /// the machine need not have that suite.
+    pub(crate) fn of_suite(dir: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
+        let sources = dir.join("sources.list.d");
+        fs::create_dir_all(&sources).with_context(|| format!("{}", sources.display()))?;
+        fs::write(sources.join("suite.sources"), mirror.source(suite)).context("apt sources")?;
+        Self::fetch(dir, &format!("{}{}", configuration(dir), own_sources(&sources)))
+    }
+
+    fn fetch(dir: &Path, configuration: &str) -> Result<Self> {
         for sub in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("{}", dir.display()))?;
         }
@@ -107,6 +119,16 @@ impl Private {
     pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let said = self.output("apt-cache", &["pkgnames", prefix])?;
         Ok(said.lines().map(str::to_owned).collect())
+    }
+
+    /// Where the machine gets Debian from, if it does.
+    pub(crate) fn mirror(&self) -> Result<Option<Mirror>> {
+        let args = ["indextargets", "--format", mirror::FORMAT, "Created-By: Packages"];
+        let said = self.output("apt-get", &args)?;
+        let Some((uri, file)) = mirror::debian(&said) else { return Ok(None) };
+        let text = fs::read_to_string(file).with_context(|| file.to_owned())?;
+        let signed_by = mirror::signed_by(file, &text, uri);
+        Ok(Some(Mirror { uri: uri.to_owned(), signed_by }))
     }
 
     /// Prefers versions that match `pin` of all packages whose name has `part`
@@ -179,6 +201,12 @@ fn foreign(dir: &Path, arch: &str) -> String {
          Dir::State::status \"{}\";\n",
         dir.join(STATUS).display()
     )
+}
+
+/// What apt reads to have the sources in the folder `sources` only.
+fn own_sources(sources: &Path) -> String {
+    let sources = sources.display();
+    format!("Dir::Etc::SourceList \"/dev/null\";\nDir::Etc::SourceParts \"{sources}\";\n")
 }
 
 /// Versions of `apt-cache madison`: `PACKAGE | VERSION | SOURCE`.

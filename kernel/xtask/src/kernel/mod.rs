@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 
 use crate::run;
@@ -61,7 +61,8 @@ enum Stage {
 /// Which kernel. `KSRC=DIR` in the environment builds that tree as it is.
 #[derive(ClapArgs, Clone)]
 struct Which {
-    /// Version of the kernel, `newest` for the newest that the archive has
+    /// Version of the kernel, `newest` for the newest that Debian has, of those
+    /// with a series, or of all with --vanilla
     #[arg(long, value_name = "VERSION", default_value = "6.12")]
     linux: String,
     /// Architecture of the guest
@@ -235,8 +236,12 @@ fn guest(target: &Target, qemu: &Qemu) -> Result<(Kernel, Guest)> {
 impl Which {
     /// What is to be built.
     fn target(&self) -> Result<Target> {
+        let ksrc = std::env::var_os("KSRC").filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let version = match self.linux.as_str() {
-            "newest" => source::newest()?,
+            // Of a tree that is there, nobody has to be asked for the version.
+            "newest" if ksrc.is_some() => patch::versions()?.pop().context("there is no series")?,
+            "newest" if self.vanilla => source::newest(None)?,
+            "newest" => source::newest(Some(&patch::versions()?))?,
             version => version.to_owned(),
         };
         if !target::is_version(&version) {
@@ -248,7 +253,7 @@ impl Which {
             debug: self.debug,
             vanilla: self.vanilla,
             slow_gp: self.slow_gp,
-            ksrc: std::env::var_os("KSRC").filter(|dir| !dir.is_empty()).map(PathBuf::from),
+            ksrc,
         })
     }
 }

@@ -56,6 +56,19 @@ fn patches(target: &Target) -> Result<Vec<Patch>> {
     Ok(patches)
 }
 
+/// The versions that there is a series for, in order.
+pub(super) fn versions() -> Result<Vec<String>> {
+    let dir = target::all_patches();
+    let mut versions = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("{}", dir.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        versions.extend(name.strip_prefix("linux-").map(str::to_owned));
+    }
+    versions.retain(|version| target::is_version(version));
+    versions.sort_by_key(|version| target::numbers(version));
+    Ok(versions)
+}
+
 /// A hash of the patches that `target` is built with.
 pub(super) fn hash(target: &Target) -> Result<u64> {
     Ok(hash_of(&patches(target)?))
@@ -278,6 +291,20 @@ new file mode 100644
         let series = series(dir.path()).unwrap();
         let texts: Vec<&str> = series.iter().map(|patch| patch.text.as_str()).collect();
         assert_eq!(texts, ["0001-a.patch", "0002-b.patch"]);
+    }
+
+    #[test]
+    fn versions_that_have_a_series() {
+        let versions = versions().unwrap();
+        assert_eq!(versions.first().unwrap(), "6.12");
+        assert!(versions.is_sorted_by_key(|version| target::numbers(version)));
+        for version in &versions {
+            assert!(
+                !series(&target::all_patches().join(format!("linux-{version}")))
+                    .unwrap()
+                    .is_empty()
+            );
+        }
     }
 
     #[test]

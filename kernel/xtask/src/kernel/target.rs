@@ -114,7 +114,7 @@ impl Target {
 
     /// Where the series for its version is, there or not.
     pub(super) fn patches(&self) -> PathBuf {
-        workspace::root().join("kernel/patches").join(format!("linux-{}", self.version))
+        all_patches().join(format!("linux-{}", self.version))
     }
 
     /// The lab's own patch, for kernels that are measured, not shown.
@@ -132,6 +132,11 @@ impl Target {
         }
         fragments
     }
+}
+
+/// Where the series of all versions are.
+pub(super) fn all_patches() -> PathBuf {
+    workspace::root().join("kernel/patches")
 }
 
 /// Where the lab keeps everything.
