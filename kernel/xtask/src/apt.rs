@@ -228,7 +228,30 @@ fn parse_simulated(said: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    /// The machine's own architectures are not added to.
+    #[test]
+    fn a_foreign_architecture_is_the_only_one() {
+        if !run::exists("apt-config") {
+            eprintln!("SKIPPED a_foreign_architecture_is_the_only_one: no apt-config");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let apt = Private { dir: dir.path().to_owned() };
+        let text = configuration(dir.path()) + &foreign(dir.path(), "riscv64");
+        fs::write(apt.configuration(), text).unwrap();
+        let said = apt.output("apt-config", &["dump"]).unwrap();
+        let of = |name: &str| -> Vec<&str> {
+            said.lines().filter_map(|line| line.strip_prefix(name)).collect()
+        };
+        assert_eq!(of("APT::Architecture "), ["\"riscv64\";"]);
+        assert_eq!(of("APT::Architectures:: "), ["\"riscv64\";"]);
+        let status = format!("\"{}\";", dir.path().join(STATUS).display());
+        assert_eq!(of("Dir::State::status "), [status]);
+    }
 
     #[test]
     fn versions_of_madison() {
