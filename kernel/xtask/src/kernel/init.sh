@@ -23,4 +23,5 @@ if [ -e /sys/kernel/debug/kmemleak ]; then
 	echo scan >/sys/kernel/debug/kmemleak
 	cat /sys/kernel/debug/kmemleak
 fi
-poweroff -f
+# QEMU ends, as it has -no-reboot. A kernel without PCI can't power off.
+reboot -f
