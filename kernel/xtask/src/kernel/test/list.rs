@@ -46,7 +46,7 @@ const DIRTY: Selftest =
 const FAIL: Selftest = Selftest { path: "set_memory_regions_fail_test", debug_only: true, ..OURS };
 const PERF: Selftest = Selftest {
     path: "memslot_perf_test",
-    args: &["-s", "512", "-l", "1"],
+    args: &["-s", "256", "-l", "1"],
     debug_args: &["-s", "128", "-l", "1"],
     arch: Some(Arch::X86_64),
     ..OTHER
@@ -54,7 +54,7 @@ const PERF: Selftest = Selftest {
 const DIRTY_LOG: Selftest = Selftest {
     path: "dirty_log_test",
     args: &["-i", "4", "-I", "10"],
-    debug_args: &["-i", "2", "-I", "10"],
+    debug_args: &["-i", "3", "-I", "10"],
     arch: Some(Arch::X86_64),
     ..OTHER
 };
@@ -88,17 +88,17 @@ pub(super) const SELFTESTS: [Selftest; 17] = [
     // Without the last one: its guest has 10 s to touch all of its memory, and
     // needs more when it is emulated.
     Selftest {
-        args: &["-s", "512", "-l", "1", "-e", "4"],
+        args: &["-s", "256", "-l", "1", "-e", "4"],
         debug_args: &["-s", "128", "-l", "1", "-e", "4"],
         arch: ARM64,
         ..PERF
     },
     DIRTY_LOG,
-    Selftest { args: &["-i", "2", "-I", "10"], append: SHADOW, ..DIRTY_LOG },
+    Selftest { args: &["-i", "3", "-I", "10"], append: SHADOW, ..DIRTY_LOG },
     // Of a dozen guest modes, those of 48 bits with 4K and with 64K pages.
     Selftest {
         args: &["-i", "4", "-I", "10", "-m", "3", "-m", "5"],
-        debug_args: &["-i", "2", "-I", "10", "-m", "3"],
+        debug_args: &["-i", "3", "-I", "10", "-m", "3"],
         arch: ARM64,
         ..DIRTY_LOG
     },
