@@ -1,5 +1,6 @@
 //! A kernel, booted in QEMU with nested KVM, with a command to run.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,21 @@ pub(super) struct Job<'a> {
     pub(super) programs: Vec<&'a Program>,
     /// For the kernel's command line.
     pub(super) append: &'a str,
+    /// When it hangs, if not as late as for all.
+    pub(super) limit: Option<Duration>,
 }
+
+/// A guest that does not end.
+#[derive(Debug)]
+pub(super) struct Hang(pub(super) String);
+
+impl fmt::Display for Hang {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Hang {}
 
 /// A command that has ended in a guest whose kernel did not complain.
 #[derive(Debug)]
@@ -84,12 +99,12 @@ impl Guest {
         let stdout = child.stdout.take().context("QEMU has no stdout")?;
         let _running = Running(child);
         let mut console = Console::default();
-        let outcome =
-            follow(&lines(stdout), start + self.qemu.timeout(), &mut console, |raw, own| {
-                // A full disk is no reason to end the guest.
-                let _ = file.write_all(raw);
-                own.map(&mut line);
-            });
+        let limit = job.limit.unwrap_or(self.qemu.timeout());
+        let outcome = follow(&lines(stdout), start + limit, &mut console, |raw, own| {
+            // A full disk is no reason to end the guest.
+            let _ = file.write_all(raw);
+            own.map(&mut line);
+        });
         // Tens of megabytes, made anew for each job.
         let _ = fs::remove_file(&initrd);
         judge(&console, &outcome, start.elapsed())
@@ -211,7 +226,9 @@ fn judge(console: &Console, outcome: &Outcome, took: Duration) -> Result<Ended> 
         }
         (None, _) => {
             let last = console.output().last().map_or("nothing", String::as_str);
-            bail!("the guest hangs: no end after {secs} s; the command last said: {last}")
+            let hang =
+                format!("the guest hangs: no end after {secs} s; the command last said: {last}");
+            Err(Hang(hang).into())
         }
     }
 }

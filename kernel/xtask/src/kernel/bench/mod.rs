@@ -27,7 +27,8 @@ pub(super) fn run(target: &Target, guest: &Guest, args: &super::Bench) -> Result
     let words = words.into_iter().chain(args.args.iter().cloned()).collect();
     let command = Command { words, env: args.qemu.env.clone() };
     let programs = programs.iter().collect();
-    let ended = guest.run(&Job { name: "bench", command, programs, append: "" }, run::say)?;
+    let ended =
+        guest.run(&Job { name: "bench", command, programs, append: "", limit: None }, run::say)?;
     run::say(&format!("exit status {} after {:.1} s", ended.status, ended.took.as_secs_f64()));
     Ok(u8::try_from(ended.status).map_or(ExitCode::FAILURE, ExitCode::from))
 }
@@ -85,6 +86,7 @@ fn measure(
         command,
         programs: programs.iter().collect(),
         append: boot.append,
+        limit: None,
     };
     let ended = guest.run(&job, |line| {
         run::say(line);

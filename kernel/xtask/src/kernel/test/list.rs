@@ -20,8 +20,20 @@ pub(super) struct Selftest {
     of_series: bool,
     /// Whether it needs what only a debug kernel has.
     debug_only: bool,
+    /// Whether two vCPUs fault and run what they write: under emulation one of
+    /// them derails now and then, see [`DERAILED`].
+    pub(super) derails: bool,
 }
 
+/// What a test says whose vCPU has run something else than what is in its
+/// memory, or nothing at all. On a busy machine it happens every few ten
+/// thousand times that the host's memory of a guest is unmapped under two
+/// vCPUs, on kernels without the series and with no memslot changing, too.
+pub(super) const DERAILED: [&str; 2] =
+    ["Unexpected exit 8 (SHUTDOWN)", "Unhandled exception '0x6'"];
+
+const X86: Option<Arch> = Some(Arch::X86_64);
+const ARM64: Option<Arch> = Some(Arch::Arm64);
 const EMULATE: &str = "kvm.force_emulation_prefix=1";
 const SHADOW: &str = "kvm_amd.npt=0";
 
@@ -34,31 +46,31 @@ const OTHER: Selftest = Selftest {
     arch: None,
     of_series: false,
     debug_only: false,
+    derails: false,
 };
 
 /// One of the series.
 const OURS: Selftest = Selftest { of_series: true, ..OTHER };
 
 const RACE: Selftest =
-    Selftest { path: "set_memory_regions_race_test", arch: Some(Arch::X86_64), ..OURS };
+    Selftest { path: "set_memory_regions_race_test", arch: X86, derails: true, ..OURS };
 const DIRTY: Selftest =
-    Selftest { path: "set_memory_regions_dirty_test", arch: Some(Arch::X86_64), ..OURS };
+    Selftest { path: "set_memory_regions_dirty_test", arch: X86, derails: true, ..OURS };
 const FAIL: Selftest = Selftest { path: "set_memory_regions_fail_test", debug_only: true, ..OURS };
 const PERF: Selftest = Selftest {
     path: "memslot_perf_test",
     args: &["-s", "256", "-l", "1"],
     debug_args: &["-s", "128", "-l", "1"],
-    arch: Some(Arch::X86_64),
+    arch: X86,
     ..OTHER
 };
 const DIRTY_LOG: Selftest = Selftest {
     path: "dirty_log_test",
     args: &["-i", "4", "-I", "10"],
     debug_args: &["-i", "3", "-I", "10"],
-    arch: Some(Arch::X86_64),
+    arch: X86,
     ..OTHER
 };
-const ARM64: Option<Arch> = Some(Arch::Arm64);
 
 pub(super) const SELFTESTS: [Selftest; 17] = [
     Selftest {
@@ -67,7 +79,7 @@ pub(super) const SELFTESTS: [Selftest; 17] = [
         debug_args: &["20", "2048"],
         ..OURS
     },
-    Selftest { path: "set_memory_regions_x86_test", arch: Some(Arch::X86_64), ..OURS },
+    Selftest { path: "set_memory_regions_x86_test", arch: X86, ..OURS },
     // 84 ways to change the layout, 10,080 batches.
     Selftest { args: &["120"], debug_args: &["2"], append: EMULATE, ..RACE },
     Selftest { args: &["10"], debug_args: &["2"], append: SHADOW, ..RACE },
@@ -76,7 +88,7 @@ pub(super) const SELFTESTS: [Selftest; 17] = [
     Selftest { args: &["20"], debug_args: &["3"], append: SHADOW, ..DIRTY },
     Selftest { args: &["10"], debug_args: &["2"], arch: ARM64, ..DIRTY },
     FAIL,
-    Selftest { append: SHADOW, arch: Some(Arch::X86_64), ..FAIL },
+    Selftest { append: SHADOW, arch: X86, ..FAIL },
     Selftest { path: "set_memory_region_test", ..OTHER },
     Selftest {
         path: "memslot_modification_stress_test",

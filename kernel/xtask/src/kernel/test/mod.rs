@@ -4,11 +4,11 @@
 mod list;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::boot::{Guest, Job};
+use super::boot::{Ended, Guest, Hang, Job};
 use super::build::Kernel;
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
@@ -16,7 +16,7 @@ use super::selftests;
 use super::target::Target;
 use crate::run;
 use crate::test::tally::Tally;
-use list::{SELFTESTS, TESTS};
+use list::{DERAILED, SELFTESTS, TESTS};
 
 /// What the kernel's selftests end with when they can't run.
 const KSFT_SKIP: i32 = 4;
@@ -29,7 +29,16 @@ struct Case {
     command: Command,
     /// Whether its output is that of Rust's tests.
     rust: bool,
+    /// As [`list::Selftest::derails`].
+    derails: bool,
 }
+
+/// How often a test may derail before that counts.
+const TRIES: u32 = 3;
+
+/// After how long a test that may derail has: its vCPUs can also come to a
+/// stop.
+const DERAILED_AFTER: Duration = Duration::from_mins(5);
 
 /// Whether `filters` let `name` run.
 pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
@@ -47,14 +56,21 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
             name = format!("{name} ({})", test.append);
         }
         let command = Command { words, ..Command::default() };
-        Case { name, append: test.append, program: test.program(), command, rust: false }
+        Case {
+            name,
+            append: test.append,
+            program: test.program(),
+            command,
+            rust: false,
+            derails: test.derails,
+        }
     });
     let tests = TESTS.iter().map(|test| {
         let program = format!("/bin/{}", test.name);
         let words = vec![program, "--show-output".to_owned()];
         let command = Command { words, ..Command::default() };
         let name = format!("{} {}", test.package, test.name);
-        Case { name, append: "", program: test.name, command, rust: true }
+        Case { name, append: "", program: test.name, command, rust: true, derails: false }
     });
     selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect()
 }
@@ -150,12 +166,17 @@ fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &
         command: case.command.clone(),
         programs: programs.iter().filter(|program| program.name == case.program).collect(),
         append: case.append,
+        limit: case.derails.then_some(DERAILED_AFTER),
     };
-    let ended = guest.run(&job, |line| {
-        if !case.rust || tally.line(line).is_worth_showing() {
-            run::say(line);
+    let mut ended = attempt(guest, case, &job, tally);
+    for nth in 2..=TRIES {
+        if !(case.derails && derailed(&ended)) {
+            break;
         }
-    });
+        run::say(&format!("DERAILED {}: try {nth} of {TRIES}", case.name));
+        ended = attempt(guest, case, &job, tally);
+    }
+    let ended = ended.ended;
     let status = ended.map(|ended| ended.status);
     if let Err(e) = &status {
         run::say(&format!("FAILED {}: {e:#}", case.name));
@@ -177,6 +198,31 @@ fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &
             tally.failures.push(case.name.clone());
             "FAILED"
         }
+    }
+}
+
+/// How a test ended, and whether it said that it has derailed.
+struct Attempt {
+    ended: Result<Ended>,
+    said: bool,
+}
+
+fn attempt(guest: &Guest, case: &Case, job: &Job<'_>, tally: &mut Tally) -> Attempt {
+    let mut said = false;
+    let ended = guest.run(job, |line| {
+        said |= DERAILED.iter().any(|sign| line.contains(sign));
+        if !case.rust || tally.line(line).is_worth_showing() {
+            run::say(line);
+        }
+    });
+    Attempt { ended, said }
+}
+
+/// Not if the kernel complained, or the test found something else wrong.
+fn derailed(attempt: &Attempt) -> bool {
+    match &attempt.ended {
+        Ok(ended) => ended.status != 0 && attempt.said,
+        Err(e) => e.downcast_ref::<Hang>().is_some(),
     }
 }
 
@@ -230,6 +276,17 @@ mod tests {
         let all = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]);
         assert!(all.iter().any(|case| case.program == "set_memory_regions_test"));
         assert!(all.iter().all(|case| case.append.is_empty()));
+    }
+
+    #[test]
+    fn only_what_derailed_is_tried_again() {
+        let ended = |status| Ok(Ended { status, took: Duration::ZERO });
+        let derailed = |ended, said| super::derailed(&Attempt { ended, said });
+        assert!(derailed(ended(254), true) && !derailed(ended(254), false));
+        assert!(!derailed(ended(0), true));
+        let hang = || anyhow::Error::from(Hang("no end".to_owned()));
+        assert!(derailed(Err(hang().context("log")), false));
+        assert!(!derailed(Err(anyhow::anyhow!("the guest's kernel complained")), true));
     }
 
     #[test]
