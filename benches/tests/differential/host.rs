@@ -2,13 +2,16 @@
 //! test runs on any host.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{
+    kvm_create_guest_memfd, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+};
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_memslots_bench::host::SMALL_PAGE;
 use kvm_memslots_shim::Limits;
 use kvm_memslots_shim::backend::{self, Errno, Memslots};
+use kvm_memslots_shim::uapi::MemFlags;
 
 pub const PAGE: u64 = SMALL_PAGE;
 
@@ -20,6 +23,8 @@ pub struct Facts {
     pub guest_physical_bits: u32,
     /// What a slot beyond them is refused with.
     pub beyond: Errno,
+    /// What a range of a `guest_memfd` that a slot holds is refused with.
+    pub bound: Errno,
     /// Where host addresses that a slot can have end (`access_ok()`).
     pub hva_end: u64,
 }
@@ -31,7 +36,8 @@ impl Facts {
             (32..=63).rev().find(|bits| set(&vm, (1 << bits) - PAGE, PAGE).is_ok()).unwrap();
         let beyond = set(&vm, 1 << guest_physical_bits, PAGE).unwrap_err();
         let limits = backend(&vm).limits();
-        Self { limits, guest_physical_bits, beyond, hva_end: last_hva(&vm) + PAGE }
+        let bound = if limits.guest_memfd { bound(&vm) } else { Errno::EINVAL };
+        Self { limits, guest_physical_bits, beyond, bound, hva_end: last_hva(&vm) + PAGE }
     }
 
     pub const fn gpa_end(&self) -> u64 {
@@ -41,11 +47,11 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { limits, guest_physical_bits, beyond, hva_end } = self;
+        let Self { limits, guest_physical_bits, beyond, bound, hva_end } = self;
         write!(
             f,
             "KVM here: {limits:?}, {guest_physical_bits} guest physical bits ({beyond:?} beyond), \
-             host addresses up to {hva_end:#x}"
+             {bound:?} for a guest_memfd range in use, host addresses up to {hva_end:#x}"
         )
     }
 }
@@ -64,6 +70,36 @@ fn last_hva(vm: &VmFd) -> u64 {
         if set(vm, 0, middle).is_ok() { fine = middle } else { refused = middle }
     }
     fine
+}
+
+pub fn guest_memfd(vm: &VmFd, pages: u64) -> OwnedFd {
+    let create = kvm_create_guest_memfd { size: pages * PAGE, ..Default::default() };
+    let fd = vm.create_guest_memfd(create).unwrap();
+    // SAFETY: KVM has just opened the descriptor, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Asks for the same page of a `guest_memfd` in two slots.
+fn bound(vm: &VmFd) -> Errno {
+    let memfd = guest_memfd(vm, 1);
+    let mut kvm = backend(vm);
+    let mut set = |slot, memory_size| {
+        let region = kvm_userspace_memory_region2 {
+            slot,
+            flags: MemFlags::GUEST_MEMFD.bits(),
+            guest_phys_addr: u64::from(slot) * PAGE,
+            memory_size,
+            userspace_addr: PAGE,
+            guest_memfd: memfd.as_raw_fd().cast_unsigned(),
+            ..Default::default()
+        };
+        // SAFETY: no vCPU runs while the slot is there.
+        unsafe { kvm.set_region(&region) }
+    };
+    set(0, PAGE).unwrap();
+    let refused = set(1, PAGE).unwrap_err();
+    set(0, 0).unwrap();
+    refused
 }
 
 /// Whether KVM takes a slot of one page, which is deleted again.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-    kvm_create_guest_memfd, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 use kvm_memslots_bench::guest::{Access, MAPPED_END, OWN_GPA, Outcome, Prober};
@@ -17,7 +17,7 @@ use kvm_memslots_shim::backend::{self, Errno, Memslots};
 use kvm_memslots_shim::uapi::{MemFlags, MemoryRegions, MemoryRegionsFlags};
 use kvm_memslots_shim::{Mapping, Range, Slot};
 
-use crate::host::{Facts, PAGE, backend};
+use crate::host::{Facts, PAGE, backend, guest_memfd};
 use crate::ops::{HOST_PAGES, MEMFD_PAGES, MOST_PAGES, Materials, Op, WINDOW, pick};
 
 /// How many operations came out how, and what the guest saw.
@@ -108,6 +108,7 @@ impl Pair {
         let config = ModelConfig::new(facts.limits)
             .guest_physical_bits(facts.guest_physical_bits)
             .beyond_errno(facts.beyond)
+            .bound_errno(facts.bound)
             .hva_end(facts.hva_end)
             .dirty_tracking(tracking)
             .internal_slot(Range::new(OWN_GPA, PAGE));
@@ -122,7 +123,7 @@ impl Pair {
         };
         let mut files = vec![other];
         if facts.limits.guest_memfd {
-            let file = guest_memfd(&vm);
+            let file = guest_memfd(&vm, MEMFD_PAGES);
             materials.memfd = file.as_raw_fd();
             model.add_guest_memfd(file.as_raw_fd(), MEMFD_PAGES * PAGE);
             files.push(file);
@@ -377,11 +378,4 @@ fn enable(vm: &VmFd, tracking: DirtyTracking) {
     let mut enable = kvm_enable_cap { cap, ..Default::default() };
     enable.args[0] = argument;
     vm.enable_cap(&enable).unwrap();
-}
-
-fn guest_memfd(vm: &VmFd) -> OwnedFd {
-    let create = kvm_create_guest_memfd { size: MEMFD_PAGES * PAGE, ..Default::default() };
-    let fd = vm.create_guest_memfd(create).unwrap();
-    // SAFETY: KVM has just opened the descriptor, and nobody else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -83,7 +83,7 @@ impl Model {
         self.check_overlap(region, change)?;
         if let Change::Create(slot) = change {
             if let Some(memfd) = slot.mapping.guest_memfd {
-                self.memfds.check(memfd, slot.mapping.range.size)?;
+                self.memfds.check(memfd, slot.mapping.range.size, self.config.bound)?;
             }
         }
         Ok(change)

@@ -43,6 +43,7 @@ pub struct ModelConfig {
     pub(super) limits: Limits,
     pub(super) guest_physical_bits: u32,
     pub(super) beyond: Errno,
+    pub(super) bound: Errno,
     pub(super) hva_end: u64,
     pub(super) dirty: DirtyTracking,
     pub(super) internal: Vec<Range>,
@@ -64,6 +65,7 @@ impl ModelConfig {
             limits,
             guest_physical_bits: Self::GUEST_PHYSICAL_BITS,
             beyond: Errno::EINVAL,
+            bound: Errno::EINVAL,
             hva_end: Self::HVA_END,
             dirty: DirtyTracking::Bitmap,
             internal: Vec::new(),
@@ -84,6 +86,14 @@ impl ModelConfig {
     #[must_use]
     pub fn beyond_errno(mut self, errno: Errno) -> Self {
         self.beyond = errno;
+        self
+    }
+
+    /// What a range of a `guest_memfd` that a slot holds already is refused
+    /// with: `EINVAL` on Linux 6.12, `EEXIST` on 7.2 (`kvm_gmem_bind()`).
+    #[must_use]
+    pub fn bound_errno(mut self, errno: Errno) -> Self {
+        self.bound = errno;
         self
     }
 

@@ -31,8 +31,8 @@ impl Memfds {
 
     /// The checks of `kvm_gmem_bind()`, for `size` bytes. The caller knows
     /// that the offset is a multiple of the page size and that offset and size
-    /// do not wrap.
-    pub(super) fn check(&self, memfd: GuestMemfd, size: u64) -> Result<(), Errno> {
+    /// do not wrap. `taken` is for a range that a slot holds.
+    pub(super) fn check(&self, memfd: GuestMemfd, size: u64, taken: Errno) -> Result<(), Errno> {
         let (file_size, bound) = match self.open.get(&memfd.fd) {
             None => return Err(Errno::EBADF),
             Some(File::Other) => return Err(Errno::EINVAL),
@@ -44,7 +44,7 @@ impl Memfds {
         }
         let last = bound.range(..end).next_back();
         if last.is_some_and(|(_, bound_end)| *bound_end > memfd.offset) {
-            return Err(Errno::EINVAL);
+            return Err(taken);
         }
         Ok(())
     }

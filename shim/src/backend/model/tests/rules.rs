@@ -232,6 +232,13 @@ fn private_memory() {
     assert_eq!(set(&mut model, private(2, 48, 4, 5, 1)), Ok(()));
     // Overlap comes before the descriptor.
     assert_eq!(set(&mut model, private(3, 48, 4, 6, 0)), EEXIST);
+
+    let newer = ModelConfig::new(everything()).bound_errno(Errno::EEXIST);
+    let mut model = Model::with_config(newer);
+    model.add_guest_memfd(5, 8 * PAGE);
+    assert_eq!(set(&mut model, private(0, 16, 4, 5, 2)), Ok(()));
+    assert_eq!(set(&mut model, private(1, 32, 2, 5, 1)), EEXIST, "bound already");
+    assert_eq!(set(&mut model, private(1, 32, 9, 5, 2)), EINVAL, "beyond the file first");
 }
 
 #[test]
