@@ -38,7 +38,7 @@ const TRIES: u32 = 3;
 
 /// After how long a test that may derail has: its vCPUs can also come to a
 /// stop.
-const DERAILED_AFTER: Duration = Duration::from_mins(5);
+const DERAILED_AFTER: Duration = Duration::from_mins(10);
 
 /// Whether `filters` let `name` run.
 pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
