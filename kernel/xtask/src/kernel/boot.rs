@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, ExitCode, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,6 +61,14 @@ impl std::error::Error for Hang {}
 pub(super) struct Ended {
     pub(super) status: i32,
     pub(super) took: Duration,
+}
+
+impl Ended {
+    /// Says how it went; the command's status, to end with.
+    pub(super) fn report(&self) -> ExitCode {
+        run::say(&format!("exit status {} after {:.1} s", self.status, self.took.as_secs_f64()));
+        u8::try_from(self.status).map_or(ExitCode::FAILURE, ExitCode::from)
+    }
 }
 
 impl Guest {

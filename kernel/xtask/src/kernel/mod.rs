@@ -186,8 +186,7 @@ fn boot(args: &Boot) -> Result<ExitCode> {
     let programs = programs.iter().collect();
     let ended =
         guest.run(&Job { name: "boot", command, programs, append: "", limit: None }, run::say)?;
-    run::say(&format!("exit status {} after {:.1} s", ended.status, ended.took.as_secs_f64()));
-    Ok(u8::try_from(ended.status).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(ended.report())
 }
 
 fn test(args: &Test) -> Result<ExitCode> {

@@ -29,8 +29,7 @@ pub(super) fn run(target: &Target, guest: &Guest, args: &super::Bench) -> Result
     let programs = programs.iter().collect();
     let ended =
         guest.run(&Job { name: "bench", command, programs, append: "", limit: None }, run::say)?;
-    run::say(&format!("exit status {} after {:.1} s", ended.status, ended.took.as_secs_f64()));
-    Ok(u8::try_from(ended.status).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(ended.report())
 }
 
 /// Measures the rows that `args` names, what is compared in one boot each, and

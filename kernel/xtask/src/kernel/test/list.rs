@@ -6,9 +6,9 @@ use super::super::target::{Arch, Target};
 /// A selftest of the kernel's tree.
 #[derive(Debug, PartialEq)]
 pub(super) struct Selftest {
-    /// Its path in `tools/testing/selftests/kvm`; of those of one architecture
-    /// without the folder, which has had several names.
-    pub(super) path: &'static str,
+    /// Its name in `tools/testing/selftests/kvm`, or in a folder of one
+    /// architecture there, and in the guest's /bin.
+    pub(super) name: &'static str,
     args: &'static [&'static str],
     /// The arguments on a debug kernel, which is some ten times slower.
     debug_args: &'static [&'static str],
@@ -39,7 +39,7 @@ const SHADOW: &str = "kvm_amd.npt=0";
 
 /// One that the kernel has anyway.
 const OTHER: Selftest = Selftest {
-    path: "",
+    name: "",
     args: &[],
     debug_args: &[],
     append: "",
@@ -53,19 +53,19 @@ const OTHER: Selftest = Selftest {
 const OURS: Selftest = Selftest { of_series: true, ..OTHER };
 
 const RACE: Selftest =
-    Selftest { path: "set_memory_regions_race_test", arch: X86, derails: true, ..OURS };
+    Selftest { name: "set_memory_regions_race_test", arch: X86, derails: true, ..OURS };
 const DIRTY: Selftest =
-    Selftest { path: "set_memory_regions_dirty_test", arch: X86, derails: true, ..OURS };
-const FAIL: Selftest = Selftest { path: "set_memory_regions_fail_test", debug_only: true, ..OURS };
+    Selftest { name: "set_memory_regions_dirty_test", arch: X86, derails: true, ..OURS };
+const FAIL: Selftest = Selftest { name: "set_memory_regions_fail_test", debug_only: true, ..OURS };
 const PERF: Selftest = Selftest {
-    path: "memslot_perf_test",
+    name: "memslot_perf_test",
     args: &["-s", "256", "-l", "1"],
     debug_args: &["-s", "128", "-l", "1"],
     arch: X86,
     ..OTHER
 };
 const DIRTY_LOG: Selftest = Selftest {
-    path: "dirty_log_test",
+    name: "dirty_log_test",
     args: &["-i", "4", "-I", "10"],
     debug_args: &["-i", "3", "-I", "10"],
     arch: X86,
@@ -74,12 +74,12 @@ const DIRTY_LOG: Selftest = Selftest {
 
 pub(super) const SELFTESTS: [Selftest; 17] = [
     Selftest {
-        path: "set_memory_regions_test",
+        name: "set_memory_regions_test",
         args: &["50"],
         debug_args: &["20", "2048"],
         ..OURS
     },
-    Selftest { path: "set_memory_regions_x86_test", arch: X86, ..OURS },
+    Selftest { name: "set_memory_regions_x86_test", arch: X86, ..OURS },
     // 84 ways to change the layout, 10,080 batches.
     Selftest { args: &["120"], debug_args: &["2"], append: EMULATE, ..RACE },
     Selftest { args: &["10"], debug_args: &["2"], append: SHADOW, ..RACE },
@@ -89,9 +89,9 @@ pub(super) const SELFTESTS: [Selftest; 17] = [
     Selftest { args: &["10"], debug_args: &["2"], arch: ARM64, ..DIRTY },
     FAIL,
     Selftest { append: SHADOW, arch: X86, ..FAIL },
-    Selftest { path: "set_memory_region_test", ..OTHER },
+    Selftest { name: "set_memory_region_test", ..OTHER },
     Selftest {
-        path: "memslot_modification_stress_test",
+        name: "memslot_modification_stress_test",
         args: &["-i", "200", "-b", "16M"],
         debug_args: &["-i", "20", "-b", "16M"],
         ..OTHER
@@ -117,11 +117,6 @@ pub(super) const SELFTESTS: [Selftest; 17] = [
 ];
 
 impl Selftest {
-    /// Its name in /bin.
-    pub(super) fn program(&self) -> &'static str {
-        self.path
-    }
-
     /// Whether `target` has it, and what it needs.
     pub(super) fn fits(&self, target: &Target) -> bool {
         self.arch.is_none_or(|arch| arch == target.arch)
@@ -159,7 +154,7 @@ mod tests {
     /// In one guest they are all in /bin.
     #[test]
     fn programs_have_names_of_their_own() {
-        let mut all: Vec<&str> = SELFTESTS.iter().map(Selftest::program).collect();
+        let mut all: Vec<&str> = SELFTESTS.iter().map(|test| test.name).collect();
         all.sort_unstable();
         all.dedup();
         all.extend(TESTS.iter().map(|test| test.name));

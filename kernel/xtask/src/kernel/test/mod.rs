@@ -49,9 +49,9 @@ pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
 fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
     let selftests = SELFTESTS.iter().filter(|test| test.fits(target));
     let selftests = selftests.map(|test| {
-        let mut words = vec![format!("/bin/{}", test.program())];
+        let mut words = vec![format!("/bin/{}", test.name)];
         words.extend(test.args(target).iter().map(|&arg| arg.to_owned()));
-        let mut name = format!("selftest {}", test.program());
+        let mut name = format!("selftest {}", test.name);
         if !test.append.is_empty() {
             name = format!("{name} ({})", test.append);
         }
@@ -59,7 +59,7 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
         Case {
             name,
             append: test.append,
-            program: test.program(),
+            program: test.name,
             command,
             rust: false,
             derails: test.derails,
@@ -135,13 +135,13 @@ fn run_all(
 
 fn build(target: &Target, kernel: &Kernel, cases: &[Case]) -> Result<Vec<Program>> {
     let needed = |name: &str, rust| cases.iter().any(|c| c.rust == rust && c.program == name);
-    let selftests = SELFTESTS.iter().filter(|test| needed(test.program(), false));
-    let mut paths: Vec<&str> = selftests.map(|test| test.path).collect();
-    paths.sort_unstable();
-    paths.dedup();
+    let selftests = SELFTESTS.iter().filter(|test| needed(test.name, false));
+    let mut names: Vec<&str> = selftests.map(|test| test.name).collect();
+    names.sort_unstable();
+    names.dedup();
     let mut programs = Vec::new();
-    if !paths.is_empty() {
-        programs = selftests::build(target, kernel, &paths)?;
+    if !names.is_empty() {
+        programs = selftests::build(target, kernel, &names)?;
     }
     let tests: Vec<Source> = TESTS.into_iter().filter(|test| needed(test.name, true)).collect();
     if !tests.is_empty() {
