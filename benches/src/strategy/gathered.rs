@@ -21,7 +21,7 @@ impl Gathered {
     /// For slots whose kernel has the ioctl.
     #[must_use]
     pub fn new(slots: Box<dyn Memslots>) -> Self {
-        Self { slots, regions: empty() }
+        Self { slots, regions: MemoryRegions::new(0, MemoryRegionsFlags::empty()) }
     }
 }
 
@@ -31,30 +31,26 @@ impl fmt::Debug for Gathered {
     }
 }
 
-fn empty() -> MemoryRegions {
-    MemoryRegions::new(0, MemoryRegionsFlags::empty())
-}
-
 impl SetRegion for Gathered {
     unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
         self.regions.push(&region2(&region)).map_err(|_| Errno::E2BIG)
     }
 
     fn end_of_step(&mut self, spent: Spent) -> Result<Spent, StrategyError> {
-        let mut regions = std::mem::replace(&mut self.regions, empty());
-        if regions.entries().is_empty() {
+        if self.regions.is_empty() {
             return Ok(spent);
         }
-        let deletes = regions.entries().iter().any(|entry| entry.memory_size == 0);
+        let deletes = self.regions.entries().iter().any(|entry| entry.memory_size == 0);
         let started = Instant::now();
         // SAFETY: whoever called `set_region` promised it for each entry.
-        let made = unsafe { self.slots.set_regions(&mut regions) };
+        let made = unsafe { self.slots.set_regions(&mut self.regions) };
         let in_calls = started.elapsed();
-        made.map_err(|errno| {
-            let entry = regions.entries().get(regions.header().failed as usize);
-            let gpa = entry.map_or(0, |entry| entry.guest_phys_addr);
+        let refused = made.map_err(|errno| {
+            let gpa = self.regions.failed_entry().map_or(0, |(_, entry)| entry.guest_phys_addr);
             StrategyError::Refused { call: "a batch", gpa, errno }
-        })?;
+        });
+        self.regions.clear();
+        refused?;
         Ok(Spent { ioctls: 1, grace_periods: 1 + u64::from(deletes), in_calls, ..spent })
     }
 }
