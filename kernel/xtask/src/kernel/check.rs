@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use super::build::Make;
 use super::patch::{Patch, Tree};
 use super::target::{Arch, Target};
-use super::{config, logged, source, target, tools};
+use super::{config, logged, selftests, source, target, tools};
 use crate::run;
 
 /// What `checkpatch.pl` is not asked about: signing off is for the person who
@@ -49,6 +49,10 @@ pub(super) fn run(target: &Target) -> Result<ExitCode> {
             Ok(said) => wrong.extend(news(&name, &known, &said)),
             Err(e) => wrong.push(format!("{name} does not build: {e:#}")),
         }
+        match selftests(&make, target.arch, &dir, &series[nth - 1]) {
+            Ok(said) => wrong.extend(said.into_iter().map(|said| format!("{name}: {said}"))),
+            Err(e) => wrong.push(format!("the selftests of {name} do not build: {e:#}")),
+        }
     }
     let said = compile(&make, target.arch, "sparse, the series", &sparse)?;
     wrong.extend(news("sparse", &known_to_sparse, &said));
@@ -58,7 +62,7 @@ pub(super) fn run(target: &Target) -> Result<ExitCode> {
     }
     let patches = series.len();
     run::say(&format!(
-        "{patches} patches on Linux {}: checkpatch, a build after each with W=1, sparse: {}",
+        "{patches} patches on Linux {}: checkpatch, a build after each with W=1, its selftests, sparse: {}",
         target.name(),
         if wrong.is_empty() { "nothing to say".to_owned() } else { wrong.len().to_string() },
     ));
@@ -97,7 +101,30 @@ fn compile(make: &Make, arch: Arch, what: &str, args: &[&str]) -> Result<BTreeSe
     let mut command = make.out_of_tree();
     command.arg("W=1").args(args).arg(goal);
     let mut warnings = BTreeSet::new();
+    let mut checked = 0_usize;
     logged::read(what, &mut command, make.log(), true, |line| {
+        warnings.extend(warning(line));
+        checked += usize::from(line.trim_start().starts_with("CHECK "));
+        true
+    })?;
+    // kbuild goes on without a checker that it finds too old.
+    if args.contains(&SPARSE) && checked == 0 {
+        bail!("sparse was not run on any file, see {}", target::shown(make.log()));
+    }
+    Ok(warnings)
+}
+
+/// Builds the selftests that `patch` adds or changes; what the compiler warned
+/// of.
+fn selftests(make: &Make, arch: Arch, dir: &Path, patch: &Patch) -> Result<BTreeSet<String>> {
+    let places = selftests::among(patch.files(), arch);
+    let mut warnings = BTreeSet::new();
+    if places.is_empty() {
+        return Ok(warnings);
+    }
+    let what = format!("the selftests of {}", patch.name());
+    let log = dir.join("selftests.log");
+    selftests::compile(arch, make, dir, &what, &places, &log, |line| {
         warnings.extend(warning(line));
         true
     })?;

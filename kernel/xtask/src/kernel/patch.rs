@@ -29,6 +29,11 @@ impl Patch {
     pub(super) fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
+
+    /// The files that it adds, changes or removes.
+    pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        files(&self.text)
+    }
 }
 
 /// The source tree of `target` with the series applied, or without it as
@@ -106,7 +111,6 @@ pub(super) fn series(dir: &Path) -> Result<Vec<Patch>> {
     Ok(patches)
 }
 
-/// The files that `patch` adds, changes or removes.
 fn files(patch: &str) -> impl Iterator<Item = PathBuf> {
     let named = |line: &'_ str| {
         let name = line.strip_prefix("--- a/").or_else(|| line.strip_prefix("+++ b/"))?;
@@ -150,7 +154,7 @@ impl Tree {
             Ok(files) => files.lines().map(PathBuf::from).collect(),
             Err(_) => BTreeSet::new(),
         };
-        let after: BTreeSet<PathBuf> = series.iter().flat_map(|p| files(&p.text)).collect();
+        let after: BTreeSet<PathBuf> = series.iter().flat_map(Patch::files).collect();
         let all: BTreeSet<&PathBuf> = before.union(&after).collect();
         let list: Vec<String> = all.iter().map(|file| file.display().to_string()).collect();
         fs::write(self.touched(), list.join("\n")).context("patched.files")?;
