@@ -132,8 +132,13 @@ impl Guest {
                 "ttyAMA0"
             }
         };
-        qemu.args(["-smp", "2", "-m", &format!("{}M", self.qemu.memory)]);
-        qemu.args(["-accel", "tcg,thread=multi", "-nodefaults", "-nographic"]);
+        qemu.args(["-m", &format!("{}M", self.qemu.memory), "-nodefaults", "-nographic"]);
+        if self.qemu.icount {
+            qemu.args(["-smp", "1", "-accel", "tcg,thread=single"]);
+            qemu.args(["-icount", "shift=0,sleep=off"]);
+        } else {
+            qemu.args(["-smp", "2", "-accel", "tcg,thread=multi"]);
+        }
         qemu.args(["-serial", "stdio", "-monitor", "none", "-no-reboot"]);
         qemu.arg("-kernel").arg(&self.image).arg("-initrd").arg(initrd);
         // The time is what tells the kernel's messages from the command's.

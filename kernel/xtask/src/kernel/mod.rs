@@ -138,6 +138,10 @@ struct Qemu {
     /// Memory of the guest, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 3072)]
     memory: u32,
+    /// One processor, and a clock that gains 1 ns with each instruction: times
+    /// are numbers of instructions, however busy this machine is
+    #[arg(long)]
+    icount: bool,
 }
 
 /// Does what `args` say.
@@ -218,7 +222,8 @@ pub(crate) fn check(tally: &mut Tally) -> Result<Outcome> {
     if let Some(why) = tools::out_of_reach(target.arch) {
         return Ok(Outcome::Skipped(why));
     }
-    let qemu = Qemu { env: Vec::new(), append: String::new(), timeout: 900, memory: 3072 };
+    let qemu =
+        Qemu { env: Vec::new(), append: String::new(), timeout: 900, memory: 3072, icount: false };
     let (kernel, guest) = guest(&target, &qemu)?;
     test::run_counted(&target, &kernel, &guest, tally)?;
     Ok(Outcome::Done)
