@@ -2,6 +2,8 @@
 
 /// What a VM's KVM allows, as its capabilities say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+// One for each capability, none of which says anything about another.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Limits {
     /// Slot ids run from 0 to `slots - 1` in each address space
     /// (`KVM_CAP_NR_MEMSLOTS`).
