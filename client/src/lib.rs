@@ -51,6 +51,7 @@ mod dirty;
 mod error;
 mod region;
 mod report;
+mod rom_device;
 mod space;
 mod transaction;
 
@@ -61,6 +62,7 @@ pub use kvm_memslots_shim::exec::{GateError, VcpuGate};
 pub use kvm_memslots_shim::{GuestMemfd, Kind, Limits, Mapping, MemFlags, Range, Slot};
 pub use region::{HostMemory, Region, RegionId, RegionSpec};
 pub use report::{CommitReport, Preview};
+pub use rom_device::{RomDevice, RomMode};
 pub use space::{AddressSpace, Builder, Executor, HolePolicy};
 pub use transaction::Transaction;
 

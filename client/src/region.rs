@@ -4,6 +4,8 @@ use std::fmt;
 
 use kvm_memslots_shim::{Extent, GuestMemfd, Kind, Mapping, MemFlags, Range};
 
+use crate::error::Described;
+
 /// Names a region of one address space. Stays the same, whatever slots the
 /// region is in, until the region is unmapped; never names another region
 /// afterwards.
@@ -153,6 +155,10 @@ impl RegionSpec {
         self
     }
 
+    pub(crate) fn described(&self) -> Box<Described> {
+        Described::new(None, self.label.as_deref(), &self.extent.mapping)
+    }
+
     /// The flags.
     #[must_use]
     pub const fn flags(&self) -> MemFlags {
@@ -183,6 +189,13 @@ pub struct Region<'a> {
     pub deferred: bool,
     /// The label it was mapped with.
     pub label: Option<&'a str>,
+}
+
+impl fmt::Debug for dyn HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (hva, size) = self.range();
+        write!(f, "{size:#x} bytes at HVA {hva:#x}")
+    }
 }
 
 /// Host memory that stays mapped for as long as somebody holds it, so that it

@@ -58,7 +58,7 @@ impl<'a> Transaction<'a> {
         spec: RegionSpec,
         memory: Arc<dyn HostMemory>,
     ) -> Result<RegionId, Error> {
-        check_inside(&spec.extent.mapping, &*memory, || described(&spec))?;
+        check_inside(&spec.extent.mapping, &*memory, || spec.described())?;
         self.add(spec, Some(memory))
     }
 
@@ -67,8 +67,8 @@ impl<'a> Transaction<'a> {
         spec: RegionSpec,
         owner: Option<Arc<dyn HostMemory>>,
     ) -> Result<RegionId, Error> {
-        check(&spec.extent, self.space.limits(), || described(&spec))?;
-        self.check_free(spec.extent.mapping.range, None, || described(&spec))?;
+        check(&spec.extent, self.space.limits(), || spec.described())?;
+        self.check_free(spec.extent.mapping.range, None, || spec.described())?;
         let deferral = if spec.deferrable {
             check_deferrable(&spec)?;
             self.space.deferral_of(&spec.extent)
@@ -251,10 +251,6 @@ impl Drop for Transaction<'_> {
     }
 }
 
-fn described(spec: &RegionSpec) -> Box<Described> {
-    Described::new(None, spec.label.as_deref(), &spec.extent.mapping)
-}
-
 /// What can't be served from host memory.
 fn check_deferrable(spec: &RegionSpec) -> Result<(), Error> {
     let why = match spec.extent.mapping {
@@ -262,7 +258,7 @@ fn check_deferrable(spec: &RegionSpec) -> Result<(), Error> {
         mapping if mapping.flags.contains(MemFlags::TRAP) => "its accesses are the device's",
         _ => return Ok(()),
     };
-    Err(Error::NotDeferrable { region: described(spec), why })
+    Err(Error::NotDeferrable { region: spec.described(), why })
 }
 
 /// What KVM would refuse, or take for something else, whatever is mapped.

@@ -200,6 +200,12 @@ impl<K> Churn<K> {
         self.flips > self.after
     }
 
+    /// How many are let through.
+    #[must_use]
+    pub const fn limit(&self) -> u32 {
+        self.after
+    }
+
     /// Flips seen of what is there now.
     #[must_use]
     pub const fn flips(&self) -> u32 {
