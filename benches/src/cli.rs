@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{Bench, Row};
 use crate::doctor;
+use crate::flash::{self, Way, compare};
 use crate::grace::GraceCounter;
 use crate::machine::{new_vm, open_kvm};
 use crate::report;
@@ -35,8 +36,28 @@ struct Cli {
 enum Command {
     /// Run scenarios with strategies side by side (what `memslots` alone does).
     Bench(BenchArgs),
+    /// Have a guest program flash, and compare the ways in which the slot of a
+    /// ROM device can follow its mode.
+    Flash(FlashArgs),
     /// Show what this machine offers, and what a grace period costs on it.
     Doctor,
+}
+
+#[derive(Debug, Args)]
+struct FlashArgs {
+    /// Command cycles: a word is programmed, its status polled, two words are
+    /// read.
+    #[arg(long, value_name = "N", default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..))]
+    cycles: u32,
+    /// Ways to compare [default: all].
+    #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
+    way: Vec<Way>,
+    /// Runs that are measured; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +105,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         None => bench(&cli.bench),
         Some(Command::Bench(args)) => bench(&args),
+        Some(Command::Flash(args)) => flash(&args),
         Some(Command::Doctor) => doctor::doctor(&mut io::stdout().lock()).map_err(Failure::from),
     };
     match done {
@@ -108,7 +130,24 @@ enum Failure {
     #[error(transparent)]
     Run(#[from] crate::rig::RunError),
     #[error(transparent)]
+    Flash(#[from] flash::DriveError),
+    #[error(transparent)]
     Plot(#[from] report::PlotError),
+}
+
+fn flash(args: &FlashArgs) -> Result<(), Failure> {
+    if let Err(why) = open_kvm() {
+        return Err(Failure::Usage(format!("a guest needs KVM: {why}")));
+    }
+    let mut counter = counter(Target::Kvm);
+    let ways = if args.way.is_empty() { &Way::ALL[..] } else { &args.way };
+    let rows = compare(ways, args.cycles as usize, args.runs as usize, counter.as_mut())??;
+    if args.json {
+        report::json(&rows, io::stdout().lock())?;
+    } else {
+        flash::table(&rows, io::stdout().lock())?;
+    }
+    Ok(())
 }
 
 fn bench(args: &BenchArgs) -> Result<(), Failure> {

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod cli;
 pub mod doctor;
+pub mod flash;
 pub mod grace;
 pub mod guest;
 pub mod host;

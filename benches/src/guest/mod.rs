@@ -48,6 +48,10 @@ pub enum Access {
     Read(u64),
     /// Write this value to this guest address, a multiple of 8.
     Write(u64, u64),
+    /// Read the word at this guest address, a multiple of 8, with an
+    /// instruction that KVM can't carry out itself. On x86-64 what is found is
+    /// how many bits are set (`popcnt`), on arm64 the word (`ldp`).
+    Undecodable(u64),
 }
 
 impl Access {
@@ -55,7 +59,7 @@ impl Access {
     #[must_use]
     pub const fn gpa(self) -> u64 {
         match self {
-            Self::Read(gpa) | Self::Write(gpa, _) => gpa,
+            Self::Read(gpa) | Self::Write(gpa, _) | Self::Undecodable(gpa) => gpa,
         }
     }
 }
@@ -70,6 +74,18 @@ pub enum Outcome {
     /// It came out as an MMIO exit: no slot there, or a write to a read-only
     /// one.
     Mmio,
+}
+
+/// An access that came out as an MMIO exit, for whoever plays the device.
+#[derive(Debug)]
+pub enum Mmio<'a> {
+    /// A read at this guest address: the answer goes here.
+    Read(u64, &'a mut [u8]),
+    /// A write at this guest address.
+    Write(u64, &'a [u8]),
+    /// No MMIO: KVM could not decode the access. Whether to run the vCPU again,
+    /// which is not done unless this is set.
+    Undecoded(&'a mut bool),
 }
 
 /// What a busy vCPU does.

@@ -4,7 +4,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::code::{DOORBELL_GPA, Program, mailbox};
 use super::platform::{Platform, died, run_failed};
-use crate::guest::{Access, GuestError, MAPPED_END, Outcome};
+use crate::guest::{Access, GuestError, MAPPED_END, Mmio, Outcome};
 use crate::host::Pages;
 
 /// One vCPU that does the accesses it is given, on the caller's thread, and
@@ -47,18 +47,23 @@ impl Prober {
     /// [`GuestError::BadAccess`] before anything is done, else how the guest
     /// died; the prober is of no use then.
     pub fn probe(&mut self, accesses: &[Access]) -> Result<Vec<Outcome>, GuestError> {
-        let bad = |access: &&Access| !access.gpa().is_multiple_of(8) || access.gpa() >= MAPPED_END;
-        if let Some(&access) = accesses.iter().find(bad) {
-            return Err(GuestError::BadAccess { access });
-        }
+        check(accesses)?;
         let mut outcomes = Vec::with_capacity(accesses.len());
         for round in accesses.chunks(mailbox::CAPACITY) {
             self.post(round);
-            let mmio = self.run_round(round)?;
+            let mut mmio = vec![false; round.len()];
+            self.run_round(round, |index, exit| match exit {
+                Mmio::Read(_, data) => {
+                    data.fill(0);
+                    mmio[index] = true;
+                }
+                Mmio::Write(..) => mmio[index] = true,
+                Mmio::Undecoded(_) => {}
+            })?;
             outcomes.extend(round.iter().zip(mmio).enumerate().map(|(index, (access, mmio))| {
                 match access {
                     _ if mmio => Outcome::Mmio,
-                    Access::Read(_) => {
+                    Access::Read(_) | Access::Undecodable(_) => {
                         Outcome::Value(self.platform.memory().read(Self::place(index) + 8))
                     }
                     Access::Write(..) => Outcome::Written,
@@ -66,6 +71,27 @@ impl Prober {
             }));
         }
         Ok(outcomes)
+    }
+
+    /// Does `accesses` in order, with `device` behind those that come out as
+    /// MMIO or can't be decoded. What each read found, and each write wrote.
+    ///
+    /// # Errors
+    /// As [`probe`](Self::probe).
+    pub fn drive(
+        &mut self,
+        accesses: &[Access],
+        mut device: impl FnMut(Mmio<'_>),
+    ) -> Result<Vec<u64>, GuestError> {
+        check(accesses)?;
+        let mut values = Vec::with_capacity(accesses.len());
+        for round in accesses.chunks(mailbox::CAPACITY) {
+            self.post(round);
+            self.run_round(round, |_, exit| device(exit))?;
+            let memory = self.platform.memory();
+            values.extend((0..round.len()).map(|index| memory.read(Self::place(index) + 8)));
+        }
+        Ok(values)
     }
 
     /// Where in the slot the access of this index is.
@@ -80,6 +106,7 @@ impl Prober {
             let (value, write) = match *access {
                 Access::Read(_) => (0, 0),
                 Access::Write(_, value) => (value, 1),
+                Access::Undecodable(_) => (0, 2),
             };
             memory.write(place, access.gpa());
             memory.write(place + 8, value);
@@ -88,39 +115,62 @@ impl Prober {
         memory.write(Platform::mailbox(0) + mailbox::COUNT, round.len() as u64);
     }
 
-    /// Runs the vCPU to the end of the round; which accesses came out as MMIO.
-    fn run_round(&mut self, round: &[Access]) -> Result<Vec<bool>, GuestError> {
-        let mut mmio = vec![false; round.len()];
+    /// Runs the vCPU to the end of the round; `on_mmio` gets each access that
+    /// comes out as MMIO, with its index.
+    fn run_round(
+        &mut self,
+        round: &[Access],
+        mut on_mmio: impl FnMut(usize, Mmio<'_>),
+    ) -> Result<(), GuestError> {
         let current = Platform::mailbox(0) + mailbox::CURRENT;
         loop {
-            let unexpected = match self.vcpu.run() {
-                Ok(VcpuExit::MmioWrite(DOORBELL_GPA, _)) => return Ok(mmio),
+            // What happened, and whether the device may have an answer to it.
+            let (what, undecoded) = match self.vcpu.run() {
+                Ok(VcpuExit::MmioWrite(DOORBELL_GPA, _)) => return Ok(()),
                 Ok(exit @ (VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..))) => {
                     let index = self.platform.memory().read(current) as usize;
                     match (exit, round.get(index)) {
                         (VcpuExit::MmioRead(gpa, data), Some(&Access::Read(wanted)))
                             if gpa == wanted =>
                         {
-                            data.fill(0);
-                            mmio[index] = true;
+                            on_mmio(index, Mmio::Read(gpa, data));
                             continue;
                         }
-                        (VcpuExit::MmioWrite(gpa, _), Some(&Access::Write(wanted, _)))
+                        (VcpuExit::MmioWrite(gpa, data), Some(&Access::Write(wanted, _)))
                             if gpa == wanted =>
                         {
-                            mmio[index] = true;
+                            on_mmio(index, Mmio::Write(gpa, data));
                             continue;
                         }
-                        (exit, access) => format!("{exit:x?} while it was at {access:x?}"),
+                        (exit, access) => (format!("{exit:x?} while it was at {access:x?}"), false),
                     }
                 }
-                Ok(exit) => format!("{exit:x?}"),
+                Ok(VcpuExit::InternalError) => {
+                    ("an instruction that KVM can't emulate".to_owned(), true)
+                }
+                Ok(exit) => (format!("{exit:x?}"), false),
+                Err(error) if error.errno() == libc::ENOSYS => {
+                    ("an access without a syndrome".to_owned(), true)
+                }
                 Err(error) => {
                     run_failed(error)?;
                     continue;
                 }
             };
-            return Err(died(&self.vcpu, unexpected));
+            let mut again = false;
+            let index = self.platform.memory().read(current) as usize;
+            if undecoded {
+                on_mmio(index, Mmio::Undecoded(&mut again));
+            }
+            if !again {
+                return Err(died(&self.vcpu, what));
+            }
         }
     }
+}
+
+/// Whether the guest code does them.
+fn check(accesses: &[Access]) -> Result<(), GuestError> {
+    let bad = |access: &&Access| !access.gpa().is_multiple_of(8) || access.gpa() >= MAPPED_END;
+    accesses.iter().find(bad).map_or(Ok(()), |&access| Err(GuestError::BadAccess { access }))
 }

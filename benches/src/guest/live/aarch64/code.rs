@@ -63,8 +63,13 @@ kvm_memslots_guest_probe:
     ldr     x7, [x5]
     str     x7, [x3, #8]
     b       6f
-4:  ldr     x7, [x3, #8]
+4:  cmp     x6, #1
+    b.ne    7f
+    ldr     x7, [x3, #8]
     str     x7, [x5]
+    b       6f
+7:  ldp     x7, x8, [x5]
+    str     x7, [x3, #8]
 6:  add     x2, x2, #1
     add     x3, x3, #{ACCESS_SIZE}
     b       3b

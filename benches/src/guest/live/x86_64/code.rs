@@ -45,8 +45,13 @@ kvm_memslots_guest_probe:
     mov     rax, [rdx]
     mov     [rcx + 8], rax
     jmp     6f
-4:  mov     rax, [rcx + 8]
+4:  cmp     qword ptr [rcx + 16], 1
+    jne     7f
+    mov     rax, [rcx + 8]
     mov     [rdx], rax
+    jmp     6f
+7:  popcnt  rax, qword ptr [rdx]
+    mov     [rcx + 8], rax
 6:  inc     rbx
     add     rcx, {ACCESS_SIZE}
     jmp     3b
