@@ -19,10 +19,10 @@ fn a_flip_is_one_call_without_a_grace_period() {
         let (mut space, model) = on_model(limits);
         let mut tx = space.begin();
         // SAFETY: the model maps nothing.
-        let (ram, rom) = unsafe {
-            let rom = RegionSpec::rom(0x1000, 0x1000, HVA + 0x1000).trapped();
-            (tx.map(RegionSpec::ram(0, 0x1000, HVA)).unwrap(), tx.map(rom).unwrap())
-        };
+        let ram = unsafe { tx.map(RegionSpec::ram(0, 0x1000, HVA)) }.unwrap();
+        let rom = RegionSpec::rom(0x1000, 0x1000, HVA + 0x1000).trapped();
+        // SAFETY: as above.
+        let rom = unsafe { tx.map(rom) }.unwrap();
         assert_eq!(tx.commit().unwrap().slots, 2, "never in a slot with others");
         let guest = |gpa| model.lock().guest_at(0, gpa);
         assert_eq!(guest(0x1000), GuestAccess::Mmio);

@@ -226,7 +226,9 @@ mod tests {
     }
 
     fn write(flash: &mut Flash, writes: &[(u64, u64)]) {
-        writes.iter().for_each(|(offset, value)| flash.write(*offset, &value.to_le_bytes()));
+        for (offset, value) in writes {
+            flash.write(*offset, &value.to_le_bytes());
+        }
     }
 
     fn status(flash: &mut Flash) -> u16 {

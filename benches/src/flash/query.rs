@@ -18,9 +18,7 @@ pub(super) fn query(address: u64, blocks: u64) -> u16 {
     let low = |value: u64| (value & 0xff) as u16;
     let high = |value: u64| (value >> 8 & 0xff) as u16;
     match address {
-        0x10 => u16::from(b'Q'),
-        0x11 => u16::from(b'R'),
-        0x12 => u16::from(b'Y'),
+        0x10..=0x12 => u16::from(b"QRY"[(address - 0x10) as usize]),
         // Intel's extended command set, and where its table is. Also: the chip
         // has a 16-bit interface, and one kind of blocks.
         0x13 | 0x28 | 0x2c => 1,
@@ -38,11 +36,8 @@ pub(super) fn query(address: u64, blocks: u64) -> u16 {
         0x2e => high(blocks - 1),
         0x2f => low(chip_block / 256),
         0x30 => high(chip_block / 256),
-        0x31 => u16::from(b'P'),
-        0x32 => u16::from(b'R'),
-        0x33 => u16::from(b'I'),
-        0x34 => u16::from(b'1'),
-        0x35 => u16::from(b'0'),
+        // Version 1.0 of that table.
+        0x31..=0x35 => u16::from(b"PRI10"[(address - 0x31) as usize]),
         _ => 0,
     }
 }

@@ -1,6 +1,6 @@
 //! What is served, and what is left to the device.
 
-use kvm_memslots::deferred::{Deferred, Part, Served};
+use kvm_memslots::deferred::{Deferral, Deferred, Part, Served};
 use kvm_memslots::{Error, MemFlags, RegionSpec};
 
 use crate::memory::{Memory, PAGE, map, map_now, space};
@@ -180,7 +180,7 @@ fn splits_sizes_and_flags_of_what_waits_cost_nothing() {
 fn what_cannot_be_served_is_not_deferrable() {
     let mut limits = kvm_memslots::Limits::x86().with_trap();
     limits.guest_memfd = true;
-    let (mut space, _) = crate::memory::space_with(Default::default(), limits);
+    let (mut space, _) = crate::memory::space_with(Deferral::default(), limits);
     let spec = || RegionSpec::ram(0, PAGE, 0x7000_0000_0000);
     for spec in [spec().guest_memfd(5, 0).deferrable(), spec().trapped().deferrable()] {
         // SAFETY: the model maps nothing.
