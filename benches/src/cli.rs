@@ -13,7 +13,7 @@ use crate::flash::{self, Way, compare};
 use crate::grace::GraceCounter;
 use crate::machine::{new_vm, open_kvm};
 use crate::report;
-use crate::rig::{Busy, Target};
+use crate::rig::{Busy, Target, Vcpus};
 use crate::scenario::Workload;
 use crate::strategy::Strategy;
 
@@ -49,6 +49,12 @@ struct FlashArgs {
     /// read.
     #[arg(long, value_name = "N", default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..))]
     cycles: u32,
+    /// Busy vCPUs meanwhile; several numbers for several comparisons.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 1])]
+    vcpus: Vec<usize>,
+    /// What keeps the vCPUs busy.
+    #[arg(long, value_enum, default_value_t = Busy::Fault)]
+    busy: Busy,
     /// Ways to compare [default: all].
     #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
     way: Vec<Way>,
@@ -141,7 +147,12 @@ fn flash(args: &FlashArgs) -> Result<(), Failure> {
     }
     let mut counter = counter(Target::Kvm);
     let ways = if args.way.is_empty() { &Way::ALL[..] } else { &args.way };
-    let rows = compare(ways, args.cycles as usize, args.runs as usize, counter.as_mut())??;
+    let (cycles, runs) = (args.cycles as usize, args.runs as usize);
+    let mut rows = Vec::new();
+    for count in &args.vcpus {
+        let vcpus = Vcpus { count: *count, busy: args.busy };
+        rows.extend(compare(ways, cycles, vcpus, runs, counter.as_mut())??);
+    }
     if args.json {
         report::json(&rows, io::stdout().lock())?;
     } else {

@@ -3,12 +3,14 @@
 use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
+use kvm_memslots::deferred::Deferral;
 use serde::Serialize;
 
 use super::{Contents, DriveError, Way, drive};
 use crate::grace::GraceCounter;
 use crate::machine::new_vm;
 use crate::report::human;
+use crate::rig::Vcpus;
 
 /// One way.
 #[derive(Debug, Clone, Serialize)]
@@ -17,6 +19,8 @@ pub struct Row {
     pub way: &'static str,
     /// Command cycles: a word programmed, its status polled, two words read.
     pub cycles: usize,
+    /// Busy vCPUs beside it.
+    pub vcpus: usize,
     /// Changes of the bank's mode.
     pub flips: Option<u64>,
     /// Calls that changed memslots.
@@ -47,10 +51,11 @@ pub struct Row {
 pub fn compare(
     ways: &[Way],
     cycles: usize,
+    vcpus: Vcpus,
     runs: usize,
     mut counter: Option<&mut GraceCounter>,
 ) -> io::Result<Result<Vec<Row>, DriveError>> {
-    let mut rows: Vec<Row> = ways.iter().map(|way| Row::new(*way, cycles, runs)).collect();
+    let mut rows: Vec<Row> = ways.iter().map(|way| Row::new(*way, cycles, vcpus, runs)).collect();
     let mut walls = vec![Vec::new(); ways.len()];
     let mut first: Option<Contents> = None;
     for run in 0..=runs {
@@ -60,7 +65,7 @@ pub fn compare(
                 continue;
             }
             let vm = new_vm()?;
-            let work = || drive(&vm, *way, cycles);
+            let work = || drive(&vm, *way, cycles, vcpus, Deferral::default());
             let (driven, counted) = match counter.as_deref_mut() {
                 Some(counter) if counts => {
                     let (driven, counted) = counter.count(work)?;
@@ -70,15 +75,14 @@ pub fn compare(
             };
             let driven = match driven {
                 Ok(driven) => driven,
-                Err(DriveError::Slots(error @ kvm_memslots::Error::TrapUnsupported { .. })) => {
-                    row.skipped = Some(error.to_string());
+                Err(DriveError::Slots(kvm_memslots::Error::TrapUnsupported { .. })) => {
+                    row.skipped = Some("this KVM's slots can't trap".to_owned());
                     continue;
                 }
                 Err(error) => return Ok(Err(error)),
             };
             if let Some(counted) = counted {
-                // Making the guest's own slot and the first map of the bank.
-                row.grace_periods = Some(counted.saturating_sub(2));
+                row.grace_periods = Some(counted.saturating_sub(driven.aside));
                 row.counted = true;
                 continue;
             }
@@ -100,10 +104,11 @@ pub fn compare(
 }
 
 impl Row {
-    fn new(way: Way, cycles: usize, runs: usize) -> Self {
+    fn new(way: Way, cycles: usize, vcpus: Vcpus, runs: usize) -> Self {
         Self {
             way: way.name(),
             cycles,
+            vcpus: vcpus.count,
             flips: None,
             ioctls: None,
             grace_periods: None,
@@ -127,6 +132,7 @@ pub fn table(rows: &[Row], mut out: impl Write) -> io::Result<()> {
     table.load_preset(presets::ASCII_MARKDOWN).set_header([
         "way",
         "cycles",
+        "vCPUs",
         "flips",
         "ioctls",
         "grace periods",
@@ -141,6 +147,7 @@ pub fn table(rows: &[Row], mut out: impl Write) -> io::Result<()> {
         table.add_row([
             row.way.to_owned(),
             row.cycles.to_string(),
+            row.vcpus.to_string(),
             number(row.flips),
             number(row.ioctls),
             row.grace_periods.map_or_else(|| "-".into(), |value| format!("{value} {by}")),
@@ -154,7 +161,7 @@ pub fn table(rows: &[Row], mut out: impl Write) -> io::Result<()> {
             },
         ]);
     }
-    for column in table.column_iter_mut().skip(1).take(7) {
+    for column in table.column_iter_mut().skip(1).take(8) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     writeln!(out, "{table}")

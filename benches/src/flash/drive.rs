@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::{
-    AddressSpace, HostMemory as _, RegionSpec, RomDevice, RomMode, deferred, vm_fd,
-};
+use kvm_memslots::deferred::{self, Deferral};
+use kvm_memslots::{AddressSpace, HostMemory as _, RegionSpec, RomDevice, RomMode, vm_fd};
 use nix::errno::Errno;
 use thiserror::Error;
 
 use super::{BLOCK, Flash};
-use crate::guest::{Access, GuestError, Mmio, Prober};
+use crate::guest::{Access, BusyVcpus, GuestError, Mmio};
 use crate::host::HostMemory;
+use crate::rig::Vcpus;
 
 /// How the bank's slot follows its mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -87,6 +87,10 @@ pub struct Driven {
     pub ioctls: u64,
     /// Grace periods that these wait for by KVM's rules.
     pub grace_periods: u64,
+    /// Grace periods before and after, until the address space is dropped: for
+    /// the guest's own slot, for the first map, and for the last unmap where
+    /// there is a slot.
+    pub aside: u64,
     /// Changes of the bank's mode.
     pub flips: u64,
     /// Exits that were answered from the bank's memory.
@@ -132,15 +136,30 @@ fn cycle(cycle: usize) -> [Access; ACCESSES] {
     ]
 }
 
-/// Has a guest on `vm`, a new one without slots, do `cycles` command cycles.
+/// vCPUs that are slow to get going are waited for this long.
+const START: Duration = Duration::from_secs(30);
+
+/// Has a guest on `vm`, a new one without slots, do `cycles` command cycles,
+/// while `vcpus` are busy beside it. `deferral` counts where maps are
+/// deferred.
 ///
 /// # Errors
 /// [`DriveError`]; the bank is checked against what the guest read.
-pub fn drive(vm: &VmFd, way: Way, cycles: usize) -> Result<Driven, DriveError> {
+pub fn drive(
+    vm: &VmFd,
+    way: Way,
+    cycles: usize,
+    vcpus: Vcpus,
+    deferral: Deferral,
+) -> Result<Driven, DriveError> {
     let own_slot = 0;
-    let mut prober = Prober::new(vm, own_slot)?;
+    let (busy, mut prober) = BusyVcpus::with_prober(vm, own_slot, vcpus.count, vcpus.busy.work())?;
+    busy.wait_for_progress(START)?;
     let flash = Flash::new(BLOCKS)?;
-    let mut space = AddressSpace::builder().reserve_slots(own_slot..=own_slot).open(vm_fd(vm))?;
+    let mut space = AddressSpace::builder()
+        .reserve_slots(own_slot..=own_slot)
+        .deferral(deferral)
+        .open(vm_fd(vm))?;
     let memory: Arc<HostMemory> = Arc::clone(flash.memory());
     let (hva, size) = memory.range();
     let spec = RegionSpec::rom(GPA, size, hva).label("flash");
@@ -152,6 +171,7 @@ pub fn drive(vm: &VmFd, way: Way, cycles: usize) -> Result<Driven, DriveError> {
     let started = Instant::now();
     let values = prober.drive(&accesses, |mmio| Bank::exit(&bank, &exits, mmio))?;
     let wall = started.elapsed();
+    busy.stop()?;
     let bank = bank.into_inner();
     if let Some(error) = bank.failed {
         return Err(error.into());
@@ -162,6 +182,7 @@ pub fn drive(vm: &VmFd, way: Way, cycles: usize) -> Result<Driven, DriveError> {
     Ok(Driven {
         ioctls,
         grace_periods,
+        aside: 2 + 2 * u64::from(bank.space.slot_count() > 0),
         flips: bank.rom.flips(),
         served,
         exits,

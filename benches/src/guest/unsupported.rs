@@ -56,6 +56,19 @@ impl BusyVcpus {
         Err(GuestError::Unsupported)
     }
 
+    /// Can't be done here.
+    ///
+    /// # Errors
+    /// [`GuestError::Unsupported`], always.
+    pub fn with_prober(
+        _: &VmFd,
+        _slot: u16,
+        _count: usize,
+        _: Work,
+    ) -> Result<(Self, Prober), GuestError> {
+        Err(GuestError::Unsupported)
+    }
+
     /// Can't be called: there are no vCPUs.
     ///
     /// # Errors

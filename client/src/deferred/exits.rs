@@ -49,9 +49,11 @@ pub enum Part {
     Device(usize),
 }
 
-/// One exit in so many has its time taken: the clock costs as much as serving
-/// it does.
-const SAMPLE: u32 = 16;
+/// One exit in so many has its time taken: the clock costs more than serving it
+/// does.
+const SAMPLE: u32 = 512;
+/// Of the first so many exits of a thread it is every other one.
+const WARM_UP: u32 = 32;
 
 impl Deferred {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
@@ -173,7 +175,7 @@ impl Deferred {
         self.exits.set(exits);
         if let Some(answered) = self.answered.take() {
             self.shared.note_exit(answered.elapsed().as_nanos() as u64);
-        } else if exits % SAMPLE == 1 {
+        } else if exits < WARM_UP || exits % SAMPLE == 0 {
             self.answered.set(Some(Instant::now()));
         }
     }

@@ -1,5 +1,7 @@
 //! A vCPU that does the accesses it is given.
 
+use std::sync::Arc;
+
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::code::{DOORBELL_GPA, Program, mailbox};
@@ -22,7 +24,8 @@ use crate::host::Pages;
 pub struct Prober {
     // Before the platform, whose memory it runs in.
     vcpu: VcpuFd,
-    platform: Platform,
+    platform: Arc<Platform>,
+    index: usize,
 }
 
 impl Prober {
@@ -33,9 +36,13 @@ impl Prober {
     /// [`GuestError`]: KVM refused, `EEXIST` where vCPU, slot id or addresses
     /// are taken.
     pub fn new(vm: &VmFd, slot: u16) -> Result<Self, GuestError> {
-        let platform = Platform::install(vm, slot, 1, 0, Pages::Small)?;
-        let vcpu = Platform::vcpu(vm, 0, Program::Probe)?;
-        Ok(Self { vcpu, platform })
+        Self::on(vm, Arc::new(Platform::install(vm, slot, 1, 0, Pages::Small)?), 0)
+    }
+
+    /// vCPU `index` of a platform that is there.
+    pub(super) fn on(vm: &VmFd, platform: Arc<Platform>, index: usize) -> Result<Self, GuestError> {
+        let vcpu = Platform::vcpu(vm, index, Program::Probe)?;
+        Ok(Self { vcpu, platform, index })
     }
 
     /// Does `accesses` in order; one outcome for each.
@@ -64,7 +71,7 @@ impl Prober {
                 match access {
                     _ if mmio => Outcome::Mmio,
                     Access::Read(_) | Access::Undecodable(_) => {
-                        Outcome::Value(self.platform.memory().read(Self::place(index) + 8))
+                        Outcome::Value(self.platform.memory().read(self.place(index) + 8))
                     }
                     Access::Write(..) => Outcome::Written,
                 }
@@ -89,20 +96,20 @@ impl Prober {
             self.post(round);
             self.run_round(round, |_, exit| device(exit))?;
             let memory = self.platform.memory();
-            values.extend((0..round.len()).map(|index| memory.read(Self::place(index) + 8)));
+            values.extend((0..round.len()).map(|index| memory.read(self.place(index) + 8)));
         }
         Ok(values)
     }
 
     /// Where in the slot the access of this index is.
-    fn place(index: usize) -> u64 {
-        Platform::mailbox(0) + mailbox::ACCESSES + index as u64 * mailbox::ACCESS_SIZE
+    fn place(&self, index: usize) -> u64 {
+        Platform::mailbox(self.index) + mailbox::ACCESSES + index as u64 * mailbox::ACCESS_SIZE
     }
 
     fn post(&self, round: &[Access]) {
         let memory = self.platform.memory();
         for (index, access) in round.iter().enumerate() {
-            let place = Self::place(index);
+            let place = self.place(index);
             let (value, write) = match *access {
                 Access::Read(_) => (0, 0),
                 Access::Write(_, value) => (value, 1),
@@ -112,7 +119,7 @@ impl Prober {
             memory.write(place + 8, value);
             memory.write(place + 16, write);
         }
-        memory.write(Platform::mailbox(0) + mailbox::COUNT, round.len() as u64);
+        memory.write(Platform::mailbox(self.index) + mailbox::COUNT, round.len() as u64);
     }
 
     /// Runs the vCPU to the end of the round; `on_mmio` gets each access that
@@ -122,7 +129,7 @@ impl Prober {
         round: &[Access],
         mut on_mmio: impl FnMut(usize, Mmio<'_>),
     ) -> Result<(), GuestError> {
-        let current = Platform::mailbox(0) + mailbox::CURRENT;
+        let current = Platform::mailbox(self.index) + mailbox::CURRENT;
         loop {
             // What happened, and whether the device may have an answer to it.
             let (what, undecoded) = match self.vcpu.run() {
