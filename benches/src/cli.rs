@@ -1,5 +1,7 @@
 //! The command line.
 
+mod traces;
+
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +43,13 @@ enum Command {
     Flash(FlashArgs),
     /// Show what this machine offers, and what a grace period costs on it.
     Doctor,
+    /// Read the memslot calls of a VMM from the log of QEMU's event
+    /// `kvm_set_user_memory` or from strace -e ioctl, and write them as a
+    /// trace.
+    Import(traces::ImportArgs),
+    /// Make the calls of a trace on this machine's KVM, in several ways side by
+    /// side.
+    Replay(traces::ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +121,8 @@ pub fn main() -> ExitCode {
         None => bench(&cli.bench),
         Some(Command::Bench(args)) => bench(&args),
         Some(Command::Flash(args)) => flash(&args),
+        Some(Command::Import(args)) => traces::import(&args),
+        Some(Command::Replay(args)) => traces::replay(&args),
         Some(Command::Doctor) => doctor::doctor(&mut io::stdout().lock()).map_err(Failure::from),
     };
     match done {
@@ -139,6 +150,10 @@ enum Failure {
     Flash(#[from] flash::DriveError),
     #[error(transparent)]
     Plot(#[from] report::PlotError),
+    #[error(transparent)]
+    Trace(#[from] crate::trace::TraceError),
+    #[error(transparent)]
+    Replay(#[from] crate::replay::ReplayError),
 }
 
 fn flash(args: &FlashArgs) -> Result<(), Failure> {
