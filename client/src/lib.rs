@@ -49,6 +49,7 @@ mod adapters;
 pub mod deferred;
 mod dirty;
 mod error;
+pub mod pci;
 mod region;
 mod report;
 mod rom_device;

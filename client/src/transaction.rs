@@ -67,14 +67,10 @@ impl<'a> Transaction<'a> {
         spec: RegionSpec,
         owner: Option<Arc<dyn HostMemory>>,
     ) -> Result<RegionId, Error> {
-        check(&spec.extent, self.space.limits(), || spec.described())?;
+        check_spec(&spec, self.space.limits())?;
         self.check_free(spec.extent.mapping.range, None, || spec.described())?;
-        let deferral = if spec.deferrable {
-            check_deferrable(&spec)?;
-            self.space.deferral_of(&spec.extent)
-        } else {
-            Deferral::Never
-        };
+        let deferral =
+            if spec.deferrable { self.space.deferral_of(&spec.extent) } else { Deferral::Never };
         Ok(self.space.regions.add(&spec.extent, spec.label, owner, deferral))
     }
 
@@ -259,6 +255,12 @@ fn check_deferrable(spec: &RegionSpec) -> Result<(), Error> {
         _ => return Ok(()),
     };
     Err(Error::NotDeferrable { region: spec.described(), why })
+}
+
+/// Whether this could be mapped, if its addresses were free.
+pub(crate) fn check_spec(spec: &RegionSpec, limits: &Limits) -> Result<(), Error> {
+    check(&spec.extent, limits, || spec.described())?;
+    if spec.deferrable { check_deferrable(spec) } else { Ok(()) }
 }
 
 /// What KVM would refuse, or take for something else, whatever is mapped.
