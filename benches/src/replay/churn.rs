@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use kvm_memslots::Range;
 use kvm_memslots::backend::{Errno, Memslots};
+use kvm_memslots::{MemFlags, Range};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 use super::{Make, Refused, Spent};
@@ -16,8 +16,7 @@ pub const CHURN_AFTER: u32 = 2;
 
 type Region = kvm_userspace_memory_region2;
 
-/// `KVM_MEM_TRAP`.
-const TRAP: u32 = 1 << 15;
+const TRAP: u32 = MemFlags::TRAP.bits();
 
 /// What is done with a slot that churns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

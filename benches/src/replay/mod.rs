@@ -76,7 +76,7 @@ impl Strategy {
     /// Why a kernel that allows `limits` can't do it.
     const fn lacks(self, limits: &Limits) -> Option<&'static str> {
         match self {
-            Self::Trap if !has_trap(limits) => Some("this kernel has no KVM_MEM_TRAP"),
+            Self::Trap if !limits.trap => Some("this kernel has no KVM_MEM_TRAP"),
             Self::Batch if limits.batch.is_none() => {
                 Some("this kernel has no KVM_SET_USER_MEMORY_REGIONS")
             }
@@ -89,10 +89,6 @@ impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
-}
-
-const fn has_trap(_limits: &Limits) -> bool {
-    false
 }
 
 /// What calls cost.

@@ -4,91 +4,27 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kvm_memslots::backend::model::SharedModel;
-use kvm_memslots::backend::{Errno, Memslots, Model};
-use kvm_memslots::{Executor, Limits, Slot};
+use kvm_memslots::backend::{Memslots, Model};
+use kvm_memslots::{Executor, Limits, MemFlags};
 use kvm_memslots_bench::grace::GraceCounter;
 use kvm_memslots_bench::machine::new_vm;
 use kvm_memslots_bench::replay::{
     Churn, Commits, Make, Replay, Spent, Strategy as Way, TracedMemory, With,
 };
 use kvm_memslots_bench::trace::{Call, Source, Trace, bursts};
-use kvm_memslots_shim::uapi::{MemoryRegions, kvm_userspace_memory_region2};
+use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use proptest::prelude::*;
 
 use super::common::{skip, vm_or_skip};
 use super::{UEFI, data, read};
 
-const TRAP: u32 = 1 << 15;
-
-/// A kernel with the trap bit, as far as memslots show it: the model, which
-/// does not know the bit, sees every trapping slot as it would be without.
-#[derive(Clone)]
-struct Trapping {
-    model: SharedModel,
-    /// Flips made, and the slots that trap.
-    flips: std::sync::Arc<std::sync::Mutex<(u64, BTreeMap<u32, bool>)>>,
-}
-
-impl Trapping {
-    fn new(model: &SharedModel) -> Self {
-        Self { model: model.clone(), flips: std::sync::Arc::default() }
-    }
-}
-
-impl Memslots for Trapping {
-    fn limits(&self) -> Limits {
-        self.model.limits()
-    }
-
-    fn name(&self) -> &'static str {
-        "trapping"
-    }
-
-    unsafe fn set_region(&mut self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
-        let mut flips = self.flips.lock().unwrap();
-        let traps = region.flags & TRAP != 0;
-        let trapped = flips.1.insert(region.slot, traps && region.memory_size != 0);
-        let plain = kvm_userspace_memory_region2 { flags: region.flags & !TRAP, ..*region };
-        if trapped.unwrap_or(false) != traps && region.memory_size != 0 {
-            flips.0 += 1;
-            let model = self.model.lock();
-            let live = model.slot((region.slot >> 16) as u16, region.slot as u16);
-            assert_eq!(live.map(|slot| slot.to_kvm((region.slot >> 16) as u16)), Some(plain));
-            return Ok(());
-        }
-        // SAFETY: the model maps nothing.
-        unsafe { self.model.set_region(&plain) }
-    }
-
-    unsafe fn set_regions(&mut self, regions: &mut MemoryRegions) -> Result<(), Errno> {
-        // SAFETY: the model maps nothing.
-        unsafe { self.model.set_regions(regions) }
-    }
-
-    fn dirty_log(&mut self, _: u16, _: &Slot, _: &mut [u64]) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
-
-    fn clear_dirty_log(
-        &mut self,
-        _: u16,
-        _: &Slot,
-        _: u64,
-        _: u32,
-        _: &[u64],
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
-}
-
 fn model() -> SharedModel {
-    Model::new(Limits::x86().with_batch(64)).shared()
+    Model::new(Limits::x86().with_batch(64).with_trap()).shared()
 }
 
-fn churn(model: &SharedModel, with: With) -> (Churn, Trapping) {
-    let trapping = Trapping::new(model);
+fn churn(model: &SharedModel, with: With) -> Churn {
     // SAFETY: the model maps nothing.
-    (unsafe { Churn::new(Box::new(trapping.clone()), with, 2) }, trapping)
+    unsafe { Churn::new(Box::new(model.clone()), with, 2) }
 }
 
 /// Makes all calls; what it cost, as said and as the model counted it.
@@ -104,8 +40,8 @@ fn make(
     }
     let counts = model.lock().counts();
     assert_eq!(counts.refused, 0);
-    let counted =
-        Spent { calls: counts.ioctls, flips: spent.flips, grace_periods: counts.grace_periods };
+    let calls = counts.ioctls - spent.flips;
+    let counted = Spent { calls, flips: spent.flips, grace_periods: counts.grace_periods };
     (spent, counted)
 }
 
@@ -183,7 +119,7 @@ proptest! {
         let gap = Duration::from_nanos(10);
         let wanted = {
             let model = model();
-            let (mut maker, _) = churn(&model, With::Nothing);
+            let mut maker = churn(&model, With::Nothing);
             let (spent, counted) = make(&mut maker, &calls, gap, &model);
             prop_assert_eq!(spent, counted);
             prop_assert_eq!(spent.calls, calls.len() as u64);
@@ -200,18 +136,16 @@ proptest! {
         }
         {
             let model = model();
-            let (mut maker, trapping) = churn(&model, With::Trap);
+            let mut maker = churn(&model, With::Trap);
             let (spent, counted) = make(&mut maker, &calls, gap, &model);
             prop_assert_eq!(spent, counted);
-            let flips = trapping.flips.lock().unwrap();
-            prop_assert_eq!(flips.0, spent.flips);
-            let visible = live(&model);
-            let visible = visible.iter().filter(|slot| flips.1.get(&slot.slot) != Some(&true));
+            let live = live(&model);
+            let visible = live.iter().filter(|slot| slot.flags & MemFlags::TRAP.bits() == 0);
             prop_assert_eq!(&pages(visible), &wanted);
         }
         {
             let model = model();
-            let (mut maker, _) = churn(&model, With::Defer);
+            let mut maker = churn(&model, With::Defer);
             let (spent, counted) = make(&mut maker, &calls, gap, &model);
             prop_assert_eq!(spent, counted);
             // What is not made is served: nothing is there that should not be.
@@ -229,13 +163,13 @@ fn the_uefi_boot_by_the_trap_bit() {
     let memory = TracedMemory::reserve(&trace).unwrap();
     let calls: Vec<_> = trace.made().map(|call| memory.place(call)).collect();
     let trap = model();
-    let (mut maker, trapping) = churn(&trap, With::Trap);
+    let mut maker = churn(&trap, With::Trap);
     let (spent, counted) = make(&mut maker, &calls, Duration::ZERO, &trap);
     assert_eq!(spent, Spent { calls: 12, flips: 882, grace_periods: 16 });
-    assert_eq!((counted, trapping.flips.lock().unwrap().0), (spent, 882));
+    assert_eq!(counted, spent);
 
     let deferred = model();
-    let (mut maker, _) = churn(&deferred, With::Defer);
+    let mut maker = churn(&deferred, With::Defer);
     let (spent, _) = make(&mut maker, &calls, Duration::ZERO, &deferred);
     assert_eq!(spent, Spent { calls: 13, flips: 0, grace_periods: 18 });
 }
