@@ -247,6 +247,8 @@ impl BenchArgs {
         if strategies.is_empty() {
             strategies = Strategy::USUAL.to_vec();
             strategies.retain(|strategy| has_batch || !strategy.needs_batch());
+            // What that scenario is there to show.
+            strategies.extend(self.scenario.contains(&Workload::Pci).then_some(Strategy::Deferred));
         } else if let (Some(strategy), false) =
             (strategies.iter().find(|strategy| strategy.needs_batch()), has_batch)
         {

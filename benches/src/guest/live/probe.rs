@@ -70,10 +70,10 @@ impl Prober {
             outcomes.extend(round.iter().zip(mmio).enumerate().map(|(index, (access, mmio))| {
                 match access {
                     _ if mmio => Outcome::Mmio,
-                    Access::Read(_) | Access::Undecodable(_) => {
+                    Access::Read(_) | Access::Load(..) | Access::Undecodable(_) => {
                         Outcome::Value(self.platform.memory().read(self.place(index) + 8))
                     }
-                    Access::Write(..) => Outcome::Written,
+                    Access::Write(..) | Access::Store(..) => Outcome::Written,
                 }
             }));
         }
@@ -111,13 +111,14 @@ impl Prober {
         for (index, access) in round.iter().enumerate() {
             let place = self.place(index);
             let (value, write) = match *access {
-                Access::Read(_) => (0, 0),
-                Access::Write(_, value) => (value, 1),
+                Access::Read(_) | Access::Load(..) => (0, 0),
+                Access::Write(_, value) | Access::Store(_, _, value) => (value, 1),
                 Access::Undecodable(_) => (0, 2),
             };
             memory.write(place, access.gpa());
             memory.write(place + 8, value);
             memory.write(place + 16, write);
+            memory.write(place + 24, access.width().into());
         }
         memory.write(Platform::mailbox(self.index) + mailbox::COUNT, round.len() as u64);
     }
@@ -137,15 +138,17 @@ impl Prober {
                 Ok(exit @ (VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..))) => {
                     let index = self.platform.memory().read(current) as usize;
                     match (exit, round.get(index)) {
-                        (VcpuExit::MmioRead(gpa, data), Some(&Access::Read(wanted)))
-                            if gpa == wanted =>
-                        {
+                        (
+                            VcpuExit::MmioRead(gpa, data),
+                            Some(&(Access::Read(wanted) | Access::Load(wanted, _))),
+                        ) if gpa == wanted => {
                             on_mmio(index, Mmio::Read(gpa, data));
                             continue;
                         }
-                        (VcpuExit::MmioWrite(gpa, data), Some(&Access::Write(wanted, _)))
-                            if gpa == wanted =>
-                        {
+                        (
+                            VcpuExit::MmioWrite(gpa, data),
+                            Some(&(Access::Write(wanted, _) | Access::Store(wanted, ..))),
+                        ) if gpa == wanted => {
                             on_mmio(index, Mmio::Write(gpa, data));
                             continue;
                         }
@@ -178,6 +181,9 @@ impl Prober {
 
 /// Whether the guest code does them.
 fn check(accesses: &[Access]) -> Result<(), GuestError> {
-    let bad = |access: &&Access| !access.gpa().is_multiple_of(8) || access.gpa() >= MAPPED_END;
+    let bad = |access: &&Access| {
+        let (gpa, width) = (access.gpa(), u64::from(access.width()));
+        !matches!(width, 1 | 2 | 4 | 8) || !gpa.is_multiple_of(width) || gpa >= MAPPED_END
+    };
     accesses.iter().find(bad).map_or(Ok(()), |&access| Err(GuestError::BadAccess { access }))
 }
