@@ -1,8 +1,6 @@
 //! Lines of a file that may be in gzip.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -10,15 +8,6 @@ use super::{At, Problem};
 
 /// A line of a log is shorter: what is longer is not read into memory.
 const LONGEST: u64 = 1 << 20;
-
-/// Opens the file, or the standard input for `-`.
-pub(super) fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
-    let raw: Box<dyn Read> =
-        if path.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(File::open(path)?) };
-    let mut raw = BufReader::new(raw);
-    let gzip = raw.fill_buf()?.starts_with(&[0x1f, 0x8b]);
-    Ok(if gzip { Box::new(BufReader::new(MultiGzDecoder::new(raw))) } else { Box::new(raw) })
-}
 
 /// A line.
 #[derive(Debug)]
@@ -51,8 +40,16 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(from: Box<dyn BufRead>) -> Self {
-        Self { from, number: 0 }
+    /// Gzip is recognised by its first bytes.
+    pub(super) fn new(from: Box<dyn Read>) -> io::Result<Self> {
+        let mut from = BufReader::new(from);
+        let is_gzip = from.fill_buf()?.starts_with(&[0x1f, 0x8b]);
+        let from: Box<dyn BufRead> = if is_gzip {
+            Box::new(BufReader::new(MultiGzDecoder::new(from)))
+        } else {
+            Box::new(from)
+        };
+        Ok(Self { from, number: 0 })
     }
 
     /// The last line that was read; 0 before the first.

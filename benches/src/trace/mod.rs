@@ -18,7 +18,8 @@ pub use bursts::{BURST_GAP, bursts};
 pub use format::{FORMAT, VERSION, write};
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
@@ -193,16 +194,32 @@ pub enum Problem {
 /// # Errors
 /// [`TraceError`], with the line.
 pub fn import(path: &Path, vm: Option<i32>) -> Result<Trace, TraceError> {
-    let name = if path.as_os_str() == "-" {
-        "the standard input".to_owned()
-    } else {
-        path.display().to_string()
-    };
-    let failed = |line, problem| TraceError { name: name.clone(), line, problem };
-    let opened = lines::open(path).map_err(|error| failed(None, Problem::Io(error)))?;
-    let mut lines = Lines::new(opened);
-    let read = read(&mut lines, vm);
-    read.map_err(|At(line, problem)| failed(Some(line), problem))
+    if path.as_os_str() == "-" {
+        return import_from("the standard input", io::stdin(), vm);
+    }
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => import_from(&name, file, vm),
+        Err(error) => Err(TraceError { name, line: None, problem: Problem::Io(error) }),
+    }
+}
+
+/// [`import`], of what is not a file but has a name for errors.
+///
+/// # Errors
+/// [`TraceError`], with the line.
+pub fn import_from(
+    name: &str,
+    from: impl Read + 'static,
+    vm: Option<i32>,
+) -> Result<Trace, TraceError> {
+    let lines = Lines::new(Box::new(from)).map_err(|error| At(1, Problem::Io(error)));
+    let read = lines.and_then(|mut lines| read(&mut lines, vm));
+    read.map_err(|At(line, problem)| TraceError {
+        name: name.to_owned(),
+        line: Some(line),
+        problem,
+    })
 }
 
 /// A problem and its line.

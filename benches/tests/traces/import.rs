@@ -1,10 +1,10 @@
 //! Every way in which QEMU and strace write a call gives the same call.
 
-use std::io::Write;
+use std::io::{Cursor, Write};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use kvm_memslots_bench::trace::{Call, Problem, Source, Trace, write};
+use kvm_memslots_bench::trace::{Call, Problem, Source, Trace, import_from, write};
 use proptest::prelude::*;
 
 use super::{UEFI, data, import_text, read};
@@ -138,10 +138,7 @@ fn one_trace_is_of_one_vm() {
     let error = import_text(&log).unwrap_err();
     assert_eq!(error.line, Some(2));
     assert!(error.to_string().contains("--vm"), "{error}");
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("log");
-    std::fs::write(&file, log).unwrap();
-    let trace = read(&file, Some(5)).unwrap();
+    let trace = import_from("the log", Cursor::new(log), Some(5)).unwrap();
     assert_eq!(lines(&trace), [2]);
 }
 

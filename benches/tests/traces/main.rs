@@ -1,14 +1,13 @@
 //! Traces: what is read from logs, and what their replay does.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod import;
 mod replay;
 
+use std::io::Cursor;
 use std::path::PathBuf;
 
-use kvm_memslots_bench::trace::{Trace, TraceError, import as read};
+use kvm_memslots_bench::trace::{Trace, TraceError, import as read, import_from};
 
 /// A file of the test data.
 fn data(name: &str) -> PathBuf {
@@ -20,8 +19,5 @@ const UEFI: &str = "qemu-7.2-aarch64-uefi-boot.trace.gz";
 
 /// The trace that a file with this content holds.
 fn import_text(text: impl AsRef<[u8]>) -> Result<Trace, TraceError> {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("log");
-    std::fs::write(&file, text).unwrap();
-    read(&file, None)
+    import_from("the log", Cursor::new(text.as_ref().to_vec()), None)
 }

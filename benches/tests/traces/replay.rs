@@ -6,16 +6,11 @@ use std::time::Duration;
 use kvm_memslots::backend::model::SharedModel;
 use kvm_memslots::backend::{Memslots, Model};
 use kvm_memslots::{Executor, Limits, MemFlags};
-use kvm_memslots_bench::grace::GraceCounter;
-use kvm_memslots_bench::machine::new_vm;
-use kvm_memslots_bench::replay::{
-    Churn, Commits, Make, Replay, Spent, Strategy as Way, TracedMemory, With,
-};
+use kvm_memslots_bench::replay::{Churn, Commits, Make, Spent, TracedMemory, With};
 use kvm_memslots_bench::trace::{Call, Source, Trace, bursts};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use proptest::prelude::*;
 
-use super::common::{skip, vm_or_skip};
 use super::{UEFI, data, read};
 
 fn model() -> SharedModel {
@@ -190,48 +185,4 @@ fn terabytes_fit_and_keep_their_neighbours() {
     let hva = |index: usize| memory.place(&trace.calls[index]).region.userspace_addr;
     assert_eq!(hva(1) - hva(0), 1 << 42);
     assert!(hva(2) > hva(1) + (1 << 42));
-}
-
-#[test]
-fn the_uefi_boot_on_real_kvm() {
-    let test = "the_uefi_boot_on_real_kvm";
-    if vm_or_skip(test).is_none() {
-        return;
-    }
-    let mut counter = GraceCounter::calibrated(new_vm);
-    if let Err(why) = &counter {
-        skip(test, why);
-    }
-    let replay = Replay {
-        strategies: Way::ALL.to_vec(),
-        gap: Duration::from_micros(100),
-        churn_after: 2,
-        runs: 1,
-    };
-    let trace = read(&data(UEFI), None).unwrap();
-    let rows = replay.run(&trace, counter.as_mut().ok()).unwrap();
-    assert_eq!(rows.len(), Way::ALL.len());
-    for row in rows {
-        if let Some(why) = row.skipped {
-            assert!(["trap", "batch"].contains(&row.strategy), "{row:?}");
-            skip(test, format_args!("{}: {why}", row.strategy));
-            continue;
-        }
-        let expected = match row.strategy {
-            "per-region" | "shim" => (894, 0, 1339),
-            "trap" => (12, 882, 16),
-            "deferred" => (13, 0, 18),
-            _ => (894, 0, 894),
-        };
-        if row.strategy == "batch" {
-            // A kernel may need fewer than the ABI allows.
-            assert_eq!(row.calls, Some(expected.0), "{row:?}");
-            assert!(row.grace_periods <= row.grace_periods_planned, "{row:?}");
-        } else {
-            let got = (row.calls.unwrap(), row.flips.unwrap(), row.grace_periods.unwrap());
-            assert_eq!(got, expected, "{row:?}");
-        }
-        assert_eq!(row.note.is_some(), row.strategy == "deferred");
-        assert!(row.wall_ns.unwrap() > 0);
-    }
 }
