@@ -188,7 +188,7 @@ pub enum Problem {
 }
 
 /// Reads the trace in the file at `path`, `-` for the standard input: QEMU's
-/// log, `strace`'s output or the format of [`write`], plain or in gzip. `vm`
+/// log, `strace`'s output or the format of [`write()`], plain or in gzip. `vm`
 /// is the descriptor of the VM that is meant, where `strace` saw several.
 ///
 /// # Errors
