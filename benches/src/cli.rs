@@ -1,5 +1,7 @@
 //! The command line.
 
+mod traces;
+
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,10 +11,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{Bench, Row};
 use crate::doctor;
+use crate::flash::{self, Way, compare};
 use crate::grace::GraceCounter;
 use crate::machine::{new_vm, open_kvm};
 use crate::report;
-use crate::rig::{Busy, Target};
+use crate::rig::{Busy, Target, Vcpus};
 use crate::scenario::Workload;
 use crate::strategy::Strategy;
 
@@ -35,8 +38,41 @@ struct Cli {
 enum Command {
     /// Run scenarios with strategies side by side (what `memslots` alone does).
     Bench(BenchArgs),
+    /// Have a guest program flash, and compare the ways in which the slot of a
+    /// ROM device can follow its mode.
+    Flash(FlashArgs),
     /// Show what this machine offers, and what a grace period costs on it.
     Doctor,
+    /// Read the memslot calls of a VMM from the log of QEMU's event
+    /// `kvm_set_user_memory` or from strace -e ioctl, and write them as a
+    /// trace.
+    Import(traces::ImportArgs),
+    /// Make the calls of a trace on this machine's KVM, in several ways side by
+    /// side.
+    Replay(traces::ReplayArgs),
+}
+
+#[derive(Debug, Args)]
+struct FlashArgs {
+    /// Command cycles: a word is programmed, its status polled, two words are
+    /// read.
+    #[arg(long, value_name = "N", default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..))]
+    cycles: u32,
+    /// Busy vCPUs meanwhile; several numbers for several comparisons.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 1])]
+    vcpus: Vec<usize>,
+    /// What keeps the vCPUs busy.
+    #[arg(long, value_enum, default_value_t = Busy::Fault)]
+    busy: Busy,
+    /// Ways to compare [default: all].
+    #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
+    way: Vec<Way>,
+    /// Runs that are measured; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +120,9 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         None => bench(&cli.bench),
         Some(Command::Bench(args)) => bench(&args),
+        Some(Command::Flash(args)) => flash(&args),
+        Some(Command::Import(args)) => traces::import(&args),
+        Some(Command::Replay(args)) => traces::replay(&args),
         Some(Command::Doctor) => doctor::doctor(&mut io::stdout().lock()).map_err(Failure::from),
     };
     match done {
@@ -108,7 +147,33 @@ enum Failure {
     #[error(transparent)]
     Run(#[from] crate::rig::RunError),
     #[error(transparent)]
+    Flash(#[from] flash::DriveError),
+    #[error(transparent)]
     Plot(#[from] report::PlotError),
+    #[error(transparent)]
+    Trace(#[from] crate::trace::TraceError),
+    #[error(transparent)]
+    Replay(#[from] crate::replay::ReplayError),
+}
+
+fn flash(args: &FlashArgs) -> Result<(), Failure> {
+    if let Err(why) = open_kvm() {
+        return Err(Failure::Usage(format!("a guest needs KVM: {why}")));
+    }
+    let mut counter = counter(Target::Kvm);
+    let ways = if args.way.is_empty() { &Way::ALL[..] } else { &args.way };
+    let (cycles, runs) = (args.cycles as usize, args.runs as usize);
+    let mut rows = Vec::new();
+    for count in &args.vcpus {
+        let vcpus = Vcpus { count: *count, busy: args.busy };
+        rows.extend(compare(ways, cycles, vcpus, runs, counter.as_mut())??);
+    }
+    if args.json {
+        report::json(&rows, io::stdout().lock())?;
+    } else {
+        flash::table(&rows, io::stdout().lock())?;
+    }
+    Ok(())
 }
 
 fn bench(args: &BenchArgs) -> Result<(), Failure> {
@@ -182,6 +247,8 @@ impl BenchArgs {
         if strategies.is_empty() {
             strategies = Strategy::USUAL.to_vec();
             strategies.retain(|strategy| has_batch || !strategy.needs_batch());
+            // What that scenario is there to show.
+            strategies.extend(self.scenario.contains(&Workload::Pci).then_some(Strategy::Deferred));
         } else if let (Some(strategy), false) =
             (strategies.iter().find(|strategy| strategy.needs_batch()), has_batch)
         {

@@ -98,6 +98,8 @@ fn write_offer(out: &mut impl Write, offer: &KvmOffer) -> io::Result<()> {
             format!("no: the capability is claimed ({claimed}), but {mismatch}")
         }
     };
+    let trap = if offer.limits.trap { "slots can trap" } else { "no" };
+    writeln!(out, "trap flag        {trap}")?;
     writeln!(out, "batch ioctl      {batch}")
 }
 

@@ -144,6 +144,13 @@ impl HostMemory {
     }
 }
 
+// SAFETY: mapped where it is until dropped, and accessed atomically.
+unsafe impl kvm_memslots::HostMemory for HostMemory {
+    fn range(&self) -> (u64, u64) {
+        (self.hva(), self.size)
+    }
+}
+
 impl Drop for HostMemory {
     fn drop(&mut self) {
         // SAFETY: exactly the range that `mmap` returned; references into it

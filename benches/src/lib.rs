@@ -4,15 +4,18 @@
 pub mod bench;
 pub mod cli;
 pub mod doctor;
+pub mod flash;
 pub mod grace;
 pub mod guest;
 pub mod host;
 pub mod machine;
 pub mod pin;
+pub mod replay;
 pub mod report;
 pub mod rig;
 pub mod scenario;
 pub mod strategy;
+pub mod trace;
 
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {

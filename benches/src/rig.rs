@@ -12,11 +12,13 @@ use kvm_memslots::backend::{Errno, Memslots, Model};
 use kvm_memslots::{AddressSpace, Executor, HolePolicy, Limits, backend, vm_fd};
 use thiserror::Error;
 
-use crate::guest::{BusyVcpus, GuestError, Work};
+use crate::guest::{BusyVcpus, GuestError, Prober, Work};
 use crate::host::{HostMemory, Pages};
 use crate::machine::new_vm;
-use crate::scenario::{Scenario, Step};
-use crate::strategy::{Apply, Gathered, PerRegion, Spent, Strategy, StrategyError, Transactions};
+use crate::scenario::{Scenario, Step, Workload};
+use crate::strategy::{
+    Apply, Enabled, Gathered, PerRegion, Spent, Strategy, StrategyError, Transactions,
+};
 
 /// What busy vCPUs do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -127,6 +129,12 @@ pub enum RunError {
         /// Why.
         error: StrategyError,
     },
+    /// A guest decides when a region is mapped.
+    #[error("this scenario has no guest that uses what is deferred")]
+    NothingDeferred,
+    /// A VM has room for one kind of guest code.
+    #[error("this scenario has a guest of its own: it runs without busy vCPUs")]
+    OwnGuest,
     /// The trace.
     #[error("counting grace periods: {0}")]
     Count(io::Error),
@@ -140,6 +148,8 @@ impl RunError {
         matches!(
             self,
             Self::NoVcpus
+                | Self::NothingDeferred
+                | Self::OwnGuest
                 | Self::HostMemory { .. }
                 | Self::Open(kvm_memslots::Error::NoBatchIoctl)
                 | Self::Guest(GuestError::Unsupported | GuestError::TooLarge { .. })
@@ -197,32 +207,13 @@ impl Rig {
         let own_id = u16::try_from(own).unwrap_or(u16::MAX);
         let start = || BusyVcpus::start(&vm, own_id, vcpus.count, vcpus.busy.work()).map(Arc::new);
         let busy = (vcpus.count > 0).then(start).transpose()?;
-        let (hva, names) = (memory.hva(), scenario.names);
-        let strategy: Box<dyn Apply> = match strategy {
-            Strategy::PerRegion => {
-                let calls = Rc::clone(&vm);
-                // SAFETY: the memory is as long as the scenario says, is anonymous,
-                // only accessed atomically, and dropped after the VM and its vCPUs.
-                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
-            }
-            Strategy::RawBatch => {
-                let slots = backend::Kvm::open(vm_fd(&vm)).map_err(io::Error::other);
-                let calls = gathered(Box::new(slots.map_err(RunError::NoVm)?))?;
-                // SAFETY: as above.
-                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
-            }
-            Strategy::Shim | Strategy::Batch => {
-                let holes =
-                    busy.clone().map_or(HolePolicy::NoVcpuRuns, |gate| HolePolicy::Gate(gate));
-                let space = AddressSpace::builder()
-                    .executor(executor(strategy))
-                    .holes(holes)
-                    .reserve_slots(own_id..=own_id)
-                    .open(vm_fd(&vm))
-                    .map_err(RunError::Open)?;
-                // SAFETY: as above.
-                Box::new(unsafe { Transactions::new(space, hva, names) })
-            }
+        let holes = busy.clone().map_or(HolePolicy::NoVcpuRuns, |gate| HolePolicy::Gate(gate));
+        let made = Made { scenario, strategy, vm: &vm, memory: &memory, own, own_id, holes };
+        let strategy: Box<dyn Apply> = match (scenario.workload, strategy) {
+            (Workload::Pci, _) if busy.is_some() => return Err(RunError::OwnGuest),
+            (Workload::Pci, _) => Box::new(made.enabled()?),
+            (_, Strategy::Deferred) => return Err(RunError::NothingDeferred),
+            _ => made.plain()?,
         };
         Ok(Self { busy, strategy, _vm: Some(vm), _memory: memory })
     }
@@ -269,6 +260,67 @@ impl Rig {
     }
 }
 
+/// What a strategy on a VM is made of.
+struct Made<'a> {
+    scenario: &'a Scenario,
+    strategy: Strategy,
+    vm: &'a Rc<VmFd>,
+    memory: &'a HostMemory,
+    own: u32,
+    own_id: u16,
+    holes: HolePolicy,
+}
+
+impl Made<'_> {
+    /// The strategy by itself.
+    fn plain(self) -> Result<Box<dyn Apply>, RunError> {
+        let (hva, names, own) = (self.memory.hva(), self.scenario.names, self.own);
+        Ok(match self.strategy {
+            Strategy::PerRegion => {
+                let calls = Rc::clone(self.vm);
+                // SAFETY: the memory is as long as the scenario says, is anonymous,
+                // only accessed atomically, and dropped after the VM and its vCPUs.
+                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
+            }
+            Strategy::RawBatch => {
+                let slots = backend::Kvm::open(vm_fd(self.vm)).map_err(io::Error::other);
+                let calls = gathered(Box::new(slots.map_err(RunError::NoVm)?))?;
+                // SAFETY: as above.
+                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
+            }
+            Strategy::Shim | Strategy::Batch | Strategy::Deferred => {
+                let space = self.space()?;
+                // SAFETY: as above.
+                Box::new(unsafe { Transactions::new(space, hva, names) })
+            }
+        })
+    }
+
+    /// Behind a guest that enables PCI devices.
+    fn enabled(self) -> Result<Enabled, RunError> {
+        let prober = Prober::new(self.vm, self.own_id)?;
+        let (steps, hva) = (&self.scenario.steps, self.memory.hva());
+        Enabled::fill(self.memory, steps);
+        if !self.strategy.has_library() {
+            return Ok(Enabled::today(prober, self.plain()?));
+        }
+        let space = self.space()?;
+        let deferrable = self.strategy == Strategy::Deferred;
+        // SAFETY: as for `plain`.
+        let enabled = unsafe { Enabled::following(prober, space, steps, hva, deferrable) };
+        enabled.map_err(|error| RunError::Step { what: "a device is added", error: error.into() })
+    }
+
+    fn space(&self) -> Result<AddressSpace, RunError> {
+        AddressSpace::builder()
+            .executor(executor(self.strategy))
+            .holes(self.holes.clone())
+            .reserve_slots(self.own_id..=self.own_id)
+            .open(vm_fd(self.vm))
+            .map_err(RunError::Open)
+    }
+}
+
 /// `strategy` on a backend that maps nothing for real.
 ///
 /// # Errors
@@ -280,6 +332,9 @@ pub fn on_backend(
     hva: u64,
 ) -> Result<Box<dyn Apply>, RunError> {
     let (names, limit) = (scenario.names, backend.limits().slots);
+    if strategy == Strategy::Deferred {
+        return Err(RunError::NothingDeferred);
+    }
     if strategy == Strategy::PerRegion {
         // SAFETY: nothing is mapped for real.
         return Ok(Box::new(unsafe { PerRegion::new(backend, hva, names, limit) }));
@@ -310,6 +365,7 @@ const fn executor(strategy: Strategy) -> Executor {
     match strategy {
         Strategy::Batch | Strategy::RawBatch => Executor::Batch,
         Strategy::Shim | Strategy::PerRegion => Executor::PerRegion,
+        Strategy::Deferred => Executor::Auto,
     }
 }
 

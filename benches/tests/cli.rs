@@ -198,6 +198,48 @@ fn doctor_says_what_this_machine_is() {
     }
 }
 
+const UEFI: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/qemu-7.2-aarch64-uefi-boot.trace.gz");
+
+#[test]
+fn a_log_is_imported_and_replayed() {
+    let imported = memslots(&format!("import {UEFI}"));
+    let said = String::from_utf8_lossy(&imported.stderr);
+    assert!(said.contains("894 calls from qemu-log"), "{said}");
+    let trace = stdout(&imported);
+    assert!(trace.starts_with("{\"format\":\"kvm-memslots-trace\",\"version\":1,"), "{trace}");
+    assert_eq!(trace.lines().count(), 895);
+    if vm_or_skip("a_log_is_imported_and_replayed").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("boot.trace");
+    std::fs::write(&file, trace).unwrap();
+    let replay = format!("replay {} --runs 1 --strategy per-region,deferred", file.display());
+    let table = stdout(&memslots(&replay));
+    for part in ["| per-region |   894 |", "| >= 13 |", "deferred: a lower bound"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let rows = json(&replay);
+    assert_eq!((number(&rows[0], "calls"), number(&rows[1], "calls")), (894, 13));
+    assert!(text(&rows[1], "note").contains("lower bound"));
+}
+
+#[test]
+fn nothing_of_a_truncated_trace_is_run() {
+    let compressed = std::fs::read(UEFI).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cut.gz");
+    std::fs::write(&file, &compressed[..compressed.len() / 2]).unwrap();
+    for command in ["import", "replay"] {
+        let output = memslots(&format!("{command} {}", file.display()));
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        assert!(output.stdout.is_empty(), "{command}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("cut.gz, line "), "{said}");
+    }
+}
+
 /// The program in a mount namespace in which `/dev/kvm` is something else.
 fn without_kvm(test: &str, args: &str) -> Option<Output> {
     if !std::path::Path::new("/dev/kvm").exists() {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use common::{guest_or_skip, set_slot, vm_or_skip};
 use kvm_bindings::KVM_MEM_READONLY;
-use kvm_memslots_bench::guest::{Access, BusyVcpus, GuestError, OWN_GPA, Outcome, Prober, Work};
+use kvm_memslots_bench::guest::{
+    Access, BusyVcpus, GuestError, Mmio, OWN_GPA, Outcome, Prober, Work,
+};
 use kvm_memslots_bench::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
 use kvm_memslots_shim::exec::VcpuGate;
 
@@ -87,6 +89,44 @@ fn long_lists_are_done_in_rounds() {
     assert_eq!(outcomes.len(), accesses.len());
     for (page, pair) in outcomes.chunks(2).enumerate() {
         assert_eq!(pair, [Outcome::Value(page as u64 + 1), Outcome::Mmio], "page {page}");
+    }
+}
+
+#[test]
+fn every_width_reaches_memory_and_devices() {
+    let test = "every_width_reaches_memory_and_devices";
+    let Some(vm) = vm_or_skip(test) else { return };
+    let Some(mut prober) = guest_or_skip(test, Prober::new(&vm, OWN_SLOT)) else { return };
+    let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).unwrap();
+    set_slot(&vm, 0, 0, SMALL_PAGE, &memory, 0);
+    let pattern = 0x8877_6655_4433_2211;
+    for (base, outside) in [(0, false), (SMALL_PAGE, true)] {
+        for width in [1_u8, 2, 4, 8] {
+            memory.write(0, 0);
+            let at = base + u64::from(width % 8);
+            let accesses = [Access::Store(at, width, pattern), Access::Load(at, width)];
+            let mut device = [0; 8];
+            let mut exits = 0;
+            let values = prober.drive(&accesses, |exit| {
+                exits += 1;
+                let place = usize::from(width % 8);
+                match exit {
+                    Mmio::Write(gpa, data) => {
+                        assert_eq!((gpa, data.len()), (at, width.into()));
+                        device[place..place + data.len()].copy_from_slice(data);
+                    }
+                    Mmio::Read(_, data) => {
+                        data.copy_from_slice(&device[place..place + data.len()]);
+                    }
+                    Mmio::Undecoded(_) => panic!("every access can be decoded"),
+                }
+            });
+            let mask = u64::MAX >> (64 - 8 * u32::from(width));
+            assert_eq!(values.unwrap(), [pattern, pattern & mask], "{width} bytes at {at:#x}");
+            assert_eq!(exits, if outside { 2 } else { 0 });
+            let written = if outside { u64::from_le_bytes(device) } else { memory.read(0) };
+            assert_eq!(written, (pattern & mask) << (8 * u32::from(width % 8)));
+        }
     }
 }
 

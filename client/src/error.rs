@@ -182,7 +182,7 @@ pub enum Error {
     },
     /// KVM does not allow these flags on a region with a `guest_memfd`.
     #[error(
-        "{region}: KVM allows neither dirty logging nor read-only on a guest_memfd region, asked for {flags:?}"
+        "{region}: KVM allows no dirty logging, read-only or trapping on a guest_memfd region, asked for {flags:?}"
     )]
     GuestMemfdFlags {
         /// The region.
@@ -197,6 +197,31 @@ pub enum Error {
         region: Box<Described>,
         /// The flags asked for.
         flags: MemFlags,
+    },
+    /// KVM here has no trap flag.
+    #[error(
+        "{region}: this KVM's slots can't trap (KVM_CAP_MEM_TRAP); unmap the region instead, or \
+         let RomDevice choose"
+    )]
+    TrapUnsupported {
+        /// The region.
+        region: Box<Described>,
+    },
+    /// A trap flag for a region that shares its slot.
+    #[error(
+        "{region}: only a region with a slot of its own can trap; map it with RegionSpec::alone"
+    )]
+    NotAlone {
+        /// The region.
+        region: Box<Described>,
+    },
+    /// A region whose accesses nobody can serve from host memory.
+    #[error("{region} can't be deferrable: {why}")]
+    NotDeferrable {
+        /// The region.
+        region: Box<Described>,
+        /// What is in the way.
+        why: &'static str,
     },
     /// `shrink` to something larger.
     #[error("{region}: shrinking to {size:#x} bytes would grow it; use resize")]

@@ -46,10 +46,13 @@
 //! are in bytes and multiples of the page size.
 
 mod adapters;
+pub mod deferred;
 mod dirty;
 mod error;
+pub mod pci;
 mod region;
 mod report;
+mod rom_device;
 mod space;
 mod transaction;
 
@@ -60,6 +63,7 @@ pub use kvm_memslots_shim::exec::{GateError, VcpuGate};
 pub use kvm_memslots_shim::{GuestMemfd, Kind, Limits, Mapping, MemFlags, Range, Slot};
 pub use region::{HostMemory, Region, RegionId, RegionSpec};
 pub use report::{CommitReport, Preview};
+pub use rom_device::{RomDevice, RomMode};
 pub use space::{AddressSpace, Builder, Executor, HolePolicy};
 pub use transaction::Transaction;
 

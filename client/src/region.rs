@@ -4,6 +4,8 @@ use std::fmt;
 
 use kvm_memslots_shim::{Extent, GuestMemfd, Kind, Mapping, MemFlags, Range};
 
+use crate::error::Described;
+
 /// Names a region of one address space. Stays the same, whatever slots the
 /// region is in, until the region is unmapped; never names another region
 /// afterwards.
@@ -56,6 +58,7 @@ impl RegionId {
 #[derive(Debug, Clone)]
 pub struct RegionSpec {
     pub(crate) extent: Extent,
+    pub(crate) deferrable: bool,
     pub(crate) label: Option<Box<str>>,
 }
 
@@ -69,7 +72,7 @@ impl RegionSpec {
             flags: MemFlags::empty(),
             kind,
         };
-        Self { extent: Extent { mapping, alone: false }, label: None }
+        Self { extent: Extent { mapping, alone: false }, deferrable: false, label: None }
     }
 
     /// System memory: `size` bytes at `gpa`, backed by the host memory at
@@ -123,11 +126,37 @@ impl RegionSpec {
         self
     }
 
+    /// The guest's accesses exit as MMIO, as if the region were not mapped,
+    /// until [`AddressSpace::set_trap`](crate::AddressSpace::set_trap) says
+    /// otherwise: [`MemFlags::TRAP`], in a slot of its own.
+    #[must_use]
+    pub fn trapped(mut self) -> Self {
+        self.extent.mapping.flags |= MemFlags::TRAP;
+        self.alone()
+    }
+
+    /// The region need not be mapped at once: until its map is worth a slot,
+    /// the VMM has the guest's accesses served from the same memory
+    /// ([`deferred`](crate::deferred)).
+    ///
+    /// Never for memory that may be executed from: what can be served is loads
+    /// and stores, while an instruction fetch from where no slot is ends the
+    /// guest.
+    #[must_use]
+    pub fn deferrable(mut self) -> Self {
+        self.deferrable = true;
+        self
+    }
+
     /// A name for errors and traces.
     #[must_use]
     pub fn label(mut self, label: impl Into<Box<str>>) -> Self {
         self.label = Some(label.into());
         self
+    }
+
+    pub(crate) fn described(&self) -> Box<Described> {
+        Described::new(None, self.label.as_deref(), &self.extent.mapping)
     }
 
     /// The flags.
@@ -154,8 +183,19 @@ pub struct Region<'a> {
     pub kind: Kind,
     /// Whether it keeps a slot of its own.
     pub alone: bool,
+    /// Whether it need not be mapped at once.
+    pub deferrable: bool,
+    /// Whether it is not mapped yet: KVM has no slot for it.
+    pub deferred: bool,
     /// The label it was mapped with.
     pub label: Option<&'a str>,
+}
+
+impl fmt::Debug for dyn HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (hva, size) = self.range();
+        write!(f, "{size:#x} bytes at HVA {hva:#x}")
+    }
 }
 
 /// Host memory that stays mapped for as long as somebody holds it, so that it

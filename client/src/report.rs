@@ -20,6 +20,9 @@ pub struct CommitReport {
     /// Regions mapped in this transaction that cost nothing, as a slot already
     /// had just that memory there: their unmap and map cancelled.
     pub regions_cancelled: usize,
+    /// Regions mapped in this transaction that got no slot yet, as they are
+    /// deferrable.
+    pub regions_deferred: usize,
     /// From the first call to the last.
     pub elapsed: Duration,
     /// How the calls were made.

@@ -6,6 +6,7 @@ use kvm_memslots_shim::{Extent, Limits, Mapping, MemFlags, Range};
 
 use crate::error::{Described, Part};
 use crate::region::{HostMemory, RegionSpec};
+use crate::space::Deferral;
 use crate::{AddressSpace, CommitReport, Error, Preview, RegionId};
 
 /// A change of an [`AddressSpace`], made of steps that take effect as if in
@@ -29,7 +30,8 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// What is wrong with the region: [`Error::Empty`], [`Error::Unaligned`],
     /// [`Error::Wraps`], [`Error::TooLarge`], [`Error::ReadOnlyUnsupported`],
-    /// [`Error::GuestMemfdUnsupported`], [`Error::GuestMemfdFlags`];
+    /// [`Error::GuestMemfdUnsupported`], [`Error::GuestMemfdFlags`],
+    /// [`Error::TrapUnsupported`], [`Error::NotDeferrable`];
     /// [`Error::Overlap`] with a region that is mapped at this point of the
     /// transaction.
     ///
@@ -37,7 +39,8 @@ impl<'a> Transaction<'a> {
     /// From the commit until a commit that unmaps the region (or the part of
     /// it) has succeeded, or the VM is gone, the host memory from the region's
     /// HVA on is the guest's to read, and unless the region is read-only to
-    /// write: it stays mapped in this process at this address, is not used for
+    /// write, and so it is to the threads that serve a deferrable region's
+    /// exits, until the address space is dropped if that is earlier: it stays mapped in this process at this address, is not used for
     /// anything else, and no Rust reference is held to it that a write by the
     /// guest would break. Where the commit fails with [`Error::Stuck`], slots
     /// that the error lists as live count as mapped.
@@ -55,7 +58,7 @@ impl<'a> Transaction<'a> {
         spec: RegionSpec,
         memory: Arc<dyn HostMemory>,
     ) -> Result<RegionId, Error> {
-        check_inside(&spec.extent.mapping, &*memory, || described(&spec))?;
+        check_inside(&spec.extent.mapping, &*memory, || spec.described())?;
         self.add(spec, Some(memory))
     }
 
@@ -64,9 +67,11 @@ impl<'a> Transaction<'a> {
         spec: RegionSpec,
         owner: Option<Arc<dyn HostMemory>>,
     ) -> Result<RegionId, Error> {
-        check(&spec.extent, self.space.limits(), || described(&spec))?;
-        self.check_free(spec.extent.mapping.range, None, || described(&spec))?;
-        Ok(self.space.regions.add(&spec.extent, spec.label, owner))
+        check_spec(&spec, self.space.limits())?;
+        self.check_free(spec.extent.mapping.range, None, || spec.described())?;
+        let deferral =
+            if spec.deferrable { self.space.deferral_of(&spec.extent) } else { Deferral::Never };
+        Ok(self.space.regions.add(&spec.extent, spec.label, owner, deferral))
     }
 
     /// Unmaps a region. Dirty pages of it that have not been read are gone with
@@ -154,8 +159,9 @@ impl<'a> Transaction<'a> {
         };
         let label = regions.label(index).map(Into::into);
         let owner = regions.owner(index).cloned();
+        let deferral = regions.deferral(index);
         regions.change(index, &Extent { mapping: low, ..whole });
-        Ok(regions.add(&Extent { mapping: high, ..whole }, label, owner))
+        Ok(regions.add(&Extent { mapping: high, ..whole }, label, owner, deferral))
     }
 
     /// Sets a region's flags to `flags`: [`MemFlags::LOG_DIRTY_PAGES`],
@@ -172,9 +178,26 @@ impl<'a> Transaction<'a> {
         if !(MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY).contains(flags) {
             return Err(Error::FlagsNotSettable { region: described(), flags });
         }
-        let flags = flags | (before.mapping.flags & MemFlags::GUEST_MEMFD);
+        let kept = MemFlags::GUEST_MEMFD | MemFlags::TRAP;
+        let flags = flags | (before.mapping.flags & kept);
         let after = Extent { mapping: Mapping { flags, ..before.mapping }, ..before };
         check(&after, self.space.limits(), described)?;
+        if after != before {
+            self.space.regions.change(index, &after);
+        }
+        Ok(())
+    }
+
+    /// Has the guest's accesses to the region exit as MMIO, or not any more.
+    /// Costs one call and no grace period. By itself,
+    /// [`AddressSpace::set_trap`] does the same with less ado.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_trap(&mut self, id: RegionId, trap: bool) -> Result<(), Error> {
+        let index = self.space.regions.index_of(id)?;
+        let before = self.space.regions.extent(index);
+        let after = self.space.with_trap(index, trap)?;
         if after != before {
             self.space.regions.change(index, &after);
         }
@@ -224,8 +247,20 @@ impl Drop for Transaction<'_> {
     }
 }
 
-fn described(spec: &RegionSpec) -> Box<Described> {
-    Described::new(None, spec.label.as_deref(), &spec.extent.mapping)
+/// What can't be served from host memory.
+fn check_deferrable(spec: &RegionSpec) -> Result<(), Error> {
+    let why = match spec.extent.mapping {
+        Mapping { guest_memfd: Some(_), .. } => "its private memory is out of the VMM's reach",
+        mapping if mapping.flags.contains(MemFlags::TRAP) => "its accesses are the device's",
+        _ => return Ok(()),
+    };
+    Err(Error::NotDeferrable { region: spec.described(), why })
+}
+
+/// Whether this could be mapped, if its addresses were free.
+pub(crate) fn check_spec(spec: &RegionSpec, limits: &Limits) -> Result<(), Error> {
+    check(&spec.extent, limits, || spec.described())?;
+    if spec.deferrable { check_deferrable(spec) } else { Ok(()) }
 }
 
 /// What KVM would refuse, or take for something else, whatever is mapped.
@@ -261,11 +296,15 @@ fn check(
     if flags.contains(MemFlags::READONLY) && !limits.readonly {
         return Err(Error::ReadOnlyUnsupported { region: described() });
     }
+    if flags.contains(MemFlags::TRAP) && !limits.trap {
+        return Err(Error::TrapUnsupported { region: described() });
+    }
     if guest_memfd.is_some() {
         if !limits.guest_memfd {
             return Err(Error::GuestMemfdUnsupported { region: described() });
         }
-        let refused = flags & (MemFlags::READONLY | MemFlags::LOG_DIRTY_PAGES);
+        let no_memfd = MemFlags::READONLY | MemFlags::LOG_DIRTY_PAGES | MemFlags::TRAP;
+        let refused = flags & no_memfd;
         if !refused.is_empty() {
             return Err(Error::GuestMemfdFlags { region: described(), flags: refused });
         }

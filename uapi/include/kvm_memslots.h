@@ -48,6 +48,19 @@ struct kvm_userspace_memory_region2 {
 #define KVM_CAP_USER_MEMORY_REGIONS	0x4d534c54	/* "MSLT" */
 #endif
 
+/*
+ * For the flags of a slot: it stays, and to vCPUs it is as if it were not
+ * there.  Setting or clearing nothing but this waits for no grace period.
+ */
+#ifndef KVM_MEM_TRAP
+#define KVM_MEM_TRAP	(1UL << 15)
+#endif
+
+/* On the VM fd: KVM_MEM_TRAP if slots can have it, else 0.  As above. */
+#ifndef KVM_CAP_MEM_TRAP
+#define KVM_CAP_MEM_TRAP	0x4d535450	/* "MSTP" */
+#endif
+
 #ifndef KVM_SET_USER_MEMORY_REGIONS
 /* For kvm_userspace_memory_regions.flags: validate, change nothing. */
 #define KVM_MEMORY_REGIONS_DRY_RUN	(1U << 0)

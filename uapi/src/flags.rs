@@ -12,6 +12,10 @@ bitflags! {
         const READONLY = kvm_bindings::KVM_MEM_READONLY;
         /// `KVM_MEM_GUEST_MEMFD`: private memory comes from a `guest_memfd`.
         const GUEST_MEMFD = kvm_bindings::KVM_MEM_GUEST_MEMFD;
+        /// `KVM_MEM_TRAP`: the slot stays, and to vCPUs it is as if it were
+        /// not there. The last bit that userspace may set: KVM keeps bits 16
+        /// to 31 to itself.
+        const TRAP = 1 << 15;
     }
 }
 

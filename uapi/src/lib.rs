@@ -7,6 +7,10 @@
 //! finds out whether a kernel has the ioctl. It makes no system call itself:
 //! `kvm-memslots-shim` does, and `kvm-memslots` is what a VMM links.
 //!
+//! Beside it stands the slot flag `KVM_MEM_TRAP` ([`MemFlags::TRAP`]), which
+//! turns a slot off and on again for vCPUs without a grace period, with a
+//! probe of its own, [`probe_trap`](probe::probe_trap).
+//!
 //! The crate uses `core` and `alloc` only. (`kvm-bindings`, whose
 //! `kvm_userspace_memory_region2` is the entry of the array, links `std`.)
 //!
@@ -36,7 +40,8 @@ mod regions;
 pub use flags::{MemFlags, MemoryRegionsFlags};
 pub use kvm_bindings::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
 pub use numbers::{
-    KVM_CAP_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS_NR, KVMIO,
+    KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS,
+    KVM_SET_USER_MEMORY_REGIONS_NR, KVMIO,
 };
 pub use regions::{EntryError, MAX_ENTRIES, MemoryRegions, kvm_userspace_memory_regions};
 

@@ -28,6 +28,15 @@ pub const KVM_SET_USER_MEMORY_REGIONS: c_ulong = nix::request_code_readwrite!(
     size_of::<kvm_userspace_memory_regions>()
 ) as c_ulong;
 
+/// `KVM_CAP_MEM_TRAP`: asked of a VM fd with `KVM_CHECK_EXTENSION`, it gives
+/// [`MemFlags::TRAP`](crate::MemFlags::TRAP) itself where slots can have that
+/// flag, 0 where not.
+///
+/// ASCII `MSTP`, out of upstream's range as
+/// [`KVM_CAP_USER_MEMORY_REGIONS`] is, and believed as little:
+/// [`probe_trap`](crate::probe::probe_trap).
+pub const KVM_CAP_MEM_TRAP: u32 = 0x4d53_5450;
+
 /// `KVM_CAP_USER_MEMORY_REGIONS`: asked of a VM fd with `KVM_CHECK_EXTENSION`,
 /// it gives the largest `nr` accepted, 0 where the ioctl is absent.
 ///

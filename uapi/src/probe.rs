@@ -1,9 +1,15 @@
-//! Whether a kernel has `KVM_SET_USER_MEMORY_REGIONS`.
+//! Whether a kernel has `KVM_SET_USER_MEMORY_REGIONS`, and whether its slots can
+//! have `KVM_MEM_TRAP`.
 //!
 //! The capability alone is never believed: an out-of-tree number may mean
 //! something else on another out-of-tree kernel. The probe makes two calls
 //! that change nothing on a kernel that has the ioctl, and both must answer as
-//! the ABI says.
+//! the ABI says. For the flag ([`probe_trap`]) they are made on a VM that is only
+//! there to be asked.
+
+mod trap;
+
+pub use trap::{ProbeTrap, TrapMismatch, TrapSupport, probe_trap};
 
 use core::ffi::c_int;
 use core::fmt;

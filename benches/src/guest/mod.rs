@@ -41,13 +41,22 @@ pub const OWN_GPA: u64 = 0x70_0000_0000;
 /// The first address that the guest's identity map does not reach: 512 GiB.
 pub const MAPPED_END: u64 = 1 << 39;
 
-/// One access of 8 bytes, for a [`Prober`].
+/// One access, of 8 bytes if nothing else is said, for a [`Prober`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Read the word at this guest address, a multiple of 8.
     Read(u64),
     /// Write this value to this guest address, a multiple of 8.
     Write(u64, u64),
+    /// Read 1, 2, 4 or 8 bytes at this guest address, a multiple of that.
+    Load(u64, u8),
+    /// Write so many of the value's lowest bytes to this guest address, a
+    /// multiple of their number.
+    Store(u64, u8, u64),
+    /// Read the word at this guest address, a multiple of 8, with an
+    /// instruction that KVM can't carry out itself. On x86-64 what is found is
+    /// how many bits are set (`popcnt`), on arm64 the word (`ldp`).
+    Undecodable(u64),
 }
 
 impl Access {
@@ -55,7 +64,20 @@ impl Access {
     #[must_use]
     pub const fn gpa(self) -> u64 {
         match self {
-            Self::Read(gpa) | Self::Write(gpa, _) => gpa,
+            Self::Read(gpa)
+            | Self::Write(gpa, _)
+            | Self::Load(gpa, _)
+            | Self::Store(gpa, ..)
+            | Self::Undecodable(gpa) => gpa,
+        }
+    }
+
+    /// How many bytes.
+    #[must_use]
+    pub const fn width(self) -> u8 {
+        match self {
+            Self::Load(_, width) | Self::Store(_, width, _) => width,
+            Self::Read(_) | Self::Write(..) | Self::Undecodable(_) => 8,
         }
     }
 }
@@ -70,6 +92,18 @@ pub enum Outcome {
     /// It came out as an MMIO exit: no slot there, or a write to a read-only
     /// one.
     Mmio,
+}
+
+/// An access that came out as an MMIO exit, for whoever plays the device.
+#[derive(Debug)]
+pub enum Mmio<'a> {
+    /// A read at this guest address: the answer goes here.
+    Read(u64, &'a mut [u8]),
+    /// A write at this guest address.
+    Write(u64, &'a [u8]),
+    /// No MMIO: KVM could not decode the access. Whether to run the vCPU again,
+    /// which is not done unless this is set.
+    Undecoded(&'a mut bool),
 }
 
 /// What a busy vCPU does.
@@ -119,7 +153,9 @@ pub enum GuestError {
         errno: Errno,
     },
     /// An access that the guest code does not do.
-    #[error("{access:?}: the address has to be a multiple of 8 below {MAPPED_END:#x}")]
+    #[error(
+        "{access:?}: the address has to be a multiple of the width, 1, 2, 4 or 8, below {MAPPED_END:#x}"
+    )]
     BadAccess {
         /// The access.
         access: Access,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kvm_ioctls::VmFd;
 use kvm_memslots_shim::exec::{GateError, VcpuGate};
 
-use super::{Access, GuestError, Outcome, Work};
+use super::{Access, GuestError, Mmio, Outcome, Work};
 
 /// One vCPU that does the accesses it is given.
 #[derive(Debug)]
@@ -29,6 +29,18 @@ impl Prober {
     pub fn probe(&mut self, _accesses: &[Access]) -> Result<Vec<Outcome>, GuestError> {
         match self.0 {}
     }
+
+    /// Can't be called: there is no prober.
+    ///
+    /// # Errors
+    /// None.
+    pub fn drive(
+        &mut self,
+        _accesses: &[Access],
+        _device: impl FnMut(Mmio<'_>),
+    ) -> Result<Vec<u64>, GuestError> {
+        match self.0 {}
+    }
 }
 
 /// vCPUs that keep the guest busy.
@@ -41,6 +53,19 @@ impl BusyVcpus {
     /// # Errors
     /// [`GuestError::Unsupported`], always.
     pub fn start(_: &VmFd, _slot: u16, _count: usize, _work: Work) -> Result<Self, GuestError> {
+        Err(GuestError::Unsupported)
+    }
+
+    /// Can't be done here.
+    ///
+    /// # Errors
+    /// [`GuestError::Unsupported`], always.
+    pub fn with_prober(
+        _: &VmFd,
+        _slot: u16,
+        _count: usize,
+        _: Work,
+    ) -> Result<(Self, Prober), GuestError> {
         Err(GuestError::Unsupported)
     }
 

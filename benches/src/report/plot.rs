@@ -110,5 +110,6 @@ const fn colour(strategy: Strategy) -> RGBColor {
         Strategy::Shim => RGBColor(0x1f, 0x77, 0xb4),
         Strategy::Batch => RGBColor(0x2c, 0xa0, 0x2c),
         Strategy::RawBatch => RGBColor(0x98, 0xdf, 0x8a),
+        Strategy::Deferred => RGBColor(0xff, 0x7f, 0x0e),
     }
 }

@@ -7,6 +7,7 @@
 mod boot;
 mod hotplug;
 mod many;
+mod pci;
 mod resize;
 
 pub use hotplug::BARS;
@@ -115,11 +116,13 @@ pub enum Workload {
     Delete,
     /// The regions of `sparse`, mapped one by one.
     Singly,
+    /// A guest enables PCI devices by config writes, then uses them.
+    Pci,
 }
 
 impl Workload {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Sparse,
         Self::Contiguous,
         Self::Boot,
@@ -129,6 +132,7 @@ impl Workload {
         Self::DirtyLogOn,
         Self::Delete,
         Self::Singly,
+        Self::Pci,
     ];
 
     /// Those that stand for something a VMM does: run where nothing else is
@@ -149,6 +153,7 @@ impl Workload {
             Self::DirtyLogOn => "dirty-log-on",
             Self::Delete => "delete",
             Self::Singly => "singly",
+            Self::Pci => "pci",
         }
     }
 
@@ -169,6 +174,7 @@ impl Workload {
             (Self::DirtyLog | Self::DirtyLogOn, false) => 2000,
             (Self::DirtyLog | Self::DirtyLogOn, true) => 500,
             (Self::Singly, _) => 256,
+            (Self::Pci, _) => 64,
         }
     }
 
@@ -177,7 +183,7 @@ impl Workload {
     /// `dirty-log`, `dirty-log-on` and `singly`, the regions that are mapped at the end;
     /// for `delete` those that were at the start; for `hotplug` those
     /// that come and go, [`BARS`] each time; for `resize` the requests,
-    /// [`REQUESTS_PER_CYCLE`] of which make a cycle.
+    /// [`REQUESTS_PER_CYCLE`] of which make a cycle; for `pci` the devices.
     #[must_use]
     pub fn generate(self, regions: usize) -> Scenario {
         let regions = regions.clamp(1, 1 << 24);
@@ -191,6 +197,7 @@ impl Workload {
             Self::DirtyLogOn => many::dirty_log_on(regions),
             Self::Delete => many::delete(regions),
             Self::Singly => many::singly(regions),
+            Self::Pci => pci::pci(regions),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Ways to make the changes of a scenario.
 
+mod enabled;
 mod gathered;
 mod per_region;
 mod transactions;
 
+pub use enabled::Enabled;
 pub use gathered::Gathered;
 pub use per_region::{PerRegion, SetRegion};
 pub use transactions::Transactions;
@@ -30,11 +32,18 @@ pub enum Strategy {
     /// The calls of `per-region`, those of a step in one call of the batch
     /// ioctl: what of `batch` is the kernel's.
     RawBatch,
+    /// As `shim`, with regions that are mapped once the guest's accesses make
+    /// that worth it: for scenarios that have a guest.
+    Deferred,
 }
 
 impl Strategy {
     /// All, the one that the others are compared with first.
-    pub const ALL: [Self; 4] = [Self::PerRegion, Self::Shim, Self::Batch, Self::RawBatch];
+    pub const ALL: [Self; 5] =
+        [Self::PerRegion, Self::Shim, Self::Batch, Self::RawBatch, Self::Deferred];
+
+    /// Those that make the changes of a scenario whatever a guest does.
+    pub const GUESTLESS: [Self; 4] = [Self::PerRegion, Self::Shim, Self::Batch, Self::RawBatch];
 
     /// What a VMM has to choose between: compared where nothing else is asked
     /// for.
@@ -49,7 +58,7 @@ impl Strategy {
     /// Whether it makes its changes through `kvm-memslots`.
     #[must_use]
     pub const fn has_library(self) -> bool {
-        matches!(self, Self::Shim | Self::Batch)
+        matches!(self, Self::Shim | Self::Batch | Self::Deferred)
     }
 
     /// The name on the command line.
@@ -60,6 +69,7 @@ impl Strategy {
             Self::Shim => "shim",
             Self::Batch => "batch",
             Self::RawBatch => "raw-batch",
+            Self::Deferred => "deferred",
         }
     }
 }
@@ -118,6 +128,18 @@ pub enum StrategyError {
     /// The library refused.
     #[error(transparent)]
     Library(kvm_memslots::Error),
+    /// The library refused a PCI function.
+    #[error(transparent)]
+    Pci(kvm_memslots::pci::PciError),
+    /// The guest died.
+    #[error(transparent)]
+    Guest(crate::guest::GuestError),
+    /// The guest found something else than it should have.
+    #[error("the guest read a wrong value at GPA {gpa:#x}")]
+    WrongValue {
+        /// Where.
+        gpa: u64,
+    },
     /// The scenario names a region that is not there.
     #[error("the scenario is wrong: {0:?}")]
     NoSuchRegion(Change),

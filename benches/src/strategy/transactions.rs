@@ -1,6 +1,6 @@
 //! What a VMM does that uses `kvm-memslots`.
 
-use kvm_memslots::{AddressSpace, Error, Kind, MemFlags, RegionId, RegionSpec, Transaction};
+use kvm_memslots::{AddressSpace, Kind, MemFlags, RegionId, RegionSpec, Transaction};
 
 use super::{Apply, Spent, StrategyError};
 use crate::scenario::{Change, Name, Place, Step};
@@ -44,18 +44,7 @@ impl Apply for Transactions {
         for change in &step.changes {
             add(&mut tx, self.hva, &mut self.ids, change)?;
         }
-        let report = tx.commit().map_err(|error| match error {
-            Error::TooManySlots { needed, available } => {
-                StrategyError::TooManySlots { needed, available: u64::from(available) }
-            }
-            error => StrategyError::Library(error),
-        })?;
-        Ok(Spent {
-            ioctls: report.ioctls,
-            grace_periods: report.grace_periods,
-            pauses: u64::from(report.vcpus_paused),
-            in_calls: report.elapsed,
-        })
+        Ok(Spent::from(&tx.commit()?))
     }
 }
 

@@ -40,7 +40,8 @@ fn errno(error: &Error) -> Errno {
         Error::Open(_) => Errno::ENOTTY,
         Error::NoBatchIoctl
         | Error::ReadOnlyUnsupported { .. }
-        | Error::GuestMemfdUnsupported { .. } => Errno::EOPNOTSUPP,
+        | Error::GuestMemfdUnsupported { .. }
+        | Error::TrapUnsupported { .. } => Errno::EOPNOTSUPP,
         Error::TooLarge { .. } => Errno::E2BIG,
         Error::Overlap { .. } => Errno::EEXIST,
         Error::UnknownRegion { .. } => Errno::ENOENT,

@@ -23,6 +23,7 @@ impl AddressSpace {
         let range = extent.mapping.range;
         let page_size = self.limits().page_size;
         let (gfn, pages) = (range.gpa / page_size, range.size / page_size);
+        self.deferred.harvest(id.index, &mut self.overlay);
 
         // What is read goes into the overlay where it is of other regions, or
         // if a later slot of this region can't be read.

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use kvm_memslots_shim::SlotIds;
 use kvm_memslots_shim::backend::{Kvm, Memslots};
 use kvm_memslots_shim::exec::{Holes, How, VcpuGate};
-use kvm_memslots_shim::uapi::probe::Support;
+use kvm_memslots_shim::uapi::probe::{Support, TrapSupport};
 
 use super::{AddressSpace, RegionTable, SlotTable};
 use crate::Error;
+use crate::deferred::{Deferral, DeferredMaps};
 use crate::dirty::Overlay;
 
 /// How commits are carried out.
@@ -79,6 +80,7 @@ pub struct Builder {
     holes: HolePolicy,
     reserved: Vec<RangeInclusive<u16>>,
     manual_dirty_log: bool,
+    deferral: Deferral,
 }
 
 impl Builder {
@@ -119,6 +121,14 @@ impl Builder {
         self
     }
 
+    /// When deferrable regions are mapped ([`RegionSpec::deferrable`]).
+    ///
+    /// [`RegionSpec::deferrable`]: crate::RegionSpec::deferrable
+    pub fn deferral(mut self, deferral: Deferral) -> Self {
+        self.deferral = deferral;
+        self
+    }
+
     /// Opens the address space on the VM behind `vm`, which is duplicated.
     ///
     /// # Errors
@@ -132,6 +142,9 @@ impl Builder {
             if self.executor == Executor::Batch {
                 return Err(Error::ImpostorBatchIoctl { claimed, mismatch });
             }
+        }
+        if let TrapSupport::Impostor { claimed, mismatch } = kvm.trap_support() {
+            tracing::warn!(claimed, %mismatch, "not the trap flag, done without");
         }
         self.open_on(Box::new(kvm))
     }
@@ -173,6 +186,7 @@ impl Builder {
             scratch: Vec::new(),
             unsettled: false,
             limbo: Vec::new(),
+            deferred: DeferredMaps::new(&self.deferral),
         })
     }
 }

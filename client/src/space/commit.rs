@@ -37,6 +37,9 @@ impl AddressSpace {
         let outcome = self.plan_edits().and_then(|plan| self.carry_out(&plan));
         match outcome {
             Ok(report) => {
+                if self.regions.edits_deferrable() {
+                    self.publish_deferred();
+                }
                 self.forget_dirty();
                 self.regions.settle();
                 tracing::debug!(
@@ -82,6 +85,7 @@ impl AddressSpace {
         self.keep_dirty(saved);
         match result {
             Ok(done) => {
+                self.deferred.note_commit(&plan.ops, &done);
                 self.apply(&plan.ops);
                 self.unsettled = false;
                 self.limbo.clear();
@@ -91,6 +95,7 @@ impl AddressSpace {
                     regions_merged: plan.merged,
                     // What costs nothing is in a slot that stays.
                     regions_cancelled: if plan.kept == 0 { 0 } else { self.cancelled(&plan.ops) },
+                    regions_deferred: self.regions_deferred(),
                     elapsed: done.elapsed,
                     executor: self.executor(),
                     backend: self.backend.name(),
@@ -151,7 +156,7 @@ impl AddressSpace {
             .iter()
             .flat_map(|range| {
                 self.regions.overlapping(*range).filter_map(|index| {
-                    let extent = self.regions.extent(index);
+                    let extent = self.regions.wanted(index)?;
                     let mapping = extent.mapping.clipped_to(*range)?;
                     Some(Extent { mapping, ..extent })
                 })
@@ -163,25 +168,25 @@ impl AddressSpace {
     fn whole_window(&self) -> Window {
         Window {
             live: self.slots.iter().collect(),
-            wanted: self.regions.iter().map(|index| self.regions.extent(index)).collect(),
+            wanted: self.regions.iter().filter_map(|index| self.regions.wanted(index)).collect(),
             whole: true,
         }
     }
 
     /// The guest addresses that an edit is about, before and after.
     fn touched(&self, edit: &Edit) -> impl Iterator<Item = Range> + use<> {
-        let (index, before) = match edit {
-            Edit::Added(index) | Edit::Removed(index) => (*index, None),
-            Edit::Changed(index, before) => (*index, Some(before.mapping.range)),
+        let before = match edit {
+            Edit::Added(_) | Edit::Removed(_) | Edit::Promoted(_) => None,
+            Edit::Changed(_, before) => Some(before.mapping.range),
         };
-        [Some(self.regions.extent(index).mapping.range), before].into_iter().flatten()
+        [Some(self.regions.extent(edit.index()).mapping.range), before].into_iter().flatten()
     }
 
     /// Regions of this transaction that no change of the plan is about.
     fn cancelled(&self, ops: &[Op]) -> usize {
         let added = self.regions.journal().iter().filter_map(|edit| match edit {
             Edit::Added(index) if self.regions.is_mapped(*index) => {
-                Some(self.regions.extent(*index).mapping.range)
+                self.regions.wanted(*index).map(|extent| extent.mapping.range)
             }
             _ => None,
         });
@@ -193,6 +198,15 @@ impl AddressSpace {
                 changed.get(from).is_none_or(|c| c.gpa >= range.end())
             })
             .count()
+    }
+
+    /// Regions of this transaction that wait for their slot.
+    fn regions_deferred(&self) -> usize {
+        let waits = |edit: &&Edit| {
+            matches!(edit, Edit::Added(index)
+                if self.regions.is_mapped(*index) && self.regions.wanted(*index).is_none())
+        };
+        self.regions.journal().iter().filter(waits).count()
     }
 
     fn apply(&mut self, ops: &[Op]) {

@@ -4,9 +4,10 @@ mod builder;
 mod commit;
 mod regions;
 mod slots;
+mod trap;
 
 pub use builder::{Builder, Executor, HolePolicy};
-pub(crate) use regions::{Edit, RegionTable};
+pub(crate) use regions::{Deferral, Edit, RegionTable};
 pub(crate) use slots::SlotTable;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use kvm_memslots_shim::backend::Memslots;
 use kvm_memslots_shim::exec::How;
 use kvm_memslots_shim::{Limits, Range, Slot, SlotIds};
 
+use crate::deferred::DeferredMaps;
 use crate::dirty::Overlay;
 use crate::{CommitReport, Error, HostMemory, Region, RegionId, Transaction};
 
@@ -51,6 +53,7 @@ pub struct AddressSpace {
     /// Host memory that slots may still map although no region does, since the
     /// commit that left `unsettled`.
     limbo: Vec<Arc<dyn HostMemory>>,
+    pub(crate) deferred: DeferredMaps,
 }
 
 impl AddressSpace {
@@ -192,6 +195,7 @@ impl AddressSpace {
 impl Drop for AddressSpace {
     fn drop(&mut self) {
         self.regions.roll_back();
+        self.deferred.close();
         if !self.regions.has_owners() && self.limbo.is_empty() {
             return;
         }

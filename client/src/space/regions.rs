@@ -1,6 +1,6 @@
 //! The regions of an address space, and the edits of the transaction at hand.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,6 +20,17 @@ enum State {
     Leaving,
 }
 
+/// Whether a region waits for its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deferral {
+    /// It never does.
+    Never,
+    /// It does: there is no slot.
+    Waiting,
+    /// It did, or would have.
+    Over,
+}
+
 /// An extent and its bookkeeping in 48 bytes.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
@@ -29,9 +40,10 @@ struct Entry {
     memfd_offset: u64,
     memfd: i32,
     generation: u32,
-    flags: u8,
+    flags: u16,
     kind: Kind,
     alone: bool,
+    deferral: Deferral,
     state: State,
 }
 
@@ -45,7 +57,8 @@ impl Entry {
             hva,
             memfd_offset: memfd.offset,
             memfd: memfd.fd,
-            flags: flags.bits() as u8,
+            // KVM_MEM_* that userspace may set are bits 0 to 15.
+            flags: flags.bits() as u16,
             kind,
             alone: extent.alone,
             ..*self
@@ -75,6 +88,20 @@ pub(crate) enum Edit {
     /// The region, and how it was. Its guest address never changes. Boxed, as
     /// most edits are of the other kinds.
     Changed(u32, Box<Extent>),
+    /// The region waited for its slot.
+    Promoted(u32),
+}
+
+impl Edit {
+    /// The region.
+    pub(crate) const fn index(&self) -> u32 {
+        match self {
+            Self::Added(index)
+            | Self::Removed(index)
+            | Self::Changed(index, _)
+            | Self::Promoted(index) => *index,
+        }
+    }
 }
 
 /// Regions by index and by guest address.
@@ -88,6 +115,8 @@ pub(crate) struct RegionTable {
     by_gpa: BTreeMap<u64, u32>,
     labels: HashMap<u32, Box<str>>,
     owners: HashMap<u32, Arc<dyn HostMemory>>,
+    /// Those mapped that are deferrable.
+    deferrable: BTreeSet<u32>,
     journal: Vec<Edit>,
 }
 
@@ -100,6 +129,7 @@ impl RegionTable {
             by_gpa: BTreeMap::new(),
             labels: HashMap::new(),
             owners: HashMap::new(),
+            deferrable: BTreeSet::new(),
             journal: Vec::new(),
         }
     }
@@ -133,6 +163,7 @@ impl RegionTable {
 
     pub(crate) fn region(&self, index: u32) -> Region<'_> {
         let Extent { mapping, alone } = self.extent(index);
+        let deferral = self.deferral(index);
         Region {
             id: self.id(index),
             range: mapping.range,
@@ -141,8 +172,35 @@ impl RegionTable {
             flags: mapping.flags,
             kind: mapping.kind,
             alone,
+            deferrable: deferral != Deferral::Never,
+            deferred: deferral == Deferral::Waiting,
             label: self.label(index),
         }
+    }
+
+    pub(crate) fn deferral(&self, index: u32) -> Deferral {
+        self.entries[index as usize].deferral
+    }
+
+    /// What a slot has to say of the region; nothing while that waits for one.
+    pub(crate) fn wanted(&self, index: u32) -> Option<Extent> {
+        (self.deferral(index) != Deferral::Waiting).then(|| self.extent(index))
+    }
+
+    /// The regions that are deferrable, by index.
+    pub(crate) fn deferrable(&self) -> impl Iterator<Item = u32> + '_ {
+        self.deferrable.iter().copied()
+    }
+
+    /// Whether the transaction at hand is about any of those.
+    pub(crate) fn edits_deferrable(&self) -> bool {
+        self.journal.iter().any(|edit| self.deferral(edit.index()) != Deferral::Never)
+    }
+
+    /// Has the region wait no longer.
+    pub(crate) fn promote(&mut self, index: u32) {
+        self.entries[index as usize].deferral = Deferral::Over;
+        self.journal.push(Edit::Promoted(index));
     }
 
     pub(crate) fn label(&self, index: u32) -> Option<&str> {
@@ -208,7 +266,7 @@ impl RegionTable {
                 Edit::Removed(index) => {
                     self.extent(*index).mapping.range.overlaps(range).then_some(*index)
                 }
-                Edit::Added(_) | Edit::Changed(..) => None,
+                Edit::Added(_) | Edit::Changed(..) | Edit::Promoted(_) => None,
             })
         };
         self.overlapping(range).next().or_else(leaving)
@@ -230,6 +288,7 @@ impl RegionTable {
                     seen.insert(*index);
                     None
                 }
+                Edit::Promoted(_) => None,
                 Edit::Removed(index) => seen.insert(*index).then(|| self.extent(*index).mapping),
                 Edit::Changed(index, before) => seen.insert(*index).then_some(before.mapping),
             })
@@ -246,6 +305,7 @@ impl RegionTable {
         extent: &Extent,
         label: Option<Box<str>>,
         owner: Option<Arc<dyn HostMemory>>,
+        deferral: Deferral,
     ) -> RegionId {
         let index = self.free.pop().unwrap_or_else(|| {
             let index = self.entries.len();
@@ -263,13 +323,18 @@ impl RegionTable {
                 flags: 0,
                 kind: Kind::Ram,
                 alone: false,
+                deferral: Deferral::Never,
                 state: State::Free,
             });
             index as u32
         });
         let entry = &mut self.entries[index as usize];
         entry.set(extent);
+        entry.deferral = deferral;
         entry.state = State::Mapped;
+        if deferral != Deferral::Never {
+            self.deferrable.insert(index);
+        }
         self.by_gpa.insert(extent.mapping.range.gpa, index);
         if let Some(label) = label {
             self.labels.insert(index, label);
@@ -285,6 +350,7 @@ impl RegionTable {
         let entry = &mut self.entries[index as usize];
         entry.state = State::Leaving;
         self.by_gpa.remove(&entry.gpa);
+        self.deferrable.remove(&index);
         self.journal.push(Edit::Removed(index));
     }
 
@@ -310,6 +376,12 @@ impl RegionTable {
                     let entry = &mut self.entries[index as usize];
                     entry.state = State::Mapped;
                     self.by_gpa.insert(entry.gpa, index);
+                    if entry.deferral != Deferral::Never {
+                        self.deferrable.insert(index);
+                    }
+                }
+                Edit::Promoted(index) => {
+                    self.entries[index as usize].deferral = Deferral::Waiting;
                 }
                 Edit::Changed(index, before) => self.entries[index as usize].set(&before),
             }
@@ -329,6 +401,7 @@ impl RegionTable {
     fn release(&mut self, index: u32) {
         let entry = &mut self.entries[index as usize];
         entry.state = State::Free;
+        self.deferrable.remove(&index);
         self.labels.remove(&index);
         self.owners.remove(&index);
         // An index whose generations are used up is not used again.
@@ -342,7 +415,7 @@ impl RegionTable {
     pub(crate) fn added_owners(&self) -> impl Iterator<Item = Arc<dyn HostMemory>> + '_ {
         self.journal.iter().filter_map(|edit| match edit {
             Edit::Added(index) => self.owners.get(index).cloned(),
-            Edit::Removed(_) | Edit::Changed(..) => None,
+            Edit::Removed(_) | Edit::Changed(..) | Edit::Promoted(_) => None,
         })
     }
 

@@ -12,7 +12,7 @@ struct Packed {
     memfd_offset: u64,
     memfd: i32,
     id: u16,
-    flags: u8,
+    flags: u16,
     kind: Kind,
 }
 
@@ -26,9 +26,9 @@ impl Packed {
             memfd_offset: memfd.offset,
             memfd: memfd.fd,
             id: slot.id,
-            // KVM_MEM_* are the lowest bits; GUEST_MEMFD says whether the
-            // fields of that name mean anything.
-            flags: flags.bits() as u8,
+            // KVM_MEM_* that userspace may set are bits 0 to 15; GUEST_MEMFD
+            // says whether the fields of that name mean anything.
+            flags: flags.bits() as u16,
             kind,
         }
     }

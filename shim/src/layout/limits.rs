@@ -2,6 +2,8 @@
 
 /// What a VM's KVM allows, as its capabilities say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+// One for each capability, none of which says anything about another.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Limits {
     /// Slot ids run from 0 to `slots - 1` in each address space
     /// (`KVM_CAP_NR_MEMSLOTS`).
@@ -21,6 +23,8 @@ pub struct Limits {
     pub guest_memfd: bool,
     /// The most entries of one batch ioctl; `None` where the kernel lacks it.
     pub batch: Option<u32>,
+    /// Whether slots can have [`MemFlags::TRAP`](crate::MemFlags::TRAP).
+    pub trap: bool,
 }
 
 impl Limits {
@@ -28,7 +32,7 @@ impl Limits {
     /// `int`.
     pub const SLOT_PAGES: u64 = (1 << 31) - 1;
 
-    /// What KVM on x86 allows without SMM, guest memfd and batch ioctl:
+    /// What KVM on x86 allows without SMM, guest memfd, batch ioctl and trap flag:
     /// `KVM_USER_MEM_SLOTS` is `SHRT_MAX` less three internal slots.
     #[must_use]
     pub const fn x86() -> Self {
@@ -41,6 +45,7 @@ impl Limits {
             region2: true,
             guest_memfd: false,
             batch: None,
+            trap: false,
         }
     }
 
@@ -54,6 +59,12 @@ impl Limits {
     #[must_use]
     pub const fn with_batch(self, entries: u32) -> Self {
         Self { batch: Some(entries), ..self }
+    }
+
+    /// The same, with slots that can trap.
+    #[must_use]
+    pub const fn with_trap(self) -> Self {
+        Self { trap: true, ..self }
     }
 
     /// The largest slot, in bytes.

@@ -104,7 +104,8 @@ pub struct Mapping {
     pub hva: u64,
     /// Private memory, for guests that have it.
     pub guest_memfd: Option<GuestMemfd>,
-    /// [`MemFlags::LOG_DIRTY_PAGES`] and [`MemFlags::READONLY`];
+    /// [`MemFlags::LOG_DIRTY_PAGES`], [`MemFlags::READONLY`] and
+    /// [`MemFlags::TRAP`];
     /// [`MemFlags::GUEST_MEMFD`] is set exactly where `guest_memfd` is some.
     pub flags: MemFlags,
     /// What the memory is to the VM.

@@ -56,14 +56,16 @@ fn same_memory(slot: &Mapping, wanted: &Mapping) -> bool {
     Mapping { kind: wanted.kind, ..*slot }.same_memory_as(wanted)
 }
 
-/// KVM changes nothing but dirty logging on a live slot (`kvm_set_memory_region`
-/// refuses a change of `KVM_MEM_READONLY`, and any change of a slot with a
+/// KVM changes nothing but dirty logging and trapping on a live slot
+/// (`kvm_set_memory_region` refuses a change of `KVM_MEM_READONLY`, and any change of a slot with a
 /// `guest_memfd`).
 fn flags_fate(slot: &Slot, flags: MemFlags) -> Fate {
     let changed = slot.mapping.flags ^ flags;
     if changed.is_empty() {
         Fate::Stays
-    } else if changed == MemFlags::LOG_DIRTY_PAGES && slot.mapping.guest_memfd.is_none() {
+    } else if (MemFlags::LOG_DIRTY_PAGES | MemFlags::TRAP).contains(changed)
+        && slot.mapping.guest_memfd.is_none()
+    {
         Fate::Flags(flags)
     } else {
         Fate::Goes

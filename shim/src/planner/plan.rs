@@ -16,7 +16,8 @@ pub enum Op {
         /// Its new guest address.
         gpa: u64,
     },
-    /// Only the flags change: one grace period.
+    /// Only the flags change: one grace period, or none where nothing but
+    /// [`MemFlags::TRAP`] does.
     SetFlags {
         /// The slot as it is.
         from: Slot,
@@ -73,6 +74,18 @@ impl Op {
     #[must_use]
     pub const fn invalidates(&self) -> bool {
         matches!(self, Self::Delete(_) | Self::Move { .. })
+    }
+
+    /// How many grace periods the single-region ioctl waits for.
+    #[must_use]
+    pub fn grace_periods(&self) -> u64 {
+        match self {
+            Self::Delete(_) | Self::Move { .. } => 2,
+            Self::SetFlags { from, flags } => {
+                u64::from(from.mapping.flags ^ *flags != MemFlags::TRAP)
+            }
+            Self::Create(_) => 1,
+        }
     }
 
     /// The id of the slot that changes.
@@ -137,10 +150,9 @@ impl Plan {
     /// The cost of one ioctl per change.
     #[must_use]
     pub fn cost_per_region(&self) -> Cost {
-        let invalidating = self.ops.iter().filter(|op| op.invalidates()).count();
         Cost {
             ioctls: self.ops.len() as u64,
-            grace_periods: (self.ops.len() + invalidating) as u64,
+            grace_periods: self.ops.iter().map(Op::grace_periods).sum(),
         }
     }
 
@@ -150,7 +162,9 @@ impl Plan {
         let chunks = self.ops.chunks(max_entries.max(1) as usize);
         Cost {
             ioctls: chunks.len() as u64,
-            grace_periods: chunks.map(|ops| 1 + u64::from(ops.iter().any(Op::invalidates))).sum(),
+            grace_periods: chunks
+                .map(|ops| ops.iter().map(Op::grace_periods).max().unwrap_or_default())
+                .sum(),
         }
     }
 }

@@ -8,6 +8,7 @@ use kvm_memslots_shim::exec::{GateError, VcpuGate};
 
 use super::code::{DOORBELL_GPA, Program, mailbox};
 use super::platform::Platform;
+use super::probe::Prober;
 use super::thread::VcpuThread;
 use crate::guest::{GuestError, OWN_GPA, Work};
 use crate::host::{LARGE_PAGE, Pages, SMALL_PAGE};
@@ -35,12 +36,34 @@ impl BusyVcpus {
     /// [`GuestError`]: KVM refused, `EEXIST` where a vCPU, the slot id or the
     /// addresses are taken.
     pub fn start(vm: &VmFd, slot: u16, count: usize, work: Work) -> Result<Self, GuestError> {
-        let (program, bytes, pages) = match work {
-            Work::Spin => (Program::Spin, 0, Pages::Small),
-            Work::FaultIn { bytes, pages } => (Program::FaultIn, bytes.max(1), pages),
-            Work::Touch { .. } => (Program::FaultIn, 0, Pages::Small),
-        };
+        let (_, bytes, pages) = program(work);
         let platform = Arc::new(Platform::install(vm, slot, count, bytes, pages)?);
+        Self::on(vm, platform, count, work)
+    }
+
+    /// The same, and one vCPU more that does the accesses it is given.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn with_prober(
+        vm: &VmFd,
+        slot: u16,
+        count: usize,
+        work: Work,
+    ) -> Result<(Self, Prober), GuestError> {
+        let (_, bytes, pages) = program(work);
+        let platform = Arc::new(Platform::install(vm, slot, count + 1, bytes, pages)?);
+        let prober = Prober::on(vm, Arc::clone(&platform), count)?;
+        Ok((Self::on(vm, platform, count, work)?, prober))
+    }
+
+    fn on(
+        vm: &VmFd,
+        platform: Arc<Platform>,
+        count: usize,
+        work: Work,
+    ) -> Result<Self, GuestError> {
+        let (program, ..) = program(work);
         let busy = Self { threads: Mutex::default(), platform };
         for index in 0..count {
             busy.post_range(index, work);
@@ -133,6 +156,15 @@ impl BusyVcpus {
 
     fn threads(&self) -> MutexGuard<'_, Vec<VcpuThread>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What does `work`, and the work area that it needs.
+fn program(work: Work) -> (Program, u64, Pages) {
+    match work {
+        Work::Spin => (Program::Spin, 0, Pages::Small),
+        Work::FaultIn { bytes, pages } => (Program::FaultIn, bytes.max(1), pages),
+        Work::Touch { .. } => (Program::FaultIn, 0, Pages::Small),
     }
 }
 

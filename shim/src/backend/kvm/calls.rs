@@ -13,7 +13,10 @@ use crate::backend::Errno;
 
 /// What is asked of a VM fd. A trait, so that kernels that lie, that are
 /// interrupted or that lack an ioctl can be played.
-pub(super) trait VmCalls: Send + fmt::Debug {
+pub(super) trait VmCalls: Send + fmt::Debug + Sized {
+    /// Another VM of the same KVM, to try things on.
+    fn scratch_vm(&mut self) -> Result<Self, Errno>;
+
     /// `KVM_GET_API_VERSION`: succeeds on the `/dev/kvm` fd only.
     fn api_version(&mut self) -> Result<c_int, Errno>;
 
@@ -89,6 +92,10 @@ mod request {
 }
 
 impl VmCalls for OwnedFd {
+    fn scratch_vm(&mut self) -> Result<Self, Errno> {
+        super::trap::new_vm()
+    }
+
     fn api_version(&mut self) -> Result<c_int, Errno> {
         // SAFETY: the argument is a number, and nothing is changed.
         unsafe { request::get_api_version(self.as_raw_fd(), 0) }

@@ -5,6 +5,7 @@ mod open;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod trap;
 
 pub use open::OpenError;
 
@@ -14,7 +15,7 @@ use kvm_bindings::{
     kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
     kvm_dirty_log__bindgen_ty_1,
 };
-use kvm_memslots_uapi::probe::Support;
+use kvm_memslots_uapi::probe::{Support, TrapSupport};
 use kvm_memslots_uapi::{
     MemFlags, MemoryRegions, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
@@ -72,7 +73,8 @@ pub struct Kvm {
 
 impl Kvm {
     /// Duplicates `vm` (close-on-exec), asks it what it allows and probes for
-    /// the batch ioctl. Nothing of the VM is changed.
+    /// the batch ioctl and the trap flag. Nothing of the VM is changed; where
+    /// the kernel claims the flag, `/dev/kvm` is opened to try it on another VM.
     ///
     /// # Errors
     /// [`OpenError`], by what `vm` is instead of a VM.
@@ -86,6 +88,13 @@ impl Kvm {
     #[must_use]
     pub const fn support(&self) -> Support {
         self.vm.support
+    }
+
+    /// What the probe for the trap flag found, on a VM that it made for that.
+    /// [`Limits::trap`] says whether that comes to a yes.
+    #[must_use]
+    pub const fn trap_support(&self) -> TrapSupport {
+        self.vm.trap
     }
 }
 
@@ -130,13 +139,14 @@ struct Vm<V> {
     calls: V,
     limits: Limits,
     support: Support,
+    trap: TrapSupport,
     scratch: Scratch,
 }
 
 impl<V: VmCalls> Vm<V> {
     fn new(mut calls: V) -> Self {
-        let (limits, support) = open::limits(&mut calls);
-        Self { calls, limits, support, scratch: Scratch::new(limits.page_size as usize) }
+        let (limits, support, trap) = open::limits(&mut calls);
+        Self { calls, limits, support, trap, scratch: Scratch::new(limits.page_size as usize) }
     }
 }
 

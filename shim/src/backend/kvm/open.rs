@@ -6,7 +6,7 @@ use kvm_bindings::{
     KVM_CAP_GUEST_MEMFD, KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM,
     KVM_CAP_USER_MEMORY, KVM_CAP_USER_MEMORY2,
 };
-use kvm_memslots_uapi::probe::{ProbeVm, Support, probe};
+use kvm_memslots_uapi::probe::{ProbeVm, Support, TrapSupport, probe};
 use kvm_memslots_uapi::{MAX_ENTRIES, kvm_userspace_memory_regions};
 use libc::c_int;
 use nix::unistd::{SysconfVar, sysconf};
@@ -106,9 +106,10 @@ fn what_is(fd: RawFd) -> String {
     }
 }
 
-/// What the VM allows, and whether it has the batch ioctl.
-pub(super) fn limits(vm: &mut impl VmCalls) -> (Limits, Support) {
+/// What the VM allows, and whether it has the batch ioctl and the trap flag.
+pub(super) fn limits(vm: &mut impl VmCalls) -> (Limits, Support, TrapSupport) {
     let support = probe(&mut Probed(vm));
+    let trap = super::trap::probe(vm, page_size());
     let mut cap = |cap| {
         let answer = retry(|| vm.check_extension(cap)).unwrap_or(0);
         u32::try_from(answer).unwrap_or(0)
@@ -129,8 +130,9 @@ pub(super) fn limits(vm: &mut impl VmCalls) -> (Limits, Support) {
             Support::Present { max_entries } => Some(max_entries.min(MAX_ENTRIES as u32)),
             Support::Absent | Support::Impostor { .. } => None,
         },
+        trap: trap == TrapSupport::Present,
     };
-    (limits, support)
+    (limits, support, trap)
 }
 
 fn page_size() -> u64 {

@@ -7,9 +7,10 @@ use kvm_bindings::{
     KVM_CAP_GUEST_MEMFD, KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM,
     KVM_CAP_USER_MEMORY, KVM_CAP_USER_MEMORY2,
 };
-use kvm_memslots_uapi::probe::Mismatch;
+use kvm_memslots_uapi::probe::{Mismatch, TrapMismatch};
 use kvm_memslots_uapi::{
-    KVM_CAP_USER_MEMORY_REGIONS, MAX_ENTRIES, MemoryRegionsFlags, kvm_userspace_memory_regions,
+    KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS, MAX_ENTRIES, MemoryRegionsFlags,
+    kvm_userspace_memory_regions,
 };
 use libc::c_int;
 
@@ -31,13 +32,25 @@ struct Fake {
     /// The dirty log of any slot.
     log: Vec<u64>,
     asked: Vec<&'static str>,
+    /// Flags of slots that are not refused.
+    knows: u32,
+    has_dev_kvm: bool,
 }
 
 impl Fake {
     fn new(caps: &[(u32, c_int)], batch: Batch) -> Self {
         let caps = caps.iter().copied().collect();
         let asked = Vec::new();
-        Self { caps, is_system_fd: false, batch, interrupts: 0, log: Vec::new(), asked }
+        Self {
+            caps,
+            is_system_fd: false,
+            batch,
+            interrupts: 0,
+            log: Vec::new(),
+            asked,
+            knows: !0,
+            has_dev_kvm: true,
+        }
     }
 
     fn ask(&mut self, what: &'static str) -> Result<(), Errno> {
@@ -53,6 +66,16 @@ impl Fake {
 }
 
 impl VmCalls for Fake {
+    fn scratch_vm(&mut self) -> Result<Self, Errno> {
+        self.ask("scratch")?;
+        let scratch = Self::new(&[], self.batch);
+        if self.has_dev_kvm {
+            Ok(Self { knows: self.knows, ..scratch })
+        } else {
+            Err(Errno::EACCES)
+        }
+    }
+
     fn api_version(&mut self) -> Result<c_int, Errno> {
         if self.is_system_fd { Ok(12) } else { Err(Errno::ENOTTY) }
     }
@@ -63,9 +86,10 @@ impl VmCalls for Fake {
 
     unsafe fn set_user_memory_region(
         &mut self,
-        _: &kvm_userspace_memory_region,
+        region: &kvm_userspace_memory_region,
     ) -> Result<(), Errno> {
-        self.ask("region")
+        self.ask("region")?;
+        if region.flags & !self.knows == 0 { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
     unsafe fn set_user_memory_region2(
@@ -209,6 +233,44 @@ fn an_impostor_is_remembered_and_never_called() {
         assert_eq!(unsafe { vm.set_regions(&mut regions) }, Err(Errno::ENOTTY));
         assert!(vm.calls.asked.is_empty(), "liar {index} was called");
     }
+}
+
+fn with_trap(claims: c_int, knows: u32) -> Fake {
+    Fake { knows, ..Fake::new(&[(KVM_CAP_MEM_TRAP, claims)], absent) }
+}
+
+#[test]
+fn a_kernel_that_answers_the_probe_has_the_trap_flag() {
+    let vm = Vm::new(with_trap(0x8000, MemFlags::all().bits()));
+    assert_eq!((vm.trap, vm.limits.trap), (TrapSupport::Present, true));
+    // Not on the VM itself.
+    assert_eq!(vm.calls.asked, ["scratch"]);
+}
+
+#[test]
+fn the_trap_flag_is_not_believed_on_a_claim() {
+    let known = MemFlags::all().bits();
+    let cases = [
+        (with_trap(1, known), TrapMismatch::Answer),
+        (with_trap(0x8000, 3), TrapMismatch::Refused { errno: Errno::EINVAL as c_int }),
+        (with_trap(0x8000, !0), TrapMismatch::BadFlagsAnswer { errno: 0 }),
+        (
+            Fake { has_dev_kvm: false, ..with_trap(0x8000, known) },
+            TrapMismatch::NoScratchVm { errno: Errno::EACCES as c_int },
+        ),
+    ];
+    for (fake, expected) in cases {
+        let vm = Vm::new(fake);
+        assert!(matches!(vm.trap, TrapSupport::Impostor { mismatch, .. } if mismatch == expected));
+        assert!(!vm.limits.trap);
+    }
+}
+
+#[test]
+fn without_a_claim_no_scratch_vm_is_made() {
+    let vm = Vm::new(with_trap(0, !0));
+    assert_eq!((vm.trap, vm.limits.trap), (TrapSupport::Absent, false));
+    assert!(vm.calls.asked.is_empty());
 }
 
 /// A call and what the fake writes down for it.

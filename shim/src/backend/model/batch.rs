@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use kvm_memslots_uapi::probe::ProbeVm;
+use kvm_memslots_uapi::probe::{ProbeTrap, ProbeVm, TrapMismatch};
 use kvm_memslots_uapi::{
-    KVM_CAP_USER_MEMORY_REGIONS, MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_region2,
-    kvm_userspace_memory_regions,
+    KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS, MemoryRegions, MemoryRegionsFlags,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_userspace_memory_regions,
 };
 
 use super::apply::Undo;
@@ -69,13 +69,14 @@ impl Net {
             (None, Some(_)) => 1,
             (Some(_), None) => 2,
             (Some(before), Some(after)) => {
-                let unlogged = |slot: Slot| Mapping {
-                    flags: slot.mapping.flags - MemFlags::LOG_DIRTY_PAGES,
+                let without = |slot: Slot, flags| Mapping {
+                    flags: slot.mapping.flags - flags,
                     ..slot.mapping
                 };
-                if before == after {
+                let same = |flags| without(before, flags) == without(after, flags);
+                if same(MemFlags::TRAP) {
                     0
-                } else if unlogged(before) == unlogged(after) {
+                } else if same(MemFlags::TRAP | MemFlags::LOG_DIRTY_PAGES) {
                     1
                 } else {
                     2
@@ -285,6 +286,26 @@ impl LoggedBefore {
             .map(|(_, (mapping, bitmap))| (mapping, bitmap.as_ref()))
             .take_while(|(old, _)| old.range.end() > new.range.gpa)
             .filter(|(old, _)| old.same_host_pages_as(new))
+    }
+}
+
+impl ProbeTrap for Model {
+    /// Knows no capability but that of the trap flag.
+    fn check_extension(&mut self, cap: u32) -> c_int {
+        let trap = if self.config.limits.trap { MemFlags::TRAP.bits() } else { 0 };
+        if cap == KVM_CAP_MEM_TRAP { c_int::try_from(trap).unwrap_or(c_int::MAX) } else { 0 }
+    }
+
+    /// On a VM of its own, as everybody's.
+    fn make_slot(&mut self, flags: u32) -> Result<(), TrapMismatch> {
+        let region = kvm_userspace_memory_region {
+            flags,
+            memory_size: self.config.limits.page_size,
+            ..Default::default()
+        };
+        Self::with_config(self.config.clone())
+            .set_user_memory_region(&region)
+            .map_err(|errno| TrapMismatch::Refused { errno: errno as c_int })
     }
 }
 

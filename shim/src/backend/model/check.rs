@@ -32,10 +32,13 @@ pub(super) enum Change {
 impl Change {
     /// Grace periods of the single-region ioctl (`kvm_set_memslot()`: one for
     /// each `kvm_swap_active_memslots()`).
-    pub(super) const fn grace_periods(&self) -> u64 {
+    pub(super) fn grace_periods(&self) -> u64 {
         match self {
             Self::Nothing => 0,
-            Self::Create(_) | Self::FlagsOnly { .. } => 1,
+            Self::FlagsOnly { old, flags } => {
+                u64::from(old.mapping.flags ^ *flags != MemFlags::TRAP)
+            }
+            Self::Create(_) => 1,
             Self::Delete { .. } | Self::Move { .. } => 2,
         }
     }
@@ -95,10 +98,11 @@ impl Model {
         let mut valid = MemFlags::LOG_DIRTY_PAGES;
         valid.set(MemFlags::GUEST_MEMFD, limits.guest_memfd);
         valid.set(MemFlags::READONLY, limits.readonly);
+        valid.set(MemFlags::TRAP, limits.trap);
         if region.flags & MemFlags::GUEST_MEMFD.bits() != 0 {
-            // Private memory can't be logged, and a write to it can't be
-            // emulated, as one to a read-only slot is.
-            valid.remove(MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY);
+            // Private memory can't be logged, and an access to it can't be
+            // emulated, as one to a read-only or trapping slot is.
+            valid.remove(MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY | MemFlags::TRAP);
         }
         refuse_if(region.flags & !valid.bits() != 0)
     }

@@ -16,7 +16,7 @@ pub enum GuestAccess {
     },
     /// A write to a read-only slot: `KVM_EXIT_MMIO`.
     RomWrite,
-    /// No slot: `KVM_EXIT_MMIO`.
+    /// No slot, or one that traps: `KVM_EXIT_MMIO`.
     Mmio,
 }
 
@@ -56,12 +56,9 @@ impl Model {
     /// address. Marks the pages that are written and whose slot is logged
     /// (`mark_page_dirty_in_slot()`).
     pub fn guest_write(&mut self, as_id: u16, gpa: u64, len: u64) -> Vec<Piece> {
-        let pieces = self.pieces(as_id, gpa, len, |live, gpa| {
-            if live.slot.mapping.flags.contains(MemFlags::READONLY) {
-                GuestAccess::RomWrite
-            } else {
-                ram(live, gpa)
-            }
+        let pieces = self.pieces(as_id, gpa, len, |live, gpa| match ram(live, gpa) {
+            GuestAccess::Ram { .. } if is_read_only(live) => GuestAccess::RomWrite,
+            access => access,
         });
         for piece in pieces.iter().filter(|piece| !piece.access.exits()) {
             self.mark_dirty(as_id, piece.range);
@@ -109,7 +106,14 @@ impl Model {
     }
 }
 
+fn is_read_only(live: &Live) -> bool {
+    live.slot.mapping.flags.contains(MemFlags::READONLY)
+}
+
 fn ram(live: &Live, gpa: u64) -> GuestAccess {
     let mapping = live.slot.mapping;
+    if mapping.flags.contains(MemFlags::TRAP) {
+        return GuestAccess::Mmio;
+    }
     GuestAccess::Ram { hva: mapping.hva + (gpa - mapping.range.gpa) }
 }

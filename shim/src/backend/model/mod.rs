@@ -162,9 +162,9 @@ impl Model {
     /// without private memory.
     ///
     /// # Errors
-    /// `EINVAL` for any flag but [`MemFlags::LOG_DIRTY_PAGES`] and
-    /// [`MemFlags::READONLY`] (`KVM_SET_USER_MEMORY_REGION_V1_FLAGS`,
-    /// `kvm_vm_ioctl()`).
+    /// `EINVAL` for any flag but [`MemFlags::LOG_DIRTY_PAGES`],
+    /// [`MemFlags::READONLY`] and [`MemFlags::TRAP`]
+    /// (`KVM_SET_USER_MEMORY_REGION_V1_FLAGS`, `kvm_vm_ioctl()`).
     pub fn set_user_memory_region(
         &mut self,
         region: &kvm_userspace_memory_region,
@@ -177,7 +177,7 @@ impl Model {
             userspace_addr: region.userspace_addr,
             ..Default::default()
         };
-        let v1 = MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY;
+        let v1 = MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY | MemFlags::TRAP;
         let acceptable = region.flags & !v1.bits() == 0;
         self.set_one(&region, if acceptable { Ok(()) } else { Err(Errno::EINVAL) })
     }

@@ -59,12 +59,40 @@ kvm_memslots_guest_probe:
     str     x2, [x0, #{CURRENT}]
     ldr     x5, [x3]
     ldr     x6, [x3, #16]
+    ldr     x8, [x3, #24]
     cbnz    x6, 4f
+    cmp     x8, #2
+    b.lo    21f
+    b.eq    22f
+    cmp     x8, #4
+    b.eq    24f
     ldr     x7, [x5]
-    str     x7, [x3, #8]
+    b       29f
+21: ldrb    w7, [x5]
+    b       29f
+22: ldrh    w7, [x5]
+    b       29f
+24: ldr     w7, [x5]
+29: str     x7, [x3, #8]
     b       6f
-4:  ldr     x7, [x3, #8]
+4:  cmp     x6, #1
+    b.ne    7f
+    ldr     x7, [x3, #8]
+    cmp     x8, #2
+    b.lo    31f
+    b.eq    32f
+    cmp     x8, #4
+    b.eq    34f
     str     x7, [x5]
+    b       6f
+31: strb    w7, [x5]
+    b       6f
+32: strh    w7, [x5]
+    b       6f
+34: str     w7, [x5]
+    b       6f
+7:  ldp     x7, x8, [x5]
+    str     x7, [x3, #8]
 6:  add     x2, x2, #1
     add     x3, x3, #{ACCESS_SIZE}
     b       3b

@@ -40,13 +40,42 @@ kvm_memslots_guest_probe:
     jae     5f
     mov     [rdi + {CURRENT}], rbx
     mov     rdx, [rcx]
+    mov     r8, [rcx + 24]
     cmp     qword ptr [rcx + 16], 0
     jne     4f
+    xor     eax, eax
+    cmp     r8, 2
+    jb      21f
+    je      22f
+    cmp     r8, 4
+    je      24f
     mov     rax, [rdx]
-    mov     [rcx + 8], rax
+    jmp     29f
+21: mov     al, [rdx]
+    jmp     29f
+22: mov     ax, [rdx]
+    jmp     29f
+24: mov     eax, [rdx]
+29: mov     [rcx + 8], rax
     jmp     6f
-4:  mov     rax, [rcx + 8]
+4:  cmp     qword ptr [rcx + 16], 1
+    jne     7f
+    mov     rax, [rcx + 8]
+    cmp     r8, 2
+    jb      31f
+    je      32f
+    cmp     r8, 4
+    je      34f
     mov     [rdx], rax
+    jmp     6f
+31: mov     [rdx], al
+    jmp     6f
+32: mov     [rdx], ax
+    jmp     6f
+34: mov     [rdx], eax
+    jmp     6f
+7:  popcnt  rax, qword ptr [rdx]
+    mov     [rcx + 8], rax
 6:  inc     rbx
     add     rcx, {ACCESS_SIZE}
     jmp     3b

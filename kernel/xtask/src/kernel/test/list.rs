@@ -130,7 +130,7 @@ const fn test(package: &'static str, name: &'static str) -> Source {
 }
 
 /// The workspace's tests that use KVM.
-pub(super) const TESTS: [Source; 9] = [
+pub(super) const TESTS: [Source; 11] = [
     test("kvm-memslots-uapi", "probe"),
     test("kvm-memslots-shim", "kvm"),
     test("kvm-memslots", "spaces"),
@@ -140,6 +140,8 @@ pub(super) const TESTS: [Source; 9] = [
     test("kvm-memslots-bench", "gate"),
     test("kvm-memslots-bench", "grace"),
     test("kvm-memslots-bench", "guest"),
+    test("kvm-memslots-bench", "pci"),
+    test("kvm-memslots-bench", "replay"),
 ];
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod batch;
 mod dirty;
 mod guest;
 mod rules;
+mod trap;
 
 use kvm_memslots_uapi::{MemFlags, kvm_userspace_memory_region2};
 

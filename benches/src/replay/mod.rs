@@ -1,0 +1,317 @@
+//! Replays a trace on real KVM, in several ways side by side.
+//!
+//! No guest runs meanwhile, and the pauses of the trace are left out: what is
+//! measured are the calls, back to back.
+
+mod churn;
+mod commits;
+mod memory;
+mod row;
+mod table;
+
+pub use churn::{CHURN_AFTER, Churn, With};
+pub use commits::Commits;
+pub use memory::TracedMemory;
+pub use row::Row;
+pub use table::table;
+
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VmFd;
+use kvm_memslots::backend::{Errno, Kvm, Memslots};
+use kvm_memslots::{Executor, Limits, vm_fd};
+use kvm_memslots_shim::uapi::MemFlags;
+use thiserror::Error;
+
+use crate::grace::GraceCounter;
+use crate::machine::new_vm;
+use crate::pin::Pinned;
+use crate::trace::{Call, Trace, bursts};
+
+/// A way to make the calls of a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Strategy {
+    /// As the VMM made them.
+    PerRegion,
+    /// `kvm-memslots`, a commit for each burst, in single calls.
+    Shim,
+    /// A slot that keeps coming back unchanged is trapped, not deleted.
+    Trap,
+    /// A slot that keeps coming back unchanged is not made again.
+    Deferred,
+    /// `kvm-memslots`, a commit for each burst, by the batch ioctl.
+    Batch,
+}
+
+impl Strategy {
+    /// All, the one that the others are compared with first.
+    pub const ALL: [Self; 5] =
+        [Self::PerRegion, Self::Shim, Self::Trap, Self::Deferred, Self::Batch];
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PerRegion => "per-region",
+            Self::Shim => "shim",
+            Self::Trap => "trap",
+            Self::Deferred => "deferred",
+            Self::Batch => "batch",
+        }
+    }
+
+    /// What has to be said about its numbers.
+    const fn note(self) -> Option<&'static str> {
+        match self {
+            Self::Deferred => Some(
+                "a lower bound: the trace does not hold the guest's reads, which would make some \
+                 of the maps necessary",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Why a kernel that allows `limits` can't do it.
+    const fn lacks(self, limits: &Limits) -> Option<&'static str> {
+        match self {
+            Self::Trap if !limits.trap => Some("this kernel has no KVM_MEM_TRAP"),
+            Self::Batch if limits.batch.is_none() => {
+                Some("this kernel has no KVM_SET_USER_MEMORY_REGIONS")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What calls cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Spent {
+    /// Calls that changed memslots, flips not among them.
+    pub calls: u64,
+    /// Calls that only flipped the trap bit.
+    pub flips: u64,
+    /// Grace periods that they wait for, by KVM's rules.
+    pub grace_periods: u64,
+}
+
+impl std::ops::AddAssign for Spent {
+    fn add_assign(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.flips += other.flips;
+        self.grace_periods += other.grace_periods;
+    }
+}
+
+/// Makes calls of a trace.
+pub trait Make {
+    /// Makes the calls of one burst, none of which KVM refused when the trace
+    /// was made.
+    ///
+    /// # Errors
+    /// The line of the call that was refused, or of the burst's last one where
+    /// that is not known, and why.
+    fn burst(&mut self, calls: &[Call]) -> Result<Spent, Refused>;
+}
+
+/// KVM does not take a call of the trace.
+#[derive(Debug, Error)]
+#[error("the call of line {line} is refused here: {why}")]
+pub struct Refused {
+    /// Its line in the file that was imported.
+    pub line: u64,
+    /// The errno, or the library's error.
+    pub why: String,
+}
+
+/// Why there is no comparison.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReplayError {
+    /// No VM.
+    #[error("no VM: {0}")]
+    NoVm(io::Error),
+    /// The trace needs what this VM does not have.
+    #[error("line {line}: {needs}, which this machine's VMs do not have")]
+    Beyond {
+        /// The line.
+        line: u64,
+        /// What it needs.
+        needs: String,
+    },
+    /// Too little address space.
+    #[error("{bytes} bytes of host addresses for the trace's memory: {errno}")]
+    HostMemory {
+        /// How much.
+        bytes: u64,
+        /// The errno of `mmap`.
+        errno: Errno,
+    },
+    /// KVM or the library refused a call.
+    #[error("{strategy}: {refused}")]
+    Refused {
+        /// Which way.
+        strategy: Strategy,
+        /// What.
+        refused: Refused,
+    },
+    /// The library did not open the VM.
+    #[error(transparent)]
+    Open(#[from] kvm_memslots::Error),
+    /// The kernel's trace.
+    #[error("counting grace periods: {0}")]
+    Count(io::Error),
+}
+
+/// What to replay, and how.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// The ways.
+    pub strategies: Vec<Strategy>,
+    /// See [`bursts`].
+    pub gap: Duration,
+    /// How often a slot comes back unchanged before it counts as one that
+    /// keeps doing so.
+    pub churn_after: u32,
+    /// Runs that are measured, beside the one that warms up and counts.
+    pub runs: usize,
+}
+
+/// One way, while it is compared.
+struct Contender {
+    strategy: Strategy,
+    spent: Spent,
+    counted: Option<u64>,
+    walls: Vec<Duration>,
+}
+
+impl Replay {
+    /// Replays the trace. Nothing is run unless this machine's VMs can have
+    /// all its slots.
+    ///
+    /// # Errors
+    /// [`ReplayError`]; what this kernel lacks is a row that says so.
+    pub fn run(
+        &self,
+        trace: &Trace,
+        mut counter: Option<&mut GraceCounter>,
+    ) -> Result<Vec<Row>, ReplayError> {
+        let limits = limits_of(&new_vm().map_err(ReplayError::NoVm)?)?;
+        let memory = TracedMemory::reserve(trace)?;
+        let calls: Vec<Call> = trace.made().map(|call| memory.place(call)).collect();
+        calls.iter().try_for_each(|call| fits(call, &limits))?;
+        let bursts = bursts(&calls, self.gap);
+        let able = |strategy: &&Strategy| strategy.lacks(&limits).is_none();
+        let mut contenders: Vec<_> =
+            self.strategies.iter().filter(able).map(|strategy| Contender::new(*strategy)).collect();
+        for round in 0..=self.runs {
+            for contender in &mut contenders {
+                let counter = counter.as_deref_mut().filter(|_| round == 0);
+                self.replay(contender, &bursts, &limits, counter, round > 0)?;
+            }
+            contenders.reverse();
+        }
+        Ok(row::rows(self, trace, bursts.len(), &limits, &contenders))
+    }
+
+    /// All of the trace, on a VM of its own.
+    fn replay(
+        &self,
+        contender: &mut Contender,
+        bursts: &[&[Call]],
+        limits: &Limits,
+        counter: Option<&mut GraceCounter>,
+        measured: bool,
+    ) -> Result<(), ReplayError> {
+        let vm = new_vm().map_err(ReplayError::NoVm)?;
+        let mut maker = self.maker(contender.strategy, &vm, limits)?;
+        let failed = |refused| ReplayError::Refused { strategy: contender.strategy, refused };
+        let mut all = || {
+            let mut spent = Spent::default();
+            bursts.iter().try_for_each(|burst| maker.burst(burst).map(|cost| spent += cost))?;
+            Ok(spent)
+        };
+        if let Some(counter) = counter {
+            let (spent, counted) = counter.count(all).map_err(ReplayError::Count)?;
+            contender.spent = spent.map_err(failed)?;
+            contender.counted = Some(counted);
+            return Ok(());
+        }
+        let _pinned = Pinned::to_first_cpu();
+        let started = Instant::now();
+        let spent = all();
+        let wall = started.elapsed();
+        contender.spent = spent.map_err(failed)?;
+        if measured {
+            contender.walls.push(wall);
+        }
+        Ok(())
+    }
+
+    fn maker(
+        &self,
+        strategy: Strategy,
+        vm: &VmFd,
+        limits: &Limits,
+    ) -> Result<Box<dyn Make>, ReplayError> {
+        let slots = || -> Result<Box<dyn Memslots>, ReplayError> {
+            let slots = Kvm::open(vm_fd(vm)).map_err(kvm_memslots::Error::from)?;
+            Ok(Box::new(slots))
+        };
+        let churn = |with| -> Result<Box<dyn Make>, ReplayError> {
+            // SAFETY: the calls are those that `TracedMemory` placed, in memory
+            // that outlives the VM and that nobody accesses.
+            Ok(Box::new(unsafe { Churn::new(slots()?, with, self.churn_after) }))
+        };
+        let commits = |executor| -> Result<Box<dyn Make>, ReplayError> {
+            let open = |as_id| -> Result<_, ReplayError> { Ok((as_id, slots()?)) };
+            let spaces: Result<Vec<_>, _> = (0..limits.address_spaces).map(open).collect();
+            // SAFETY: as above.
+            Ok(Box::new(unsafe { Commits::new(spaces?, executor) }?))
+        };
+        match strategy {
+            Strategy::PerRegion => churn(With::Nothing),
+            Strategy::Trap => churn(With::Trap),
+            Strategy::Deferred => churn(With::Defer),
+            Strategy::Shim => commits(Executor::PerRegion),
+            Strategy::Batch => commits(Executor::Batch),
+        }
+    }
+}
+
+impl Contender {
+    fn new(strategy: Strategy) -> Self {
+        Self { strategy, spent: Spent::default(), counted: None, walls: Vec::new() }
+    }
+}
+
+fn limits_of(vm: &VmFd) -> Result<Limits, ReplayError> {
+    Ok(Kvm::open(vm_fd(vm)).map_err(kvm_memslots::Error::from)?.limits())
+}
+
+/// Whether a VM can have such a slot.
+fn fits(call: &Call, limits: &Limits) -> Result<(), ReplayError> {
+    let flags = MemFlags::from_bits_retain(call.region.flags);
+    let unknown = flags - (MemFlags::READONLY | MemFlags::LOG_DIRTY_PAGES);
+    let needs = if flags.contains(MemFlags::GUEST_MEMFD) {
+        "a slot with a guest_memfd".to_owned()
+    } else if !unknown.is_empty() {
+        format!("a slot with the flags {:#x}", unknown.bits())
+    } else if call.as_id() >= limits.address_spaces {
+        format!("address space {}", call.as_id())
+    } else if u32::from(call.slot()) >= limits.slots {
+        format!("slot {}", call.slot())
+    } else if flags.contains(MemFlags::READONLY) && !limits.readonly {
+        "a read-only slot".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(ReplayError::Beyond { line: call.line, needs })
+}

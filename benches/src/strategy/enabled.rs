@@ -1,0 +1,282 @@
+//! A guest that enables PCI devices by config writes, and a VMM that follows.
+
+use std::fmt;
+
+use kvm_memslots::deferred::Deferred;
+use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
+use kvm_memslots::{AddressSpace, CommitReport, Error, RegionSpec};
+
+use super::{Apply, Spent, StrategyError};
+use crate::guest::{Access, Mmio, Prober};
+use crate::host::HostMemory;
+use crate::scenario::{Change, Place, Step};
+
+/// Where the guest has its devices' config space: 4 KiB each.
+const ECAM: u64 = 0xb000_0000;
+const ECAM_END: u64 = 0xc000_0000;
+const CONFIG_SPACE: u64 = 4096;
+
+/// Offsets in the config space.
+const COMMAND: u64 = 0x04;
+const BAR_0: u64 = 0x10;
+const BAR_2: u64 = 0x18;
+
+/// Bits of the command register: memory, bus mastering.
+const ENABLED: u64 = 0x6;
+
+/// How often the guest reads from each BAR once all devices are enabled.
+const USES: usize = 16;
+
+/// The bits that say how large a BAR is, and what a guest's address may be.
+const ADDRESS_BITS: u32 = 39;
+
+/// What a step of the scenario `pci` takes: the guest finds out how large the
+/// device's BARs are, gives them addresses and enables it, each by config
+/// writes that exit; the VMM does what they are about.
+pub struct Enabled {
+    prober: Prober,
+    vmm: Vmm,
+    /// BARs of the devices that were enabled.
+    bars: Vec<[Place; 2]>,
+}
+
+/// Who takes the exits.
+enum Vmm {
+    /// What the step says, when the device is enabled.
+    Today(Box<dyn Apply>),
+    Follows(Box<Follows>),
+}
+
+struct Follows {
+    space: AddressSpace,
+    bars: PciBars,
+    functions: Vec<FunctionId>,
+    exits: Deferred,
+}
+
+impl fmt::Debug for Enabled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Enabled").field("enabled", &self.bars.len()).finish_non_exhaustive()
+    }
+}
+
+impl Enabled {
+    /// A VMM that makes the calls of each step as they are.
+    #[must_use]
+    pub fn today(prober: Prober, calls: Box<dyn Apply>) -> Self {
+        Self { prober, vmm: Vmm::Today(calls), bars: Vec::new() }
+    }
+
+    /// A VMM that has [`PciBars`] follow the config writes.
+    ///
+    /// # Errors
+    /// What the library says of a BAR.
+    ///
+    /// # Safety
+    /// The scenario's host memory is at `hva`, is as long as the scenario says,
+    /// outlives the VM, and is the guest's to read and write.
+    pub unsafe fn following(
+        prober: Prober,
+        space: AddressSpace,
+        steps: &[Step],
+        hva: u64,
+        deferrable: bool,
+    ) -> Result<Self, PciError> {
+        let mut bars = PciBars::new(ADDRESS_BITS);
+        let functions = steps
+            .iter()
+            .filter_map(places)
+            .map(|[small, large]| {
+                let window = |place: Place| {
+                    let region = RegionSpec::device(0, place.size, hva + place.offset);
+                    if deferrable { region.deferrable() } else { region }
+                };
+                // SAFETY: the caller's promise.
+                let small = unsafe { BarSpec::memory32(small.size).window(window(small)) };
+                let spec = BarSpec::memory64(large.size).prefetchable();
+                // SAFETY: as above.
+                let large = unsafe { spec.window(window(large)) };
+                bars.add(&space, FunctionSpec::new().bar(0, small).bar(2, large))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let exits = space.deferred();
+        let vmm = Vmm::Follows(Box::new(Follows { space, bars, functions, exits }));
+        Ok(Self { prober, vmm, bars: Vec::new() })
+    }
+
+    /// Puts into each BAR what the guest is to find there.
+    pub fn fill(memory: &HostMemory, steps: &[Step]) {
+        for place in steps.iter().filter_map(places).flatten() {
+            memory.write(place.offset, content(&place));
+        }
+    }
+
+    fn enable(&mut self, step: &Step, bars: [Place; 2]) -> Result<Spent, StrategyError> {
+        let config = ECAM + self.bars.len() as u64 * CONFIG_SPACE;
+        let [small, large] = bars;
+        let registers = [
+            (BAR_0, small.gpa & 0xffff_ffff),
+            (BAR_2, large.gpa & 0xffff_ffff),
+            (BAR_2 + 4, large.gpa >> 32),
+        ];
+        let read = |offset| Access::Load(config + offset, 4);
+        let write = |offset, value| Access::Store(config + offset, 4, value);
+        // As Linux: what is there is written back, addresses come later.
+        let sizing = registers.into_iter().flat_map(|(offset, _)| {
+            [read(offset), write(offset, 0xffff_ffff), read(offset), write(offset, 0)]
+        });
+        let addresses = registers.into_iter().map(|(offset, value)| write(offset, value));
+        let command = config + COMMAND;
+        let enable = [Access::Load(command, 2), Access::Store(command, 2, ENABLED)];
+        let accesses: Vec<_> = sizing.chain(addresses).chain(enable).collect();
+        let (spent, values) = self.drive(step, &accesses)?;
+        if matches!(self.vmm, Vmm::Follows(_)) {
+            let sizes = [values[2], values[6]].map(|low| u64::from(!(low as u32 & !0xf)) + 1);
+            if sizes != [small.size, large.size] {
+                return Err(StrategyError::WrongValue { gpa: config + BAR_0 });
+            }
+        }
+        self.bars.push(bars);
+        Ok(spent)
+    }
+
+    /// The guest reads from every BAR, device after device.
+    fn use_all(&mut self, step: &Step) -> Result<Spent, StrategyError> {
+        let bars: Vec<Place> = self.bars.iter().flatten().copied().collect();
+        let reads: Vec<_> = bars.iter().flat_map(|bar| [Access::Read(bar.gpa); USES]).collect();
+        let (spent, values) = self.drive(step, &reads)?;
+        let wrong = |(bar, values): &(&Place, &[u64])| values.iter().any(|v| *v != content(bar));
+        match bars.iter().zip(values.chunks(USES)).find(wrong) {
+            Some((bar, _)) => Err(StrategyError::WrongValue { gpa: bar.gpa }),
+            None => Ok(spent),
+        }
+    }
+
+    fn drive(
+        &mut self,
+        step: &Step,
+        accesses: &[Access],
+    ) -> Result<(Spent, Vec<u64>), StrategyError> {
+        let mut spent = Ok(Spent::default());
+        let vmm = &mut self.vmm;
+        let values = self.prober.drive(accesses, |exit| {
+            if let Ok(so_far) = &mut spent {
+                match vmm.exit(exit, step) {
+                    Ok(cost) => *so_far += cost,
+                    Err(error) => spent = Err(error),
+                }
+            }
+        });
+        Ok((spent?, values.map_err(StrategyError::Guest)?))
+    }
+}
+
+impl Vmm {
+    fn exit(&mut self, exit: Mmio<'_>, step: &Step) -> Result<Spent, StrategyError> {
+        match (self, exit) {
+            (Self::Today(calls), Mmio::Write(gpa, data)) => {
+                let decodes = data.first().is_some_and(|byte| byte & 2 != 0);
+                let enables = gpa % CONFIG_SPACE == COMMAND && decodes;
+                if enables { calls.apply(step) } else { Ok(Spent::default()) }
+            }
+            (Self::Today(_), Mmio::Read(_, data)) => {
+                data.fill(0);
+                Ok(Spent::default())
+            }
+            (Self::Today(_), Mmio::Undecoded(_)) => not_decoded(),
+            (Self::Follows(vmm), exit) => vmm.exit(exit),
+        }
+    }
+}
+
+impl Follows {
+    fn exit(&mut self, exit: Mmio<'_>) -> Result<Spent, StrategyError> {
+        let (Mmio::Read(gpa, _) | Mmio::Write(gpa, _)) = exit else { return not_decoded() };
+        if !(ECAM..ECAM_END).contains(&gpa) {
+            return self.memory(exit);
+        }
+        let function = self.functions.get(((gpa - ECAM) / CONFIG_SPACE) as usize).copied();
+        let function = function.ok_or(StrategyError::WrongValue { gpa })?;
+        let offset = (gpa % CONFIG_SPACE) as u16;
+        let report = match exit {
+            Mmio::Write(_, data) => {
+                self.bars.config_write(&mut self.space, function, offset, data)?
+            }
+            Mmio::Read(_, data) => {
+                data.fill(0);
+                self.bars.config_read(function, offset, data)?;
+                None
+            }
+            Mmio::Undecoded(_) => return not_decoded(),
+        };
+        Ok(report.as_ref().map_or_else(Spent::default, Spent::from))
+    }
+
+    fn memory(&mut self, exit: Mmio<'_>) -> Result<Spent, StrategyError> {
+        let served = match exit {
+            Mmio::Read(gpa, data) => self.exits.read(gpa, data, |_, data| data.fill(0xff)),
+            Mmio::Write(gpa, data) => self.exits.write(gpa, data, |_, _| {}),
+            Mmio::Undecoded(_) => return not_decoded(),
+        };
+        let report = if served.due { self.space.promote()? } else { None };
+        Ok(report.as_ref().map_or_else(Spent::default, Spent::from))
+    }
+}
+
+impl From<&CommitReport> for Spent {
+    fn from(report: &CommitReport) -> Self {
+        Self {
+            ioctls: report.ioctls,
+            grace_periods: report.grace_periods,
+            pauses: u64::from(report.vcpus_paused),
+            in_calls: report.elapsed,
+        }
+    }
+}
+
+impl From<PciError> for StrategyError {
+    fn from(error: PciError) -> Self {
+        match error {
+            PciError::Space(error) => error.into(),
+            error => Self::Pci(error),
+        }
+    }
+}
+
+impl From<Error> for StrategyError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::TooManySlots { needed, available } => {
+                Self::TooManySlots { needed, available: u64::from(available) }
+            }
+            error => Self::Library(error),
+        }
+    }
+}
+
+impl Apply for Enabled {
+    fn apply(&mut self, step: &Step) -> Result<Spent, StrategyError> {
+        match places(step) {
+            Some(bars) => self.enable(step, bars),
+            None => self.use_all(step),
+        }
+    }
+}
+
+/// The accesses of this guest can all be decoded: it ends, and says so.
+#[expect(clippy::unnecessary_wraps)]
+fn not_decoded() -> Result<Spent, StrategyError> {
+    Ok(Spent::default())
+}
+
+/// The BARs that a step is about.
+fn places(step: &Step) -> Option<[Place; 2]> {
+    match step.changes[..] {
+        [Change::Map(_, small), Change::Map(_, large)] => Some([small, large]),
+        _ => None,
+    }
+}
+
+const fn content(place: &Place) -> u64 {
+    place.gpa ^ 0x5a5a_5a5a_0000_0000
+}

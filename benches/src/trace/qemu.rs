@@ -1,0 +1,176 @@
+//! QEMU's log of the event `kvm_set_user_memory` (`accel/kvm/trace-events`).
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+
+use kvm_memslots::MemFlags;
+use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+
+use super::lines::Line;
+use super::{At, Call, clock};
+
+const EVENT: &str = "kvm_set_user_memory ";
+
+/// Events of a thread that enters the guest or comes back from it.
+const RUN_EVENTS: [&str; 2] = ["kvm_run_exit ", "kvm_cpu_exec "];
+
+/// Reads line after line.
+#[derive(Debug, Default)]
+pub(super) struct Parser {
+    calls: Vec<Call>,
+    /// Live slots and their flags.
+    live: HashMap<u32, u32>,
+    first: Option<u64>,
+    /// Threads, or anybody, who ran a vCPU since their last call.
+    ran: HashSet<Option<u32>>,
+}
+
+/// What stands before the name of the event.
+struct Prefix {
+    thread: Option<u32>,
+    at: Option<u64>,
+}
+
+impl Parser {
+    pub(super) fn line(&mut self, line: &Line) -> Result<(), At> {
+        if let Some(at) = RUN_EVENTS.iter().find_map(|event| line.text.find(event)) {
+            if let Some(prefix) = prefix(&line.text[..at]) {
+                self.ran.insert(prefix.thread);
+            }
+            return Ok(());
+        }
+        let Some(at) = line.text.find(EVENT) else {
+            // The last line, cut off in the name.
+            return if !line.ended && is_cut_off(&line.text) { line.check_ended() } else { Ok(()) };
+        };
+        line.check_ended()?;
+        let prefix = prefix(&line.text[..at]).ok_or_else(|| {
+            line.malformed("the line begins with something else; -D FILE gives QEMU's log a file")
+        })?;
+        let (region, ret) =
+            arguments(&line.text[at + EVENT.len()..]).map_err(|why| line.malformed(why))?;
+        self.add(line.number, &prefix, region, ret);
+        Ok(())
+    }
+
+    fn add(&mut self, line: u64, prefix: &Prefix, region: kvm_userspace_memory_region2, ret: i32) {
+        let first = self.first.or(prefix.at);
+        self.first = first;
+        let call = Call {
+            line,
+            began: None,
+            // The event is after the ioctl (`kvm_set_user_memory_region()`).
+            ended: prefix.at.zip(first).map(|(at, first)| at.saturating_sub(first)),
+            thread: prefix.thread,
+            after_run: self.ran.remove(&prefix.thread),
+            implied: false,
+            errno: ret.saturating_neg(),
+            region,
+        };
+        if ret == 0 {
+            self.calls.extend(self.implied_delete(&call));
+            if call.deletes() {
+                self.live.remove(&call.id());
+            } else {
+                self.live.insert(call.id(), region.flags);
+            }
+        }
+        self.calls.push(call);
+    }
+
+    /// KVM does not switch read-only on a live slot, so QEMU deletes it first,
+    /// and has no event for that (`kvm_set_user_memory_region()`).
+    fn implied_delete(&self, call: &Call) -> Option<Call> {
+        let live = self.live.get(&call.id()).filter(|_| !call.deletes())?;
+        let switched = (live ^ call.region.flags) & MemFlags::READONLY.bits() != 0;
+        let region = kvm_userspace_memory_region2 { memory_size: 0, ..call.region };
+        switched.then_some(Call { implied: true, region, ..*call })
+    }
+
+    pub(super) fn finish(self) -> Vec<Call> {
+        self.calls
+    }
+}
+
+/// Whether a line ends within the name of the event.
+fn is_cut_off(text: &str) -> bool {
+    const LEAST: usize = "kvm_set_u".len();
+    (LEAST..EVENT.len()).any(|length| text.ends_with(&EVENT[..length]))
+}
+
+/// Nothing, `thread@seconds.microseconds:` (`-msg timestamp=on`, up to 10.1),
+/// or an ISO 8601 time (`qemu_log()` since).
+fn prefix(text: &str) -> Option<Prefix> {
+    if text.is_empty() {
+        return Some(Prefix { thread: None, at: None });
+    }
+    if let Some((thread, time)) = text.strip_suffix(':').and_then(|text| text.split_once('@')) {
+        let (thread, at) = (thread.parse().ok()?, clock::seconds(time)?);
+        return Some(Prefix { thread: Some(thread), at: Some(at) });
+    }
+    let at = clock::iso8601(text.strip_suffix(' ')?)?;
+    Some(Prefix { thread: None, at: Some(at) })
+}
+
+/// `AddrSpace#0 Slot#1 flags=0x2 gpa=0x0 size=0x1000 ua=0x7f00 guest_memfd=-1
+/// guest_memfd_offset=0x0 ret=0`; up to 8.2 without `AddrSpace` and
+/// `guest_memfd`, and with the address space in the upper half of the slot.
+fn arguments(text: &str) -> Result<(kvm_userspace_memory_region2, i32), String> {
+    let mut fields = HashMap::new();
+    for word in text.split_whitespace() {
+        let (name, value) = word.split_once(['=', '#']).ok_or_else(|| format!("{word}?"))?;
+        if fields.insert(name, value).is_some() {
+            return Err(format!("{name} twice"));
+        }
+    }
+    let mut take = |name: &str| fields.remove(name).ok_or_else(|| format!("no {name}"));
+    let slot: u32 = decimal("Slot", take("Slot")?)?;
+    let as_id: u16 = take("AddrSpace").map_or(Ok(0), |value| decimal("AddrSpace", value))?;
+    let flags = hex("flags", take("flags")?)?;
+    let mut region = kvm_userspace_memory_region2 {
+        slot: slot | u32::from(as_id) << 16,
+        flags: u32::try_from(flags).map_err(|_| format!("flags {flags:#x}"))?,
+        guest_phys_addr: hex("gpa", take("gpa")?)?,
+        memory_size: hex("size", take("size")?)?,
+        userspace_addr: hex("ua", take("ua")?)?,
+        ..Default::default()
+    };
+    let ret = decimal("ret", take("ret")?)?;
+    let memfd = take("guest_memfd").and_then(|fd| Ok((fd, take("guest_memfd_offset")?)));
+    if let Ok((fd, offset)) = memfd
+        && region.flags & MemFlags::GUEST_MEMFD.bits() != 0
+    {
+        let fd: i32 = decimal("guest_memfd", fd)?;
+        region.guest_memfd = fd.cast_unsigned();
+        region.guest_memfd_offset = hex("guest_memfd_offset", offset)?;
+    }
+    match fields.keys().next() {
+        None => Ok((region, ret)),
+        Some(name) => Err(format!("what is {name}?")),
+    }
+}
+
+fn decimal<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
+    value.parse().map_err(|_| format!("{name} is not a number: {value}"))
+}
+
+fn hex(name: &str, value: &str) -> Result<u64, String> {
+    let digits = value.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    digits.ok_or_else(|| format!("{name} is not a number: {value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_times_or_nothing() {
+        let at = |text| prefix(text).map(|prefix| (prefix.thread, prefix.at));
+        assert_eq!(at(""), Some((None, None)));
+        assert_eq!(at("77@12.000003:"), Some((Some(77), Some(12_000_003_000))));
+        assert!(matches!(at("2025-08-29T12:34:56.5Z "), Some((None, Some(_)))));
+        for wrong in ["BdsDxe: ", "77@12.:", "77@12.3", "@1.2:", "2025-08-29T12:34:56.5Z"] {
+            assert_eq!(at(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Deferred maps on real KVM: a guest's own accesses.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::cell::RefCell;
+
+use common::{guest_or_skip, skip, vm_or_skip};
+use kvm_ioctls::VmFd;
+use kvm_memslots::deferred::{Deferral, Policy, Retry};
+use kvm_memslots::{AddressSpace, RegionSpec, vm_fd};
+use kvm_memslots_bench::guest::{Access, GuestError, Mmio, Prober};
+use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
+
+const OWN_SLOT: u16 = 0;
+const GPA: u64 = 0x4000_0000;
+
+fn space(vm: &VmFd, exits: u64) -> AddressSpace {
+    AddressSpace::builder()
+        .deferral(Deferral::default().policy(Policy::Fixed { exits }))
+        .reserve_slots(OWN_SLOT..=OWN_SLOT)
+        .open(vm_fd(vm))
+        .unwrap()
+}
+
+fn map(space: &mut AddressSpace, memory: &HostMemory) {
+    let mut tx = space.begin();
+    let spec = RegionSpec::device(GPA, memory.size(), memory.hva()).deferrable();
+    // SAFETY: the tests keep the memory for longer than the address space.
+    unsafe { tx.map(spec) }.unwrap();
+    assert_eq!(tx.commit().unwrap().ioctls, 0);
+}
+
+/// x86: an emulation failure ends the vCPU's run before anything is injected.
+fn exit_on_emulation_failure(vm: &VmFd) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let cap = kvm_bindings::kvm_enable_cap {
+            cap: kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..Default::default()
+        };
+        vm.enable_cap(&cap).is_ok()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = vm;
+        true
+    }
+}
+
+#[test]
+fn served_until_it_is_due_and_mapped_then() {
+    let test = "served_until_it_is_due_and_mapped_then";
+    let Some(vm) = vm_or_skip(test) else { return };
+    let memory = HostMemory::reserve(2 * SMALL_PAGE, Pages::Small).unwrap();
+    let Some(mut prober) = guest_or_skip(test, Prober::new(&vm, OWN_SLOT)) else { return };
+    let mut space = space(&vm, 10);
+    map(&mut space, &memory);
+    let exits = space.deferred();
+    let space = RefCell::new(space);
+    let accesses: Vec<Access> = (0..50)
+        .flat_map(|n| [Access::Write(GPA + n * 8, n + 1), Access::Read(GPA + n * 8)])
+        .collect();
+    let mut served = 0;
+    let values = prober
+        .drive(&accesses, |mmio| {
+            let nobody = |gpa| panic!("there is memory at {gpa:#x}");
+            let answer = match mmio {
+                Mmio::Read(gpa, data) => exits.read(gpa, data, |gpa, _| nobody(gpa)),
+                Mmio::Write(gpa, data) => exits.write(gpa, data, |gpa, _| nobody(gpa)),
+                Mmio::Undecoded(_) => return,
+            };
+            served += 1;
+            if answer.due {
+                assert_eq!(space.borrow_mut().promote().unwrap().unwrap().ioctls, 1);
+            }
+        })
+        .unwrap();
+    assert_eq!(served, 10);
+    for (n, pair) in values.chunks(2).enumerate() {
+        assert_eq!(pair, [n as u64 + 1; 2]);
+        assert_eq!(memory.read(n as u64 * 8), n as u64 + 1);
+    }
+}
+
+/// An instruction that KVM can't carry out: the region is mapped, and the vCPU
+/// does it itself.
+#[test]
+fn what_kvm_cannot_decode_is_done_by_the_vcpu_itself() {
+    let test = "what_kvm_cannot_decode_is_done_by_the_vcpu_itself";
+    let Some(vm) = vm_or_skip(test) else { return };
+    if !exit_on_emulation_failure(&vm) {
+        skip(test, "no KVM_CAP_EXIT_ON_EMULATION_FAILURE");
+        return;
+    }
+    let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).unwrap();
+    memory.write(16, 1);
+    let Some(mut prober) = guest_or_skip(test, Prober::new(&vm, OWN_SLOT)) else { return };
+    let mut space = space(&vm, u64::MAX);
+    map(&mut space, &memory);
+    let exits = space.deferred();
+    let space = RefCell::new(space);
+    let mut undecoded = 0;
+    let mut device = |mmio: Mmio<'_>| match mmio {
+        Mmio::Read(gpa, data) => _ = exits.read(gpa, data, |_, data| data.fill(0xee)),
+        Mmio::Write(gpa, data) => _ = exits.write(gpa, data, |_, _| {}),
+        Mmio::Undecoded(again) => {
+            undecoded += 1;
+            *again = space.borrow_mut().undecoded(&exits).unwrap() == Retry::Reenter;
+        }
+    };
+    let accesses = [Access::Read(GPA + 16), Access::Undecodable(GPA + 16), Access::Read(GPA + 16)];
+    assert_eq!(prober.drive(&accesses, &mut device).unwrap(), [1, 1, 1]);
+    // Where nothing waits it is the VMM's to deal with.
+    let elsewhere = [Access::Undecodable(GPA + SMALL_PAGE)];
+    let error = prober.drive(&elsewhere, &mut device).unwrap_err();
+    assert!(matches!(error, GuestError::Died { .. }), "{error}");
+    assert_eq!(undecoded, 2);
+    assert_eq!(space.borrow().deferred_count(), 0);
+}

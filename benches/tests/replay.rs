@@ -1,0 +1,60 @@
+//! A trace on real KVM: the comparison that `memslots replay` prints.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{skip, vm_or_skip};
+use kvm_memslots_bench::grace::GraceCounter;
+use kvm_memslots_bench::machine::new_vm;
+use kvm_memslots_bench::replay::{Replay, Strategy};
+use kvm_memslots_bench::trace::import_from;
+
+/// A boot of real UEFI on arm64 under QEMU 7.2. In the program, as the lab has
+/// no files.
+const UEFI: &[u8] = include_bytes!("data/traces/qemu-7.2-aarch64-uefi-boot.trace.gz");
+
+#[test]
+fn the_uefi_boot_on_real_kvm() {
+    let test = "the_uefi_boot_on_real_kvm";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let mut counter = GraceCounter::calibrated(new_vm);
+    if let Err(why) = &counter {
+        skip(test, why);
+    }
+    let replay = Replay {
+        strategies: Strategy::ALL.to_vec(),
+        gap: Duration::from_micros(100),
+        churn_after: 2,
+        runs: 1,
+    };
+    let trace = import_from("the UEFI boot", UEFI, None).unwrap();
+    let rows = replay.run(&trace, counter.as_mut().ok()).unwrap();
+    assert_eq!(rows.len(), Strategy::ALL.len());
+    for row in rows {
+        if let Some(why) = row.skipped {
+            assert!(["trap", "batch"].contains(&row.strategy), "{row:?}");
+            skip(test, format_args!("{}: {why}", row.strategy));
+            continue;
+        }
+        let expected = match row.strategy {
+            "per-region" | "shim" => (894, 0, 1339),
+            "trap" => (12, 882, 16),
+            "deferred" => (13, 0, 18),
+            _ => (894, 0, 894),
+        };
+        if row.strategy == "batch" {
+            // A kernel may need fewer than the ABI allows.
+            assert_eq!(row.calls, Some(expected.0), "{row:?}");
+            assert!(row.grace_periods <= row.grace_periods_planned, "{row:?}");
+        } else {
+            let got = (row.calls.unwrap(), row.flips.unwrap(), row.grace_periods.unwrap());
+            assert_eq!(got, expected, "{row:?}");
+        }
+        assert_eq!(row.note.is_some(), row.strategy == "deferred");
+        assert!(row.wall_ns.unwrap() > 0);
+    }
+}

@@ -1,0 +1,213 @@
+//! What a vCPU thread does with an MMIO exit.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::access;
+use super::table::{Entry, Shared};
+
+/// Serves MMIO exits from the memory of deferrable regions: one for each vCPU
+/// thread, cloned or from [`AddressSpace::deferred`].
+///
+/// Calls on different threads take no lock and wait for nobody. An exit that
+/// races a [`promote`](crate::AddressSpace::promote) is served from the memory
+/// that the guest then has mapped; one that races an unmap is served, or is the
+/// device's, and when the commit of the unmap has returned it is the device's.
+///
+/// [`AddressSpace::deferred`]: crate::AddressSpace::deferred
+pub struct Deferred {
+    pub(super) shared: Arc<Shared>,
+    /// Promotions that this thread knows of.
+    seen: Cell<u64>,
+    exits: Cell<u32>,
+    /// When the last exit was answered, for those whose time is taken.
+    answered: Cell<Option<Instant>>,
+}
+
+/// What became of an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[must_use]
+pub struct Served {
+    /// How many bytes were served from memory; the others were the device's.
+    pub bytes: usize,
+    /// [`AddressSpace::promote`](crate::AddressSpace::promote) is worth its
+    /// while now. Said until it is done, on each exit and to each thread.
+    pub due: bool,
+}
+
+/// What becomes of the first bytes of an access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Part {
+    /// That many were served from memory.
+    Memory(Served),
+    /// That many are none of a deferrable region, or written to a read-only
+    /// one: the device's.
+    Device(usize),
+}
+
+/// One exit in so many has its time taken: the clock costs more than serving it
+/// does.
+const SAMPLE: u32 = 512;
+/// Of the first so many exits of a thread it is every other one.
+const WARM_UP: u32 = 32;
+
+impl Deferred {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            seen: Cell::new(shared.promotions.load(Ordering::Acquire)),
+            shared: Arc::clone(shared),
+            exits: Cell::new(0),
+            answered: Cell::new(None),
+        }
+    }
+
+    /// Answers a read of `data.len()` bytes at `gpa`. What lies in deferrable
+    /// regions, one or several, is read from their memory; for what does not,
+    /// `device` is called, in ascending order, with address and bytes. An access
+    /// that none of it does is `device`'s as a whole.
+    ///
+    /// Naturally aligned 1, 2, 4 and 8 bytes are read at once. `device` may
+    /// change the address space.
+    pub fn read(
+        &self,
+        gpa: u64,
+        data: &mut [u8],
+        mut device: impl FnMut(u64, &mut [u8]),
+    ) -> Served {
+        let mut all = Served::default();
+        let mut done = 0;
+        while done < data.len() {
+            let at = gpa.wrapping_add(done as u64);
+            match self.read_part(at, &mut data[done..]) {
+                Part::Memory(served) => {
+                    done += served.bytes;
+                    all.add(served);
+                }
+                Part::Device(bytes) => {
+                    device(at, &mut data[done..done + bytes]);
+                    done += bytes;
+                }
+            }
+        }
+        all
+    }
+
+    /// Answers a write, as [`read`](Self::read) does a read. Writes to read-only
+    /// regions are `device`'s. Written pages of regions with a dirty log are in
+    /// that.
+    pub fn write(&self, gpa: u64, data: &[u8], mut device: impl FnMut(u64, &[u8])) -> Served {
+        let mut all = Served::default();
+        let mut done = 0;
+        while done < data.len() {
+            let at = gpa.wrapping_add(done as u64);
+            match self.write_part(at, &data[done..]) {
+                Part::Memory(served) => {
+                    done += served.bytes;
+                    all.add(served);
+                }
+                Part::Device(bytes) => {
+                    device(at, &data[done..done + bytes]);
+                    done += bytes;
+                }
+            }
+        }
+        all
+    }
+
+    /// The first step of [`read`](Self::read): for callers that can't be called
+    /// back. At least one byte, of `data` that has any.
+    pub fn read_part(&self, gpa: u64, data: &mut [u8]) -> Part {
+        self.part(gpa, data.len(), |_, hva, len| {
+            // SAFETY: `part` gives out memory of a region, which its owner
+            // vouched for until it is taken from the table and nobody has the
+            // table any more.
+            unsafe { access::read(hva, &mut data[..len]) };
+            true
+        })
+    }
+
+    /// The first step of [`write`](Self::write).
+    pub fn write_part(&self, gpa: u64, data: &[u8]) -> Part {
+        self.part(gpa, data.len(), |entry, hva, len| {
+            if entry.read_only {
+                return false;
+            }
+            // SAFETY: as above, and the region is not read-only.
+            unsafe { access::write(hva, &data[..len]) };
+            entry.life.mark(hva - entry.hva, len as u64);
+            true
+        })
+    }
+
+    /// Has `serve` do what the region at `gpa` has of `len` bytes; it says
+    /// whether it has done so.
+    fn part(&self, gpa: u64, len: usize, serve: impl FnOnce(&Entry, u64, usize) -> bool) -> Part {
+        let table = self.shared.table.load();
+        let fitting = |bytes: u64| usize::try_from(bytes).map_or(len, |bytes| bytes.min(len));
+        let entry = match table.at(gpa) {
+            Ok(entry) => entry,
+            Err(next) => return Part::Device(next.map_or(len, |next| fitting(next - gpa))),
+        };
+        let offset = gpa - entry.range.gpa;
+        let bytes = fitting(entry.range.size - offset);
+        if !serve(entry, entry.hva + offset, bytes) {
+            return Part::Device(bytes);
+        }
+        let mut due = false;
+        if entry.waits {
+            self.take_time();
+            let exits = entry.life.exits.fetch_add(1, Ordering::Relaxed) + 1;
+            due = self.shared.is_due(exits);
+        }
+        Part::Memory(Served { bytes, due })
+    }
+
+    /// Every so often, the time from one answer to the next exit.
+    fn take_time(&self) {
+        if !self.shared.measures {
+            return;
+        }
+        let exits = self.exits.get().wrapping_add(1);
+        self.exits.set(exits);
+        if let Some(answered) = self.answered.take() {
+            self.shared.note_exit(answered.elapsed().as_nanos() as u64);
+        } else if exits < WARM_UP || exits % SAMPLE == 0 {
+            self.answered.set(Some(Instant::now()));
+        }
+    }
+
+    /// Whether regions were promoted since this was last asked on this thread.
+    pub(super) fn promoted_meanwhile(&self) -> bool {
+        let now = self.shared.promotions.load(Ordering::Acquire);
+        self.seen.replace(now) != now
+    }
+}
+
+impl Served {
+    fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.due |= other.due;
+    }
+}
+
+impl Clone for Deferred {
+    /// For another thread.
+    fn clone(&self) -> Self {
+        Self { seen: self.seen.clone(), ..Self::new(&self.shared) }
+    }
+}
+
+impl fmt::Debug for Deferred {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (slot_ns, exit_ns) = self.shared.costs();
+        f.debug_struct("Deferred")
+            .field("policy", &self.shared.policy)
+            .field("slot_ns", &slot_ns)
+            .field("exit_ns", &exit_ns)
+            .finish_non_exhaustive()
+    }
+}

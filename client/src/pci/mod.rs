@@ -1,0 +1,105 @@
+//! PCI BARs that follow a guest's config writes with as few memslot changes as
+//! there can be.
+//!
+//! A guest sizes a BAR, gives it an address, enables memory decoding, switches
+//! it off again to size once more: each a config write with an exit of its own.
+//! Most of them change nothing that a vCPU could see.
+//!
+//! 1. Each function of a device is described by a [`FunctionSpec`]: its BARs,
+//!    and which parts of them ([`BarSpec::window`]) are host memory. The rest of
+//!    a BAR (registers, MSI-X tables) exits as MMIO, as ever.
+//! 2. The VMM hands every config write of a function to
+//!    [`PciBars::config_write`], and fills what the guest reads of BARs from
+//!    [`PciBars::config_read`].
+//! 3. [`PciBars`] maps and unmaps the windows:
+//!
+//! | write | memslot changes |
+//! | --- | --- |
+//! | anything while decoding (bit 1 of the command register) is off | none |
+//! | decoding goes on or off | one commit for all BARs of the function |
+//! | another address of a BAR that decodes | one commit |
+//! | all ones, or the old address again, to a BAR that decodes | none |
+//! | anything else | none |
+//!
+//! With windows that are [`deferrable`](crate::RegionSpec::deferrable), going
+//! on costs no call either: BARs of many devices, enabled one after the other,
+//! are mapped by the one commit of [`AddressSpace::promote`].
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use kvm_memslots::backend::Model;
+//! use kvm_memslots::pci::{BarSpec, FunctionSpec, PciBars};
+//! use kvm_memslots::{AddressSpace, Limits, RegionSpec};
+//!
+//! let mut space = AddressSpace::builder().open_on(Box::new(Model::new(Limits::x86())))?;
+//! let mut bars = PciBars::new(40);
+//! // 64 KiB, all but the first page of which is memory.
+//! let memory = RegionSpec::device(0x1000, 0xf000, 0x7f00_0000_1000);
+//! // SAFETY: the model touches no memory.
+//! let bar = unsafe { BarSpec::memory64(0x1_0000).prefetchable().window(memory) };
+//! let gpu = bars.add(&space, FunctionSpec::new().bar(0, bar))?;
+//!
+//! let mut write = |offset, data: &[u8]| bars.config_write(&mut space, gpu, offset, data);
+//! assert!(write(0x10, &[0xff; 4])?.is_none());
+//! assert!(write(0x10, &0xe000_0000_u32.to_le_bytes())?.is_none());
+//! assert!(write(0x14, &[0; 4])?.is_none());
+//! let report = write(0x04, &[0b10, 0])?.expect("a commit");
+//! assert_eq!(report.ioctls, 1);
+//! assert!(space.region_at(0xe000_1000).is_some());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where a BAR is
+//! As QEMU has it (`pci_bar_address()`), a BAR that decodes is nowhere if its
+//! address is 0; if it would wrap; if it has 32 bits and ends at 4 GiB or
+//! beyond; if it has 64 and ends beyond the guest physical addresses; or, for
+//! an expansion ROM, if its enable bit is off. Address bits below the size are
+//! read-only, so no address is unaligned.
+//!
+//! As Cloud Hypervisor has it (and unlike QEMU, which moves the BAR out of
+//! sight and back, in two commits), all ones in a BAR that decodes are taken for
+//! what they are, a question about its size: it stays where it was until
+//! something else is written. All ones that are still there when decoding goes
+//! on are no address.
+//!
+//! A 64-bit BAR has two registers. A guest that moves it with decoding on, past
+//! 4 GiB, goes through an address that it does not mean; that is followed, too,
+//! as on hardware. (Linux and EDK II switch decoding off for that.)
+//!
+//! # What overlaps
+//! Two claims on the same guest addresses are a guest's mistake, and have to be
+//! survived:
+//! - Regions that others mapped come before all BARs, as RAM does in QEMU.
+//! - Of windows, the function that was added first comes first, then the lower
+//!   BAR, the expansion ROM last. What is mapped depends on the registers
+//!   alone, not on how they came to be so.
+//! - A window that comes later and overlaps is not mapped at all: accesses to
+//!   it exit. Once what was in its way has gone, it is mapped in the same
+//!   commit ([`PciBars::sync`], where that was not a BAR).
+//!
+//! # Holes
+//! Windows that are mapped in one commit and carry on in guest and host share a
+//! slot. Call by call, taking one of them out again replaces the slot of the
+//! others: the address space needs a gate
+//! ([`HolePolicy::Gate`](crate::HolePolicy::Gate)), or windows that are
+//! [`alone`](crate::RegionSpec::alone), which never share.
+//!
+//! # What is not followed
+//! Windows of bridges: a function behind a bridge is taken to be reachable. A
+//! function whose bus is off is one whose decoding the VMM switches off, with
+//! [`PciBars::reset`]. I/O BARs have registers here and no memory.
+
+mod bars;
+mod claims;
+mod error;
+mod registers;
+mod spec;
+
+pub use bars::{FunctionId, PciBars};
+pub use error::PciError;
+pub use registers::Decoded;
+pub use spec::{BarSpec, FunctionSpec};
+
+#[cfg(doc)]
+use crate::AddressSpace;

@@ -1,0 +1,205 @@
+//! What a function's BARs are.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_memslots_shim::Range;
+
+use super::PciError;
+use crate::region::{HostMemory, RegionSpec};
+
+/// BARs of an ordinary function, and of a bridge.
+const BARS: usize = 6;
+const BRIDGE_BARS: usize = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Memory32,
+    Memory64,
+    Io,
+    Rom,
+}
+
+/// A part of a BAR that is host memory.
+#[derive(Clone)]
+pub(super) struct Window {
+    /// Its guest address is the offset in the BAR.
+    pub(super) spec: RegionSpec,
+    pub(super) memory: Option<Arc<dyn HostMemory>>,
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Window").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+impl Window {
+    pub(super) fn range(&self) -> Range {
+        self.spec.extent.mapping.range
+    }
+
+    /// The window where its BAR is at `base`.
+    pub(super) fn at(&self, base: u64) -> Range {
+        let Range { gpa, size } = self.range();
+        Range::new(base + gpa, size)
+    }
+}
+
+/// A BAR.
+#[derive(Debug, Clone)]
+pub struct BarSpec {
+    pub(super) kind: Kind,
+    pub(super) prefetchable: bool,
+    pub(super) size: u64,
+    pub(super) windows: Vec<Window>,
+}
+
+impl BarSpec {
+    const fn new(kind: Kind, size: u64) -> Self {
+        Self { kind, prefetchable: false, size, windows: Vec::new() }
+    }
+
+    /// Memory below 4 GiB, `size` bytes of it.
+    #[must_use]
+    pub const fn memory32(size: u64) -> Self {
+        Self::new(Kind::Memory32, size)
+    }
+
+    /// Memory anywhere; takes the next BAR's register, too.
+    #[must_use]
+    pub const fn memory64(size: u64) -> Self {
+        Self::new(Kind::Memory64, size)
+    }
+
+    /// I/O ports: a register that can be sized and written.
+    #[must_use]
+    pub const fn io(size: u64) -> Self {
+        Self::new(Kind::Io, size)
+    }
+
+    /// The expansion ROM, for [`FunctionSpec::rom`].
+    #[must_use]
+    pub const fn rom(size: u64) -> Self {
+        Self::new(Kind::Rom, size)
+    }
+
+    /// With the bit that says so; what reads the BAR may merge and prefetch.
+    #[must_use]
+    pub const fn prefetchable(mut self) -> Self {
+        self.prefetchable = true;
+        self
+    }
+
+    /// A part of the BAR is the host memory that `region` says: its guest
+    /// address is the offset in the BAR. Flags, label, `alone` and `deferrable`
+    /// are the region's.
+    ///
+    /// # Safety
+    /// What is said of [`Transaction::map`](crate::Transaction::map) holds for
+    /// as long as the function is in a [`PciBars`](super::PciBars), and until
+    /// the window has been unmapped then.
+    #[must_use]
+    pub unsafe fn window(mut self, region: RegionSpec) -> Self {
+        self.windows.push(Window { spec: region, memory: None });
+        self
+    }
+
+    /// A part of the BAR is inside `memory`, which is kept alive.
+    #[must_use]
+    pub fn window_owned(mut self, region: RegionSpec, memory: Arc<dyn HostMemory>) -> Self {
+        self.windows.push(Window { spec: region, memory: Some(memory) });
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), PciError> {
+        let sizes = match self.kind {
+            Kind::Memory32 => 16..=1 << 31,
+            Kind::Memory64 => 16..=1 << 62,
+            Kind::Io => 4..=256,
+            Kind::Rom => 2 << 10..=16 << 20,
+        };
+        if !self.size.is_power_of_two() || !sizes.contains(&self.size) {
+            return Err(PciError::BadSize { size: self.size });
+        }
+        if self.kind == Kind::Io && !self.windows.is_empty() {
+            return Err(PciError::WindowInPorts);
+        }
+        let mut ranges: Vec<Range> = self.windows.iter().map(Window::range).collect();
+        for Range { gpa, size } in &ranges {
+            let inside = gpa.checked_add(*size).is_some_and(|end| end <= self.size);
+            if *size == 0 || !inside {
+                return Err(PciError::Outside { offset: *gpa, size: *size, bar: self.size });
+            }
+        }
+        ranges.sort_unstable();
+        match ranges.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
+            Some(pair) => Err(PciError::WindowsOverlap { offset: pair[1].gpa }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A function: its BARs and its expansion ROM.
+#[derive(Debug, Clone, Default)]
+pub struct FunctionSpec {
+    pub(super) bars: Vec<(usize, BarSpec)>,
+    pub(super) rom: Option<BarSpec>,
+    pub(super) is_bridge: bool,
+}
+
+impl FunctionSpec {
+    /// Without BARs.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With a BAR.
+    #[must_use]
+    pub fn bar(mut self, index: usize, bar: BarSpec) -> Self {
+        self.bars.push((index, bar));
+        self
+    }
+
+    /// With an expansion ROM, made with [`BarSpec::rom`].
+    #[must_use]
+    pub fn rom(mut self, rom: BarSpec) -> Self {
+        self.rom = Some(BarSpec { kind: Kind::Rom, ..rom });
+        self
+    }
+
+    /// With the header of a bridge: two BARs, and the ROM in another place.
+    #[must_use]
+    pub const fn bridge(mut self) -> Self {
+        self.is_bridge = true;
+        self
+    }
+
+    pub(super) const fn registers(&self) -> usize {
+        if self.is_bridge { BRIDGE_BARS } else { BARS }
+    }
+
+    pub(super) fn windows(&self) -> impl Iterator<Item = &Window> {
+        let bars = self.bars.iter().map(|(_, bar)| bar).chain(&self.rom);
+        bars.flat_map(|bar| &bar.windows)
+    }
+
+    pub(super) fn check(&self) -> Result<(), PciError> {
+        let registers = self.registers();
+        let mut taken = [false; BARS];
+        for (index, bar) in &self.bars {
+            let (index, halves) = (*index, if bar.kind == Kind::Memory64 { 2 } else { 1 });
+            if bar.kind == Kind::Rom || index.checked_add(halves).is_none_or(|end| end > registers)
+            {
+                return Err(PciError::NoSuchBar { index, registers });
+            }
+            for taken in &mut taken[index..index + halves] {
+                if std::mem::replace(taken, true) {
+                    return Err(PciError::TakenBar { index });
+                }
+            }
+        }
+        self.bars.iter().map(|(_, bar)| bar).chain(&self.rom).try_for_each(BarSpec::check)
+    }
+}

@@ -1,0 +1,8 @@
+//! Deferred maps: on the model, with real memory behind the regions.
+#![allow(clippy::unwrap_used)]
+
+mod layouts;
+mod memory;
+mod promotion;
+mod serving;
+mod threads;

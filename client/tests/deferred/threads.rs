@@ -1,0 +1,213 @@
+//! vCPU threads against the thread that maps, promotes and unmaps.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use kvm_memslots::RegionSpec;
+use kvm_memslots::deferred::Retry;
+
+use crate::memory::{Memory, PAGE, map, map_now, space};
+
+/// Sets the flag when dropped, also by a panic: threads that wait for it end.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+const READERS: u64 = 3;
+const ROUNDS: u64 = 400;
+
+/// Memory is unmapped from this process as soon as the region is: a reader that
+/// is still at it dies of it.
+#[test]
+fn nobody_is_left_in_memory_that_is_gone() {
+    let (mut space, _) = space(5);
+    let stop = AtomicBool::new(false);
+    let (served, device) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for n in 0..READERS {
+            let exits = space.deferred();
+            let (stop, served, device) = (&stop, &served, &device);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut data = [0; 64];
+                    // Both halves of a region that is whole or not there.
+                    let got = exits.read(PAGE - 32, &mut data, |_, data| data.fill(0xee));
+                    assert!(data.iter().all(|b| [0x5a, 0xa5, 0xee].contains(b)), "{data:x?}");
+                    let _ = exits.write(n * 8, &[0x11; 8], |_, _| {});
+                    let of = if got.bytes == 64 { served } else { device };
+                    of.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _stop = Stop(&stop);
+        for round in 0..ROUNDS {
+            let memory = Arc::new(Memory::new(2));
+            memory.write(PAGE - 32, &[[0x5a, 0xa5][(round % 2) as usize]; 64]);
+            let mut tx = space.begin();
+            let spec = RegionSpec::device(0, 2 * PAGE, memory.hva()).deferrable();
+            // In half of the rounds without an owner: it is the commit alone
+            // that keeps readers out.
+            let id = if round % 4 < 2 {
+                let owner: Arc<dyn kvm_memslots::HostMemory> = Arc::clone(&memory) as _;
+                tx.map_owned(spec, owner).unwrap()
+            } else {
+                map(&mut tx, spec)
+            };
+            tx.commit().unwrap();
+            if round % 3 == 0 {
+                space.promote().unwrap();
+            }
+            if round % 8 == 0 {
+                thread::yield_now();
+            }
+            let mut tx = space.begin();
+            tx.unmap(id).unwrap();
+            tx.commit().unwrap();
+            drop(Arc::into_inner(memory).expect("nobody else has it any more"));
+        }
+        // On a busy machine the readers may have seen little: both must have
+        // happened, often.
+        let memory = Memory::new(2);
+        memory.write(PAGE - 32, &[0x5a; 64]);
+        let id = map_now(&mut space, RegionSpec::device(0, 2 * PAGE, memory.hva()).deferrable());
+        await_more(&served);
+        let mut tx = space.begin();
+        tx.unmap(id).unwrap();
+        tx.commit().unwrap();
+        drop(memory);
+        await_more(&device);
+    });
+}
+
+fn await_more(count: &AtomicU64) {
+    let enough = count.load(Ordering::Relaxed) + 100;
+    while count.load(Ordering::Relaxed) < enough {
+        thread::yield_now();
+    }
+}
+
+/// Each vCPU counts up a word of its own, by exits, while the region is promoted
+/// and unmapped and mapped again over the same memory: no write is lost.
+#[test]
+fn no_write_is_lost() {
+    let memory = Memory::new(1);
+    let (space, _) = space(50);
+    let exits: Vec<_> = (0..READERS).map(|_| space.deferred()).collect();
+    let space = Mutex::new(space);
+    let stop = AtomicBool::new(false);
+    let counts: Vec<u64> = thread::scope(|scope| {
+        let spec = || RegionSpec::device(0, PAGE, memory.hva()).deferrable().log_dirty();
+        let vcpus: Vec<_> = exits
+            .into_iter()
+            .zip(0..READERS)
+            .map(|(exits, n)| {
+                let (space, stop) = (&space, &stop);
+                scope.spawn(move || {
+                    let mut count = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let mut missed = false;
+                        let wrote =
+                            exits.write(n * 8, &(count + 1).to_le_bytes(), |_, _| missed = true);
+                        if missed {
+                            // The device's, which ignores it.
+                            continue;
+                        }
+                        count += 1;
+                        let mut back = [0; 8];
+                        let read = exits.read(n * 8, &mut back, |_, data| {
+                            data.copy_from_slice(&count.to_le_bytes());
+                        });
+                        assert_eq!(u64::from_le_bytes(back), count);
+                        if wrote.due || read.due {
+                            space.lock().unwrap().promote().unwrap();
+                        }
+                    }
+                    count
+                })
+            })
+            .collect();
+        let stopped = Stop(&stop);
+        for _ in 0..ROUNDS / 2 {
+            let id = map_now(&mut space.lock().unwrap(), spec());
+            thread::yield_now();
+            let mut space = space.lock().unwrap();
+            let mut tx = space.begin();
+            tx.unmap(id).unwrap();
+            tx.commit().unwrap();
+        }
+        let id = map_now(&mut space.lock().unwrap(), spec());
+        while space.lock().unwrap().exits_served(id).unwrap() < 20 {
+            thread::yield_now();
+        }
+        drop(stopped);
+        let counts = vcpus.into_iter().map(|vcpu| vcpu.join().unwrap()).collect();
+        assert!(space.lock().unwrap().dirty_log(id).unwrap().is_dirty(0));
+        counts
+    });
+    for (n, count) in counts.iter().enumerate() {
+        assert_eq!(memory.read(n as u64 * 8, 8), count.to_le_bytes(), "vCPU {n}");
+    }
+    assert!(counts.iter().any(|count| *count > 0));
+}
+
+/// Whoever reads the log and then copies the pages that are in it has the last
+/// value in the end.
+#[test]
+fn no_dirty_page_is_lost() {
+    let memory = Memory::new(1);
+    let (mut space, _) = space(u64::MAX);
+    let id = map_now(&mut space, RegionSpec::ram(0, PAGE, memory.hva()).deferrable().log_dirty());
+    for round in 0..100_u64 {
+        let exits = space.deferred();
+        let mut copy = memory.read(0, 8);
+        thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                for n in 0..10 {
+                    let _ = exits.write(0, &(round * 10 + n).to_le_bytes(), |_, _| {});
+                }
+            });
+            let mut over = false;
+            while !over {
+                over = writer.is_finished();
+                if space.dirty_log(id).unwrap().is_dirty(0) {
+                    copy = memory.read(0, 8);
+                }
+            }
+        });
+        assert_eq!(copy, (round * 10 + 9).to_le_bytes());
+    }
+}
+
+/// Two vCPUs at instructions that KVM can't decode: each is told to try again,
+/// whoever of them mapped the region.
+#[test]
+fn nobody_who_could_not_be_decoded_is_left_behind() {
+    let memory = Memory::new(1);
+    let (space, _) = space(u64::MAX);
+    let exits: Vec<_> = (0..READERS).map(|_| space.deferred()).collect();
+    let space = Mutex::new(space);
+    for _ in 0..200 {
+        let id = map_now(
+            &mut space.lock().unwrap(),
+            RegionSpec::device(0, PAGE, memory.hva()).deferrable(),
+        );
+        thread::scope(|scope| {
+            for exits in exits.iter().map(Clone::clone) {
+                let space = &space;
+                scope.spawn(move || {
+                    let retry = space.lock().unwrap().undecoded(&exits).unwrap();
+                    assert_eq!(retry, Retry::Reenter);
+                });
+            }
+        });
+        let mut space = space.lock().unwrap();
+        let mut tx = space.begin();
+        tx.unmap(id).unwrap();
+        tx.commit().unwrap();
+    }
+}
