@@ -85,6 +85,9 @@ pub use promote::Retry;
 
 pub(crate) use table::DeferredMaps;
 
+#[cfg(doc)]
+use crate::{AddressSpace, RegionSpec};
+
 /// When deferrable regions are mapped, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[must_use]
