@@ -124,7 +124,7 @@ fn no_write_is_lost() {
                         });
                         assert_eq!(u64::from_le_bytes(back), count);
                         if wrote.due || read.due {
-                            space.lock().unwrap().promote().unwrap();
+                            space.lock().unwrap().promote_due().unwrap();
                         }
                     }
                     count
