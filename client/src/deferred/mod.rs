@@ -72,6 +72,11 @@
 //! to the next exit, which is the whole round trip and little of the guest.
 //! Both start from [`Costs::UNMEASURED`]; a VMM that has measured itself says
 //! so with [`Deferral::costs`].
+//!
+//! [`RegionSpec::deferrable`]: crate::RegionSpec::deferrable
+//! [`AddressSpace::deferred`]: crate::AddressSpace::deferred
+//! [`AddressSpace::promote_due`]: crate::AddressSpace::promote_due
+//! [`AddressSpace::undecoded`]: crate::AddressSpace::undecoded
 
 mod access;
 mod exits;
