@@ -73,7 +73,7 @@ fn served_until_it_is_due_and_mapped_then() {
             };
             served += 1;
             if answer.due {
-                assert_eq!(space.borrow_mut().promote().unwrap().unwrap().ioctls, 1);
+                assert_eq!(space.borrow_mut().promote_due().unwrap().unwrap().ioctls, 1);
             }
         })
         .unwrap();

@@ -40,6 +40,9 @@
 //! # }
 //! ```
 //!
+//! Where a guest changes memory one register write at a time there is nothing
+//! to commit together: see [`deferred`] and [`RomDevice`].
+//!
 //! # Words
 //! A *region* is memory as the VMM thinks of it: RAM, a ROM, a BAR. A *memslot*
 //! is what KVM has; regions and slots need not correspond. GPA, HVA and sizes

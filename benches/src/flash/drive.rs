@@ -252,7 +252,7 @@ impl Bank {
         let mut bank = bank.borrow_mut();
         bank.tally.served += u64::from(served.bytes > 0);
         if served.due {
-            let promoted = bank.space.promote();
+            let promoted = bank.space.promote_due();
             bank.tally.promotions += 1;
             bank.note(promoted);
         }

@@ -33,8 +33,8 @@ pub struct Deferred {
 pub struct Served {
     /// How many bytes were served from memory; the others were the device's.
     pub bytes: usize,
-    /// [`AddressSpace::promote`](crate::AddressSpace::promote) is worth its
-    /// while now. Said until it is done, on each exit and to each thread.
+    /// [`AddressSpace::promote_due`](crate::AddressSpace::promote_due) is worth
+    /// its while now. Said until it is done, on each exit and to each thread.
     pub due: bool,
 }
 

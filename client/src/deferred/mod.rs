@@ -10,7 +10,7 @@
 //! 2. Each vCPU thread has a [`Deferred`], from [`AddressSpace::deferred`], and
 //!    hands every MMIO exit to [`Deferred::read`] or [`Deferred::write`] first.
 //! 3. Where the answer says that a map is [`due`](Served::due), the VMM calls
-//!    [`AddressSpace::promote`]: one commit, with all regions that wait.
+//!    [`AddressSpace::promote_due`]: one commit, with all regions that wait.
 //! 4. On an exit for an access that KVM could not decode it calls
 //!    [`AddressSpace::undecoded`], and runs the vCPU again if that says so.
 //!
@@ -44,7 +44,7 @@
 //! assert_eq!((served.bytes, data), (4, [0x5a; 4]));
 //! // The next one is enough.
 //! assert!(exits.write(0xf000_0010, &[1, 2], |_, _| {}).due);
-//! assert_eq!(space.promote()?.map(|report| report.ioctls), Some(1));
+//! assert_eq!(space.promote_due()?.map(|report| report.ioctls), Some(1));
 //! assert!(!space.region(bar)?.deferred);
 //! # Ok(())
 //! # }
@@ -72,6 +72,11 @@
 //! to the next exit, which is the whole round trip and little of the guest.
 //! Both start from [`Costs::UNMEASURED`]; a VMM that has measured itself says
 //! so with [`Deferral::costs`].
+//!
+//! [`RegionSpec::deferrable`]: crate::RegionSpec::deferrable
+//! [`AddressSpace::deferred`]: crate::AddressSpace::deferred
+//! [`AddressSpace::promote_due`]: crate::AddressSpace::promote_due
+//! [`AddressSpace::undecoded`]: crate::AddressSpace::undecoded
 
 mod access;
 mod exits;

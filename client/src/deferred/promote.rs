@@ -51,16 +51,31 @@ impl AddressSpace {
         (slot_ns, exit_ns.unwrap_or(Costs::UNMEASURED.exit_ns))
     }
 
-    /// Maps the regions that wait for a slot, all in one commit (or those that
-    /// are due, with [`Deferral::only_due`](super::Deferral::only_due)). `None`
-    /// where there are none: another thread was faster.
+    /// Does what an exit's [`due`](super::Served::due) asks for: where a region
+    /// is due, maps all that wait for a slot in one commit, or with
+    /// [`Deferral::only_due`](super::Deferral::only_due) those that are due.
+    /// `None` where none is any more: another thread was faster, or the region
+    /// was unmapped meanwhile.
+    ///
+    /// # Errors
+    /// As [`promote`](Self::promote).
+    pub fn promote_due(&mut self) -> Result<Option<CommitReport>, Error> {
+        let due = |space: &Self, index: u32| space.is_due(index);
+        if self.deferred.only_due {
+            return self.promote_where(due);
+        }
+        let any = self.waiting().any(|index| self.is_due(index));
+        if any { self.promote() } else { Ok(None) }
+    }
+
+    /// Maps the regions that wait for a slot, all in one commit, whether any is
+    /// due or not. `None` where none waits.
     ///
     /// # Errors
     /// Those of a commit. The regions then wait on, their exits are served as
     /// before, and are counted from zero.
     pub fn promote(&mut self) -> Result<Option<CommitReport>, Error> {
-        let only_due = self.deferred.only_due;
-        self.promote_where(|space, index| !only_due || space.is_due(index))
+        self.promote_where(|_, _| true)
     }
 
     /// Says what to do after `KVM_EXIT_ARM_NISV`, after `KVM_RUN` has failed
@@ -74,7 +89,7 @@ impl AddressSpace {
     /// # Errors
     /// As [`promote`](Self::promote).
     pub fn undecoded(&mut self, exits: &Deferred) -> Result<Retry, Error> {
-        self.promote_where(|_, _| true)?;
+        self.promote()?;
         // One promotion is a reason to try again only once.
         Ok(if exits.promoted_meanwhile() { Retry::Reenter } else { Retry::NotDeferred })
     }

@@ -39,9 +39,9 @@ fn due_when_the_exits_have_cost_what_a_slot_does() {
         assert_eq!(accesses_until_due(&exits, 0), 45, "from zero after each unmap");
         assert!(access(&exits, 0), "until it is done");
         assert_eq!(space.exits_served(id).unwrap(), 46);
-        assert_eq!(space.promote().unwrap().unwrap().ioctls, 1);
+        assert_eq!(space.promote_due().unwrap().unwrap().ioctls, 1);
         assert!(!access(&exits, 0));
-        assert!(space.promote().unwrap().is_none());
+        assert!(space.promote_due().unwrap().is_none());
         let mut tx = space.begin();
         tx.unmap(id).unwrap();
         assert_eq!(tx.commit().unwrap().ioctls, 1, "an unmap is never deferred");
@@ -57,7 +57,7 @@ fn all_that_wait_are_mapped_in_one_commit() {
         scattered(&mut space, &memory, 8);
         let exits = space.deferred();
         assert_eq!(accesses_until_due(&exits, 4 * PAGE), 3);
-        let report = space.promote().unwrap().unwrap();
+        let report = space.promote_due().unwrap().unwrap();
         let ioctls = if limits.batch.is_some() { 1 } else { 8 };
         assert_eq!((report.ioctls, report.grace_periods, report.slots), (ioctls, ioctls, 8));
         assert_eq!((model.lock().slot_count(0), space.deferred_count()), (8, 0));
@@ -75,7 +75,7 @@ fn regions_that_follow_each_other_share_a_slot() {
     }
     tx.commit().unwrap();
     assert!(access(&space.deferred(), 0));
-    let report = space.promote().unwrap().unwrap();
+    let report = space.promote_due().unwrap().unwrap();
     assert_eq!((report.ioctls, report.grace_periods, report.regions_merged), (1, 1, 7));
 }
 
@@ -88,9 +88,28 @@ fn or_each_by_itself() {
     let exits = space.deferred();
     assert!(!access(&exits, 0) && !access(&exits, 0));
     assert_eq!(accesses_until_due(&exits, 2 * PAGE), 3);
-    assert_eq!(space.promote().unwrap().unwrap().ioctls, 1);
+    assert_eq!(space.promote_due().unwrap().unwrap().ioctls, 1);
     assert_eq!(space.deferred_count(), 3);
     assert!(access(&exits, 0), "what it has cost is not forgotten");
+}
+
+/// A thread that was told so and comes late.
+#[test]
+fn what_was_due_for_another_region_is_not_for_this_one() {
+    let memory = Memory::new(2);
+    let (mut space, _) = space(2);
+    let spec = || RegionSpec::device(0, PAGE, memory.hva()).deferrable();
+    let id = map_now(&mut space, spec());
+    let exits = space.deferred();
+    assert_eq!(accesses_until_due(&exits, 0), 2);
+    let mut tx = space.begin();
+    tx.unmap(id).unwrap();
+    tx.commit().unwrap();
+    map_now(&mut space, spec());
+    assert!(space.promote_due().unwrap().is_none());
+    assert_eq!(space.deferred_count(), 1);
+    // Unless the VMM says so.
+    assert_eq!(space.promote().unwrap().unwrap().ioctls, 1);
 }
 
 #[test]
@@ -133,10 +152,10 @@ fn a_promotion_that_fails_is_tried_again_later() {
     let exits = space.deferred();
     assert_eq!(accesses_until_due(&exits, 0), 3);
     model.lock().inject(Fault::nth(2, Errno::ENOMEM));
-    assert!(matches!(space.promote(), Err(Error::Refused { errno: Errno::ENOMEM, .. })));
+    assert!(matches!(space.promote_due(), Err(Error::Refused { errno: Errno::ENOMEM, .. })));
     assert_eq!((space.deferred_count(), space.slot_count()), (2, 0));
     assert_eq!(accesses_until_due(&exits, 0), 3, "not at the next exit");
-    assert_eq!(space.promote().unwrap().unwrap().ioctls, 2);
+    assert_eq!(space.promote_due().unwrap().unwrap().ioctls, 2);
 }
 
 #[test]
