@@ -57,6 +57,9 @@ const RACE: Selftest =
 const DIRTY: Selftest =
     Selftest { name: "set_memory_regions_dirty_test", arch: X86, derails: true, ..OURS };
 const FAIL: Selftest = Selftest { name: "set_memory_regions_fail_test", debug_only: true, ..OURS };
+const TRAP: Selftest = Selftest { name: "mem_trap_test", debug_args: &["100", "1000"], ..OURS };
+const TRAP_RACE: Selftest =
+    Selftest { name: "mem_trap_race_test", args: &["20000"], debug_args: &["2000"], ..OURS };
 // On slow machines without the last part: its guest has 10 s to touch all of its
 // memory, and needs more there.
 const PERF: Selftest = Selftest {
@@ -74,7 +77,7 @@ const DIRTY_LOG: Selftest = Selftest {
     ..OTHER
 };
 
-pub(super) const SELFTESTS: [Selftest; 17] = [
+pub(super) const SELFTESTS: [Selftest; 22] = [
     Selftest {
         name: "set_memory_regions_test",
         args: &["50"],
@@ -91,6 +94,12 @@ pub(super) const SELFTESTS: [Selftest; 17] = [
     Selftest { args: &["10"], debug_args: &["2"], arch: ARM64, ..DIRTY },
     FAIL,
     Selftest { append: SHADOW, arch: X86, ..FAIL },
+    TRAP,
+    Selftest { append: SHADOW, arch: X86, ..TRAP },
+    // Some 100,000 flips.
+    Selftest { append: EMULATE, ..TRAP_RACE },
+    Selftest { args: &["4000"], append: SHADOW, arch: X86, ..TRAP_RACE },
+    Selftest { name: "irqfd_no_bypass_test", ..OURS },
     Selftest { name: "set_memory_region_test", ..OTHER },
     Selftest {
         name: "memslot_modification_stress_test",
