@@ -1,0 +1,3 @@
+//! Maps that wait until they are worth a memslot.
+
+pub mod policy;
