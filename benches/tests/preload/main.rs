@@ -1,0 +1,214 @@
+//! The preload library under a VMM that knows nothing of it: this test binary,
+//! run once more with `LD_PRELOAD`.
+//!
+//! The VMM churns a slot under a real guest and checks every value that the
+//! guest sees; then the statistics of the library are looked at.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod flash;
+mod vmm;
+
+use std::path::{Path, PathBuf};
+
+use flash::Flash;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
+use vmm::{Run, as_vmm};
+
+/// Cycles of command mode and array mode.
+const CYCLES: u64 = 200;
+
+/// The library that cargo built beside this test, the latest of its kind.
+fn library() -> Option<PathBuf> {
+    let dir = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libkvm_memslots_preload") && name.ends_with(".so")
+    };
+    let built = |path: &PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let beside = |dir: &Path| {
+        let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(is_ours).max_by_key(built)
+    };
+    beside(&dir).or_else(|| beside(dir.parent()?))
+}
+
+/// As many calls, and all of them KVM's.
+#[test]
+fn counting_changes_nothing() {
+    let run = Run::new("counting_changes_nothing", &[("KVM_MEMSLOTS_PRELOAD", "count")]);
+    let Some(stats) = as_vmm(&run, || Flash::new(&run)?.cycle(CYCLES)) else { return };
+    // And the slot's first creation, and the guest's own.
+    assert_eq!(stats["asked"], 2 * CYCLES + 2);
+    assert_eq!(stats["calls"], 2 * CYCLES + 2);
+    assert_eq!(stats["deferred"], 0);
+}
+
+/// Six in ten cycles read nothing in array mode, and cost no call; of the others
+/// some read a little, and some so much that the slot is mapped.
+#[test]
+fn a_slot_that_churns_is_deferred() {
+    let run = Run::new(
+        "a_slot_that_churns_is_deferred",
+        &[("KVM_MEMSLOTS_PRELOAD", "defer"), ("KVM_MEMSLOTS_PRELOAD_POLICY", "fixed:16")],
+    );
+    let Some(stats) = as_vmm(&run, || Flash::new(&run)?.cycle(CYCLES)) else { return };
+    assert_eq!(stats["asked"], 2 * CYCLES + 2);
+    assert_eq!(stats["deferred"], CYCLES - 2);
+    let mapped = stats["mapped"].as_u64().unwrap();
+    assert_eq!(mapped, stats["promoted_by_exits"].as_u64().unwrap());
+    assert!((CYCLES / 10 - 1..=CYCLES / 10).contains(&mapped), "{stats}");
+    // The first, two pairs, a removal; then one to map and one to remove.
+    let calls = stats["calls"].as_u64().unwrap();
+    assert!((7 + 2 * mapped - 1..=7 + 2 * mapped).contains(&calls), "{stats}");
+    assert!(stats["reads"].as_u64().unwrap() >= 16 * mapped, "{stats}");
+    assert_eq!(stats["switched_off"].as_array().unwrap().len(), 0);
+}
+
+/// By what exits and calls cost here, whatever that is.
+#[test]
+fn rent_or_buy() {
+    let run = Run::new("rent_or_buy", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let Some(stats) = as_vmm(&run, || Flash::new(&run)?.cycle(CYCLES)) else { return };
+    assert_eq!(stats["deferred"], CYCLES - 2);
+    assert!(stats["calls"].as_u64().unwrap() < 2 * CYCLES, "{stats}");
+    assert!(stats["unused"].as_u64().unwrap() >= CYCLES * 6 / 10 - 3, "{stats}");
+}
+
+/// Where the kernel has no trap bit, `trap` leaves all as it is.
+#[test]
+fn the_trap_bit() {
+    let run = Run::new("the_trap_bit", &[("KVM_MEMSLOTS_PRELOAD", "trap")]);
+    let Some(stats) = as_vmm(&run, || Flash::new(&run)?.cycle(CYCLES)) else { return };
+    assert_eq!(stats["asked"], 2 * CYCLES + 2);
+    if stats["flips"] == 0 {
+        common::skip("the_trap_bit", "this kernel has no KVM_MEM_TRAP");
+        assert_eq!(stats["calls"], 2 * CYCLES + 2);
+    } else {
+        // The first, two pairs, and the guest's own; all else by flips.
+        assert_eq!(stats["calls"], 6);
+        assert_eq!(stats["flips"], 2 * CYCLES - 4);
+    }
+}
+
+/// The guest may write, and the VMM does not ask for that to be served.
+#[test]
+fn writable_slots_are_left_alone() {
+    let run = Run::new("writable_slots_are_left_alone", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let Some(stats) = as_vmm(&run, || Flash::with_flags(&run, 0)?.cycle(CYCLES)) else { return };
+    assert_eq!(stats["calls"], 2 * CYCLES + 2);
+    assert_eq!(stats["deferred"], 0);
+}
+
+#[test]
+fn writable_slots_if_that_is_asked_for() {
+    let run = Run::new(
+        "writable_slots_if_that_is_asked_for",
+        &[
+            ("KVM_MEMSLOTS_PRELOAD", "defer"),
+            ("KVM_MEMSLOTS_PRELOAD_WRITABLE", "1"),
+            ("KVM_MEMSLOTS_PRELOAD_POLICY", "fixed:16"),
+        ],
+    );
+    let Some(stats) = as_vmm(&run, || Flash::with_flags(&run, 0)?.cycle(CYCLES)) else { return };
+    assert_eq!(stats["deferred"], CYCLES - 2);
+    assert!(stats["writes"].as_u64().unwrap() > 0, "{stats}");
+}
+
+/// A slot that is deferred when the VMM switches logging on: it gets a log.
+#[test]
+fn dirty_logging_finds_the_slot() {
+    let run = Run::new("dirty_logging_finds_the_slot", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let stats = as_vmm(&run, || {
+        let mut flash = Flash::new(&run)?;
+        flash.cycle(10);
+        flash.remap(KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES);
+        flash.vm.get_dirty_log(flash::SLOT, flash::SIZE as usize).unwrap();
+        flash.remap(KVM_MEM_READONLY);
+        flash.cycle(10)
+    });
+    let Some(stats) = stats else { return };
+    let off = stats["switched_off"].as_array().unwrap();
+    assert!(off.len() == 1 && off[0].as_str().unwrap().contains("dirty logging"), "{stats}");
+    assert_eq!(stats["deferred"], 8);
+}
+
+/// A descriptor that comes by a way that is not looked at, here past the C
+/// library, is the same VM's.
+#[test]
+fn an_unknown_descriptor_switches_off() {
+    let run = Run::new("an_unknown_descriptor_switches_off", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let stats = as_vmm(&run, || {
+        let mut flash = Flash::new(&run)?;
+        flash.cycle(10);
+        let flash = flash.by_unknown_descriptor();
+        // What was deferred is there.
+        flash.unmap();
+        flash.map();
+        Some(())
+    });
+    let Some(stats) = stats else { return };
+    let off = stats["switched_off"].as_array().unwrap();
+    assert!(off.len() == 1 && off[0].as_str().unwrap().contains("unknown"), "{stats}");
+}
+
+/// `dup` and its like are followed.
+#[test]
+fn a_second_descriptor_is_the_same_vm() {
+    let run = Run::new("a_second_descriptor_is_the_same_vm", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let stats = as_vmm(&run, || {
+        let mut flash = Flash::new(&run)?;
+        flash.cycle(10);
+        flash.change_descriptor();
+        flash.cycle(10)
+    });
+    let Some(stats) = stats else { return };
+    assert_eq!(stats["deferred"], 18);
+    assert_eq!(stats["switched_off"].as_array().unwrap().len(), 0);
+}
+
+/// A child is none of the library's business: neither its end nor what it
+/// closes.
+#[test]
+fn a_fork_changes_nothing() {
+    let run = Run::new("a_fork_changes_nothing", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let stats = as_vmm(&run, || {
+        let mut flash = Flash::new(&run)?;
+        flash.cycle(10);
+        vmm::fork_and_exit();
+        assert!(std::process::Command::new("true").status().unwrap().success());
+        flash.cycle(10)
+    });
+    let Some(stats) = stats else { return };
+    assert_eq!(stats["asked"], 42);
+    assert_eq!(stats["deferred"], 18);
+    assert_eq!(stats["switched_off"].as_array().unwrap().len(), 0);
+}
+
+/// Several VMs, one after the other and side by side, some of them closed with
+/// slots deferred.
+#[test]
+fn several_vms() {
+    let run = Run::new("several_vms", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let stats = as_vmm(&run, || {
+        for _ in 0..3 {
+            let (mut one, mut other) = (Flash::new(&run)?, Flash::new(&run)?);
+            one.cycle(10);
+            other.cycle(10);
+            one.cycle(10);
+        }
+        Some(())
+    });
+    let Some(stats) = stats else { return };
+    assert_eq!((&stats["vms"], &stats["vcpus"]), (&6.into(), &6.into()));
+    assert_eq!(stats["asked"], 3 * (42 + 22));
+    assert_eq!(stats["deferred"], 3 * (18 + 8));
+}
+
+/// Said, and nothing done.
+#[test]
+fn settings_that_are_wrong() {
+    let run = Run::new("settings_that_are_wrong", &[("KVM_MEMSLOTS_PRELOAD", "on")]);
+    as_vmm(&run, || Flash::new(&run)?.cycle(20));
+}
