@@ -100,17 +100,18 @@ impl RunPage {
             return Exit::Other;
         }
         let run = self.0.as_ptr();
+        // SAFETY: a place in the page.
+        let reason = unsafe { &raw const (*run).exit_reason };
         // SAFETY: mapped, see `new`; KVM writes it only in `KVM_RUN`, which the
         // calling thread is not in.
-        let reason = unsafe { (&raw const (*run).exit_reason).read_volatile() };
-        match reason {
+        match unsafe { reason.read_volatile() } {
             KVM_EXIT_MMIO => self.mmio(),
             KVM_EXIT_ARM_NISV if cfg!(target_arch = "aarch64") => Exit::Undecodable,
             KVM_EXIT_INTERNAL_ERROR if cfg!(target_arch = "x86_64") => {
+                // SAFETY: a place in the page.
+                let error = unsafe { &raw const (*run).__bindgen_anon_1.internal.suberror };
                 // SAFETY: as above; for this exit KVM fills in this member.
-                let error = unsafe {
-                    (&raw const (*run).__bindgen_anon_1.internal.suberror).read_volatile()
-                };
+                let error = unsafe { error.read_volatile() };
                 if error == KVM_INTERNAL_ERROR_EMULATION { Exit::Undecodable } else { Exit::Other }
             }
             _ => Exit::Other,
@@ -119,10 +120,14 @@ impl RunPage {
 
     fn mmio(self) -> Exit {
         let run = self.0.as_ptr();
+        // SAFETY: a place in the page.
+        let mmio = unsafe { &raw const (*run).__bindgen_anon_1.mmio };
         // SAFETY: as in `exit`; for this exit KVM fills in this member.
-        let mmio = unsafe { (&raw const (*run).__bindgen_anon_1.mmio).read_volatile() };
-        // SAFETY: as in `exit`; a plain field.
-        let flags = unsafe { (&raw const (*run).flags).read_volatile() };
+        let mmio = unsafe { mmio.read_volatile() };
+        // SAFETY: a place in the page.
+        let flags = unsafe { &raw const (*run).flags };
+        // SAFETY: as in `exit`.
+        let flags = unsafe { flags.read_volatile() };
         // x86: in system management mode, which has an address space of its own.
         let space = if cfg!(target_arch = "x86_64") { u32::from(flags) & 1 } else { 0 };
         let bytes = (mmio.len as usize).min(mmio.data.len());

@@ -4,6 +4,9 @@
 //! function gets its arguments as any other, so a third one that was not passed
 //! is only a register with something in it, which is passed on.
 
+// Nobody calls them from Rust.
+#![allow(clippy::must_use_candidate)]
+
 use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 
 use crate::calls::Call;
@@ -42,7 +45,8 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
 /// As that of the C library.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    if flags as c_uint & libc::CLOSE_RANGE_CLOEXEC == 0 {
+    const CLOEXEC: c_int = 1 << 2;
+    if flags & CLOEXEC == 0 {
         let last = c_int::try_from(last).unwrap_or(c_int::MAX);
         table::close(c_int::try_from(first).unwrap_or(c_int::MAX)..=last);
     }
@@ -122,21 +126,26 @@ fn duplicated(fd: c_int, command: c_int, result: c_int) {
 /// As that of the C library.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn _exit(status: c_int) -> ! {
-    process::end();
-    loop {
-        // SAFETY: does not return.
-        unsafe { libc::syscall(libc::SYS_exit_group, status) };
-    }
+    end(status)
 }
 
 /// The same.
 ///
 /// # Safety
 /// As that of the C library.
+// As C calls it.
+#[allow(non_snake_case)]
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn _Exit(status: c_int) -> ! {
-    // SAFETY: as this.
-    unsafe { _exit(status) }
+    end(status)
+}
+
+fn end(status: c_int) -> ! {
+    process::end();
+    loop {
+        // SAFETY: does not return.
+        unsafe { libc::syscall(libc::SYS_exit_group, status) };
+    }
 }
 
 /// `exit` and a return from `main` come by here, after all that the program has

@@ -15,6 +15,7 @@
 
 mod abi;
 mod calls;
+mod copy;
 mod decide;
 pub mod exports;
 mod kvm;

@@ -60,7 +60,7 @@ macro_rules! next {
                     unsafe { next($($arg),*) }
                 }
                 // SAFETY: as above.
-                None => unsafe { libc::syscall($number $(, $arg as c_long)*) as c_int },
+                None => unsafe { libc::syscall($number $(, c_long::from($arg))*) as c_int },
             }
         }
     };

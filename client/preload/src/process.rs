@@ -2,8 +2,10 @@
 
 use std::ffi::c_int;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Instant;
 
 use crate::settings::{Mode, Settings, Stats};
 use crate::stats::COUNTS;
@@ -58,23 +60,23 @@ pub(crate) fn owns() -> bool {
     OWNER.load(Ordering::SeqCst) == unsafe { libc::getpid() }
 }
 
-/// Nanoseconds since some point in the past.
+/// Nanoseconds since this was first asked for.
 pub(crate) fn now() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a place for the time.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    // Neither is negative on this clock.
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    static START: OnceLock<Instant> = OnceLock::new();
+    let ns = START.get_or_init(Instant::now).elapsed().as_nanos();
+    // In 584 years.
+    u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
 pub(crate) fn errno() -> c_int {
-    // SAFETY: this thread's, always there.
-    unsafe { *libc::__errno_location() }
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
 pub(crate) fn set_errno(errno: c_int) {
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    // SAFETY: has no preconditions.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: this thread's, always there.
+    unsafe { *place = errno };
 }
 
 /// Says a line on stderr. That nobody can hear it is no error.
@@ -108,7 +110,7 @@ pub(crate) fn end() {
             Stats::Stderr => totals.to_string().lines().for_each(say),
             Stats::File(file) => {
                 let json = || serde_json::to_string(&totals).unwrap_or_default();
-                let is_json = file.ends_with(".json");
+                let is_json = Path::new(file).extension().is_some_and(|is| is == "json");
                 let text = if is_json { json() } else { totals.to_string() };
                 if let Err(error) = std::fs::write(file, text + "\n") {
                     say(&format!("{file}: {error}"));

@@ -36,7 +36,7 @@ pub(crate) enum Support {
 
 /// Asks. On kernels that don't claim to have it, that is one call.
 pub(crate) fn probe(kvm: &impl Probed, hva: u64, page: u64) -> Support {
-    if kvm.check_extension(KVM_CAP_MEM_TRAP) != TRAP as c_int {
+    if u32::try_from(kvm.check_extension(KVM_CAP_MEM_TRAP)) != Ok(TRAP) {
         return Support::Absent;
     }
     let region = Region { slot: 0, flags: TRAP, gpa: 0, size: page, hva };

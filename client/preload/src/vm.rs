@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abi::Exit;
+use crate::copy::copy;
 use crate::decide::policy::Bill;
 use crate::decide::region::Region;
-use crate::decide::slots::{Access, Action, Piece, Repair, Rules, Slots, Way};
+use crate::decide::slots::{Access, Action, Repair, Rules, Slots, Way};
 use crate::process::{now, say};
 use crate::stats::COUNTS;
 
@@ -72,11 +73,19 @@ struct State {
     off: bool,
     /// What the VMM believes is no longer known.
     blind: bool,
-    /// KVM was asked to tell of accesses that it can't decode: by us.
-    tells: bool,
-    /// By the VMM.
-    told_anyway: bool,
+    tells: Tells,
+    /// Which of the two calls the VMM makes.
     two: bool,
+}
+
+/// Whether KVM comes out of the guest for each access that it can't decode.
+#[derive(Clone, Copy, PartialEq)]
+enum Tells {
+    No,
+    /// As it was asked to here.
+    Asked,
+    /// As the VMM has asked for it.
+    Anyway,
 }
 
 impl Vm {
@@ -86,8 +95,7 @@ impl Vm {
             bill,
             off: rules.way == Way::AsAsked,
             blind: false,
-            tells: false,
-            told_anyway: false,
+            tells: Tells::No,
             two: false,
         };
         Self {
@@ -178,9 +186,9 @@ impl Vm {
     }
 
     fn defer(&self, state: &mut State) -> Result<(), c_int> {
-        if !state.tells && !state.told_anyway {
+        if state.tells == Tells::No {
             self.kvm.tell_undecodable(true)?;
-            state.tells = true;
+            state.tells = Tells::Asked;
         }
         // Before the VMM goes on and a vCPU can come upon it.
         self.deferring.store(true, Ordering::SeqCst);
@@ -230,9 +238,7 @@ impl Vm {
             }
         }
         state.slots.stop();
-        if std::mem::take(&mut state.tells) {
-            let _ = self.kvm.tell_undecodable(false);
-        }
+        self.tell_no_more(state);
         say(&format!("switched off: {why}{left}"));
         COUNTS.switched_off(&format!("{why}{left}"));
     }
@@ -240,9 +246,16 @@ impl Vm {
     /// The VMM asks itself to be told of accesses that KVM can't decode, or no
     /// longer.
     pub(crate) fn told_anyway(&self, on: bool) {
-        let mut state = self.state();
-        state.told_anyway = on;
-        state.tells = false;
+        self.state().tells = if on { Tells::Anyway } else { Tells::No };
+    }
+
+    /// Whether that is over: what KVM can't decode is then its own affair again.
+    fn tell_no_more(&self, state: &mut State) -> bool {
+        let over = state.tells == Tells::Asked && self.kvm.tell_undecodable(false).is_ok();
+        if over {
+            state.tells = Tells::No;
+        }
+        over
     }
 
     /// How often deferred slots were mapped, for [`came_out`](Self::came_out).
@@ -301,11 +314,7 @@ impl Vm {
             return true;
         }
         // Not ours. KVM is to do with it what it does when nobody asks.
-        state.tells
-            && self.kvm.tell_undecodable(false).is_ok_and(|()| {
-                state.tells = false;
-                true
-            })
+        self.tell_no_more(&mut state)
     }
 
     /// Maps what is deferred; whether all is mapped.
@@ -345,46 +354,6 @@ fn timed<T>(call: impl FnOnce() -> T) -> (T, u64) {
     let ns = now() - start;
     COUNTS.called(ns);
     (done, ns)
-}
-
-/// Copies between host memory and the data of an exit: each piece in accesses as
-/// wide as its alignment and length permit, as a guest may read a word that
-/// another one writes.
-///
-/// # Safety
-/// The pieces are mapped memory that nothing in this process borrows; `data` has
-/// as many bytes as they have together.
-unsafe fn copy(pieces: &[Piece], data: *mut u8, write: bool) {
-    let mut done = 0;
-    for &Piece { hva, bytes } in pieces {
-        // SAFETY: within the data, see above.
-        let ours = unsafe { data.add(done) };
-        let theirs = hva as *mut u8;
-        let (from, to) = if write { (ours, theirs) } else { (theirs, ours) };
-        // SAFETY: both sides have this many bytes.
-        unsafe {
-            match bytes {
-                8 if aligned::<u64>(from, to) => move_one::<u64>(from, to),
-                4 if aligned::<u32>(from, to) => move_one::<u32>(from, to),
-                2 if aligned::<u16>(from, to) => move_one::<u16>(from, to),
-                _ => (0..bytes).for_each(|at| move_one::<u8>(from.add(at), to.add(at))),
-            }
-        }
-        done += bytes;
-    }
-}
-
-fn aligned<T>(from: *const u8, to: *mut u8) -> bool {
-    from.cast::<T>().is_aligned() && to.cast::<T>().is_aligned()
-}
-
-/// # Safety
-/// Both are mapped, and aligned.
-unsafe fn move_one<T: Copy>(from: *const u8, to: *mut u8) {
-    // SAFETY: see above; any bytes are an integer.
-    let value = unsafe { from.cast::<T>().read_volatile() };
-    // SAFETY: see above.
-    unsafe { to.cast::<T>().write_volatile(value) };
 }
 
 #[cfg(test)]

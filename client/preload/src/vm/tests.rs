@@ -332,23 +332,3 @@ fn exits_race_promotions_and_removals() {
     vm.switch_off("the end");
     assert_eq!(model.all()[&1], region);
 }
-
-#[test]
-fn pieces_of_any_width_are_copied_both_ways() {
-    let mut memory: Vec<u8> = (0..32).collect();
-    let hva = memory.as_mut_ptr() as u64;
-    for (offset, bytes) in [(0, 8), (1, 8), (3, 4), (4, 4), (6, 2), (7, 2), (9, 1), (5, 3)] {
-        let mut data = [0xff; 8];
-        let pieces = [Piece { hva: hva + offset, bytes }];
-        // SAFETY: all within the two.
-        unsafe { copy(&pieces, data.as_mut_ptr(), false) };
-        let expected: Vec<u8> = (offset as u8..).take(bytes).collect();
-        assert_eq!(data[..bytes], expected);
-        assert!(data[bytes..].iter().all(|byte| *byte == 0xff));
-    }
-    let data = [0xaa_u8, 0xbb, 0xcc, 0xdd];
-    let pieces = [Piece { hva: hva + 7, bytes: 1 }, Piece { hva: hva + 16, bytes: 3 }];
-    // SAFETY: all within the two.
-    unsafe { copy(&pieces, data.as_ptr().cast_mut(), true) };
-    assert_eq!((memory[7], &memory[16..20]), (0xaa, &[0xbb, 0xcc, 0xdd, 19][..]));
-}
