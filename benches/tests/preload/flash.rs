@@ -14,7 +14,7 @@ use crate::vmm::Run;
 
 pub(crate) const SLOT: u32 = 1;
 pub(crate) const SIZE: u64 = 16 * SMALL_PAGE;
-const GPA: u64 = 0x4000_0000;
+pub(crate) const GPA: u64 = 0x4000_0000;
 
 /// The VMM.
 pub(crate) struct Flash {
@@ -72,6 +72,19 @@ impl Flash {
             }
         }
         Some(())
+    }
+
+    /// The same, and the guest does nothing.
+    pub(crate) fn cycle_quietly(&mut self, times: u64) {
+        for _ in 0..times {
+            self.unmap();
+            self.map();
+        }
+    }
+
+    /// Writes to the array, as the VMM does.
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
+        self.memory.write_bytes(at, bytes);
     }
 
     /// All accesses reach the device.

@@ -7,6 +7,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(target_arch = "x86_64")]
+mod executed;
 mod flash;
 mod vmm;
 
@@ -184,6 +186,58 @@ fn a_fork_changes_nothing() {
     assert_eq!(stats["asked"], 42);
     assert_eq!(stats["deferred"], 18);
     assert_eq!(stats["switched_off"].as_array().unwrap().len(), 0);
+}
+
+/// KVM does not emulate a fetch from where nothing is, and would give the guest an
+/// exception: the slot is mapped, and the vCPU goes on.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn code_runs_in_a_slot_that_was_deferred() {
+    let run =
+        Run::new("code_runs_in_a_slot_that_was_deferred", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let stats = as_vmm(&run, || {
+        let mut flash = Flash::new(&run)?;
+        flash.write(0, &executed::CODE);
+        flash.cycle_quietly(10);
+        let mut vcpu = executed::vcpu(&flash.vm, flash::GPA);
+        for _ in 0..20 {
+            let read = executed::run(&mut vcpu);
+            assert_eq!(read.unwrap()[..5], executed::READ);
+            flash.cycle_quietly(1);
+        }
+        Some(())
+    });
+    let Some(stats) = stats else { return };
+    assert_eq!(stats["promoted_by_undecodable"], 20, "{stats}");
+    assert_eq!(stats["mapped"], 20);
+    assert_eq!(stats["deferred"], 28);
+}
+
+/// Where nothing is deferred, a fetch that fails ends the guest, as it does
+/// without the library: with an exit that says so, or by the exception that KVM
+/// makes of it, for which this guest has no handler.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn code_does_not_run_where_nothing_is() {
+    let name = "code_does_not_run_where_nothing_is";
+    let runs = [
+        Run::new(name, &[("KVM_MEMSLOTS_PRELOAD", "count")]),
+        Run::new(name, &[("KVM_MEMSLOTS_PRELOAD", "defer")]),
+    ];
+    let ends = runs.map(|run| {
+        let stats = as_vmm(&run, || {
+            let mut flash = Flash::new(&run)?;
+            flash.cycle_quietly(10);
+            flash.unmap();
+            let mut vcpu = executed::vcpu(&flash.vm, flash::GPA);
+            vmm::say(&executed::run(&mut vcpu).unwrap_err());
+            Some(())
+        });
+        stats.map(|stats| stats["note"].clone())
+    });
+    for end in ends.iter().flatten() {
+        assert!(end == "Shutdown" || end == "InternalError", "{end}");
+    }
 }
 
 /// Several VMs, one after the other and side by side, some of them closed with

@@ -1,5 +1,6 @@
 //! This binary as the VMM: one test, run once more with the library.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -54,9 +55,23 @@ pub(crate) fn as_vmm(run: &Run, vmm: impl FnOnce() -> Option<()>) -> Option<Valu
     if said.contains("it can be ") {
         return None;
     }
+    let noted = std::fs::read_to_string(note(&stats)).ok();
     let stats =
         std::fs::read_to_string(&stats).unwrap_or_else(|e| panic!("no statistics: {e}; {said}"));
-    Some(serde_json::from_str(&stats).unwrap())
+    let mut stats: Value = serde_json::from_str(&stats).unwrap();
+    stats["note"] = noted.into();
+    Some(stats)
+}
+
+/// What the VMM has to say beside the statistics: `note` in them.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn say(text: &str) {
+    let stats = std::env::var_os(STATS).unwrap();
+    std::fs::write(note(stats.as_ref()), text).unwrap();
+}
+
+fn note(stats: &Path) -> PathBuf {
+    stats.with_extension("note")
 }
 
 /// A child that does what children do before they become something else: closes

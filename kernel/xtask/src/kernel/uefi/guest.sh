@@ -39,7 +39,8 @@ env "$@" KVM_MEMSLOTS_PRELOAD_STATS=$dir/stats.json /vmm/qemu \
 	-drive if=pflash,unit=1,format=raw,file=vars.fd \
 	<in >out 2>err &
 qemu=$!
-(sleep "${UEFI_LIMIT:-900}" && kill $qemu) 2>/dev/null &
+# Its output would keep the console of the lab open.
+(sleep "${UEFI_LIMIT:-900}" && kill $qemu) >/dev/null 2>&1 &
 watch=$!
 exec 3>in 4<out
 
