@@ -60,7 +60,7 @@ impl Flash {
 
     /// Goes to command mode, programs a word, and back to array mode, so often.
     /// In one of ten cycles the guest then reads a lot, in three a little.
-    pub(crate) fn cycle(&mut self, times: u64) -> Option<()> {
+    pub(crate) fn cycle(&mut self, times: u64) {
         for cycle in 0..times {
             self.unmap();
             self.command(cycle);
@@ -71,7 +71,6 @@ impl Flash {
                 _ => {}
             }
         }
-        Some(())
     }
 
     /// The same, and the guest does nothing.
