@@ -160,23 +160,20 @@ impl Vm {
 
     /// Does `action` instead of what was asked for; what is left to be done.
     fn act(&self, state: &mut State, action: Action) -> Action {
-        let (done, failed) = match action {
+        let done = match action {
             Action::Pass => return action,
-            Action::Trap(region) => (self.flip(state, &region.trapping()), None),
-            Action::Untrap(region) => (self.flip(state, &region), Some(Repair::Delete(region))),
-            Action::Defer => (self.defer(state), None),
+            Action::Trap(region) => self.flip(state, &region.trapping()),
+            Action::Untrap(region) => self.flip(state, &region),
+            Action::Defer => self.defer(state),
             Action::Forget => {
                 COUNTS.unused.add(1);
-                (Ok(()), None)
+                Ok(())
             }
         };
         let Err(errno) = done else { return action };
+        // A slot that traps only is deleted by that; if it can't be, what the VMM
+        // asks for is what clears the bit.
         self.off(state, &format!("{action:x?} failed with errno {errno}"));
-        // Unless that has been put right as well.
-        if let Some(repair) = failed.filter(|repair| state.slots.repairs().contains(repair)) {
-            // If it fails, what is asked for fails too.
-            let _ = self.repair(state, &repair);
-        }
         Action::Pass
     }
 
