@@ -13,8 +13,12 @@ pub(crate) const CODE: [u8; 12] = [0x48, 0x8b, 0x05, 0, 0, 0, 0, 0x48, 0x89, 0x0
 /// What it reads.
 pub(crate) const READ: [u8; 5] = [0x48, 0x89, 0x06, 0xeb, 0xf4];
 
-/// A vCPU that starts at `start`, at CPL 3, under the guest's identity map.
-pub(crate) fn vcpu(vm: &VmFd, start: u64) -> VcpuFd {
+/// `mov rax, [rdx]`, `mov [rsi], rax`, and again.
+pub(crate) const LOOP: [u8; 8] = [0x48, 0x8b, 0x02, 0x48, 0x89, 0x06, 0xeb, 0xf8];
+
+/// A vCPU that starts at `start`, at CPL 3, under the guest's identity map, and
+/// finds `read` in RDX.
+pub(crate) fn vcpu(vm: &VmFd, start: u64, read: u64) -> VcpuFd {
     let kvm = Kvm::new().unwrap();
     let vcpu = vm.create_vcpu(1).unwrap();
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
@@ -35,21 +39,20 @@ pub(crate) fn vcpu(vm: &VmFd, start: u64) -> VcpuFd {
     sregs.tr = kvm_segment { type_: 11, present: 1, limit: 0x67, ..Default::default() };
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8001_0033, OWN_GPA, 1 << 5, 0x500);
     vcpu.set_sregs(&sregs).unwrap();
-    go(&vcpu, start);
+    let regs = kvm_regs { rip: start, rsi: NOWHERE, rdx: read, rflags: 2, ..Default::default() };
+    vcpu.set_regs(&regs).unwrap();
     vcpu
 }
 
-/// Has it go on at `start`.
-pub(crate) fn go(vcpu: &VcpuFd, start: u64) {
-    let regs = kvm_regs { rip: start, rsi: NOWHERE, rflags: 2, ..Default::default() };
-    vcpu.set_regs(&regs).unwrap();
-}
-
-/// Runs it until it writes what it has read; how it ended otherwise.
-pub(crate) fn run(vcpu: &mut VcpuFd) -> Result<[u8; 8], String> {
-    match vcpu.run() {
-        Ok(VcpuExit::MmioWrite(NOWHERE, data)) => Ok(data.try_into().unwrap()),
-        Ok(exit) => Err(format!("{exit:?}")),
-        Err(error) => Err(error.to_string()),
+/// Runs it until it writes what it has read; how it ended otherwise. `device`
+/// is what a read of nothing gets.
+pub(crate) fn run(vcpu: &mut VcpuFd, device: u64) -> Result<[u8; 8], String> {
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::MmioWrite(NOWHERE, data)) => return Ok(data.try_into().unwrap()),
+            Ok(VcpuExit::MmioRead(_, data)) => data.copy_from_slice(&device.to_le_bytes()),
+            Ok(exit) => return Err(format!("{exit:?}")),
+            Err(error) => return Err(error.to_string()),
+        }
     }
 }

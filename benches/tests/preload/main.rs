@@ -13,9 +13,16 @@ mod flash;
 mod vmm;
 
 use std::path::{Path, PathBuf};
+#[cfg(target_arch = "x86_64")]
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use flash::Flash;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
+#[cfg(target_arch = "x86_64")]
+use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
 use vmm::{Run, as_vmm};
 
 /// Cycles of command mode and array mode.
@@ -208,9 +215,9 @@ fn code_runs_in_a_slot_that_was_deferred() {
         let mut flash = Flash::new(&run)?;
         flash.write(0, &executed::CODE);
         flash.cycle_quietly(10);
-        let mut vcpu = executed::vcpu(&flash.vm, flash::GPA);
+        let mut vcpu = executed::vcpu(&flash.vm, flash::GPA, 0);
         for _ in 0..20 {
-            let read = executed::run(&mut vcpu);
+            let read = executed::run(&mut vcpu, 0);
             assert_eq!(read.unwrap()[..5], executed::READ);
             flash.cycle_quietly(1);
         }
@@ -238,8 +245,8 @@ fn code_does_not_run_where_nothing_is() {
             let mut flash = Flash::new(&run)?;
             flash.cycle_quietly(10);
             flash.unmap();
-            let mut vcpu = executed::vcpu(&flash.vm, flash::GPA);
-            vmm::say(&executed::run(&mut vcpu).unwrap_err());
+            let mut vcpu = executed::vcpu(&flash.vm, flash::GPA, 0);
+            vmm::say(&executed::run(&mut vcpu, 0).unwrap_err());
             Some(())
         });
         stats.map(|stats| stats["note"].clone())
@@ -247,6 +254,71 @@ fn code_does_not_run_where_nothing_is() {
     for end in ends.iter().flatten() {
         assert!(end == "Shutdown" || end == "InternalError", "{end}");
     }
+}
+
+/// A vCPU reads while another thread takes the array away, programs it and brings
+/// it back: it sees the device, or a value of the array that is not older than
+/// one it has seen.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_vcpu_reads_while_the_slot_churns() {
+    const BUSY: u64 = u64::MAX;
+    let run = Run::new(
+        "a_vcpu_reads_while_the_slot_churns",
+        &[("KVM_MEMSLOTS_PRELOAD", "defer"), ("KVM_MEMSLOTS_PRELOAD_POLICY", "fixed:3")],
+    );
+    let stats = as_vmm(&run, || {
+        let flash = Flash::new(&run)?;
+        let code = HostMemory::reserve(SMALL_PAGE, Pages::Small).unwrap();
+        code.write_bytes(0, &executed::LOOP);
+        let start = flash::GPA + flash::SIZE;
+        common::set_slot(&flash.vm, flash::SLOT + 1, start, SMALL_PAGE, &code, KVM_MEM_READONLY);
+        let mut vcpu = executed::vcpu(&flash.vm, start, flash::GPA);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut newest = 0;
+                while !done.load(Ordering::Relaxed) {
+                    match u64::from_le_bytes(executed::run(&mut vcpu, BUSY).unwrap()) {
+                        BUSY => {}
+                        value => {
+                            assert!(value >= newest, "{value} after {newest}");
+                            newest = value;
+                        }
+                    }
+                }
+            });
+            for value in 1..500_u64 {
+                flash.unmap();
+                flash.write(0, &value.to_le_bytes());
+                flash.map();
+                if value % 8 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        Some(())
+    });
+    let Some(stats) = stats else { return };
+    assert_eq!(stats["deferred"], 499 - 2);
+    assert!(
+        stats["mapped"].as_u64().unwrap() > 0 && stats["reads"].as_u64().unwrap() > 0,
+        "{stats}"
+    );
+}
+
+/// `_exit` is no way around the statistics.
+#[test]
+fn a_vmm_that_ends_at_once() {
+    let run = Run::new("a_vmm_that_ends_at_once", &[("KVM_MEMSLOTS_PRELOAD", "defer")]);
+    let stats = as_vmm(&run, || {
+        churn(&run, KVM_MEM_READONLY)?;
+        // SAFETY: does not return.
+        unsafe { libc::_exit(0) }
+    });
+    let Some(stats) = stats else { return };
+    assert_eq!(stats["asked"], 2 * CYCLES + 2);
 }
 
 /// Several VMs, one after the other and side by side, some of them closed with
