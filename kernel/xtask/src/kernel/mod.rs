@@ -138,7 +138,7 @@ struct Uefi {
     /// Boots of each way; medians count
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// JSON instead of the table
+    /// JSON instead of the table, as the last line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
