@@ -101,9 +101,9 @@ fn the_trap_bit() {
         common::skip("the_trap_bit", "this kernel has no KVM_MEM_TRAP");
         assert_eq!(stats["calls"], 2 * CYCLES + 2);
     } else {
-        // The first, two pairs, and the guest's own; all else by flips.
-        assert_eq!(stats["calls"], 6);
-        assert_eq!(stats["flips"], 2 * CYCLES - 4);
+        // The first, one pair, and the guest's own; all else by flips.
+        assert_eq!(stats["calls"], 4);
+        assert_eq!(stats["flips"], 2 * CYCLES - 2);
     }
 }
 

@@ -1,12 +1,15 @@
 //! The calls of KVM, one by one.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::ffi::{c_int, c_ulong, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region,
 };
+
+use kvm_memslots::deferred::policy::Churn;
 
 use crate::abi::{CREATE_VCPU, CREATE_VM, ENABLE_CAP, RUN, SET_REGION, SET_REGION2, not_followed};
 use crate::decide::policy::Bill;
@@ -64,9 +67,10 @@ impl Call {
         if fd >= 0 && settings().mode != Mode::Off {
             is_owner();
             COUNTS.vms.add(1);
+            let way = way(self, fd);
             let rules = Rules {
-                way: way(self, fd),
-                flips: settings().flips,
+                way,
+                flips: settings().flips.unwrap_or(flips(way)),
                 writable: settings().writable,
             };
             match VmFd::of(fd) {
@@ -162,6 +166,13 @@ impl Call {
     }
 }
 
+/// How many flips of a slot are let through: one removal and one return where it
+/// is then flipped by its trap bit, as to the guest nothing is different; more
+/// where a slot that is executed from must not be taken for one that churns.
+fn flips(way: Way) -> u32 {
+    if way == Way::Trap { 2 } else { Churn::<()>::FLIPS }
+}
+
 /// How slots that churn are treated in the VM that `call` has made.
 fn way(call: Call, vm: c_int) -> Way {
     let mode = settings().mode;
@@ -170,10 +181,7 @@ fn way(call: Call, vm: c_int) -> Way {
         return Way::AsAsked;
     }
     if mode != Mode::Defer {
-        let kvm = Candidate { system: call.fd, kind: call.arg, vm, scratch: OnceCell::new() };
-        let support = Page::anonymous()
-            .map_or(Support::Absent, |page| trap::probe(&kvm, page.start().as_ptr() as u64, 4096));
-        match support {
+        match trap_support(call, vm) {
             Support::Present => return Way::Trap,
             Support::Absent => {}
             Support::Impostor => say("KVM claims KVM_CAP_MEM_TRAP and does not have it"),
@@ -184,4 +192,16 @@ fn way(call: Call, vm: c_int) -> Way {
     }
     say(&format!("leaves VM {vm} alone: KVM does not have KVM_MEM_TRAP"));
     Way::AsAsked
+}
+
+/// Whether the VM that `call` has made has the trap bit. Found out once for each
+/// kind of VM, as it takes a scratch VM, which costs grace periods.
+fn trap_support(call: Call, vm: c_int) -> Support {
+    static KINDS: Mutex<BTreeMap<usize, Support>> = Mutex::new(BTreeMap::new());
+    let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
+    *kinds.entry(call.arg.addr()).or_insert_with(|| {
+        let kvm = Candidate { system: call.fd, kind: call.arg, vm, scratch: OnceCell::new() };
+        Page::anonymous()
+            .map_or(Support::Absent, |page| trap::probe(&kvm, page.start().as_ptr() as u64, 4096))
+    })
 }

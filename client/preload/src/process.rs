@@ -19,7 +19,7 @@ pub(crate) fn settings() -> &'static Settings {
             say(&format!("switched off: {wrong}"));
             Settings {
                 mode: Mode::Off,
-                flips: u32::MAX,
+                flips: None,
                 policy: kvm_memslots::deferred::policy::Policy::default(),
                 writable: false,
                 stats: Vec::new(),

@@ -1,6 +1,6 @@
 //! What the environment says.
 
-use kvm_memslots::deferred::policy::{Churn, Policy};
+use kvm_memslots::deferred::policy::Policy;
 
 pub(crate) const MODE: &str = "KVM_MEMSLOTS_PRELOAD";
 pub(crate) const FLIPS: &str = "KVM_MEMSLOTS_PRELOAD_FLIPS";
@@ -35,8 +35,9 @@ pub(crate) enum Stats {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
-    /// How many flips of a slot are let through before it counts as churning.
-    pub(crate) flips: u32,
+    /// How many flips of a slot are let through before it counts as churning, if
+    /// not as many as usual.
+    pub(crate) flips: Option<u32>,
     pub(crate) policy: Policy,
     /// Whether slots that the guest may write to are treated alike.
     pub(crate) writable: bool,
@@ -58,12 +59,10 @@ impl Settings {
             None | Some("auto") => Mode::Auto,
             Some(other) => return Err(wrong(MODE, other, "off, count, trap, defer or auto")),
         };
-        let flips = match of(FLIPS) {
-            None => Churn::<()>::FLIPS,
-            Some(flips) => {
-                flips.parse().map_err(|_| wrong(FLIPS, &flips, "a number of flips, e.g. 4"))?
-            }
-        };
+        let flips = of(FLIPS).map(|flips| {
+            flips.parse().map_err(|_| wrong(FLIPS, &flips, "a number of flips, e.g. 4"))
+        });
+        let flips = flips.transpose()?;
         let policy = match of(POLICY) {
             None => Policy::default(),
             Some(policy) => self::policy(&policy)
@@ -109,7 +108,7 @@ mod tests {
     fn nothing_said() {
         let settings = Settings {
             mode: Mode::Auto,
-            flips: 4,
+            flips: None,
             policy: Policy::RentOrBuy,
             writable: false,
             stats: Vec::new(),
@@ -122,7 +121,7 @@ mod tests {
     fn all_said() {
         let settings = Settings {
             mode: Mode::Defer,
-            flips: 0,
+            flips: Some(0),
             policy: Policy::Fixed { exits: 64 },
             writable: true,
             stats: vec![Stats::Stderr, Stats::File("a.json".to_owned())],
