@@ -38,6 +38,8 @@ pub(crate) fn vcpu(vm: &VmFd, start: u64, read: u64) -> VcpuFd {
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = kvm_segment { type_: 11, present: 1, limit: 0x67, ..Default::default() };
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8001_0033, OWN_GPA, 1 << 5, 0x500);
+    // No exception finds a handler: the guest ends.
+    sregs.idt.limit = 0;
     vcpu.set_sregs(&sregs).unwrap();
     let regs = kvm_regs { rip: start, rsi: NOWHERE, rdx: read, rflags: 2, ..Default::default() };
     vcpu.set_regs(&regs).unwrap();
