@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::build::Kernel;
 use super::console::Console;
-use super::initrd::{self, Command, Program};
+use super::initrd::{self, Command, GuestFile, Program};
 use super::target::{Arch, Target};
 use super::{Qemu, target, tools};
 use crate::run;
@@ -38,6 +38,8 @@ pub(super) struct Job<'a> {
     pub(super) command: Command,
     /// What is in /bin beside busybox.
     pub(super) programs: Vec<&'a Program>,
+    /// What else is in its file system.
+    pub(super) files: Vec<GuestFile>,
     /// For the kernel's command line.
     pub(super) append: &'a str,
     /// When it hangs, if not as late as for all.
@@ -91,7 +93,7 @@ impl Guest {
     pub(super) fn run(&self, job: &Job<'_>, mut line: impl FnMut(&str)) -> Result<Ended> {
         let log = self.dir.join(format!("{}.log", job.name));
         let initrd = self.dir.join(format!("{}.cpio", job.name));
-        fs::write(&initrd, initrd::archive(&self.busybox, &job.programs, &job.command))
+        fs::write(&initrd, initrd::archive(&self.busybox, &job.programs, &job.files, &job.command))
             .with_context(|| format!("{}", initrd.display()))?;
         let mut file = File::create(&log).with_context(|| format!("{}", log.display()))?;
         let mut qemu = self.command(&initrd, job.append);

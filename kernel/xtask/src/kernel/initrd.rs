@@ -1,5 +1,6 @@
 //! The guest's file system: busybox, `/init`, the programs, and what to run.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,15 @@ pub(super) struct Program {
     /// Its name in /bin.
     pub(super) name: String,
     content: Vec<u8>,
+}
+
+/// A file of the guest's that is no program to be checked.
+#[derive(Debug, Clone)]
+pub(super) struct GuestFile {
+    /// Without the `/` in front.
+    pub(super) path: String,
+    pub(super) content: Vec<u8>,
+    pub(super) executable: bool,
 }
 
 /// What the guest runs.
@@ -101,9 +111,14 @@ fn foreign_busybox(arch: Arch) -> Result<Program> {
 }
 
 /// An archive that the kernel unpacks as its root.
-pub(super) fn archive(busybox: &Program, programs: &[&Program], command: &Command) -> Vec<u8> {
+pub(super) fn archive(
+    busybox: &Program,
+    programs: &[&Program],
+    files: &[GuestFile],
+    command: &Command,
+) -> Vec<u8> {
     let mut archive = Cpio::default();
-    for dir in ["bin", "dev", "proc", "sys", "tmp"] {
+    for dir in DIRECTORIES.iter().copied().chain(parents(files)) {
         archive.add(dir, DIRECTORY | 0o755, b"");
     }
     archive.add("init", FILE | 0o755, INIT.as_bytes());
@@ -111,7 +126,22 @@ pub(super) fn archive(busybox: &Program, programs: &[&Program], command: &Comman
     for Program { name, content } in [busybox].iter().chain(programs) {
         archive.add(&format!("bin/{name}"), FILE | 0o755, content);
     }
+    for GuestFile { path, content, executable } in files {
+        let mode = if *executable { 0o755 } else { 0o644 };
+        archive.add(path, FILE | mode, content);
+    }
     archive.end()
+}
+
+const DIRECTORIES: [&str; 5] = ["bin", "dev", "proc", "sys", "tmp"];
+
+/// The further folders that `files` are in, outer ones first.
+fn parents(files: &[GuestFile]) -> BTreeSet<&str> {
+    let of = |file: &'_ GuestFile| -> Vec<usize> {
+        file.path.match_indices('/').map(|(at, _)| at).collect()
+    };
+    let all = files.iter().flat_map(|file| of(file).into_iter().map(|at| &file.path[..at]));
+    all.filter(|dir| !DIRECTORIES.contains(dir)).collect()
 }
 
 const DIRECTORY: u32 = 0o040_000;
@@ -184,7 +214,14 @@ mod tests {
             content: content.to_owned(),
         };
         let command = Command { words: vec!["/bin/x".to_owned()], env: Vec::new() };
-        let bytes = archive(&program("busybox", b"box"), &[&program("x", b"12345")], &command);
+        let file = |path: &str, executable| GuestFile {
+            path: path.to_owned(),
+            content: path.as_bytes().to_owned(),
+            executable,
+        };
+        let files = [file("a/b/c", false), file("a/d", true), file("bin/e", true)];
+        let programs = [&program("x", b"12345")];
+        let bytes = archive(&program("busybox", b"box"), &programs, &files, &command);
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("archive"), bytes).unwrap();
         let cpio = Process::new("cpio")
@@ -199,6 +236,9 @@ mod tests {
         assert_eq!(read("cmd"), "/bin/x\n");
         assert_eq!(read("init"), INIT);
         assert!(dir.path().join("proc").is_dir());
+        for file in files {
+            assert_eq!(read(&file.path), file.path);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod source;
 mod target;
 mod test;
 mod tools;
+mod uefi;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +57,9 @@ enum Stage {
     Test(Test),
     /// Measure the batch ioctl against single calls in guests
     Bench(Bench),
+    /// Boot real UEFI in a real QEMU in an arm64 guest, as it is and with the
+    /// preload library, and compare
+    Uefi(Uefi),
 }
 
 /// Which kernel. `KSRC=DIR` in the environment builds that tree as it is.
@@ -123,6 +127,27 @@ struct Bench {
     args: Vec<String>,
 }
 
+#[derive(ClapArgs)]
+struct Uefi {
+    /// Version of the kernel, or `newest`
+    #[arg(long, value_name = "VERSION", default_value = "6.12")]
+    linux: String,
+    /// Each expedited grace period lasts 16 ms
+    #[arg(long)]
+    slow_gp: bool,
+    /// Boots of each way; medians count
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// JSON instead of the table, as the last line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    qemu: Qemu,
+    /// Ways that have this in their names only [default: all]
+    #[arg(value_name = "PART")]
+    filters: Vec<String>,
+}
+
 /// How to boot.
 #[derive(ClapArgs, Clone)]
 struct Qemu {
@@ -153,6 +178,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Stage::Boot(args) => boot(args),
         Stage::Test(args) => test(args),
         Stage::Bench(args) => bench(args),
+        Stage::Uefi(args) => uefi(args),
     };
     done.unwrap_or_else(|e| {
         eprintln!("xtask kernel: {e:#}");
@@ -188,8 +214,10 @@ fn boot(args: &Boot) -> Result<ExitCode> {
     let (_, guest) = guest(&target, &args.qemu)?;
     let command = Command { words, env: args.qemu.env.clone() };
     let programs = programs.iter().collect();
-    let ended =
-        guest.run(&Job { name: "boot", command, programs, append: "", limit: None }, run::say)?;
+    let ended = guest.run(
+        &Job { name: "boot", command, programs, files: Vec::new(), append: "", limit: None },
+        run::say,
+    )?;
     Ok(ended.report())
 }
 
@@ -206,6 +234,17 @@ fn bench(args: &Bench) -> Result<ExitCode> {
     }
     let (_, guest) = guest(&target, &args.qemu)?;
     bench::run(&target, &guest, args)
+}
+
+fn uefi(args: &Uefi) -> Result<ExitCode> {
+    let which = Which {
+        linux: args.linux.clone(),
+        arch: Arch::Arm64,
+        debug: false,
+        vanilla: false,
+        slow_gp: args.slow_gp,
+    };
+    uefi::run(&which.target()?, args)
 }
 
 /// What every run of all checks includes: the oldest kernel that has a series,

@@ -1,4 +1,5 @@
-//! The workspace's own programs and tests, static, for the guest.
+//! The workspace's own programs and tests, static, for the guest; and its
+//! libraries, for what is linked dynamically there.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -37,6 +38,38 @@ pub(super) fn build(sources: &[Source], arch: Arch) -> Result<Vec<Program>> {
         }
     }
     sources.iter().map(|source| program(source, &built, arch)).collect()
+}
+
+/// Builds the shared library of `package` for `arch`; where it is.
+pub(super) fn library(package: &str, arch: Arch) -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo.arg("build");
+    Toolchain::of(arch)?.drive(&mut cargo);
+    cargo.args(["--release", "--lib", "--package", package]);
+    cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
+    // Not that of the static programs, whose flags are others.
+    cargo.arg(target::dir().join("cargo-dynamic"));
+    cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("RUSTFLAGS");
+    let mut found = None;
+    let log = target::dir().join("cargo-dynamic.log");
+    logged::read(&format!("building {package}"), &mut cargo, &log, false, |line| {
+        let Some(message) = message(line) else { return true };
+        found = shared(&message, package).or(found.take());
+        false
+    })?;
+    found.with_context(|| format!("cargo built no shared library of {package}"))
+}
+
+/// The shared library of `package` that `message` is about.
+fn shared(message: &Value, package: &str) -> Option<PathBuf> {
+    if message["reason"] != "compiler-artifact"
+        || self::package(message["package_id"].as_str()?) != Some(package)
+    {
+        return None;
+    }
+    let files = message["filenames"].as_array()?.iter().filter_map(Value::as_str);
+    let mut files = files.map(PathBuf::from);
+    files.find(|file| file.extension().is_some_and(|is| is == "so"))
 }
 
 /// Runs `cargo` for `sources`; what it links.
@@ -143,6 +176,16 @@ mod tests {
         assert!(read(&artifact(false, "bin", "\"/w/kvm-1\"")).is_some());
         assert_eq!(read("{\"reason\":\"build-finished\",\"success\":true}"), None);
         assert_eq!(read("   Compiling x"), None);
+    }
+
+    #[test]
+    fn shared_libraries_of_messages() {
+        let line = "{\"reason\":\"compiler-artifact\",\"package_id\":\
+                    \"path+file:///w/preload#kvm-memslots-preload@0.1.0\",\
+                    \"filenames\":[\"/w/libx.rlib\",\"/w/libx.so\"]}";
+        let read = |package| message(line).and_then(|message| shared(&message, package));
+        assert_eq!(read("kvm-memslots-preload"), Some("/w/libx.so".into()));
+        assert_eq!(read("kvm-memslots"), None);
     }
 
     #[test]

@@ -27,8 +27,10 @@ pub(super) fn run(target: &Target, guest: &Guest, args: &super::Bench) -> Result
     let words = words.into_iter().chain(args.args.iter().cloned()).collect();
     let command = Command { words, env: args.qemu.env.clone() };
     let programs = programs.iter().collect();
-    let ended =
-        guest.run(&Job { name: "bench", command, programs, append: "", limit: None }, run::say)?;
+    let ended = guest.run(
+        &Job { name: "bench", command, programs, files: Vec::new(), append: "", limit: None },
+        run::say,
+    )?;
     Ok(ended.report())
 }
 
@@ -84,6 +86,7 @@ fn measure(
         name: &format!("bench-{}", boot.name),
         command,
         programs: programs.iter().collect(),
+        files: Vec::new(),
         append: boot.append,
         limit: None,
     };

@@ -165,6 +165,7 @@ fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &
         name: &log_name(&case.name),
         command: case.command.clone(),
         programs: programs.iter().filter(|program| program.name == case.program).collect(),
+        files: Vec::new(),
         append: case.append,
         limit: case.derails.then_some(DERAILED_AFTER),
     };

@@ -1,0 +1,213 @@
+//! The decisions, each by itself. Sequences of them, with an in-memory KVM:
+//! `vm/tests.rs`.
+
+use kvm_memslots::deferred::policy::Policy;
+
+use super::policy::Bill;
+use super::region::{READONLY, Region, TRAP};
+use super::slots::{Access, Action, Piece, Plan, Repair, Rules, Slots, Way};
+
+const FLASH: Region =
+    Region { slot: 1, flags: READONLY, gpa: 0x400_0000, size: 0x10_0000, hva: 0x7000_0000 };
+
+fn slots(way: Way) -> Slots {
+    Slots::new(Rules { way, flips: 4, writable: false })
+}
+
+/// Asks for `region` and has it done; what became of it.
+fn ask(slots: &mut Slots, region: Region) -> Plan {
+    let plan = slots.plan(&region);
+    plan.repairs.iter().for_each(|repair| slots.repaired(repair));
+    slots.done(&region, plan.action);
+    plan
+}
+
+fn action(slots: &mut Slots, region: Region) -> Action {
+    let plan = ask(slots, region);
+    assert_eq!(plan.repairs, []);
+    plan.action
+}
+
+/// `region` is added, and then flipped four times.
+fn churned(way: Way, region: Region) -> Slots {
+    let mut slots = slots(way);
+    for _ in 0..2 {
+        assert_eq!(action(&mut slots, region), Action::Pass);
+        assert_eq!(action(&mut slots, region.gone()), Action::Pass);
+    }
+    assert_eq!(action(&mut slots, region), Action::Pass);
+    slots
+}
+
+#[test]
+fn the_trap_bit_is_flipped_once_a_slot_churns() {
+    let mut slots = churned(Way::Trap, FLASH);
+    for _ in 0..3 {
+        assert_eq!(action(&mut slots, FLASH.gone()), Action::Trap(FLASH));
+        assert_eq!(action(&mut slots, FLASH), Action::Untrap(FLASH));
+    }
+    assert_eq!(FLASH.trapping().flags, READONLY | TRAP);
+}
+
+#[test]
+fn a_slot_that_churns_is_deferred() {
+    let mut slots = churned(Way::Defer, FLASH);
+    assert_eq!(action(&mut slots, FLASH.gone()), Action::Pass);
+    assert_eq!(action(&mut slots, FLASH), Action::Defer);
+    assert_eq!(slots.deferred(), 1);
+    assert_eq!(action(&mut slots, FLASH.gone()), Action::Forget);
+    assert_eq!(action(&mut slots, FLASH), Action::Defer);
+    assert_eq!(slots.repairs(), [Repair::Map(FLASH)]);
+    slots.repaired(&Repair::Map(FLASH));
+    assert_eq!(slots.deferred(), 0);
+    assert_eq!(action(&mut slots, FLASH.gone()), Action::Pass);
+}
+
+#[test]
+fn what_does_not_churn_is_left_alone() {
+    let ram = Region { flags: 0, ..FLASH };
+    for way in [Way::Trap, Way::Defer] {
+        let mut slots = churned(way, ram);
+        assert!(!slots.is_managed(ram.slot));
+        assert_eq!(action(&mut slots, ram.gone()), Action::Pass);
+        assert_eq!(action(&mut slots, ram), Action::Pass);
+        let logged = Region { flags: READONLY | 1, ..FLASH };
+        assert!(!churned(way, logged).is_managed(logged.slot));
+    }
+    let mut slots = Slots::new(Rules { way: Way::Trap, flips: 4, writable: true });
+    for _ in 0..3 {
+        ask(&mut slots, ram);
+        ask(&mut slots, ram.gone());
+    }
+    assert_eq!(action(&mut slots, ram), Action::Untrap(ram));
+}
+
+#[test]
+fn a_slot_that_comes_back_elsewhere_begins_anew() {
+    let elsewhere = Region { gpa: 0x800_0000, ..FLASH };
+    let mut slots = churned(Way::Trap, FLASH);
+    ask(&mut slots, FLASH.gone());
+    let plan = ask(&mut slots, elsewhere);
+    assert_eq!(plan, Plan { repairs: vec![Repair::Delete(FLASH)], action: Action::Pass });
+    assert!(!slots.is_managed(FLASH.slot));
+
+    let mut slots = churned(Way::Defer, FLASH);
+    ask(&mut slots, FLASH.gone());
+    ask(&mut slots, FLASH);
+    // A move of what KVM does not have.
+    let plan = ask(&mut slots, elsewhere);
+    assert_eq!(plan, Plan { repairs: vec![Repair::Map(FLASH)], action: Action::Pass });
+}
+
+#[test]
+fn what_comes_over_a_slot_finds_what_the_vmm_believes() {
+    let over = Region { slot: 2, flags: 0, gpa: FLASH.gpa + 0x1000, size: 0x1000, hva: 0 };
+    let beside = Region { gpa: FLASH.gpa + FLASH.size, ..over };
+    let other_space = Region { slot: 1 << 16 | 2, ..over };
+    for (way, repair) in [(Way::Trap, Repair::Delete(FLASH)), (Way::Defer, Repair::Map(FLASH))] {
+        let mut slots = churned(way, FLASH);
+        ask(&mut slots, FLASH.gone());
+        if way == Way::Defer {
+            ask(&mut slots, FLASH);
+        }
+        assert_eq!(slots.plan(&beside).repairs, []);
+        assert_eq!(slots.plan(&other_space).repairs, []);
+        assert_eq!(slots.plan(&over), Plan { repairs: vec![repair], action: Action::Pass });
+    }
+}
+
+/// KVM would say `EEXIST`, and does.
+#[test]
+fn what_comes_back_over_another_is_not_deferred() {
+    let over = Region { slot: 2, gpa: FLASH.gpa + 0x1000, size: 0x1000, ..FLASH };
+    let mut slots = churned(Way::Defer, FLASH);
+    ask(&mut slots, FLASH.gone());
+    ask(&mut slots, over);
+    assert_eq!(slots.plan(&FLASH).action, Action::Pass);
+}
+
+#[test]
+fn a_slot_that_is_not_there_is_deleted_by_kvm() {
+    let mut slots = churned(Way::Trap, FLASH);
+    ask(&mut slots, FLASH.gone());
+    let plan = slots.plan(&FLASH.gone());
+    assert_eq!(plan, Plan { repairs: vec![Repair::Delete(FLASH)], action: Action::Pass });
+    assert_eq!(slots.plan(&Region { slot: 9, ..FLASH }.gone()).action, Action::Pass);
+}
+
+#[test]
+fn once_stopped_everything_passes() {
+    let mut slots = churned(Way::Trap, FLASH);
+    slots.stop();
+    assert!(!slots.manages_any());
+    assert_eq!(action(&mut slots, FLASH.gone()), Action::Pass);
+    assert_eq!(action(&mut slots, FLASH), Action::Pass);
+}
+
+fn deferred() -> Slots {
+    let mut slots = churned(Way::Defer, FLASH);
+    ask(&mut slots, FLASH.gone());
+    ask(&mut slots, FLASH);
+    slots
+}
+
+#[test]
+fn reads_of_a_deferred_slot_are_served() {
+    let slots = deferred();
+    let piece = |offset, bytes| Piece { hva: FLASH.hva + offset, bytes };
+    let serve = |pieces| Access::Serve { pieces, deferred: true };
+    assert_eq!(slots.access(0, FLASH.gpa + 5, 2, false), serve(vec![piece(5, 2)]));
+    let last = FLASH.size - 8;
+    assert_eq!(slots.access(0, FLASH.gpa + last, 8, false), serve(vec![piece(last, 8)]));
+    // Beyond the end, before the start, in another address space, a write.
+    assert_eq!(slots.access(0, FLASH.gpa + last + 4, 8, false), Access::Pass);
+    assert_eq!(slots.access(0, FLASH.gpa - 4, 8, false), Access::Pass);
+    assert_eq!(slots.access(1, FLASH.gpa, 8, false), Access::Pass);
+    assert_eq!(slots.access(0, FLASH.gpa, 8, true), Access::Pass);
+    assert_eq!(slots.access(0, u64::MAX, 8, false), Access::Pass);
+}
+
+#[test]
+fn an_access_across_two_slots_is_served_from_both() {
+    let mut slots = deferred();
+    let next = Region { slot: 2, gpa: FLASH.gpa + FLASH.size, hva: 0x9000_0000, ..FLASH };
+    ask(&mut slots, next);
+    let pieces = vec![
+        Piece { hva: FLASH.hva + FLASH.size - 3, bytes: 3 },
+        Piece { hva: next.hva, bytes: 5 },
+    ];
+    let expected = Access::Serve { pieces, deferred: true };
+    assert_eq!(slots.access(0, next.gpa - 3, 8, false), expected);
+}
+
+/// It came out before the slot was mapped.
+#[test]
+fn an_exit_that_races_a_map_is_served() {
+    let mut slots = deferred();
+    slots.repaired(&Repair::Map(FLASH));
+    let expected =
+        Access::Serve { pieces: vec![Piece { hva: FLASH.hva, bytes: 4 }], deferred: false };
+    assert_eq!(slots.access(0, FLASH.gpa, 4, false), expected);
+    ask(&mut slots, FLASH.gone());
+    assert_eq!(slots.access(0, FLASH.gpa, 4, false), Access::Pass);
+}
+
+#[test]
+fn the_bill_is_due_when_exits_have_cost_as_much_as_the_slots() {
+    let mut bill = Bill::new(Policy::RentOrBuy);
+    bill.mapped(3_000);
+    bill.unmapped(7_000);
+    bill.exit(None);
+    bill.exit(Some(9_000));
+    bill.exit(Some(1_000));
+    // The fastest round trip counts.
+    assert_eq!(bill.costs().exit_ns, 1_000);
+    for _ in 3..10 {
+        assert!(!bill.is_due(1));
+        bill.exit(None);
+    }
+    assert!(bill.is_due(1) && !bill.is_due(2) && !bill.is_due(0));
+    bill.settled();
+    assert!(!bill.is_due(1));
+    assert!(Bill::new(Policy::Fixed { exits: 0 }).is_due(1));
+}
