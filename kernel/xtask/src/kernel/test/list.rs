@@ -77,7 +77,7 @@ const DIRTY_LOG: Selftest = Selftest {
     ..OTHER
 };
 
-pub(super) const SELFTESTS: [Selftest; 22] = [
+pub(super) const SELFTESTS: [Selftest; 23] = [
     Selftest {
         name: "set_memory_regions_test",
         args: &["50"],
@@ -97,7 +97,8 @@ pub(super) const SELFTESTS: [Selftest; 22] = [
     TRAP,
     Selftest { append: SHADOW, arch: X86, ..TRAP },
     // Some 100,000 flips.
-    Selftest { append: EMULATE, ..TRAP_RACE },
+    Selftest { append: EMULATE, arch: X86, ..TRAP_RACE },
+    Selftest { arch: ARM64, ..TRAP_RACE },
     Selftest { args: &["4000"], append: SHADOW, arch: X86, ..TRAP_RACE },
     Selftest { name: "irqfd_no_bypass_test", ..OURS },
     Selftest { name: "set_memory_region_test", ..OTHER },
