@@ -46,6 +46,7 @@
 //! are in bytes and multiples of the page size.
 
 mod adapters;
+pub mod device;
 mod dirty;
 mod error;
 mod region;

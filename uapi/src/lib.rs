@@ -29,6 +29,7 @@
 extern crate alloc;
 
 mod flags;
+pub mod irqfd;
 mod numbers;
 pub mod probe;
 mod regions;
