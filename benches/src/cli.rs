@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{Bench, Row};
+use crate::density::{self, Density};
 use crate::doctor;
 use crate::grace::GraceCounter;
 use crate::machine::{new_vm, open_kvm};
@@ -37,6 +38,17 @@ enum Command {
     Bench(BenchArgs),
     /// Show what this machine offers, and what a grace period costs on it.
     Doctor,
+    /// Assign irqfds while many VMs are up, with and without
+    /// `KVM_IRQFD_FLAG_NO_BYPASS`.
+    Density(Density),
+    /// A VM of `density`, in a process of its own.
+    #[command(name = "density-worker", hide = true)]
+    DensityWorker {
+        #[arg(long)]
+        irqfds: u32,
+        #[arg(long)]
+        no_bypass: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +96,10 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         None => bench(&cli.bench),
         Some(Command::Bench(args)) => bench(&args),
+        Some(Command::Density(args)) => density(&args),
+        Some(Command::DensityWorker { irqfds, no_bypass }) => {
+            return density::worker(irqfds, density::Flag(no_bypass));
+        }
         Some(Command::Doctor) => doctor::doctor(&mut io::stdout().lock()).map_err(Failure::from),
     };
     match done {
@@ -107,6 +123,8 @@ enum Failure {
     Output(#[from] io::Error),
     #[error(transparent)]
     Run(#[from] crate::rig::RunError),
+    #[error(transparent)]
+    Density(#[from] density::DensityError),
     #[error(transparent)]
     Plot(#[from] report::PlotError),
 }
@@ -138,6 +156,22 @@ fn bench(args: &BenchArgs) -> Result<(), Failure> {
         report::plot(&rows, path)?;
     }
     Ok(())
+}
+
+fn density(args: &Density) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    let mut written = Ok(());
+    let measured = density::density(args, |row| {
+        if args.json && written.is_ok() {
+            written = report::json(std::slice::from_ref(&row), io::stdout().lock());
+        }
+        rows.push(row);
+    });
+    if !args.json {
+        writeln!(io::stdout().lock(), "{}", density::table(&rows))?;
+    }
+    measured?;
+    Ok(written?)
 }
 
 impl BenchArgs {

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod density;
 pub mod doctor;
 pub mod grace;
 pub mod guest;

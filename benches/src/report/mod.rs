@@ -8,13 +8,13 @@ pub use table::table;
 
 use std::io::{self, Write};
 
-use crate::bench::Row;
+use serde::Serialize;
 
 /// Writes `rows` as JSON, one object a line.
 ///
 /// # Errors
 /// Those of `out`.
-pub fn json(rows: &[Row], mut out: impl Write) -> io::Result<()> {
+pub fn json(rows: &[impl Serialize], mut out: impl Write) -> io::Result<()> {
     for row in rows {
         serde_json::to_writer(&mut out, row)?;
         out.write_all(b"\n")?;
