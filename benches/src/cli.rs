@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{Bench, Row};
 use crate::density::{self, Density};
+use crate::devices::{self, Devices};
 use crate::doctor;
 use crate::grace::GraceCounter;
 use crate::machine::{new_vm, open_kvm};
@@ -35,7 +36,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run scenarios with strategies side by side (what `memslots` alone does).
-    Bench(BenchArgs),
+    Bench(BenchCommand),
     /// Show what this machine offers, and what a grace period costs on it.
     Doctor,
     /// Assign irqfds while many VMs are up, with and without
@@ -49,6 +50,22 @@ enum Command {
         #[arg(long)]
         no_bypass: bool,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct BenchCommand {
+    #[command(subcommand)]
+    special: Option<Special>,
+    #[command(flatten)]
+    scenarios: BenchArgs,
+}
+
+/// Benchmarks with options of their own.
+#[derive(Debug, Subcommand)]
+enum Special {
+    /// Whole devices, attached and detached: memory, ioeventfds, MSI-X vectors.
+    Devices(Devices),
 }
 
 #[derive(Debug, Args)]
@@ -95,7 +112,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         None => bench(&cli.bench),
-        Some(Command::Bench(args)) => bench(&args),
+        Some(Command::Bench(BenchCommand { special: Some(Special::Devices(args)), .. })) => {
+            devices(&args)
+        }
+        Some(Command::Bench(BenchCommand { special: None, scenarios })) => bench(&scenarios),
         Some(Command::Density(args)) => density(&args),
         Some(Command::DensityWorker { irqfds, no_bypass }) => {
             return density::worker(irqfds, density::Flag(no_bypass));
@@ -123,6 +143,8 @@ enum Failure {
     Output(#[from] io::Error),
     #[error(transparent)]
     Run(#[from] crate::rig::RunError),
+    #[error(transparent)]
+    Devices(#[from] devices::DevicesError),
     #[error(transparent)]
     Density(#[from] density::DensityError),
     #[error(transparent)]
@@ -156,6 +178,24 @@ fn bench(args: &BenchArgs) -> Result<(), Failure> {
         report::plot(&rows, path)?;
     }
     Ok(())
+}
+
+fn devices(args: &Devices) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    let mut written = Ok(());
+    let measured = devices::devices(args, |new| {
+        if args.json && written.is_ok() {
+            written = report::json(&new, io::stdout().lock());
+        }
+        rows.extend(new);
+    });
+    if !args.json {
+        let hotplug = args.hotplug.is_some();
+        let table = if hotplug { devices::hotplug_table(&rows) } else { devices::table(&rows) };
+        writeln!(io::stdout().lock(), "{table}")?;
+    }
+    measured?;
+    Ok(written?)
 }
 
 fn density(args: &Density) -> Result<(), Failure> {

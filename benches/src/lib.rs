@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod cli;
 pub mod density;
+pub mod devices;
 pub mod doctor;
 pub mod grace;
 pub mod guest;
