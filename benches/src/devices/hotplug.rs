@@ -53,7 +53,8 @@ fn second(args: &Devices, way: Way, delay: Duration) -> Result<(Duration, Spent)
     applied.attach(rig.board(), 0..1).map_err(refused("attaching the first"))?;
     std::thread::sleep(delay);
     let start = Instant::now();
-    let spent = applied.attach(rig.board(), 1..2).map_err(refused("attaching the second"))?;
+    let attached = applied.attach(rig.board(), 1..2).map_err(refused("attaching the second"))?;
+    let spent = attached.plus(applied.finish().map_err(refused("attaching the second"))?);
     let took = start.elapsed();
     drop(applied);
     rig.finish()?;

@@ -52,7 +52,7 @@ impl Rig {
             Way::CloudHypervisor | Way::Firecracker => {
                 Box::new(ByHand::new(&self.vm, way).map_err(open)?)
             }
-            Way::OneByOne | Way::Together => {
+            Way::OneByOne | Way::Deferred | Way::Together => {
                 Box::new(Library::new(&self.vm, way, OWN_SLOT).map_err(open)?)
             }
         })
@@ -81,7 +81,10 @@ impl Rig {
             let spent = outcome.map_err(|error| DevicesError::Call { way, what, error })?;
             Ok::<_, DevicesError>((spent, elapsed))
         };
-        let attach = timed("attaching", &mut || applied.attach(&self.board, all.clone()))?;
+        let attach = timed("attaching", &mut || {
+            let attached = applied.attach(&self.board, all.clone())?;
+            Ok(attached.plus(applied.finish()?))
+        })?;
         if let Some(busy) = &self.busy {
             busy.wait_for_progress(START)?;
         }

@@ -27,14 +27,16 @@ pub enum Way {
     Firecracker,
     /// `DeviceSetup`, each device by itself.
     OneByOne,
+    /// The same, with the ioeventfds of all left to a commit behind the last.
+    Deferred,
     /// `DeviceSetup`, all devices as one unit.
     Together,
 }
 
 impl Way {
     /// All.
-    pub const ALL: [Self; 4] =
-        [Self::CloudHypervisor, Self::Firecracker, Self::OneByOne, Self::Together];
+    pub const ALL: [Self; 5] =
+        [Self::CloudHypervisor, Self::Firecracker, Self::OneByOne, Self::Deferred, Self::Together];
 
     /// The name on the command line.
     #[must_use]
@@ -43,6 +45,7 @@ impl Way {
             Self::CloudHypervisor => "cloud-hypervisor",
             Self::Firecracker => "firecracker",
             Self::OneByOne => "one-by-one",
+            Self::Deferred => "deferred",
             Self::Together => "together",
         }
     }
@@ -68,6 +71,15 @@ pub(super) struct Spent {
 }
 
 impl Spent {
+    pub(super) fn plus(mut self, other: Self) -> Self {
+        self.ioctls += other.ioctls;
+        self.routing_calls += other.routing_calls;
+        self.grace_periods += other.grace_periods;
+        self.in_ioeventfd_deassign += other.in_ioeventfd_deassign;
+        self.in_irqfd_shutdown += other.in_irqfd_shutdown;
+        self
+    }
+
     fn add(&mut self, report: &DeviceReport) {
         self.ioctls += report.ioctls();
         self.routing_calls += report.events.routing_calls;
@@ -81,6 +93,11 @@ impl Spent {
 pub(super) trait Apply {
     fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent>;
     fn detach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent>;
+
+    /// What attaching has left to be done behind the last device.
+    fn finish(&mut self) -> io::Result<Spent> {
+        Ok(Spent::default())
+    }
 }
 
 /// Call by call.
@@ -193,7 +210,7 @@ impl Apply for ByHand<'_> {
 pub(super) struct Library {
     space: AddressSpace,
     eventing: Eventing,
-    together: bool,
+    way: Way,
     ids: BTreeMap<usize, DeviceId>,
 }
 
@@ -204,13 +221,16 @@ impl Library {
             .open(vm_fd(vm))
             .map_err(io::Error::other)?;
         let eventing = Eventing::open(vm_fd(vm)).map_err(io::Error::other)?;
-        let together = way == Way::Together;
-        Ok(Self { space, eventing, together, ids: BTreeMap::new() })
+        Ok(Self { space, eventing, way, ids: BTreeMap::new() })
     }
 
     /// Which devices go in one call.
     fn units(&self, which: Range<usize>) -> Vec<Range<usize>> {
-        if self.together { vec![which] } else { which.map(|index| index..index + 1).collect() }
+        if self.way == Way::Together {
+            vec![which]
+        } else {
+            which.map(|index| index..index + 1).collect()
+        }
     }
 }
 
@@ -222,11 +242,22 @@ impl Apply for Library {
             let setup = |index| unsafe { board.devices[index as usize].setup(index as usize) };
             let indices = unit.start as u64..unit.end as u64;
             let setups = indices.map(setup).collect::<Result<Vec<_>, _>>();
-            let setups = setups.map_err(io::Error::other)?;
+            let mut setups = setups.map_err(io::Error::other)?;
+            if self.way == Way::Deferred {
+                setups.iter_mut().for_each(|setup| _ = setup.defer_ioeventfds());
+            }
             let attached = self.eventing.attach_all(&mut self.space, setups);
             let (ids, report) = attached.map_err(io::Error::other)?;
             self.ids.extend(unit.zip(ids));
             spent.add(&report);
+        }
+        Ok(spent)
+    }
+
+    fn finish(&mut self) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        if self.way == Way::Deferred {
+            spent.add(&self.eventing.commit().map_err(io::Error::other)?);
         }
         Ok(spent)
     }

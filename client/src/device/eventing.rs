@@ -183,7 +183,9 @@ impl Eventing {
     }
 
     /// Carries out what is staged: one `KVM_SET_GSI_ROUTING`, none if no route
-    /// changed; an irqfd for each vector that was masked or unmasked. After
+    /// changed; an irqfd for each vector that was masked or unmasked; the
+    /// ioeventfds of devices that
+    /// [left them to it](super::DeviceSetup::defer_ioeventfds). After
     /// [`DeviceErrorKind::Stuck`] it also puts right what is live.
     ///
     /// # Errors
@@ -191,13 +193,15 @@ impl Eventing {
     /// what they were before they were staged.
     pub fn commit(&mut self) -> Result<DeviceReport, DeviceError> {
         let start = Instant::now();
+        let deferred: Vec<bool> =
+            self.devices_mut().map(|d| std::mem::take(&mut d.defers)).collect();
         match self.settle() {
             Ok(events) => Ok(DeviceReport { memory: None, events, elapsed: start.elapsed() }),
             Err(refused) => {
                 let mut error = self.explain(refused);
-                let devices = self.slots.iter_mut().filter_map(|slot| slot.device.as_mut());
-                for vector in devices.flat_map(|device| device.vectors.iter_mut()) {
-                    vector.msi = vector.committed;
+                for (device, defers) in self.devices_mut().zip(deferred) {
+                    device.defers = defers;
+                    device.vectors.iter_mut().for_each(|vector| vector.msi = vector.committed);
                 }
                 self.set_difference(&mut error);
                 Err(error)
@@ -216,8 +220,7 @@ impl Eventing {
     pub(super) fn settle(&mut self) -> Result<Carried, Refused> {
         let wanted = self.wanted();
         let carried = self.settle_to(&wanted)?;
-        let devices = self.slots.iter_mut().filter_map(|slot| slot.device.as_mut());
-        for vector in devices.flat_map(|device| device.vectors.iter_mut()) {
+        for vector in self.devices_mut().flat_map(|device| device.vectors.iter_mut()) {
             vector.committed = vector.msi;
         }
         Ok(carried)
@@ -289,6 +292,10 @@ impl Eventing {
             };
         }
         self.set_difference(error);
+    }
+
+    fn devices_mut(&mut self) -> impl Iterator<Item = &mut Device> + '_ {
+        self.slots.iter_mut().filter_map(|slot| slot.device.as_mut())
     }
 
     pub(super) fn attached(&self) -> impl Iterator<Item = &Device> + '_ {

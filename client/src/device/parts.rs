@@ -17,12 +17,15 @@ pub(super) struct Device {
     pub(super) vectors: Vec<Vector>,
     pub(super) lines: Vec<Line>,
     pub(super) may_bypass: bool,
+    /// Its ioeventfds are left to the next commit.
+    pub(super) defers: bool,
 }
 
 impl Device {
     pub(super) fn new(setup: DeviceSetup) -> Self {
-        let DeviceSetup { name, regions: _, ioeventfds, vectors, lines, may_bypass } = setup;
-        Self { name, regions: Vec::new(), ioeventfds, vectors, lines, may_bypass }
+        let DeviceSetup { name, regions: _, ioeventfds, vectors, lines, may_bypass, defers } =
+            setup;
+        Self { name, regions: Vec::new(), ioeventfds, vectors, lines, may_bypass, defers }
     }
 
     /// Adds what KVM is to have of this device.
@@ -40,7 +43,9 @@ impl Device {
             }
             state.irqfds.insert(line.irqfd(no_bypass));
         }
-        state.ioeventfds.extend(self.ioeventfds.iter().map(IoeventfdSpec::ioeventfd));
+        if !self.defers {
+            state.ioeventfds.extend(self.ioeventfds.iter().map(IoeventfdSpec::ioeventfd));
+        }
     }
 
     /// The part that `step` is about, if it is this device's.

@@ -41,6 +41,7 @@ pub struct DeviceSetup {
     pub(super) vectors: Vec<Vector>,
     pub(super) lines: Vec<Line>,
     pub(super) may_bypass: bool,
+    pub(super) defers: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -82,6 +83,7 @@ impl DeviceSetup {
             vectors: Vec::new(),
             lines: Vec::new(),
             may_bypass: false,
+            defers: false,
         }
     }
 
@@ -96,6 +98,18 @@ impl DeviceSetup {
     /// `KVM_IRQFD_FLAG_NO_BYPASS` where the kernel has it.
     pub fn may_bypass(&mut self) -> &mut Self {
         self.may_bypass = true;
+        self
+    }
+
+    /// Attaching leaves the ioeventfds to the next
+    /// [`Eventing::commit`](crate::device::Eventing::commit). Until then the
+    /// guest's writes exit, and the VMM has to look after them.
+    ///
+    /// For devices that are plugged in shortly after one another: on kernels
+    /// since 6.18 a registered ioeventfd makes the next change of memory wait
+    /// for a normal grace period, which takes milliseconds.
+    pub fn defer_ioeventfds(&mut self) -> &mut Self {
+        self.defers = true;
         self
     }
 
@@ -215,6 +229,7 @@ impl std::fmt::Debug for DeviceSetup {
             .field("vectors", &self.vectors)
             .field("lines", &self.lines)
             .field("may_bypass", &self.may_bypass)
+            .field("defers", &self.defers)
             .finish()
     }
 }

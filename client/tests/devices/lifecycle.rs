@@ -189,3 +189,32 @@ fn eventfds_are_duplicated() {
     assert!(state.irqfds.iter().all(|irqfd| irqfd.fd != raw));
     assert_eq!(rig.events.lock().counts().of(EventCall::AssignIrqfd), 1);
 }
+
+#[test]
+fn ioeventfds_can_be_left_to_the_commit() {
+    let mut rig = Rig::new();
+    let ids: Vec<_> = (0..3)
+        .map(|n| {
+            let mut setup = device(n, 0);
+            setup.defer_ioeventfds();
+            rig.eventing.attach(&mut rig.space, setup).unwrap()
+        })
+        .collect();
+    assert_eq!(rig.events.lock().counts().of(EventCall::AssignIoeventfd), 0);
+    // One that collides is seen all the same.
+    let mut other = DeviceSetup::new("other");
+    other.ioeventfd(Bus::Mmio, 0xd000_1000, 0, None, eventfd()).unwrap();
+    rig.eventing.attach(&mut rig.space, other).map(drop).unwrap_err();
+
+    rig.eventing.detach(&mut rig.space, ids[0]).unwrap();
+    let errno = kvm_memslots::backend::Errno::ENOMEM;
+    let fault = kvm_memslots::device::EventFault { only: None, nth: 3, forever: false, errno };
+    rig.events.lock().inject(fault);
+    rig.eventing.commit().unwrap_err();
+    assert_eq!(rig.events.lock().state().ioeventfds.len(), 0);
+    let report = rig.eventing.commit().unwrap();
+    assert_eq!((report.ioctls(), report.events.ioeventfd_calls), (4, 4));
+    rig.assert_known();
+    rig.eventing.detach_all(&mut rig.space, &ids[1..]).unwrap();
+    assert_eq!(rig.events.lock().state().ioeventfds.len(), 0);
+}
