@@ -13,6 +13,7 @@
 //! is signalled; an *ioeventfd* signals an eventfd when the guest writes to an
 //! address.
 
+mod bus;
 mod exec;
 mod gsis;
 mod kvm;

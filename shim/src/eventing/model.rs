@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::bus::IoBus;
 use super::{Bus, EventCalls, EventLimits, Ioeventfd, Irqfd, Route, RouteTarget, State, Step};
 use super::{Msi, Waits};
 use crate::backend::Errno;
@@ -99,6 +100,8 @@ pub struct EventModel {
     irqchip: Irqchip,
     fds: BTreeMap<RawFd, FdKind>,
     state: State,
+    mmio: IoBus,
+    pio: IoBus,
     counts: EventCounts,
     faults: Vec<EventFault>,
 }
@@ -110,14 +113,19 @@ impl EventModel {
     #[must_use]
     pub fn new(irqchip: Irqchip) -> Self {
         let mut state = State::default();
+        let (mut mmio, mut pio) = (IoBus::default(), IoBus::default());
         if irqchip == Irqchip::Full {
             state.routes.extend(Route::x86_defaults());
+            mmio = IoBus::with(&[(0xfec0_0000, 0x100)]);
+            pio = IoBus::with(&[(0x20, 2), (0xa0, 2), (0x4d0, 2)]);
         }
         Self {
             limits: EventLimits { routes: 4096, no_bypass: false, devid: false },
             irqchip,
             fds: BTreeMap::new(),
             state,
+            mmio,
+            pio,
             counts: EventCounts::default(),
             faults: Vec::new(),
         }
@@ -171,8 +179,8 @@ impl EventModel {
     /// it comes out as an exit.
     #[must_use]
     pub fn guest_writes(&self, bus: Bus, addr: u64, len: u32, value: u64) -> Option<RawFd> {
-        let fires = |ioeventfd: &&Ioeventfd| ioeventfd.fires_for(bus, addr, len, value);
-        self.state.ioeventfds.iter().find(fires).map(|ioeventfd| ioeventfd.fd)
+        let bus = if bus == Bus::Mmio { &self.mmio } else { &self.pio };
+        bus.write(addr, len, value).map(|ioeventfd| ioeventfd.fd)
     }
 
     /// What signalling an eventfd raises.
@@ -216,6 +224,18 @@ impl EventModel {
     fn done(&mut self, step: &Step) {
         self.counts.waits += step.waits();
         self.state.follow(step);
+        match step {
+            Step::AssignIoeventfd(ioeventfd) => self.bus(ioeventfd.bus).register(ioeventfd),
+            Step::DeassignIoeventfd(ioeventfd) => self.bus(ioeventfd.bus).unregister(ioeventfd),
+            _ => {}
+        }
+    }
+
+    fn bus(&mut self, bus: Bus) -> &mut IoBus {
+        match bus {
+            Bus::Mmio => &mut self.mmio,
+            Bus::Pio => &mut self.pio,
+        }
     }
 
     /// `kvm_set_irq_routing()`.

@@ -157,6 +157,8 @@ impl fmt::Display for Step {
 /// - Ioeventfds come last: since Linux 6.18 registering one leaves a normal
 ///   grace period in flight on `kvm->srcu` (`call_srcu()`), which the next
 ///   change of memory waits for.
+/// - They come by address: KVM loses sight of one of length 0 if another that
+///   ends there is registered after it (`kvm_io_bus_cmp()`).
 #[must_use]
 pub fn plan(live: &State, wanted: &State) -> Vec<Step> {
     let (gone, new) = (live.without(wanted), wanted.without(live));
