@@ -70,7 +70,7 @@ pub fn probe_no_bypass(vm: &mut impl ProbeIrqfd) -> NoBypass {
     let mut ask = |flags| vm.irqfd(flags).map_or_else(|errno| errno, |()| 0);
     let with_flag = ask(DEASSIGN | KVM_IRQFD_FLAG_NO_BYPASS);
     let with_unknown = ask(DEASSIGN | KVM_IRQFD_FLAG_NO_BYPASS | UNKNOWN);
-    let as_said = claimed == KVM_IRQFD_FLAG_NO_BYPASS as c_int
+    let as_said = u32::try_from(claimed) == Ok(KVM_IRQFD_FLAG_NO_BYPASS)
         && with_flag == 0
         && with_unknown == Errno::EINVAL as c_int;
     if as_said {

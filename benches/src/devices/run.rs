@@ -104,12 +104,11 @@ impl Compared {
             let rig = Rig::new(args, vcpus)?;
             let mut counts = Vec::new();
             let round = rig.round(self.way, |change| {
-                counts.push(match counter {
-                    Some(counter) => counter.count(change).ok().map(|((), count)| count),
-                    None => {
-                        change();
-                        None
-                    }
+                counts.push(if let Some(counter) = counter {
+                    counter.count(change).ok().map(|((), count)| count)
+                } else {
+                    change();
+                    None
                 });
             })?;
             self.spent = [round.attach.0, round.detach.0];

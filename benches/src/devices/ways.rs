@@ -244,7 +244,9 @@ impl Apply for Library {
             let setups = indices.map(setup).collect::<Result<Vec<_>, _>>();
             let mut setups = setups.map_err(io::Error::other)?;
             if self.way == Way::Deferred {
-                setups.iter_mut().for_each(|setup| _ = setup.defer_ioeventfds());
+                for setup in &mut setups {
+                    setup.defer_ioeventfds();
+                }
             }
             let attached = self.eventing.attach_all(&mut self.space, setups);
             let (ids, report) = attached.map_err(io::Error::other)?;

@@ -253,13 +253,11 @@ impl Interrupted {
         }
         self.wake()?;
         let done = self.done.get_mut().unwrap_or_else(PoisonError::into_inner);
-        match done.recv_timeout(PATIENCE) {
-            Ok(done) => done?,
-            Err(_) => {
-                let what = "did not do its writes";
-                return Err(GuestError::Late { index: 0, what, waited: PATIENCE });
-            }
-        }
+        let late = |_| {
+            let what = "did not do its writes";
+            GuestError::Late { index: 0, what, waited: PATIENCE }
+        };
+        done.recv_timeout(PATIENCE).map_err(late)??;
         Ok(std::mem::take(&mut *self.lock_exits()))
     }
 
@@ -362,7 +360,7 @@ fn enter(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), GuestError> {
     vcpu.set_cpuid2(&cpuid).map_err(GuestError::kvm("KVM_SET_CPUID2"))?;
     let mut lapic = vcpu.get_lapic().map_err(GuestError::kvm("KVM_GET_LAPIC"))?;
     for (place, byte) in lapic.regs[APIC_SVR..].iter_mut().zip(0x1ff_u32.to_le_bytes()) {
-        *place = byte as _;
+        *place = byte.cast_signed();
     }
     vcpu.set_lapic(&lapic).map_err(GuestError::kvm("KVM_SET_LAPIC"))?;
 

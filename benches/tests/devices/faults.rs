@@ -172,7 +172,9 @@ fn a_refusal_at_any_call_leaves_kvm_as_it_was() {
         let setups = changes.iter().map(Parts::setup);
         let error = eventing.attach_all(&mut space, setups).unwrap_err();
         assert!(matches!(*error.kind, DeviceErrorKind::Refused { errno: Errno::ENOMEM, .. }));
-        changes.iter().for_each(|parts| parts.assert_live(false, &mut kvm, &what));
+        for parts in &changes {
+            parts.assert_live(false, &mut kvm, &what);
+        }
         assert_eq!(space.regions().count(), 1);
         stays.assert_live(true, &mut kvm, &what);
         stays.assert_interrupts(&guest, &what);
@@ -192,6 +194,8 @@ fn a_refusal_at_any_call_leaves_kvm_as_it_was() {
     }
     countdown.store(0, Ordering::SeqCst);
     eventing.detach_all(&mut space, &ids).unwrap();
-    changes.iter().for_each(|parts| parts.assert_live(false, &mut kvm, "detached"));
+    for parts in &changes {
+        parts.assert_live(false, &mut kvm, "detached");
+    }
     stays.assert_interrupts(&guest, "detached");
 }

@@ -151,7 +151,9 @@ impl Eventing {
         match unmap(space, &regions) {
             Ok(memory) => {
                 self.free_gsis(&devices);
-                ids.iter().for_each(|id| self.retire(*id));
+                for id in ids {
+                    self.retire(*id);
+                }
                 Ok(DeviceReport { memory, events, elapsed: start.elapsed() })
             }
             Err(error) => {

@@ -109,8 +109,12 @@ impl EventingBuilder {
             return Err(refused(DeviceErrorKind::TooManyRoutes { routes, limit }));
         }
         let mut gsis = Gsis::new(self.first, limit);
-        routes.iter().for_each(|route| gsis.reserve(route.gsi..=route.gsi));
-        self.reserved.iter().for_each(|range| gsis.reserve(range.clone()));
+        for route in &routes {
+            gsis.reserve(route.gsi..=route.gsi);
+        }
+        for range in &self.reserved {
+            gsis.reserve(range.clone());
+        }
         tracing::debug!(backend = calls.name(), ?limits, routes = routes.len(), "open eventing");
         Ok(Eventing {
             id: NEXT.fetch_add(1, Ordering::Relaxed),

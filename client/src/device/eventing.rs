@@ -177,7 +177,9 @@ impl Eventing {
                 self.gsis.give_back(gsi);
             }
         }
-        routes.iter().for_each(|route| self.gsis.reserve(route.gsi..=route.gsi));
+        for route in &routes {
+            self.gsis.reserve(route.gsi..=route.gsi);
+        }
         self.own_routes = routes;
         Ok(())
     }

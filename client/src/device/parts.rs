@@ -101,7 +101,7 @@ impl Vector {
 
 impl Line {
     fn irqfd(&self, no_bypass: bool) -> Irqfd {
-        let resample = self.resample.as_ref().map(|fd| fd.as_raw_fd());
+        let resample = self.resample.as_ref().map(AsRawFd::as_raw_fd);
         Irqfd { gsi: self.gsi, fd: self.fd.as_raw_fd(), resample, no_bypass }
     }
 }

@@ -167,10 +167,10 @@ fn more_routes_than_kvm_takes() {
 fn nix_limit() -> (u64, u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes the structure.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: reads the structure.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     (limit.rlim_cur, limit.rlim_max)
 }
 

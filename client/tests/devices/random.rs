@@ -86,7 +86,7 @@ fn run(ops: Vec<(Op, Option<(u64, bool)>)>) {
                     numbers.iter().map(|n| expected.get(n).map(|(id, _)| *id)).collect();
                 if let Some(ids) = ids {
                     if rig.eventing.detach_all(&mut rig.space, &ids).is_ok() {
-                        numbers.iter().for_each(|n| _ = staged.remove(n));
+                        staged.retain(|n, _| !numbers.contains(n));
                         changed = true;
                     }
                 }

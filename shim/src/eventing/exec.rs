@@ -90,7 +90,9 @@ fn take_back(
     done: &[Step],
 ) -> Option<Box<Incomplete>> {
     let mut now = live.clone();
-    done.iter().for_each(|step| now.follow(step));
+    for step in done {
+        now.follow(step);
+    }
     let mut first: Option<(Step, Errno)> = None;
     for inverse in done.iter().rev().map(Step::inverse) {
         match take(calls, &inverse) {

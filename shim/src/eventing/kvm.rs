@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::{
     KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID, KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE,
-    kvm_ioeventfd, kvm_irq_routing, kvm_irq_routing_entry, kvm_irqfd,
+    kvm_ioeventfd, kvm_irqfd,
 };
 use kvm_memslots_uapi::irqfd::{KVM_IRQFD_FLAG_NO_BYPASS, NoBypass, ProbeIrqfd, probe_no_bypass};
 use libc::c_int;
@@ -38,8 +38,8 @@ pub struct KvmEventing {
     vm: OwnedFd,
     limits: EventLimits,
     no_bypass: NoBypass,
-    /// Reused: a header, and the entries behind it.
-    table: Vec<kvm_irq_routing_entry>,
+    /// Reused: the table as the kernel takes it, two words at a time.
+    table: Vec<[u32; 2]>,
 }
 
 impl KvmEventing {
@@ -78,15 +78,15 @@ impl KvmEventing {
 
     fn irqfd(&mut self, irqfd: &Irqfd, flags: u32) -> Result<(), Errno> {
         let argument = kvm_irqfd {
-            fd: irqfd.fd as u32,
+            fd: word(irqfd.fd),
             gsi: irqfd.gsi,
             flags,
-            resamplefd: irqfd.resample.unwrap_or(0) as u32,
+            resamplefd: word(irqfd.resample.unwrap_or(0)),
             ..Default::default()
         };
         // SAFETY: the kernel reads the structure. Descriptors that are not what
         // they should be are refused.
-        unsafe { request::irqfd(self.vm.as_raw_fd(), &argument) }.map(drop)
+        unsafe { request::irqfd(self.vm.as_raw_fd(), &raw const argument) }.map(drop)
     }
 
     fn ioeventfd(&mut self, ioeventfd: &Ioeventfd, flags: u32) -> Result<(), Errno> {
@@ -101,7 +101,7 @@ impl KvmEventing {
             ..Default::default()
         };
         // SAFETY: the kernel reads the structure, as above.
-        unsafe { request::ioeventfd(self.vm.as_raw_fd(), &argument) }.map(drop)
+        unsafe { request::ioeventfd(self.vm.as_raw_fd(), &raw const argument) }.map(drop)
     }
 }
 
@@ -115,26 +115,19 @@ impl EventCalls for KvmEventing {
     }
 
     fn set_routes(&mut self, routes: &[Route]) -> Result<(), Errno> {
-        // The header is 8 bytes, and an entry of 48 has its alignment: one that
-        // is spent on it leaves the others where the kernel looks for them only
-        // if the header is at its end.
-        const ENTRY: usize = size_of::<kvm_irq_routing_entry>();
-        const HEADER: usize = size_of::<kvm_irq_routing>();
         let nr = u32::try_from(routes.len()).map_err(|_| Errno::EINVAL)?;
         self.table.clear();
-        self.table.push(kvm_irq_routing_entry::default());
-        self.table.extend(routes.iter().map(Route::to_kvm));
-        let table = self.table.as_mut_ptr().cast::<u8>();
-        // SAFETY: the table has an entry in front, which is larger than the
-        // header.
-        let header = unsafe { table.add(ENTRY - HEADER) }.cast::<[u32; 2]>();
-        // SAFETY: that is inside of the first entry, and aligned for words, as
-        // both sizes are multiples of 4.
-        unsafe { header.write([nr, 0]) };
+        // `struct kvm_irq_routing`, and the entries behind it.
+        self.table.push([nr, 0]);
+        for route in routes {
+            let (kind, flags, words) = route.target.to_raw();
+            self.table.extend([[route.gsi, kind], [flags, 0]]);
+            self.table.extend(words.chunks_exact(2).map(|pair| [pair[0], pair[1]]));
+        }
+        let header = self.table.as_ptr().cast();
         // SAFETY: the kernel reads the header and the `nr` entries behind it,
-        // which are there.
-        unsafe { request::set_gsi_routing(self.vm.as_raw_fd(), header.cast_const().cast()) }
-            .map(drop)
+        // which are there, wherever they are aligned to.
+        unsafe { request::set_gsi_routing(self.vm.as_raw_fd(), header) }.map(drop)
     }
 
     fn assign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
@@ -167,12 +160,18 @@ impl ProbeIrqfd for Probed<'_> {
     }
 
     fn irqfd(&mut self, flags: u32) -> Result<(), c_int> {
-        let fd = self.eventfd.as_raw_fd() as u32;
+        let fd = word(self.eventfd.as_raw_fd());
         let argument = kvm_irqfd { fd, flags, ..Default::default() };
         // SAFETY: the kernel reads the structure.
-        let result = unsafe { request::irqfd(self.vm.as_raw_fd(), &argument) };
+        let result = unsafe { request::irqfd(self.vm.as_raw_fd(), &raw const argument) };
         result.map(drop).map_err(|errno| errno as c_int)
     }
+}
+
+/// A descriptor as `struct kvm_irqfd` has it: no descriptor is negative, and
+/// what is no descriptor stays none.
+fn word(fd: RawFd) -> u32 {
+    u32::from_ne_bytes(fd.to_ne_bytes())
 }
 
 /// 0 where the kernel does not know the question.

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Waits;
 use super::bus::IoBus;
 use super::{Bus, EventCalls, EventLimits, Ioeventfd, Irqfd, Route, RouteTarget, State, Step};
-use super::{Msi, Waits};
 use crate::backend::Errno;
 
 /// The interrupt controller that a VM has in the kernel.
@@ -197,7 +197,7 @@ impl EventModel {
     fn eventfd(&self, fd: RawFd) -> Result<u64, Errno> {
         match self.fds.get(&fd) {
             // No identity that `set_fd` would give by chance.
-            None => Ok(u64::MAX - fd as u32 as u64),
+            None => Ok(u64::MAX - u64::from(fd.unsigned_abs())),
             Some(FdKind::Eventfd(id)) => Ok(*id),
             Some(FdKind::Other) => Err(Errno::EINVAL),
             Some(FdKind::Closed) => Err(Errno::EBADF),
@@ -260,9 +260,8 @@ impl EventModel {
         match *target {
             RouteTarget::Irqchip { chip: 0 | 1, pin } => self.irqchip == Irqchip::Full && pin < 8,
             RouteTarget::Irqchip { chip: 2, pin } => self.irqchip == Irqchip::Full && pin < 24,
-            RouteTarget::Irqchip { .. } => false,
-            RouteTarget::Msi(Msi { .. }) => true,
-            RouteTarget::Other { .. } => false,
+            RouteTarget::Msi(_) => true,
+            RouteTarget::Irqchip { .. } | RouteTarget::Other { .. } => false,
         }
     }
 }

@@ -43,6 +43,23 @@ pub enum RouteTarget {
     },
 }
 
+impl RouteTarget {
+    /// Type, flags and union of `kvm_irq_routing_entry`.
+    pub(super) fn to_raw(self) -> (u32, u32, [u32; 8]) {
+        match self {
+            Self::Irqchip { chip, pin } => {
+                (KVM_IRQ_ROUTING_IRQCHIP, 0, [chip, pin, 0, 0, 0, 0, 0, 0])
+            }
+            Self::Msi(Msi { address, data, devid }) => {
+                let (low, high) = (address as u32, (address >> 32) as u32);
+                let flags = if devid.is_some() { KVM_MSI_VALID_DEVID } else { 0 };
+                (KVM_IRQ_ROUTING_MSI, flags, [low, high, data, devid.unwrap_or(0), 0, 0, 0, 0])
+            }
+            Self::Other { kind, flags, words } => (kind, flags, words),
+        }
+    }
+}
+
 /// A route: what raising `gsi` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
@@ -104,17 +121,7 @@ impl Route {
     /// As the kernel takes it.
     #[must_use]
     pub fn to_kvm(&self) -> kvm_irq_routing_entry {
-        let (kind, flags, words) = match self.target {
-            RouteTarget::Irqchip { chip, pin } => {
-                (KVM_IRQ_ROUTING_IRQCHIP, 0, [chip, pin, 0, 0, 0, 0, 0, 0])
-            }
-            RouteTarget::Msi(Msi { address, data, devid }) => {
-                let (low, high) = (address as u32, (address >> 32) as u32);
-                let flags = if devid.is_some() { KVM_MSI_VALID_DEVID } else { 0 };
-                (KVM_IRQ_ROUTING_MSI, flags, [low, high, data, devid.unwrap_or(0), 0, 0, 0, 0])
-            }
-            RouteTarget::Other { kind, flags, words } => (kind, flags, words),
-        };
+        let (kind, flags, words) = self.target.to_raw();
         kvm_irq_routing_entry {
             gsi: self.gsi,
             type_: kind,
