@@ -58,6 +58,7 @@ impl Eventing {
         let ids = self.insert(devices);
         match self.settle() {
             Ok(events) => {
+                self.keep_staged();
                 Ok((ids, DeviceReport { memory: mapped, events, elapsed: start.elapsed() }))
             }
             Err(refused) => Err(self.give_up_attaching(space, &ids, refused)),
@@ -150,6 +151,7 @@ impl Eventing {
         };
         match unmap(space, &regions) {
             Ok(memory) => {
+                self.keep_staged();
                 self.free_gsis(&devices);
                 for id in ids {
                     self.retire(*id);

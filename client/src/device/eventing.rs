@@ -198,7 +198,10 @@ impl Eventing {
         let deferred: Vec<bool> =
             self.devices_mut().map(|d| std::mem::take(&mut d.defers)).collect();
         match self.settle() {
-            Ok(events) => Ok(DeviceReport { memory: None, events, elapsed: start.elapsed() }),
+            Ok(events) => {
+                self.keep_staged();
+                Ok(DeviceReport { memory: None, events, elapsed: start.elapsed() })
+            }
             Err(refused) => {
                 let mut error = self.explain(refused);
                 for (device, defers) in self.devices_mut().zip(deferred) {
@@ -221,11 +224,14 @@ impl Eventing {
     /// Makes the calls that lead to what is wanted.
     pub(super) fn settle(&mut self) -> Result<Carried, Refused> {
         let wanted = self.wanted();
-        let carried = self.settle_to(&wanted)?;
+        self.settle_to(&wanted)
+    }
+
+    /// What was staged is not any more: it has come to stay.
+    pub(super) fn keep_staged(&mut self) {
         for vector in self.devices_mut().flat_map(|device| device.vectors.iter_mut()) {
             vector.committed = vector.msi;
         }
-        Ok(carried)
     }
 
     pub(super) fn settle_to(&mut self, wanted: &State) -> Result<Carried, Refused> {

@@ -4,6 +4,8 @@ use kvm_memslots::backend::Errno;
 use kvm_memslots::backend::model::{Call, Fault};
 use kvm_memslots::device::{DeviceError, DeviceErrorKind, DeviceId, EventCall, EventFault, Route};
 
+use kvm_memslots::{Error, HolePolicy};
+
 use crate::rig::{Rig, device, msi};
 
 fn nth(nth: u64, forever: bool) -> EventFault {
@@ -191,4 +193,26 @@ fn pins_that_there_are_not() {
     assert!(error.to_string().contains("pin that it does not have"), "{error}");
     assert_eq!(rig.seen(), before);
     assert!(!before.1.routes.contains(&Route::irqchip(30, 2, 3)));
+}
+
+/// The BARs of neighbours share a slot. Detaching one of them would, call by
+/// call, unmap the other's for a moment: that needs a gate.
+#[test]
+fn a_detach_that_opens_a_hole_is_refused_without_a_gate() {
+    let mut rig = Rig::new();
+    rig.space.set_hole_policy(HolePolicy::Refuse);
+    let (ids, _) = rig.eventing.attach_all(&mut rig.space, [device(0, 0), device(1, 0)]).unwrap();
+    rig.eventing.set_vector(ids[1], 3, Some(msi(0x80))).unwrap();
+    let before = rig.seen();
+    let error = rig.eventing.detach(&mut rig.space, ids[0]).unwrap_err();
+    assert!(matches!(&*error.kind, DeviceErrorKind::Memory(Error::Hole { .. })), "{error}");
+    assert_eq!(rig.seen(), before);
+    // What is staged still is: a commit that fails forgets it.
+    rig.events.lock().inject(nth(1, false));
+    rig.eventing.commit().unwrap_err();
+    assert_eq!(rig.eventing.commit().unwrap().ioctls(), 0);
+    assert_eq!(rig.seen(), before);
+    rig.space.set_hole_policy(HolePolicy::NoVcpuRuns);
+    rig.eventing.detach(&mut rig.space, ids[0]).unwrap();
+    rig.assert_known();
 }

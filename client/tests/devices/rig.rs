@@ -8,7 +8,7 @@ use kvm_memslots::device::{
     Bus, DeviceSetup, EventModel, Eventing, EventingBuilder, Irqchip, Msi, Route, SharedEventModel,
     State,
 };
-use kvm_memslots::{AddressSpace, Limits, RegionSpec, Slot};
+use kvm_memslots::{AddressSpace, HolePolicy, Limits, RegionSpec, Slot};
 
 pub(crate) const BAR: u64 = 0xe000_0000;
 pub(crate) const BAR_SIZE: u64 = 0x4000;
@@ -47,7 +47,10 @@ impl Rig {
     ) -> Self {
         let memory = Model::new(Limits::x86()).shared();
         let events = EventModel::new(irqchip).shared();
-        let space = AddressSpace::builder().open_on(Box::new(memory.clone())).unwrap();
+        let space = AddressSpace::builder()
+            .holes(HolePolicy::NoVcpuRuns)
+            .open_on(Box::new(memory.clone()))
+            .unwrap();
         let builder = options(Eventing::builder());
         let eventing = builder.open_on(Box::new(events.clone())).unwrap();
         Self { space, eventing, memory, events }
