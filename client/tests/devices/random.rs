@@ -116,7 +116,11 @@ fn run(ops: Vec<(Op, Option<(u64, bool)>)>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
     #[test]
     fn any_sequence_leads_to_what_was_asked_for(ops in prop::collection::vec(op(), 1..30)) {
         run(ops);
