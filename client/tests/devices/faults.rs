@@ -216,3 +216,28 @@ fn a_detach_that_opens_a_hole_is_refused_without_a_gate() {
     rig.eventing.detach(&mut rig.space, ids[0]).unwrap();
     rig.assert_known();
 }
+
+/// Memory stays, and then KVM does not take the interrupts back.
+#[test]
+fn a_detach_that_is_stuck_half_way_is_known_and_repaired() {
+    for k in 1..=CALLS {
+        let (mut rig, _) = rig();
+        let ids = attach(&mut rig).unwrap();
+        let before = rig.seen();
+        rig.memory.lock().inject(Fault::nth(1, Errno::ENOMEM).only(Call::SetRegion));
+        // The calls of the detach itself pass.
+        rig.events.lock().inject(nth(CALLS + k, true));
+        let error = rig.eventing.detach_all(&mut rig.space, &ids).unwrap_err();
+        let DeviceErrorKind::Stuck { surplus, missing, .. } = &*error.kind else {
+            panic!("call {k}: {error}")
+        };
+        rig.assert_known();
+        let real = rig.events.lock().state().clone();
+        assert_eq!(**surplus, real.without(&before.1));
+        assert_eq!(**missing, before.1.without(&real));
+        rig.events.lock().clear_faults();
+        rig.eventing.commit().unwrap();
+        assert_eq!(rig.seen(), before, "call {k}");
+        rig.eventing.detach_all(&mut rig.space, &ids).unwrap();
+    }
+}
