@@ -49,16 +49,3 @@ fn only_what_answers_as_the_abi_says_is_believed() {
     assert_eq!(probe(claim, 3), impostor(claim, libc::EINVAL, libc::EINVAL));
     assert_eq!(probe(claim, u32::MAX), impostor(claim, 0, 0));
 }
-
-#[test]
-fn the_header_has_the_same_numbers() {
-    let header = include_str!("../include/kvm_memslots.h");
-    let value = |name: &str| {
-        let line = header.lines().find(|line| line.starts_with(&format!("#define {name}\t")));
-        line.and_then(|line| line.split_whitespace().nth(2)).map(str::to_owned)
-    };
-    let cap = format!("{KVM_CAP_IRQFD_NO_BYPASS:#x}");
-    assert_eq!(value("KVM_CAP_IRQFD_NO_BYPASS"), Some(cap));
-    let bit = KVM_IRQFD_FLAG_NO_BYPASS.trailing_zeros();
-    assert!(header.contains(&format!("#define KVM_IRQFD_FLAG_NO_BYPASS\t(1U << {bit})")));
-}

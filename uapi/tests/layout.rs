@@ -11,7 +11,7 @@ use std::process::Command;
 
 use kvm_memslots_uapi::{
     KVM_CAP_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS, KVMIO, MemFlags, MemoryRegionsFlags,
-    kvm_userspace_memory_region2 as Entry, kvm_userspace_memory_regions as Header,
+    irqfd, kvm_userspace_memory_region2 as Entry, kvm_userspace_memory_regions as Header,
 };
 
 /// A C expression and the value that Rust has for it.
@@ -45,6 +45,8 @@ fn facts() -> Vec<Fact> {
         ),
         ("KVMIO".into(), KVMIO.into()),
         ("KVM_CAP_USER_MEMORY_REGIONS".into(), KVM_CAP_USER_MEMORY_REGIONS.into()),
+        ("KVM_CAP_IRQFD_NO_BYPASS".into(), irqfd::KVM_CAP_IRQFD_NO_BYPASS.into()),
+        ("KVM_IRQFD_FLAG_NO_BYPASS".into(), irqfd::KVM_IRQFD_FLAG_NO_BYPASS.into()),
         ("KVM_SET_USER_MEMORY_REGIONS".into(), KVM_SET_USER_MEMORY_REGIONS),
         ("KVM_SET_USER_MEMORY_REGION2".into(), region2_request()),
         ("KVM_CAP_USER_MEMORY2".into(), kvm_bindings::KVM_CAP_USER_MEMORY2.into()),
@@ -318,7 +320,7 @@ fn nothing_of_the_header_is_left_out() {
         assert!(known(name), "{name} is in the header and not compared");
         seen += 1;
     }
-    assert_eq!(seen, 6 + 5 + 9, "macros, fields of the batch, fields of the entry");
+    assert_eq!(seen, 8 + 5 + 9, "macros, fields of the batch, fields of the entry");
 }
 
 /// The header of a batch and the entries behind it have no alignment beyond
