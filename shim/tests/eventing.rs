@@ -116,7 +116,9 @@ fn any_length_before_a_neighbour_is_missed() {
     let neighbour = Ioeventfd { addr: 0xd000_0000, len: 1, fd: 4, ..any };
     let fires = |order: [&Ioeventfd; 2]| {
         let mut vm = EventModel::new(Irqchip::Split);
-        order.iter().for_each(|at| vm.assign_ioeventfd(at).unwrap());
+        for at in order {
+            vm.assign_ioeventfd(at).unwrap();
+        }
         vm.guest_writes(Bus::Mmio, 0xd000_0001, 1, 0)
     };
     assert_eq!(fires([&any, &neighbour]), None);
