@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{Bench, Row};
+use crate::density::{self, Density};
+use crate::devices::{self, Devices};
 use crate::doctor;
 use crate::flash::{self, Way, compare};
 use crate::grace::GraceCounter;
@@ -37,7 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run scenarios with strategies side by side (what `memslots` alone does).
-    Bench(BenchArgs),
+    Bench(BenchCommand),
     /// Have a guest program flash, and compare the ways in which the slot of a
     /// ROM device can follow its mode.
     Flash(FlashArgs),
@@ -50,6 +52,33 @@ enum Command {
     /// Make the calls of a trace on this machine's KVM, in several ways side by
     /// side.
     Replay(traces::ReplayArgs),
+    /// Assign irqfds while many VMs are up, with and without
+    /// `KVM_IRQFD_FLAG_NO_BYPASS`.
+    Density(Density),
+    /// A VM of `density`, in a process of its own.
+    #[command(name = "density-worker", hide = true)]
+    DensityWorker {
+        #[arg(long)]
+        irqfds: u32,
+        #[arg(long)]
+        no_bypass: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct BenchCommand {
+    #[command(subcommand)]
+    special: Option<Special>,
+    #[command(flatten)]
+    scenarios: BenchArgs,
+}
+
+/// Benchmarks with options of their own.
+#[derive(Debug, Subcommand)]
+enum Special {
+    /// Whole devices, attached and detached: memory, ioeventfds, MSI-X vectors.
+    Devices(Devices),
 }
 
 #[derive(Debug, Args)]
@@ -119,7 +148,14 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         None => bench(&cli.bench),
-        Some(Command::Bench(args)) => bench(&args),
+        Some(Command::Bench(BenchCommand { special: Some(Special::Devices(args)), .. })) => {
+            devices(&args)
+        }
+        Some(Command::Bench(BenchCommand { special: None, scenarios })) => bench(&scenarios),
+        Some(Command::Density(args)) => density(&args),
+        Some(Command::DensityWorker { irqfds, no_bypass }) => {
+            return density::worker(irqfds, density::Flag(no_bypass));
+        }
         Some(Command::Flash(args)) => flash(&args),
         Some(Command::Import(args)) => traces::import(&args),
         Some(Command::Replay(args)) => traces::replay(&args),
@@ -148,6 +184,10 @@ enum Failure {
     Run(#[from] crate::rig::RunError),
     #[error(transparent)]
     Flash(#[from] flash::DriveError),
+    #[error(transparent)]
+    Devices(#[from] devices::DevicesError),
+    #[error(transparent)]
+    Density(#[from] density::DensityError),
     #[error(transparent)]
     Plot(#[from] report::PlotError),
     #[error(transparent)]
@@ -203,6 +243,40 @@ fn bench(args: &BenchArgs) -> Result<(), Failure> {
         report::plot(&rows, path)?;
     }
     Ok(())
+}
+
+fn devices(args: &Devices) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    let mut written = Ok(());
+    let measured = devices::devices(args, |new| {
+        if args.json && written.is_ok() {
+            written = report::json(&new, io::stdout().lock());
+        }
+        rows.extend(new);
+    });
+    if !args.json {
+        let hotplug = args.hotplug.is_some();
+        let table = if hotplug { devices::hotplug_table(&rows) } else { devices::table(&rows) };
+        writeln!(io::stdout().lock(), "{table}")?;
+    }
+    measured?;
+    Ok(written?)
+}
+
+fn density(args: &Density) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    let mut written = Ok(());
+    let measured = density::density(args, |row| {
+        if args.json && written.is_ok() {
+            written = report::json(std::slice::from_ref(&row), io::stdout().lock());
+        }
+        rows.push(row);
+    });
+    if !args.json {
+        writeln!(io::stdout().lock(), "{}", density::table(&rows))?;
+    }
+    measured?;
+    Ok(written?)
 }
 
 impl BenchArgs {

@@ -3,6 +3,8 @@
 
 pub mod bench;
 pub mod cli;
+pub mod density;
+pub mod devices;
 pub mod doctor;
 pub mod flash;
 pub mod grace;

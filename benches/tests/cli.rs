@@ -278,3 +278,66 @@ fn without_kvm_the_model_takes_over_and_says_so() {
     assert!(output.stdout.is_empty());
     assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/kvm"));
 }
+
+/// What `DeviceSetup` is for, by the counts that do not depend on the machine.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn devices_cost_what_the_documentation_says() {
+    let test = "devices_cost_what_the_documentation_says";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let rows = json("bench devices --runs 1 --vcpus 0");
+    let row = |pass: &str, way: &str| {
+        let wanted =
+            |row: &&Map<String, Value>| text(row, "pass") == pass && text(row, "way") == way;
+        rows.iter().find(wanted).unwrap_or_else(|| panic!("no {pass} {way}"))
+    };
+    let costs = |row: &Map<String, Value>| {
+        let keys = ["ioctls", "routing_calls", "grace_periods", "in_ioeventfd_deassign"];
+        keys.map(|key| number(row, key))
+    };
+    assert_eq!(costs(row("attach", "cloud-hypervisor")), [624, 256, 304, 0]);
+    assert_eq!(costs(row("attach", "together")), [322, 1, 2, 0]);
+    assert_eq!(costs(row("detach", "together")), [322, 1, 67, 64]);
+    assert_eq!(number(row("detach", "together"), "in_irqfd_shutdown"), 256);
+    // Where the kernel counts, it counts the same.
+    if let Some(counted) = row("attach", "together")["grace_periods_counted"].as_u64() {
+        // Before Linux 6.18 registering an ioeventfd waited as well.
+        assert!([2, 2 + 64].contains(&counted), "{counted}");
+    }
+}
+
+#[test]
+fn density_measures_every_irqfd_of_every_vm() {
+    let test = "density_measures_every_irqfd_of_every_vm";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return skip(test, "no interrupt controller for this architecture");
+    }
+    let rows = json("density --background 3,0 --vms 4 --irqfds 5 --rounds 2");
+    let without: Vec<_> =
+        rows.iter().filter(|row| row["no_bypass"] == Value::Bool(false)).collect();
+    let sizes: Vec<u64> = without.iter().map(|row| number(row, "background")).collect();
+    assert_eq!(sizes, [0, 3]);
+    for row in &rows {
+        assert_eq!(number(row, "samples"), 4 * 5 * 2);
+        let [p50, p99, max] =
+            ["p50", "p99", "max"].map(|of| number(row, &format!("irqfd_{of}_ns")));
+        assert!(0 < p50 && p50 <= p99 && p99 <= max, "{row:?}");
+    }
+}
+
+#[test]
+fn density_says_how_many_descriptors_it_lacks() {
+    let test = "density_says_how_many_descriptors_it_lacks";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let output = memslots("density --background 100000000 --vms 1");
+    assert!(!output.status.success());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("raise the hard limit"), "{stderr}");
+}

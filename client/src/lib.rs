@@ -50,6 +50,7 @@
 
 mod adapters;
 pub mod deferred;
+pub mod device;
 mod dirty;
 mod error;
 pub mod pci;

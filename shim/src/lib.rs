@@ -10,6 +10,9 @@
 //! - [`backend`]: who answers the calls: KVM behind a VM fd, or the in-memory
 //!   [`Model`](backend::Model) of it.
 //!
+//! Beside them [`eventing`]: ioeventfds, irqfds and interrupt routes, with a
+//! planner, an executor, KVM and a model of their own.
+//!
 //! A VMM uses the `kvm-memslots` crate, which keeps regions, transactions and
 //! dirty logs on top of this one.
 //!
@@ -20,6 +23,7 @@
 //! which guest pages that are mapped before and after a plan are not mapped.
 
 pub mod backend;
+pub mod eventing;
 pub mod exec;
 pub mod layout;
 pub mod planner;

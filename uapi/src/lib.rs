@@ -33,6 +33,7 @@
 extern crate alloc;
 
 mod flags;
+pub mod irqfd;
 mod numbers;
 pub mod probe;
 mod regions;

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use kvm_memslots_uapi::{
     KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS, KVMIO, MemFlags,
-    MemoryRegionsFlags, kvm_userspace_memory_region2 as Entry,
+    MemoryRegionsFlags, irqfd, kvm_userspace_memory_region2 as Entry,
     kvm_userspace_memory_regions as Header,
 };
 
@@ -46,6 +46,8 @@ fn facts() -> Vec<Fact> {
         ),
         ("KVMIO".into(), KVMIO.into()),
         ("KVM_CAP_USER_MEMORY_REGIONS".into(), KVM_CAP_USER_MEMORY_REGIONS.into()),
+        ("KVM_CAP_IRQFD_NO_BYPASS".into(), irqfd::KVM_CAP_IRQFD_NO_BYPASS.into()),
+        ("KVM_IRQFD_FLAG_NO_BYPASS".into(), irqfd::KVM_IRQFD_FLAG_NO_BYPASS.into()),
         ("KVM_SET_USER_MEMORY_REGIONS".into(), KVM_SET_USER_MEMORY_REGIONS),
         ("KVM_SET_USER_MEMORY_REGION2".into(), region2_request()),
         ("KVM_CAP_USER_MEMORY2".into(), kvm_bindings::KVM_CAP_USER_MEMORY2.into()),

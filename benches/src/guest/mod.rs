@@ -10,6 +10,8 @@
 //! - [`BusyVcpus`]: vCPUs on threads of their own that spin, or fault memory in
 //!   and lose it again; a [`VcpuGate`](kvm_memslots_shim::exec::VcpuGate)
 //!   pauses them.
+//! - `interrupted::Interrupted` (x86-64): a vCPU that counts interrupts by
+//!   vector and writes where it is told to, ports included.
 //!
 //! The guest is entered where it is to run, with no firmware and no mode
 //! switches: x86-64 in long mode, which is all that a pagetable-based KVM under
@@ -20,6 +22,9 @@
 mod live;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub use live::{BusyVcpus, Prober};
+
+#[cfg(target_arch = "x86_64")]
+pub mod interrupted;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod unsupported;

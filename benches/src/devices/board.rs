@@ -1,0 +1,104 @@
+//! What the devices are made of: guest addresses, host memory, eventfds.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use kvm_memslots::RegionSpec;
+use kvm_memslots::device::{Bus, DeviceError, DeviceSetup, Ioeventfd, Msi};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Devices;
+use crate::host::{HostMemory, Pages};
+
+/// Bytes of a BAR.
+const BAR_SIZE: u64 = 16 << 10;
+/// The 64-bit window that BARs are in.
+const WINDOW: u64 = 64 << 30;
+/// Where doorbells are, which no memory covers.
+const DOORBELLS: u64 = 0xd000_0000;
+/// Interrupts of devices start here.
+const FIRST_VECTOR: u32 = 0x30;
+
+/// One device.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// Guest address and host address.
+    pub(super) bars: Vec<(u64, u64)>,
+    pub(super) doorbells: Vec<EventFd>,
+    doorbell: u64,
+    pub(super) interrupts: Vec<EventFd>,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Board {
+    pub(super) devices: Vec<Device>,
+    _memory: HostMemory,
+}
+
+impl Board {
+    pub(super) fn new(args: &Devices) -> io::Result<Self> {
+        let bars = u64::from(args.devices) * u64::from(args.bars);
+        let stride = if args.scattered { 2 * BAR_SIZE } else { BAR_SIZE };
+        let memory = HostMemory::reserve(bars * BAR_SIZE, Pages::Small)?;
+        let device = |index: u64| {
+            let eventfds = |count| {
+                (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>()
+            };
+            let first = index * u64::from(args.bars);
+            let bar = |bar| (WINDOW + bar * stride, memory.hva() + bar * BAR_SIZE);
+            Ok(Device {
+                bars: (first..first + u64::from(args.bars)).map(bar).collect(),
+                doorbells: eventfds(args.ioeventfds)?,
+                doorbell: DOORBELLS + index * 0x1000,
+                interrupts: eventfds(args.vectors)?,
+            })
+        };
+        let devices = (0..u64::from(args.devices)).map(device).collect::<io::Result<_>>()?;
+        Ok(Self { devices, _memory: memory })
+    }
+}
+
+impl Device {
+    pub(super) const BAR_SIZE: u64 = BAR_SIZE;
+
+    /// The ioeventfds: a queue each, told apart by address.
+    pub(super) fn ioeventfds(&self) -> impl Iterator<Item = Ioeventfd> + '_ {
+        self.doorbells.iter().zip(0..).map(|(fd, queue)| Ioeventfd {
+            bus: Bus::Mmio,
+            addr: self.doorbell + queue * 4,
+            len: 2,
+            datamatch: None,
+            fd: fd.as_raw_fd(),
+        })
+    }
+
+    pub(super) fn msi(vector: usize) -> Msi {
+        Msi { address: 0xfee0_0000, data: FIRST_VECTOR + vector as u32, devid: None }
+    }
+
+    /// For the library.
+    ///
+    /// # Safety
+    /// The board outlives the device's attachment.
+    pub(super) unsafe fn setup(&self, index: usize) -> Result<DeviceSetup, DeviceError> {
+        let mut setup = DeviceSetup::new(format!("dev{index}"));
+        for (gpa, hva) in &self.bars {
+            // SAFETY: the caller's promise; nothing else uses the memory.
+            unsafe { setup.region(RegionSpec::device(*gpa, BAR_SIZE, *hva)) };
+        }
+        for (ioeventfd, fd) in self.ioeventfds().zip(&self.doorbells) {
+            let fd = borrowed(fd);
+            setup.ioeventfd(ioeventfd.bus, ioeventfd.addr, ioeventfd.len, None, fd)?;
+        }
+        for (vector, fd) in self.interrupts.iter().enumerate() {
+            setup.vector(borrowed(fd), Some(Self::msi(vector)))?;
+        }
+        Ok(setup)
+    }
+}
+
+fn borrowed(fd: &EventFd) -> std::os::fd::BorrowedFd<'_> {
+    // SAFETY: the eventfd keeps its descriptor open while it is borrowed.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) }
+}

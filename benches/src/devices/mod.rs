@@ -1,0 +1,56 @@
+//! `memslots bench devices`: devices with memory, ioeventfds and MSI-X vectors,
+//! attached and detached, call by call as VMMs do it and with `DeviceSetup`.
+
+mod board;
+mod hotplug;
+mod rig;
+mod run;
+mod table;
+mod ways;
+
+pub use run::{DevicesError, devices};
+pub use table::{Row, hotplug_table, table};
+pub use ways::Way;
+
+use clap::Args;
+
+use crate::rig::Busy;
+
+/// What to measure.
+#[derive(Debug, Clone, Args)]
+pub struct Devices {
+    /// Devices.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub devices: u32,
+    /// BARs of each that are memory.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=6))]
+    pub bars: u32,
+    /// Ioeventfds of each.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub ioeventfds: u32,
+    /// MSI-X vectors of each.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub vectors: u32,
+    /// Leave a gap between BARs, so that none can share a slot.
+    #[arg(long)]
+    pub scattered: bool,
+    /// Ways to compare [default: all].
+    #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
+    pub way: Vec<Way>,
+    /// Busy vCPUs meanwhile; several numbers for several comparisons.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0,1")]
+    pub vcpus: Vec<usize>,
+    /// What keeps the vCPUs busy.
+    #[arg(long, value_enum, default_value_t = Busy::Fault)]
+    pub busy: Busy,
+    /// Runs that are measured; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Instead: one device attached so many milliseconds after another one,
+    /// without vCPUs.
+    #[arg(long, value_name = "MS,..", value_delimiter = ',', num_args = 0.., default_missing_value = "0,2,5,20")]
+    pub hotplug: Option<Vec<u64>>,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}

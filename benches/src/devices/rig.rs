@@ -1,0 +1,112 @@
+//! A VM with an interrupt controller, busy vCPUs, and a way.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::VmFd;
+
+use super::Devices;
+use super::board::Board;
+use super::run::DevicesError;
+use super::ways::{Apply, ByHand, Library, Spent, Way};
+use crate::guest::BusyVcpus;
+use crate::machine::new_vm;
+
+/// vCPUs that take longer than this to get going never will.
+const START: Duration = Duration::from_secs(30);
+
+/// The slot of the guest code: the last one that every KVM has.
+const OWN_SLOT: u16 = 508;
+
+pub(super) struct Rig {
+    // In this order: no vCPU runs when memory and VM go.
+    busy: Option<BusyVcpus>,
+    board: Board,
+    vm: VmFd,
+}
+
+/// What one attach and one detach of all devices took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Round {
+    pub(super) attach: (Spent, Duration),
+    pub(super) detach: (Spent, Duration),
+}
+
+impl Rig {
+    pub(super) fn new(args: &Devices, vcpus: usize) -> Result<Self, DevicesError> {
+        let vm = new_vm().map_err(DevicesError::Vm)?;
+        split_irqchip(&vm).map_err(DevicesError::Vm)?;
+        let board = Board::new(args).map_err(DevicesError::Board)?;
+        let start = || BusyVcpus::start(&vm, OWN_SLOT, vcpus, args.busy.work());
+        let busy = (vcpus > 0).then(start).transpose()?;
+        if let Some(busy) = &busy {
+            busy.wait_for_progress(START)?;
+        }
+        Ok(Self { busy, board, vm })
+    }
+
+    pub(super) fn way(&self, way: Way) -> Result<Box<dyn Apply + '_>, DevicesError> {
+        let open = |error| DevicesError::Call { way, what: "opening", error };
+        Ok(match way {
+            Way::CloudHypervisor | Way::Firecracker => {
+                Box::new(ByHand::new(&self.vm, way).map_err(open)?)
+            }
+            Way::OneByOne | Way::Deferred | Way::Together => {
+                Box::new(Library::new(&self.vm, way, OWN_SLOT).map_err(open)?)
+            }
+        })
+    }
+
+    pub(super) const fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Attaches all, and detaches them; `around` does each of the two.
+    pub(super) fn round(
+        &self,
+        way: Way,
+        mut around: impl FnMut(&mut dyn FnMut()),
+    ) -> Result<Round, DevicesError> {
+        let mut applied = self.way(way)?;
+        let all = 0..self.board.devices.len();
+        let mut timed = |what, change: &mut dyn FnMut() -> io::Result<Spent>| {
+            let mut outcome = Ok(Spent::default());
+            let mut elapsed = Duration::ZERO;
+            around(&mut || {
+                let start = Instant::now();
+                outcome = change();
+                elapsed = start.elapsed();
+            });
+            let spent = outcome.map_err(|error| DevicesError::Call { way, what, error })?;
+            Ok::<_, DevicesError>((spent, elapsed))
+        };
+        let attach = timed("attaching", &mut || {
+            let attached = applied.attach(&self.board, all.clone())?;
+            Ok(attached.plus(applied.finish()?))
+        })?;
+        if let Some(busy) = &self.busy {
+            busy.wait_for_progress(START)?;
+        }
+        let detach = timed("detaching", &mut || applied.detach(&self.board, all.clone()))?;
+        if let Some(busy) = &self.busy {
+            busy.check()?;
+        }
+        Ok(Round { attach, detach })
+    }
+
+    pub(super) fn finish(self) -> Result<(), DevicesError> {
+        Ok(self.busy.as_ref().map_or(Ok(()), BusyVcpus::stop)?)
+    }
+}
+
+/// Local APICs in the kernel, pins in the VMM: as Cloud Hypervisor has it.
+fn split_irqchip(vm: &VmFd) -> io::Result<()> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    cap.args[0] = 24;
+    vm.enable_cap(&cap).map_err(|error| {
+        let error = io::Error::from(error);
+        let what = "an interrupt controller in the kernel (KVM_CAP_SPLIT_IRQCHIP, x86 only)";
+        io::Error::new(error.kind(), format!("{what}: {error}"))
+    })
+}

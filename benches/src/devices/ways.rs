@@ -1,0 +1,276 @@
+//! The ways in which devices are attached and detached.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use kvm_memslots::device::{
+    DeviceId, DeviceReport, EventCalls, Eventing, Irqfd, KvmEventing, Route,
+};
+use kvm_memslots::{AddressSpace, vm_fd};
+
+use super::board::{Board, Device};
+
+/// How devices are attached and detached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Way {
+    /// Call by call, as Cloud Hypervisor orders them: of each device the BARs,
+    /// the ioeventfds; and for each vector that the guest enables all routes so
+    /// far, then its irqfd.
+    CloudHypervisor,
+    /// Call by call, with ioeventfds at the time a device is registered, before
+    /// its memory, as in Firecracker; vectors as above.
+    Firecracker,
+    /// `DeviceSetup`, each device by itself.
+    OneByOne,
+    /// The same, with the ioeventfds of all left to a commit behind the last.
+    Deferred,
+    /// `DeviceSetup`, all devices as one unit.
+    Together,
+}
+
+impl Way {
+    /// All.
+    pub const ALL: [Self; 5] =
+        [Self::CloudHypervisor, Self::Firecracker, Self::OneByOne, Self::Deferred, Self::Together];
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Firecracker => "firecracker",
+            Self::OneByOne => "one-by-one",
+            Self::Deferred => "deferred",
+            Self::Together => "together",
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a change took, beside time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Spent {
+    pub(super) ioctls: u64,
+    pub(super) routing_calls: u64,
+    /// Grace periods waited for in the calls, by KVM's rules.
+    pub(super) grace_periods: u64,
+    /// Of those, `KVM_IOEVENTFD` deassign's.
+    pub(super) in_ioeventfd_deassign: u64,
+    /// Those of the worker behind `KVM_IRQFD` deassign.
+    pub(super) in_irqfd_shutdown: u64,
+}
+
+impl Spent {
+    pub(super) fn plus(mut self, other: Self) -> Self {
+        self.ioctls += other.ioctls;
+        self.routing_calls += other.routing_calls;
+        self.grace_periods += other.grace_periods;
+        self.in_ioeventfd_deassign += other.in_ioeventfd_deassign;
+        self.in_irqfd_shutdown += other.in_irqfd_shutdown;
+        self
+    }
+
+    fn add(&mut self, report: &DeviceReport) {
+        self.ioctls += report.ioctls();
+        self.routing_calls += report.events.routing_calls;
+        self.grace_periods += report.grace_periods();
+        self.in_ioeventfd_deassign += report.events.waits.in_ioeventfd_deassign;
+        self.in_irqfd_shutdown += report.events.waits.in_irqfd_shutdown;
+    }
+}
+
+/// Attaches and detaches devices of a board.
+pub(super) trait Apply {
+    fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent>;
+    fn detach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent>;
+
+    /// What attaching has left to be done behind the last device.
+    fn finish(&mut self) -> io::Result<Spent> {
+        Ok(Spent::default())
+    }
+}
+
+/// Call by call.
+pub(super) struct ByHand<'a> {
+    vm: &'a VmFd,
+    events: KvmEventing,
+    ioeventfds_first: bool,
+    /// By GSI.
+    routes: BTreeMap<u32, Route>,
+}
+
+impl<'a> ByHand<'a> {
+    pub(super) fn new(vm: &'a VmFd, way: Way) -> io::Result<Self> {
+        let events = KvmEventing::open(vm_fd(vm)).map_err(io::Error::other)?;
+        let ioeventfds_first = way == Way::Firecracker;
+        Ok(Self { vm, events, ioeventfds_first, routes: BTreeMap::new() })
+    }
+
+    fn set_bars(&self, device: &Device, index: usize, size: u64) -> io::Result<()> {
+        for (bar, (gpa, hva)) in device.bars.iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: (index * device.bars.len() + bar) as u32,
+                flags: 0,
+                guest_phys_addr: *gpa,
+                memory_size: size,
+                userspace_addr: *hva,
+            };
+            // SAFETY: the memory belongs to the board, which outlives the VM's
+            // vCPUs.
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)?;
+        }
+        Ok(())
+    }
+
+    fn set_routes(&mut self, spent: &mut Spent) -> io::Result<()> {
+        let table: Vec<Route> = self.routes.values().copied().collect();
+        self.events.set_routes(&table)?;
+        (spent.ioctls, spent.routing_calls) = (spent.ioctls + 1, spent.routing_calls + 1);
+        spent.grace_periods += 1;
+        Ok(())
+    }
+
+    fn irqfds(device: &Device, index: usize) -> Vec<Irqfd> {
+        let first = 24 + (index * device.interrupts.len()) as u32;
+        let irqfd = |(fd, gsi): (&vmm_sys_util::eventfd::EventFd, u32)| Irqfd {
+            gsi,
+            fd: fd.as_raw_fd(),
+            resample: None,
+            no_bypass: false,
+        };
+        device.interrupts.iter().zip(first..).map(irqfd).collect()
+    }
+}
+
+impl Apply for ByHand<'_> {
+    fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        for index in which.clone() {
+            let device = &board.devices[index];
+            if !self.ioeventfds_first {
+                self.set_bars(device, index, Device::BAR_SIZE)?;
+            }
+            device
+                .ioeventfds()
+                .try_for_each(|ioeventfd| self.events.assign_ioeventfd(&ioeventfd))?;
+            if self.ioeventfds_first {
+                self.set_bars(device, index, Device::BAR_SIZE)?;
+            }
+            let bars = device.bars.len() as u64;
+            spent.ioctls += bars + device.doorbells.len() as u64;
+            spent.grace_periods += bars;
+        }
+        for index in which {
+            let device = &board.devices[index];
+            for (vector, irqfd) in Self::irqfds(device, index).iter().enumerate() {
+                self.routes.insert(irqfd.gsi, Route::msi(irqfd.gsi, Device::msi(vector)));
+                self.set_routes(&mut spent)?;
+                self.events.assign_irqfd(irqfd)?;
+                spent.ioctls += 1;
+            }
+        }
+        Ok(spent)
+    }
+
+    fn detach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        for index in which {
+            let device = &board.devices[index];
+            for irqfd in &Self::irqfds(device, index) {
+                self.events.deassign_irqfd(irqfd)?;
+                (spent.ioctls, spent.in_irqfd_shutdown) =
+                    (spent.ioctls + 1, spent.in_irqfd_shutdown + 1);
+                self.routes.remove(&irqfd.gsi);
+                self.set_routes(&mut spent)?;
+            }
+            for ioeventfd in device.ioeventfds() {
+                self.events.deassign_ioeventfd(&ioeventfd)?;
+                (spent.ioctls, spent.grace_periods) = (spent.ioctls + 1, spent.grace_periods + 1);
+                spent.in_ioeventfd_deassign += 1;
+            }
+            self.set_bars(device, index, 0)?;
+            spent.ioctls += device.bars.len() as u64;
+            spent.grace_periods += 2 * device.bars.len() as u64;
+        }
+        Ok(spent)
+    }
+}
+
+/// With the library.
+pub(super) struct Library {
+    space: AddressSpace,
+    eventing: Eventing,
+    way: Way,
+    ids: BTreeMap<usize, DeviceId>,
+}
+
+impl Library {
+    pub(super) fn new(vm: &VmFd, way: Way, own_slot: u16) -> io::Result<Self> {
+        let space = AddressSpace::builder()
+            .reserve_slots(own_slot..=own_slot)
+            .open(vm_fd(vm))
+            .map_err(io::Error::other)?;
+        let eventing = Eventing::open(vm_fd(vm)).map_err(io::Error::other)?;
+        Ok(Self { space, eventing, way, ids: BTreeMap::new() })
+    }
+
+    /// Which devices go in one call.
+    fn units(&self, which: Range<usize>) -> Vec<Range<usize>> {
+        if self.way == Way::Together {
+            vec![which]
+        } else {
+            which.map(|index| index..index + 1).collect()
+        }
+    }
+}
+
+impl Apply for Library {
+    fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        for unit in self.units(which) {
+            // SAFETY: the board outlives the VM's vCPUs.
+            let setup = |index| unsafe { board.devices[index as usize].setup(index as usize) };
+            let indices = unit.start as u64..unit.end as u64;
+            let setups = indices.map(setup).collect::<Result<Vec<_>, _>>();
+            let mut setups = setups.map_err(io::Error::other)?;
+            if self.way == Way::Deferred {
+                for setup in &mut setups {
+                    setup.defer_ioeventfds();
+                }
+            }
+            let attached = self.eventing.attach_all(&mut self.space, setups);
+            let (ids, report) = attached.map_err(io::Error::other)?;
+            self.ids.extend(unit.zip(ids));
+            spent.add(&report);
+        }
+        Ok(spent)
+    }
+
+    fn finish(&mut self) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        if self.way == Way::Deferred {
+            spent.add(&self.eventing.commit().map_err(io::Error::other)?);
+        }
+        Ok(spent)
+    }
+
+    fn detach(&mut self, _: &Board, which: Range<usize>) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        for unit in self.units(which) {
+            let ids: Vec<DeviceId> = unit.filter_map(|index| self.ids.remove(&index)).collect();
+            let detached = self.eventing.detach_all(&mut self.space, &ids);
+            spent.add(&detached.map_err(io::Error::other)?);
+        }
+        Ok(spent)
+    }
+}

@@ -1,0 +1,201 @@
+//! KVM refuses a call, at every place where it can, on real descriptors.
+//! Whether a part is live is asked of KVM itself.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvm_memslots::device::{
+    Bus, DeviceErrorKind, DeviceSetup, EventCalls, EventLimits, Eventing, Ioeventfd, Irqfd,
+    KvmEventing, Route,
+};
+use kvm_memslots::{AddressSpace, RegionSpec, vm_fd};
+use kvm_memslots_bench::guest::interrupted::Interrupted;
+use kvm_memslots_bench::host::{HostMemory, Pages};
+use kvm_memslots_shim::backend::Errno;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::rig::{OWN_SLOT, PATIENCE, eventfd, fd, msi, split_vm};
+
+/// KVM, of which one call, counted from the next, is not made but refused; 0
+/// for none.
+struct Faulty {
+    kvm: KvmEventing,
+    countdown: Arc<AtomicU64>,
+}
+
+impl Faulty {
+    fn strikes(&self) -> Result<(), Errno> {
+        let before = self
+            .countdown
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if before == Ok(1) { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+}
+
+impl EventCalls for Faulty {
+    fn limits(&self) -> EventLimits {
+        self.kvm.limits()
+    }
+
+    fn name(&self) -> &'static str {
+        self.kvm.name()
+    }
+
+    fn set_routes(&mut self, routes: &[Route]) -> Result<(), Errno> {
+        self.strikes()?;
+        self.kvm.set_routes(routes)
+    }
+
+    fn assign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
+        self.strikes()?;
+        self.kvm.assign_irqfd(irqfd)
+    }
+
+    fn deassign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
+        self.strikes()?;
+        self.kvm.deassign_irqfd(irqfd)
+    }
+
+    fn assign_ioeventfd(&mut self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
+        self.strikes()?;
+        self.kvm.assign_ioeventfd(ioeventfd)
+    }
+
+    fn deassign_ioeventfd(&mut self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
+        self.strikes()?;
+        self.kvm.deassign_ioeventfd(ioeventfd)
+    }
+}
+
+const VECTORS: u8 = 4;
+const DOORBELLS: u64 = 3;
+const GPA: u64 = 0x4000_0000;
+
+/// A device, and what it is made of.
+struct Parts {
+    first: u8,
+    interrupts: Vec<EventFd>,
+    doorbells: Vec<EventFd>,
+    memory: HostMemory,
+}
+
+impl Parts {
+    fn new(first: u8) -> Self {
+        Self {
+            first,
+            interrupts: (0..VECTORS).map(|_| eventfd()).collect(),
+            doorbells: (0..DOORBELLS).map(|_| eventfd()).collect(),
+            memory: HostMemory::reserve(0x1000, Pages::Small).unwrap(),
+        }
+    }
+
+    fn gpa(&self) -> u64 {
+        GPA + u64::from(self.first) * 0x1000
+    }
+
+    fn ioeventfds(&self) -> impl Iterator<Item = Ioeventfd> + '_ {
+        let base = 0xd000_0000 + u64::from(self.first) * 0x100;
+        self.doorbells.iter().zip(0..).map(move |(doorbell, index)| Ioeventfd {
+            bus: Bus::Mmio,
+            addr: base + index * 8,
+            len: 4,
+            datamatch: Some(index),
+            fd: doorbell.as_raw_fd(),
+        })
+    }
+
+    fn setup(&self) -> DeviceSetup {
+        let mut setup = DeviceSetup::new(format!("dev{:#x}", self.first));
+        // SAFETY: the memory is accessed by nobody, and outlives the VM's vCPU.
+        unsafe { setup.region(RegionSpec::device(self.gpa(), 0x1000, self.memory.hva())) };
+        for (interrupt, vector) in self.interrupts.iter().zip(self.first..) {
+            setup.vector(fd(interrupt), Some(msi(vector))).unwrap();
+        }
+        for (at, doorbell) in self.ioeventfds().zip(&self.doorbells) {
+            setup.ioeventfd(at.bus, at.addr, at.len, at.datamatch, fd(doorbell)).unwrap();
+        }
+        setup
+    }
+
+    /// All of it is live, or nothing is.
+    fn assert_live(&self, live: bool, kvm: &mut KvmEventing, what: &str) {
+        for (interrupt, vector) in self.interrupts.iter().zip(self.first..) {
+            let fd = interrupt.as_raw_fd();
+            let irqfd = Irqfd { gsi: 3000, fd, resample: None, no_bypass: false };
+            let assigned = kvm.assign_irqfd(&irqfd);
+            let expected = if live { Err(Errno::EBUSY) } else { Ok(()) };
+            assert_eq!(assigned, expected, "{what}: irqfd of vector {vector:#x}");
+            if assigned.is_ok() {
+                kvm.deassign_irqfd(&irqfd).unwrap();
+            }
+        }
+        for ioeventfd in self.ioeventfds() {
+            let assigned = kvm.assign_ioeventfd(&ioeventfd);
+            let expected = if live { Err(Errno::EEXIST) } else { Ok(()) };
+            assert_eq!(assigned, expected, "{what}: {ioeventfd}");
+            if assigned.is_ok() {
+                kvm.deassign_ioeventfd(&ioeventfd).unwrap();
+            }
+        }
+    }
+
+    fn assert_interrupts(&self, guest: &Interrupted, what: &str) {
+        for (interrupt, vector) in self.interrupts.iter().zip(self.first..) {
+            let count = guest.count(vector);
+            interrupt.write(1).unwrap();
+            assert!(guest.wait_for(vector, count + 1, PATIENCE), "{what}: vector {vector:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_at_any_call_leaves_kvm_as_it_was() {
+    let test = "a_refusal_at_any_call_leaves_kvm_as_it_was";
+    let Some(vm) = split_vm(test) else { return };
+    let guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
+    let mut kvm = KvmEventing::open(vm_fd(&vm)).unwrap();
+    let mut space =
+        AddressSpace::builder().reserve_slots(OWN_SLOT..=OWN_SLOT).open(vm_fd(&vm)).unwrap();
+    let countdown = Arc::new(AtomicU64::new(0));
+    let calls =
+        Faulty { kvm: KvmEventing::open(vm_fd(&vm)).unwrap(), countdown: Arc::clone(&countdown) };
+    let mut eventing = Eventing::builder().open_on(Box::new(calls)).unwrap();
+
+    let stays = Parts::new(0x40);
+    let changes = [Parts::new(0x50), Parts::new(0x60)];
+    eventing.attach(&mut space, stays.setup()).unwrap();
+    let calls = 1 + 2 * (u64::from(VECTORS) + DOORBELLS);
+    for k in 1..=calls {
+        let what = format!("attach, call {k}");
+        countdown.store(k, Ordering::SeqCst);
+        let setups = changes.iter().map(Parts::setup);
+        let error = eventing.attach_all(&mut space, setups).unwrap_err();
+        assert!(matches!(*error.kind, DeviceErrorKind::Refused { errno: Errno::ENOMEM, .. }));
+        for parts in &changes {
+            parts.assert_live(false, &mut kvm, &what);
+        }
+        assert_eq!(space.regions().count(), 1);
+        stays.assert_live(true, &mut kvm, &what);
+        stays.assert_interrupts(&guest, &what);
+    }
+    countdown.store(0, Ordering::SeqCst);
+    let (ids, _) = eventing.attach_all(&mut space, changes.iter().map(Parts::setup)).unwrap();
+    for k in 1..=calls {
+        let what = format!("detach, call {k}");
+        countdown.store(k, Ordering::SeqCst);
+        let error = eventing.detach_all(&mut space, &ids).unwrap_err();
+        assert!(matches!(*error.kind, DeviceErrorKind::Refused { errno: Errno::ENOMEM, .. }));
+        assert_eq!(space.regions().count(), 3);
+        for parts in changes.iter().chain([&stays]) {
+            parts.assert_live(true, &mut kvm, &what);
+            parts.assert_interrupts(&guest, &what);
+        }
+    }
+    countdown.store(0, Ordering::SeqCst);
+    eventing.detach_all(&mut space, &ids).unwrap();
+    for parts in &changes {
+        parts.assert_live(false, &mut kvm, "detached");
+    }
+    stays.assert_interrupts(&guest, "detached");
+}
