@@ -57,6 +57,8 @@ enum Stage {
     Test(Test),
     /// Measure the batch ioctl against single calls in guests
     Bench(Bench),
+    /// Run any command of `memslots` in a guest, e.g. `memslots -- density`
+    Memslots(Memslots),
     /// Boot real UEFI in a real QEMU in an arm64 guest, as it is and with the
     /// preload library, and compare
     Uefi(Uefi),
@@ -108,6 +110,17 @@ struct Test {
     /// Run the tests that have this in their names only [default: all]
     #[arg(value_name = "PART")]
     filters: Vec<String>,
+}
+
+#[derive(ClapArgs)]
+struct Memslots {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    qemu: Qemu,
+    /// Arguments for `memslots`
+    #[arg(last = true, required = true, value_name = "ARGS")]
+    args: Vec<String>,
 }
 
 #[derive(ClapArgs)]
@@ -178,6 +191,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Stage::Boot(args) => boot(args),
         Stage::Test(args) => test(args),
         Stage::Bench(args) => bench(args),
+        Stage::Memslots(args) => memslots(args),
         Stage::Uefi(args) => uefi(args),
     };
     done.unwrap_or_else(|e| {
@@ -233,7 +247,14 @@ fn bench(args: &Bench) -> Result<ExitCode> {
         return bench::table(&target, args);
     }
     let (_, guest) = guest(&target, &args.qemu)?;
-    bench::run(&target, &guest, args)
+    let words = [&["bench".to_owned()], &args.args[..]].concat();
+    bench::run(&target, &guest, &words, &args.qemu)
+}
+
+fn memslots(args: &Memslots) -> Result<ExitCode> {
+    let target = args.which.target()?;
+    let (_, guest) = guest(&target, &args.qemu)?;
+    bench::run(&target, &guest, &args.args, &args.qemu)
 }
 
 fn uefi(args: &Uefi) -> Result<ExitCode> {

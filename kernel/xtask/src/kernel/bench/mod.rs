@@ -20,12 +20,16 @@ use table::Measured;
 
 const MEMSLOTS: Source = Source { package: "kvm-memslots-bench", kind: "bin", name: "memslots" };
 
-/// Runs `memslots bench` as `args` says.
-pub(super) fn run(target: &Target, guest: &Guest, args: &super::Bench) -> Result<ExitCode> {
+/// Runs `memslots` with `args`.
+pub(super) fn run(
+    target: &Target,
+    guest: &Guest,
+    args: &[String],
+    qemu: &super::Qemu,
+) -> Result<ExitCode> {
     let programs = programs::build(&[MEMSLOTS], target.arch)?;
-    let words: Vec<String> = ["/bin/memslots", "bench"].map(str::to_owned).to_vec();
-    let words = words.into_iter().chain(args.args.iter().cloned()).collect();
-    let command = Command { words, env: args.qemu.env.clone() };
+    let words = [&["/bin/memslots".to_owned()], args].concat();
+    let command = Command { words, env: qemu.env.clone() };
     let programs = programs.iter().collect();
     let ended = guest.run(
         &Job { name: "bench", command, programs, files: Vec::new(), append: "", limit: None },
