@@ -58,8 +58,13 @@ const DIRTY: Selftest =
     Selftest { name: "set_memory_regions_dirty_test", arch: X86, derails: true, ..OURS };
 const FAIL: Selftest = Selftest { name: "set_memory_regions_fail_test", debug_only: true, ..OURS };
 const TRAP: Selftest = Selftest { name: "mem_trap_test", debug_args: &["100", "1000"], ..OURS };
-const TRAP_RACE: Selftest =
-    Selftest { name: "mem_trap_race_test", args: &["20000"], debug_args: &["2000"], ..OURS };
+const TRAP_RACE: Selftest = Selftest {
+    name: "mem_trap_race_test",
+    args: &["20000"],
+    debug_args: &["2000"],
+    derails: true,
+    ..OURS
+};
 // On slow machines without the last part: its guest has 10 s to touch all of its
 // memory, and needs more there.
 const PERF: Selftest = Selftest {

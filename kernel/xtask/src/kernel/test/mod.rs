@@ -257,7 +257,7 @@ mod tests {
         assert_eq!((fails(&target(false)), fails(&debug)), (0, 2));
 
         let race = |target: &Target| {
-            let races = cases(target, &["race_test (kvm.force".to_owned()]);
+            let races = cases(target, &["regions_race_test (kvm.force".to_owned()]);
             races.into_iter().map(|case| case.command.words).collect::<Vec<_>>()
         };
         assert_eq!(race(&target(false)), [["/bin/set_memory_regions_race_test", "120"]]);
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(names(false, &["shim", "nothing"]), ["kvm-memslots-shim kvm"]);
         assert_eq!(names(false, &["nothing"]), [""; 0]);
         let shadow = "selftest set_memory_regions_race_test (kvm_amd.npt=0)";
-        assert_eq!(names(false, &["race_test (kvm_amd"]), [shadow]);
+        assert_eq!(names(false, &["regions_race_test (kvm_amd"]), [shadow]);
     }
 
     #[test]
