@@ -1,6 +1,5 @@
 //! The calls of KVM, one by one.
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_ulong, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,18 +9,18 @@ use kvm_bindings::{
 };
 
 use kvm_memslots::deferred::policy::Churn;
+use kvm_memslots_uapi::probe::{TrapMismatch, TrapSupport, probe_trap};
 
 use crate::abi::{CREATE_VCPU, CREATE_VM, ENABLE_CAP, RUN, SET_REGION, SET_REGION2, not_followed};
 use crate::decide::policy::Bill;
 use crate::decide::region::Region;
 use crate::decide::slots::{Rules, Way};
-use crate::kvm::{Candidate, Page, VmFd};
+use crate::kvm::{Candidate, VmFd};
 use crate::next;
 use crate::process::{errno, is_owner, say, set_errno, settings};
 use crate::settings::Mode;
 use crate::stats::COUNTS;
 use crate::table::{self, Known};
-use crate::trap::{self, Support};
 use crate::vcpu::Vcpu;
 use crate::vm::{Asked, Vm};
 
@@ -182,9 +181,10 @@ fn way(call: Call, vm: c_int) -> Way {
     }
     if mode != Mode::Defer {
         match trap_support(call, vm) {
-            Support::Present => return Way::Trap,
-            Support::Absent => {}
-            Support::Impostor => say("KVM claims KVM_CAP_MEM_TRAP and does not have it"),
+            TrapSupport::Present => return Way::Trap,
+            // Another answer is another capability's.
+            TrapSupport::Absent | TrapSupport::Impostor { mismatch: TrapMismatch::Answer, .. } => {}
+            TrapSupport::Impostor { .. } => say("KVM claims KVM_CAP_MEM_TRAP and does not have it"),
         }
     }
     if mode != Mode::Trap && can_defer {
@@ -196,12 +196,11 @@ fn way(call: Call, vm: c_int) -> Way {
 
 /// Whether the VM that `call` has made has the trap bit. Found out once for each
 /// kind of VM, as it takes a scratch VM, which costs grace periods.
-fn trap_support(call: Call, vm: c_int) -> Support {
-    static KINDS: Mutex<BTreeMap<usize, Support>> = Mutex::new(BTreeMap::new());
+fn trap_support(call: Call, vm: c_int) -> TrapSupport {
+    static KINDS: Mutex<BTreeMap<usize, TrapSupport>> = Mutex::new(BTreeMap::new());
     let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
     *kinds.entry(call.arg.addr()).or_insert_with(|| {
-        let kvm = Candidate { system: call.fd, kind: call.arg, vm, scratch: OnceCell::new() };
-        Page::anonymous()
-            .map_or(Support::Absent, |page| trap::probe(&kvm, page.start().as_ptr() as u64, 4096))
+        Candidate::new(call.fd, call.arg, vm)
+            .map_or(TrapSupport::Absent, |mut candidate| probe_trap(&mut candidate))
     })
 }

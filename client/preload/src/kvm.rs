@@ -7,12 +7,12 @@ use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region,
     kvm_userspace_memory_region2,
 };
+use kvm_memslots_uapi::probe::{ProbeTrap, TrapMismatch};
 
 use crate::abi::{CHECK_EXTENSION, CREATE_VM, ENABLE_CAP, RunPage, SET_REGION, SET_REGION2};
 use crate::decide::region::Region;
 use crate::next;
 use crate::process::errno;
-use crate::trap::Probed;
 use crate::vm::Kvm;
 
 /// Where the descriptors of this library's own are, out of the way of those of
@@ -121,35 +121,48 @@ impl Kvm for VmFd {
 /// A VM that is asked what the kernel can, with another to try it on.
 pub(crate) struct Candidate {
     /// /dev/kvm.
-    pub(crate) system: c_int,
+    system: c_int,
     /// What VMs are made as.
-    pub(crate) kind: *mut c_void,
-    pub(crate) vm: c_int,
-    pub(crate) scratch: std::cell::OnceCell<Option<Fd>>,
+    kind: *mut c_void,
+    vm: c_int,
+    /// What slots are made of.
+    page: Page,
+    /// Made when it is needed, which on most kernels it is not.
+    scratch: Option<Fd>,
+    /// How many slots were asked for.
+    slots: u32,
 }
 
 impl Candidate {
-    /// Made when it is needed, which on most kernels it is not.
-    fn scratch(&self) -> Option<&Fd> {
-        let make = || {
-            // SAFETY: makes a VM, of the kind that the VMM makes.
-            let vm = unsafe { next::ioctl(self.system, CREATE_VM, self.kind) };
-            (vm >= 0).then_some(Fd(vm))
-        };
-        self.scratch.get_or_init(make).as_ref()
+    /// For `vm`, which `system` made as `kind`.
+    pub(crate) fn new(system: c_int, kind: *mut c_void, vm: c_int) -> Option<Self> {
+        Page::anonymous().map(|page| Self { system, kind, vm, page, scratch: None, slots: 0 })
     }
 }
 
-impl Probed for Candidate {
-    fn check_extension(&self, cap: c_ulong) -> c_int {
+impl ProbeTrap for Candidate {
+    fn check_extension(&mut self, cap: u32) -> c_int {
         // SAFETY: takes a number.
-        unsafe { next::ioctl(self.vm, CHECK_EXTENSION, cap as *mut c_void) }
+        unsafe { next::ioctl(self.vm, CHECK_EXTENSION, cap as usize as *mut c_void) }
     }
 
-    fn scratch_slot(&self, region: &Region) -> Result<(), c_int> {
-        let vm = self.scratch().ok_or(libc::EMFILE)?;
+    fn make_slot(&mut self, flags: u32) -> Result<(), TrapMismatch> {
+        let vm = match self.scratch.take() {
+            Some(vm) => vm,
+            // SAFETY: makes a VM, of the kind that the VMM makes.
+            None => match unsafe { next::ioctl(self.system, CREATE_VM, self.kind) } {
+                vm @ 0.. => Fd(vm),
+                _ => return Err(TrapMismatch::NoScratchVm { errno: errno() }),
+            },
+        };
+        let (slot, size) = (self.slots, self.page.1 as u64);
+        self.slots += 1;
+        let hva = self.page.start().as_ptr() as u64;
+        let region = Region { slot, flags, gpa: u64::from(slot) * size, size, hva };
         // SAFETY: a VM without vCPUs uses no memory.
-        unsafe { vm.set_region(region, false) }
+        let made = unsafe { vm.set_region(&region, false) };
+        self.scratch = Some(vm);
+        made.map_err(|errno| TrapMismatch::Refused { errno })
     }
 }
 

@@ -24,6 +24,5 @@ mod process;
 mod settings;
 mod stats;
 mod table;
-mod trap;
 mod vcpu;
 mod vm;

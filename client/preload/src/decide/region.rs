@@ -1,9 +1,11 @@
 //! A memslot as a VMM asks for it.
 
+use kvm_memslots_uapi::MemFlags;
+
 /// `KVM_MEM_READONLY`.
 pub(crate) const READONLY: u32 = kvm_bindings::KVM_MEM_READONLY;
 /// `KVM_MEM_TRAP`: the slot behaves as if it were absent.
-pub(crate) const TRAP: u32 = 1 << 15;
+pub(crate) const TRAP: u32 = MemFlags::TRAP.bits();
 
 /// The fields that `KVM_SET_USER_MEMORY_REGION` and `..._REGION2` share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
