@@ -5,6 +5,7 @@ mod steps;
 pub(crate) mod tally;
 mod tools;
 
+use std::collections::VecDeque;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -54,9 +55,19 @@ pub(crate) struct Log {
     tally: Tally,
     /// Where lines are shown.
     show: fn(&str),
+    /// The last lines that the step showed, at most [`LAST`].
+    last: VecDeque<String>,
 }
 
+/// How many lines of a failed step the summary repeats: what a reader sees of
+/// a long log is often its end only.
+const LAST: usize = 15;
+
 impl Log {
+    fn new(show: fn(&str)) -> Self {
+        Self { tally: Tally::default(), show, last: VecDeque::new() }
+    }
+
     /// Runs `command`.
     ///
     /// # Errors
@@ -67,8 +78,10 @@ impl Log {
         }
         self.say(&format!("$ {}", run::shown(command)));
         let status = run::streamed(command, |line| {
-            if self.tally.line(&run::plain(line)).is_worth_showing() {
+            let plain = run::plain(line);
+            if self.tally.line(&plain).is_worth_showing() {
                 (self.show)(line);
+                remember(&mut self.last, &plain);
             }
         })?;
         if !status.success() {
@@ -81,7 +94,15 @@ impl Log {
     pub(crate) fn say(&mut self, line: &str) {
         self.tally.line(line);
         (self.show)(line);
+        remember(&mut self.last, line);
     }
+}
+
+fn remember(last: &mut VecDeque<String>, line: &str) {
+    if last.len() == LAST {
+        last.pop_front();
+    }
+    last.push_back(line.to_owned());
 }
 
 /// What became of a check.
@@ -89,6 +110,8 @@ struct Done {
     name: &'static str,
     verdict: String,
     took: Duration,
+    /// Its last lines, if it failed.
+    last: Vec<String>,
 }
 
 /// Runs the steps that `args` names. Failure of one does not keep the others
@@ -96,17 +119,20 @@ struct Done {
 pub(crate) fn run(args: &Args) -> ExitCode {
     let wanted = |step: &Step| args.steps.is_empty() || args.steps.iter().any(|s| s == step.name);
     tools::install();
-    let mut log = Log { tally: Tally::default(), show: run::say };
+    let mut log = Log::new(run::say);
     let mut done = Vec::new();
     for step in all().filter(wanted) {
         run::say(&format!("\n==> {}", step.name));
         let start = Instant::now();
+        log.last.clear();
+        let failed = log.tally.failed;
         let verdict = if args.quick && step.slow && args.steps.is_empty() {
             skip(&mut log, step.name, "left out by --quick")
         } else {
             run_step(&mut log, &step)
         };
-        done.push(Done { name: step.name, verdict, took: start.elapsed() });
+        let last = if log.tally.failed > failed { log.last.drain(..).collect() } else { vec![] };
+        done.push(Done { name: step.name, verdict, took: start.elapsed(), last });
     }
     summarise(&done, &log.tally);
     if log.tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -144,8 +170,14 @@ fn skip(log: &mut Log, step: &str, reason: &str) -> String {
 
 fn summarise(done: &[Done], tally: &Tally) {
     run::say("\n==> summary");
-    for Done { name, verdict, took } in done {
+    for Done { name, verdict, took, .. } in done {
         run::say(&format!("{name:<14} {:>7.1} s  {verdict}", took.as_secs_f64()));
+    }
+    for Done { name, last, .. } in done.iter().filter(|done| !done.last.is_empty()) {
+        run::say(&format!("the end of {name}:"));
+        for line in last {
+            run::say(&format!("    {line}"));
+        }
     }
     if tally.ignored > 0 {
         run::say(&format!("{} tests are marked as ignored and did not run", tally.ignored));
@@ -165,7 +197,7 @@ mod tests {
 
     /// Runs a step that runs a script; its verdict and what was counted.
     fn verdict(run: fn(&mut Log) -> Result<Outcome>) -> (String, Tally) {
-        let mut log = Log { tally: Tally::default(), show: |_| {} };
+        let mut log = Log::new(|_| {});
         let verdict = run_step(&mut log, &Step { name: "step", slow: false, run });
         (verdict, log.tally)
     }
@@ -181,6 +213,15 @@ mod tests {
             (verdict.as_str(), tally.to_string().as_str()),
             ("ok", "1 passed, 0 failed, 0 skipped")
         );
+    }
+
+    #[test]
+    fn the_last_lines_are_kept() {
+        let mut log = Log::new(|_| {});
+        assert!(script(&mut log, "seq 40; echo no >&2; exit 1").is_err());
+        let last: Vec<&str> = log.last.iter().map(String::as_str).collect();
+        assert_eq!(last.len(), LAST);
+        assert!(last.contains(&"no") && last.contains(&"40"), "{last:?}");
     }
 
     #[test]
