@@ -11,6 +11,7 @@ use kvm_memslots_uapi::{
 };
 
 use super::apply::Undo;
+use super::dirty::{Bitmap, Carry};
 use super::space::Live;
 use super::{Call, Model};
 use crate::backend::Errno;
@@ -35,8 +36,8 @@ struct Journal {
     undo: Vec<Undo>,
     /// The last entry of each slot.
     last_entry: BTreeMap<u16, u32>,
-    /// Slots that got a new dirty bitmap in this batch and still have it.
-    fresh: BTreeSet<u16>,
+    /// Slots that an entry deleted; what has such an id now is another slot.
+    deleted: BTreeSet<u16>,
 }
 
 impl Journal {
@@ -159,7 +160,7 @@ impl Model {
         match outcome.and_then(|()| self.net_outcome(as_id, &journal)) {
             Ok(grace_periods) if !dry_run => {
                 self.counts.grace_periods += grace_periods;
-                self.carry(as_id, journal);
+                self.carry(as_id, &journal);
                 Ok(())
             }
             outcome => {
@@ -218,12 +219,8 @@ impl Model {
         let change = self.check_generic(&region)?;
         journal.last_entry.insert(entry.slot as u16, index);
         if let Some(undo) = self.apply(as_id, change) {
-            let logged = self.live(as_id, undo.id).is_some_and(|live| live.dirty.is_some());
-            let was_logged = undo.before.as_ref().is_some_and(|live| live.dirty.is_some());
-            if logged && !was_logged {
-                journal.fresh.insert(undo.id);
-            } else if !logged {
-                journal.fresh.remove(&undo.id);
+            if self.live(as_id, undo.id).is_none() {
+                journal.deleted.insert(undo.id);
             }
             journal.undo.push(undo);
         }
@@ -231,22 +228,31 @@ impl Model {
     }
 
     /// Dirty bits of logged slots that were replaced, into the logged slots
-    /// that map the same guest pages to the same host pages.
-    fn carry(&mut self, as_id: u16, journal: Journal) {
+    /// that map the same guest pages to the same host pages. A slot that is
+    /// logged before and after, and was not deleted, keeps its own bits, even
+    /// if an entry in between turned logging off.
+    fn carry(&mut self, as_id: u16, journal: &Journal) {
         let page = self.config.limits.page_size;
-        let before = LoggedBefore::new(&journal);
-        for id in journal.fresh {
-            let Some(live) =
-                self.spaces.get_mut(usize::from(as_id)).and_then(|space| space.get_mut(id))
-            else {
-                continue;
-            };
+        let before = LoggedBefore::new(journal);
+        let Some(space) = self.spaces.get_mut(usize::from(as_id)) else { return };
+        for (id, was) in journal.before() {
+            let Some(live) = space.get_mut(id) else { continue };
             let new = live.slot.mapping;
             let Some(bitmap) = &mut live.dirty else { continue };
+            let own = was.and_then(|was| was.dirty.as_ref());
+            let own = own.filter(|_| !journal.deleted.contains(&id));
+            let how = if own.is_some() { Carry::Add } else { Carry::Copy };
+            if let Some(own) = own {
+                bitmap.clone_from(own);
+            }
             for (old, old_bitmap) in before.overlapping(&new) {
+                if own.is_some_and(|own| Arc::ptr_eq(own, old_bitmap)) {
+                    continue;
+                }
                 let Some(shared) = new.range.intersection(old.range) else { continue };
                 let page_of = |start: u64| (shared.gpa - start) / page;
-                Arc::make_mut(bitmap).copy(
+                Arc::make_mut(bitmap).carry(
+                    how,
                     page_of(new.range.gpa),
                     old_bitmap,
                     page_of(old.range.gpa),
@@ -263,7 +269,7 @@ impl Model {
 
 /// The logged slots that a batch touched, as they were before it. Disjoint,
 /// by guest address.
-struct LoggedBefore(BTreeMap<u64, (Mapping, Arc<super::dirty::Bitmap>)>);
+struct LoggedBefore(BTreeMap<u64, (Mapping, Arc<Bitmap>)>);
 
 impl LoggedBefore {
     fn new(journal: &Journal) -> Self {
@@ -279,11 +285,11 @@ impl LoggedBefore {
     fn overlapping<'a>(
         &'a self,
         new: &'a Mapping,
-    ) -> impl Iterator<Item = (&'a Mapping, &'a super::dirty::Bitmap)> {
+    ) -> impl Iterator<Item = (&'a Mapping, &'a Arc<Bitmap>)> {
         self.0
             .range(..new.range.end())
             .rev()
-            .map(|(_, (mapping, bitmap))| (mapping, bitmap.as_ref()))
+            .map(|(_, (mapping, bitmap))| (mapping, bitmap))
             .take_while(|(old, _)| old.range.end() > new.range.gpa)
             .filter(|(old, _)| old.same_host_pages_as(new))
     }

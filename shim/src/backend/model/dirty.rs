@@ -19,6 +19,13 @@ pub(super) struct Bitmap {
     words: BTreeMap<u64, u64>,
 }
 
+/// What becomes of the bits that a bitmap has when others are carried into it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Carry {
+    Copy,
+    Add,
+}
+
 impl Bitmap {
     pub(super) const fn new(pages: u64, fill: bool) -> Self {
         Self { pages, fill, words: BTreeMap::new() }
@@ -69,12 +76,16 @@ impl Bitmap {
     }
 
     /// Makes the `count` pages from `to` on what the pages from `from` on are in
-    /// `other`.
-    pub(super) fn copy(&mut self, to: u64, other: &Self, from: u64, count: u64) {
+    /// `other`; or marks those of them that are marked there.
+    pub(super) fn carry(&mut self, how: Carry, to: u64, other: &Self, from: u64, count: u64) {
         let end = (to + count).min(self.pages);
         let first_word = to / WORD;
-        let touched: Vec<u64> = if self.fill == other.fill && self.words.is_empty() {
-            // What `other` does not hold is alike in both.
+        let only_what_is_held = match how {
+            Carry::Copy => self.fill == other.fill && self.words.is_empty(),
+            Carry::Add => !other.fill,
+        };
+        let touched: Vec<u64> = if only_what_is_held {
+            // What `other` does not hold changes nothing.
             let lowest = from / WORD;
             let held = other.words.range(lowest..(from + count).div_ceil(WORD));
             let mut touched: Vec<u64> = held
@@ -91,8 +102,11 @@ impl Bitmap {
         };
         for index in touched {
             let mask = span(index, to, end);
-            let word = self.word(index) & !mask | other.bits_from(index, to, from) & mask;
-            self.put(index, word);
+            let kept = match how {
+                Carry::Copy => self.word(index) & !mask,
+                Carry::Add => self.word(index),
+            };
+            self.put(index, kept | other.bits_from(index, to, from) & mask);
         }
     }
 

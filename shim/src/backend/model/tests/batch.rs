@@ -257,6 +257,36 @@ fn bits_carry_over_what_happened_in_between() {
 }
 
 #[test]
+fn a_slot_that_stays_keeps_its_log() {
+    let mut model = model();
+    batch(&mut model, &[logged(region(0, 0, 8, 1000)), logged(region(1, 8, 8, 2000))]).0.unwrap();
+    for gfn in [3, 12] {
+        model.guest_write(0, gfn * PAGE, 1);
+    }
+    let moved_by_way_of_no_log = [
+        region(0, 0, 8, 1000),
+        logged(region(0, 32, 8, 1000)),
+        delete(1),
+        logged(region(1, 48, 8, 2000)),
+    ];
+    assert_eq!(batch(&mut model, &moved_by_way_of_no_log), (Ok(()), 4));
+    assert_eq!(dirty(&mut model, 0), [3]);
+    assert_eq!(dirty(&mut model, 1), [], "created anew");
+}
+
+#[test]
+fn a_slot_that_moves_takes_over_what_it_covers() {
+    let mut model = model();
+    batch(&mut model, &[logged(region(0, 0, 8, 1008)), logged(region(1, 8, 8, 1008))]).0.unwrap();
+    for gfn in [3, 12] {
+        model.guest_write(0, gfn * PAGE, 1);
+    }
+    let into_the_place_of_the_other = [delete(1), logged(region(0, 8, 8, 1008))];
+    assert_eq!(batch(&mut model, &into_the_place_of_the_other), (Ok(()), 2));
+    assert_eq!(dirty(&mut model, 0), [3, 4]);
+}
+
+#[test]
 fn initially_set_pages_that_were_clean_stay_clean() {
     let mut model = tracking(DirtyTracking::ManualProtect { initially_set: true });
     batch(&mut model, &[logged(region(0, 0, 70, 1000))]).0.unwrap();
