@@ -3,6 +3,7 @@
 mod kvm;
 pub mod model;
 
+pub(crate) use kvm::check_extension;
 pub use kvm::{Kvm, OpenError};
 pub use model::Model;
 

@@ -10,14 +10,13 @@ use kvm_memslots_uapi::irqfd::{KVM_IRQFD_FLAG_NO_BYPASS, NoBypass, ProbeIrqfd, p
 use libc::c_int;
 
 use super::{Bus, EventCalls, EventLimits, Ioeventfd, Irqfd, Route};
-use crate::backend::{Errno, Kvm, OpenError};
+use crate::backend::{Errno, Kvm, OpenError, check_extension};
 
 mod request {
     use kvm_bindings::{kvm_ioeventfd, kvm_irq_routing, kvm_irqfd};
     use kvm_memslots_uapi::KVMIO;
-    use nix::{ioctl_write_int_bad, ioctl_write_ptr, request_code_none};
+    use nix::ioctl_write_ptr;
 
-    ioctl_write_int_bad!(check_extension, request_code_none!(KVMIO, 0x03));
     ioctl_write_ptr!(set_gsi_routing, KVMIO, 0x6a, kvm_irq_routing);
     ioctl_write_ptr!(irqfd, KVMIO, 0x76, kvm_irqfd);
     ioctl_write_ptr!(ioeventfd, KVMIO, 0x79, kvm_ioeventfd);
@@ -61,11 +60,11 @@ impl KvmEventing {
             // Out of descriptors; what comes next will say so.
             Err(_) => NoBypass::Absent,
         };
-        let routes = u32::try_from(check_extension(&vm, KVM_CAP_IRQ_ROUTING)).unwrap_or(0);
+        let routes = u32::try_from(answer(&vm, KVM_CAP_IRQ_ROUTING)).unwrap_or(0);
         let limits = EventLimits {
             routes: if routes == 0 { MAX_IRQ_ROUTES } else { routes },
             no_bypass: no_bypass == NoBypass::Present,
-            devid: check_extension(&vm, KVM_CAP_MSI_DEVID) > 0,
+            devid: answer(&vm, KVM_CAP_MSI_DEVID) > 0,
         };
         Ok(Self { vm, limits, no_bypass, table: Vec::new() })
     }
@@ -156,7 +155,7 @@ struct Probed<'a> {
 
 impl ProbeIrqfd for Probed<'_> {
     fn check_extension(&mut self, cap: u32) -> c_int {
-        check_extension(self.vm, cap)
+        answer(self.vm, cap)
     }
 
     fn irqfd(&mut self, flags: u32) -> Result<(), c_int> {
@@ -175,10 +174,8 @@ fn word(fd: RawFd) -> u32 {
 }
 
 /// 0 where the kernel does not know the question.
-fn check_extension(vm: &OwnedFd, cap: u32) -> c_int {
-    let Ok(cap) = c_int::try_from(cap) else { return 0 };
-    // SAFETY: the argument is a number, and nothing is changed.
-    unsafe { request::check_extension(vm.as_raw_fd(), cap) }.unwrap_or(0)
+fn answer(vm: &OwnedFd, cap: u32) -> c_int {
+    check_extension(vm.as_fd(), cap).unwrap_or(0)
 }
 
 fn eventfd() -> Result<OwnedFd, Errno> {

@@ -1,7 +1,7 @@
 //! The ioctls of a VM fd, one method each.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use kvm_bindings::{kvm_clear_dirty_log, kvm_dirty_log};
 use kvm_memslots_uapi::{
@@ -91,6 +91,13 @@ mod request {
     );
 }
 
+/// `KVM_CHECK_EXTENSION` of a VM, or of `/dev/kvm`.
+pub(crate) fn check_extension(fd: BorrowedFd<'_>, cap: u32) -> Result<c_int, Errno> {
+    let cap = c_int::try_from(cap).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the argument is a number, and nothing is changed.
+    unsafe { request::check_extension(fd.as_raw_fd(), cap) }
+}
+
 impl VmCalls for OwnedFd {
     fn scratch_vm(&mut self) -> Result<Self, Errno> {
         super::trap::new_vm()
@@ -102,9 +109,7 @@ impl VmCalls for OwnedFd {
     }
 
     fn check_extension(&mut self, cap: u32) -> Result<c_int, Errno> {
-        let cap = c_int::try_from(cap).map_err(|_| Errno::EINVAL)?;
-        // SAFETY: the argument is a number, and nothing is changed.
-        unsafe { request::check_extension(self.as_raw_fd(), cap) }
+        check_extension(self.as_fd(), cap)
     }
 
     unsafe fn set_user_memory_region(

@@ -7,6 +7,7 @@ mod scratch;
 mod tests;
 mod trap;
 
+pub(crate) use calls::check_extension;
 pub use open::OpenError;
 
 use std::os::fd::{AsFd, OwnedFd};

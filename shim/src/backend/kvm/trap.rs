@@ -1,25 +1,24 @@
 //! Whether slots can have the trap flag, asked of a VM made for that.
 
 use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_memslots_uapi::probe::{ProbeTrap, TrapMismatch, TrapSupport, probe_trap};
 use kvm_memslots_uapi::{KVMIO, kvm_userspace_memory_region};
 use libc::c_int;
 use nix::{ioctl_write_int_bad, request_code_none};
 
-use super::calls::VmCalls;
+use super::calls::{VmCalls, check_extension};
 use super::retry;
 use super::scratch::Scratch;
 use crate::backend::Errno;
 
 // KVM_CREATE_VM: the argument is the type of the VM.
 ioctl_write_int_bad!(create_vm, request_code_none!(KVMIO, 0x01));
-ioctl_write_int_bad!(check_extension, request_code_none!(KVMIO, 0x03));
 
 /// `KVM_CAP_ARM_VM_IPA_SIZE`: how many bits a guest address can have, which is
 /// the type of a VM where the default, 40, is more than the host has.
-const CAP_ARM_VM_IPA_SIZE: c_int = 165;
+const CAP_ARM_VM_IPA_SIZE: u32 = 165;
 
 /// Another VM on the same KVM.
 ///
@@ -33,8 +32,7 @@ pub(super) fn new_vm() -> Result<OwnedFd, Errno> {
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
     // SAFETY: the argument is a number; a new descriptor is all that comes of it.
     let vm = retry(|| unsafe { create_vm(kvm.as_raw_fd(), 0) }).or_else(|errno| {
-        // SAFETY: as above.
-        match unsafe { check_extension(kvm.as_raw_fd(), CAP_ARM_VM_IPA_SIZE) } {
+        match check_extension(kvm.as_fd(), CAP_ARM_VM_IPA_SIZE) {
             // SAFETY: as above.
             Ok(bits @ 1..) => retry(|| unsafe { create_vm(kvm.as_raw_fd(), bits) }),
             _ => Err(errno),
