@@ -1,5 +1,6 @@
 //! Runs scenarios with strategies side by side.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -40,6 +41,15 @@ pub enum CountedBy {
     Kernel,
     /// KVM's rules: what the calls that were made wait for.
     Plan,
+}
+
+impl fmt::Display for CountedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Kernel => "counted",
+            Self::Plan => "planned",
+        })
+    }
 }
 
 /// One scenario with one strategy.

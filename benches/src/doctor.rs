@@ -5,7 +5,6 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use comfy_table::{CellAlignment, Table, presets};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use kvm_memslots_shim::uapi::probe::Support;
@@ -15,7 +14,7 @@ use crate::grace::GraceCounter;
 use crate::guest::{BusyVcpus, GuestError, Work};
 use crate::host::{HostMemory, Pages, SMALL_PAGE};
 use crate::machine::{KvmOffer, Machine, new_vm};
-use crate::report::human;
+use crate::report::{human, markdown};
 use crate::rig::Busy;
 
 /// Calls of each kind that are timed. With a vCPU that spins for milliseconds
@@ -181,7 +180,7 @@ fn write_costs(out: &mut impl Write, costs: &[(&str, Result<Cost, String>)]) -> 
         out,
         "\nWhat a memslot call takes now, the median of {CALLS} (mean, 99th percentile):"
     )?;
-    let mut table = new_table(&["vCPU", "create: 1 grace period", "delete: 2 grace periods"]);
+    let mut table = markdown(["vCPU", "create: 1 grace period", "delete: 2 grace periods"], []);
     for (vcpu, cost) in costs {
         match cost {
             Ok(Cost { create, delete }) => {
@@ -206,8 +205,7 @@ fn write_meaning(
     )?;
     let mut header = vec!["N".to_owned()];
     header.extend(costs.iter().map(|(vcpu, _)| format!("vCPU: {vcpu}")));
-    let header: Vec<_> = header.iter().map(String::as_str).collect();
-    let mut table = new_table(&header);
+    let mut table = markdown(header, 0..=costs.len());
     let most = u64::from(offer.limits.slots);
     for regions in REGIONS.into_iter().filter(|n| *n < most).chain([most]) {
         let mut cells = vec![regions.to_string()];
@@ -217,19 +215,10 @@ fn write_meaning(
         }
         table.add_row(cells);
     }
-    for column in table.column_iter_mut() {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
     writeln!(out, "{table}")?;
     writeln!(
         out,
         "One call waits for one grace period, whatever it maps; what it allocates a region comes \
          on top.\n`memslots bench` measures both."
     )
-}
-
-fn new_table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
-    table
 }

@@ -1,10 +1,10 @@
 //! Samples, and what is said of them.
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::Table;
 use serde::Serialize;
 
 use super::{Density, Flag};
-use crate::report::human;
+use crate::report::{human, left, markdown};
 
 /// What one measurement found.
 #[derive(Debug, Clone, Serialize)]
@@ -79,8 +79,7 @@ fn percentile(sorted: &[u64], percent: usize) -> u64 {
 /// The rows as a table.
 #[must_use]
 pub fn table(rows: &[Row]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header([
+    let header = left([
         "background VMs",
         "VMs x irqfds",
         "flag",
@@ -91,22 +90,19 @@ pub fn table(rows: &[Row]) -> Table {
         "max",
         "create VM p50",
     ]);
+    let mut table = markdown(header, 3..9);
     for row in rows {
-        let mut cells = vec![
-            Cell::new(row.background),
-            Cell::new(format!("{} x {}", row.vms, row.irqfds)),
-            Cell::new(Flag(row.no_bypass)),
-        ];
-        let times = [
-            row.irqfd_p50_ns,
-            row.irqfd_p99_ns,
-            row.irqfd_max_ns,
-            row.vm_p50_ns,
-            row.vm_max_ns,
-            row.create_p50_ns,
-        ];
-        cells.extend(times.map(|ns| Cell::new(human(ns)).set_alignment(CellAlignment::Right)));
-        table.add_row(cells);
+        table.add_row([
+            row.background.to_string(),
+            format!("{} x {}", row.vms, row.irqfds),
+            Flag(row.no_bypass).to_string(),
+            human(row.irqfd_p50_ns),
+            human(row.irqfd_p99_ns),
+            human(row.irqfd_max_ns),
+            human(row.vm_p50_ns),
+            human(row.vm_max_ns),
+            human(row.create_p50_ns),
+        ]);
     }
     table
 }

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::Table;
 use serde::Serialize;
 
 use super::Devices;
 use super::ways::{Spent, Way};
-use crate::report::human;
+use crate::report::{human, left, markdown, or_dash};
 
 /// What was timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -106,8 +106,7 @@ impl Row {
 /// Attach and detach.
 #[must_use]
 pub fn table(rows: &[Row]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header([
+    let header = left([
         "vCPUs",
         "pass",
         "way",
@@ -121,23 +120,22 @@ pub fn table(rows: &[Row]) -> Table {
         "time",
         "ratio",
     ]);
+    let mut table = markdown(header, 3..12);
     for row in rows {
-        let count = |count: Option<u64>| count.map_or_else(|| "-".into(), |n| n.to_string());
-        let cells = [
+        table.add_row([
             row.vcpus.to_string(),
             row.pass.to_string(),
             row.way.to_owned(),
             row.ioctls.to_string(),
             row.routing_calls.to_string(),
             row.grace_periods.to_string(),
-            count(row.grace_periods_counted),
+            or_dash(row.grace_periods_counted),
             row.in_ioeventfd_deassign.to_string(),
             row.in_irqfd_shutdown.to_string(),
-            count(row.machine_counted),
+            or_dash(row.machine_counted),
             human(row.wall_ns),
             ratio(row.ratio),
-        ];
-        table.add_row(aligned(cells, 3));
+        ]);
     }
     table
 }
@@ -145,31 +143,20 @@ pub fn table(rows: &[Row]) -> Table {
 /// A device after another one.
 #[must_use]
 pub fn hotplug_table(rows: &[Row]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["pass", "way", "ioctls", "GPs", "time", "ratio"]);
+    let mut table = markdown(left(["pass", "way", "ioctls", "GPs", "time", "ratio"]), 2..6);
     for row in rows {
-        let cells = [
+        table.add_row([
             row.pass.to_string(),
             row.way.to_owned(),
             row.ioctls.to_string(),
             row.grace_periods.to_string(),
             human(row.wall_ns),
             ratio(row.ratio),
-        ];
-        table.add_row(aligned(cells, 2));
+        ]);
     }
     table
 }
 
-fn aligned<const N: usize>(cells: [String; N], words: usize) -> Vec<Cell> {
-    let cell = |(index, text): (usize, String)| {
-        let alignment = if index < words { CellAlignment::Left } else { CellAlignment::Right };
-        Cell::new(text).set_alignment(alignment)
-    };
-    cells.into_iter().enumerate().map(cell).collect()
-}
-
 fn ratio(ratio: Option<f64>) -> String {
-    ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x"))
+    or_dash(ratio.map(|ratio| format!("{ratio:.2}x")))
 }

@@ -2,14 +2,14 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{CellAlignment, Table, presets};
 use kvm_memslots::deferred::Deferral;
 use serde::Serialize;
 
 use super::{Contents, DriveError, Way, drive};
+use crate::bench::CountedBy;
 use crate::grace::GraceCounter;
 use crate::machine::new_vm;
-use crate::report::human;
+use crate::report::{human, markdown, or_dash};
 use crate::rig::Vcpus;
 
 /// One way.
@@ -128,8 +128,7 @@ impl Row {
 /// # Errors
 /// That of the writer.
 pub fn table(rows: &[Row], mut out: impl Write) -> io::Result<()> {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header([
+    let header = [
         "way",
         "cycles",
         "vCPUs",
@@ -140,29 +139,26 @@ pub fn table(rows: &[Row], mut out: impl Write) -> io::Result<()> {
         "served exits",
         "time",
         "contents",
-    ]);
-    let number = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
+    ];
+    let mut table = markdown(header, 1..9);
     for row in rows {
-        let by = if row.counted { "counted" } else { "planned" };
+        let by = if row.counted { CountedBy::Kernel } else { CountedBy::Plan };
         table.add_row([
             row.way.to_owned(),
             row.cycles.to_string(),
             row.vcpus.to_string(),
-            number(row.flips),
-            number(row.ioctls),
-            row.grace_periods.map_or_else(|| "-".into(), |value| format!("{value} {by}")),
-            number(row.exits),
-            number(row.served),
-            row.wall_ns.map_or_else(|| "-".into(), human),
+            or_dash(row.flips),
+            or_dash(row.ioctls),
+            or_dash(row.grace_periods.map(|value| format!("{value} {by}"))),
+            or_dash(row.exits),
+            or_dash(row.served),
+            or_dash(row.wall_ns.map(human)),
             match (row.same_contents, &row.skipped) {
                 (Some(true), _) => "equal".to_owned(),
                 (Some(false), _) => "DIFFERENT".to_owned(),
                 (None, why) => format!("skipped: {}", why.as_deref().unwrap_or("not run")),
             },
         ]);
-    }
-    for column in table.column_iter_mut().skip(1).take(8) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
     writeln!(out, "{table}")
 }

@@ -1,8 +1,10 @@
 //! What a comparison found, for people and for programs.
 
+mod markdown;
 mod plot;
 mod table;
 
+pub(crate) use markdown::{left, markdown, or_dash};
 pub use plot::{PlotError, plot};
 pub use table::table;
 

@@ -1,9 +1,7 @@
 //! The table.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
-
-use super::human;
-use crate::bench::{CountedBy, Row};
+use super::{human, markdown, or_dash};
+use crate::bench::Row;
 
 const HEADER: [&str; 9] = [
     "scenario",
@@ -20,48 +18,30 @@ const HEADER: [&str; 9] = [
 /// The rows as a table; the ratio says how many times as fast as `per-region`.
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
-    let mut table = Table::new();
-    table
-        .load_preset(presets::ASCII_MARKDOWN)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(HEADER);
+    let is_number = |index: &usize| !matches!(HEADER[*index], "scenario" | "strategy" | "executor");
+    let mut table = markdown(HEADER, (0..HEADER.len()).filter(is_number));
     for row in rows {
         table.add_row(cells(row));
-    }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        let numbers = !matches!(HEADER[index], "scenario" | "strategy" | "executor");
-        if numbers {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     table.to_string()
 }
 
-fn cells(row: &Row) -> Vec<Cell> {
-    let number = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
-    let by = match row.grace_periods_by {
-        CountedBy::Kernel => "counted",
-        CountedBy::Plan => "planned",
+fn cells(row: &Row) -> [String; 9] {
+    let (time, ratio) = match &row.skipped {
+        Some(why) => (format!("skipped: {why}"), None),
+        None => (or_dash(row.wall_ns.map(human)), row.ratio.map(ratio)),
     };
-    let grace_periods =
-        row.grace_periods.map_or_else(|| "-".into(), |value| format!("{value} {by}"));
-    let mut cells = vec![
-        Cell::new(row.scenario),
-        Cell::new(row.regions),
-        Cell::new(row.vcpus),
-        Cell::new(row.strategy),
-        Cell::new(&row.executor),
-        Cell::new(number(row.ioctls)),
-        Cell::new(grace_periods),
-    ];
-    if let Some(why) = &row.skipped {
-        cells.push(Cell::new(format!("skipped: {why}")));
-        cells.push(Cell::new("-"));
-    } else {
-        cells.push(Cell::new(row.wall_ns.map_or_else(|| "-".into(), human)));
-        cells.push(Cell::new(row.ratio.map_or_else(|| "-".into(), ratio)));
-    }
-    cells
+    [
+        row.scenario.to_owned(),
+        row.regions.to_string(),
+        row.vcpus.to_string(),
+        row.strategy.to_owned(),
+        row.executor.clone(),
+        or_dash(row.ioctls),
+        or_dash(row.grace_periods.map(|value| format!("{value} {}", row.grace_periods_by))),
+        time,
+        or_dash(ratio),
+    ]
 }
 
 fn ratio(ratio: f64) -> String {
