@@ -6,7 +6,7 @@ use kvm_memslots::deferred::Deferral;
 use serde::Serialize;
 
 use super::{Contents, DriveError, Way, drive};
-use crate::bench::CountedBy;
+use crate::bench::{CountedBy, median};
 use crate::grace::GraceCounter;
 use crate::machine::new_vm;
 use crate::report::{human, markdown, or_dash};
@@ -96,9 +96,8 @@ pub fn compare(
             row.same_contents = Some(*expected == driven.contents);
         }
     }
-    for (row, mut walls) in rows.iter_mut().zip(walls) {
-        walls.sort_unstable();
-        row.wall_ns = walls.get(walls.len() / 2).map(|wall| wall.as_nanos() as u64);
+    for (row, walls) in rows.iter_mut().zip(&walls) {
+        row.wall_ns = median(walls).map(|wall| wall.as_nanos() as u64);
     }
     Ok(Ok(rows))
 }
