@@ -24,6 +24,9 @@ mod live;
 pub use live::{BusyVcpus, Prober};
 
 #[cfg(target_arch = "x86_64")]
+pub use live::enter_long_mode;
+
+#[cfg(target_arch = "x86_64")]
 pub mod interrupted;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -1,8 +1,8 @@
 //! A second vCPU that runs code in the flash itself, in the guest that is there.
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use kvm_memslots_bench::guest::{MAPPED_END, OWN_GPA};
+use kvm_memslots_bench::guest::{MAPPED_END, enter_long_mode};
 
 /// An address without a slot.
 const NOWHERE: u64 = MAPPED_END - 0x1000;
@@ -22,22 +22,8 @@ pub(crate) fn vcpu(vm: &VmFd, start: u64, read: u64) -> VcpuFd {
     let kvm = Kvm::new().unwrap();
     let vcpu = vm.create_vcpu(1).unwrap();
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
-    let data = kvm_segment {
-        limit: u32::MAX,
-        selector: 0x2b,
-        type_: 3,
-        present: 1,
-        dpl: 3,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
+    enter_long_mode(&vcpu).unwrap();
     let mut sregs = vcpu.get_sregs().unwrap();
-    sregs.cs = kvm_segment { selector: 0x33, type_: 11, db: 0, l: 1, ..data };
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { type_: 11, present: 1, limit: 0x67, ..Default::default() };
-    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8001_0033, OWN_GPA, 1 << 5, 0x500);
     // No exception finds a handler: the guest ends.
     sregs.idt.limit = 0;
     vcpu.set_sregs(&sregs).unwrap();

@@ -10,5 +10,7 @@ mod thread;
 #[cfg_attr(target_arch = "aarch64", path = "aarch64/mod.rs")]
 mod arch;
 
+#[cfg(target_arch = "x86_64")]
+pub use arch::enter_long_mode;
 pub use busy::BusyVcpus;
 pub use probe::Prober;

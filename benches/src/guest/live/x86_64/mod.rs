@@ -69,12 +69,17 @@ pub(super) fn enter(_: &VmFd, vcpu: &VcpuFd, start: &Start) -> Result<(), GuestE
     vcpu.set_regs(&regs).map_err(GuestError::kvm("KVM_SET_REGS"))
 }
 
+/// Puts `vcpu` into long mode, under the identity map at [`OWN_GPA`].
+///
 /// At CPL 3: a KVM that has no hardware virtualization to lean on (PVM) runs
 /// user code natively, but emulates the supervisor code of a guest that is not
 /// made for it, instruction by instruction. A vCPU that is only busy inside
 /// KVM's emulator, under `kvm->srcu` all the time, would make grace periods
 /// look ten times as expensive as they are.
-fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), GuestError> {
+///
+/// # Errors
+/// [`GuestError::Kvm`].
+pub fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), GuestError> {
     let data = kvm_segment {
         limit: u32::MAX,
         selector: 0x2b,
