@@ -135,38 +135,20 @@ impl Guest {
             }
         };
         qemu.args(["-m", &format!("{}M", self.qemu.memory), "-nodefaults", "-nographic"]);
-        let mut tick = "";
         if self.qemu.icount {
             qemu.args(["-smp", "1", "-accel", "tcg,thread=single"]);
             qemu.args(["-icount", "shift=0,sleep=off"]);
         } else {
             qemu.args(["-smp", "2", "-accel", "tcg,thread=multi"]);
-            tick = tick_of(self.arch);
         }
         qemu.args(["-serial", "stdio", "-monitor", "none", "-no-reboot"]);
         qemu.arg("-kernel").arg(&self.image).arg("-initrd").arg(initrd);
         // The time is what tells the kernel's messages from the command's.
         let own = &self.qemu.append;
-        let append = format!(
-            "console={tty} printk.time=1 loglevel=5 panic=-1 oops=panic {tick}{append} {own}"
-        );
+        let append =
+            format!("console={tty} printk.time=1 loglevel=5 panic=-1 oops=panic {append} {own}");
         qemu.args(["-append", append.trim_end()]);
         qemu
-    }
-}
-
-/// For the kernel's command line: how the tick is kept.
-///
-/// QEMU's SVM changes a processor's `interrupt_request` without a lock
-/// (`helper_vmrun()`, `do_vmexit()` in `target/i386/tcg/sysemu/svm_helper.c` of
-/// 7.2), while the APIC's timer or another processor sets bits of it. A timer
-/// that is armed anew by each of its interrupts stops for good when one is
-/// lost, and a vCPU that makes no exits then never leaves the guest: signals do
-/// not reach it, RCU stalls. One that ticks by itself is late by one tick.
-fn tick_of(arch: Arch) -> &'static str {
-    match arch {
-        Arch::X86_64 => "highres=off nohz=off ",
-        Arch::Arm64 => "",
     }
 }
 

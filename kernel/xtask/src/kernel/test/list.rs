@@ -60,8 +60,8 @@ const FAIL: Selftest = Selftest { name: "set_memory_regions_fail_test", debug_on
 const TRAP: Selftest = Selftest { name: "mem_trap_test", debug_args: &["100", "1000"], ..OURS };
 const TRAP_RACE: Selftest = Selftest {
     name: "mem_trap_race_test",
-    args: &["4000"],
-    debug_args: &["2000"],
+    args: &["1500"],
+    debug_args: &["1000"],
     derails: true,
     ..OURS
 };
@@ -101,10 +101,10 @@ pub(super) const SELFTESTS: [Selftest; 23] = [
     Selftest { append: SHADOW, arch: X86, ..FAIL },
     TRAP,
     Selftest { append: SHADOW, arch: X86, ..TRAP },
-    // Some 20,000 flips in all; with 20000 for an argument, 100,000.
+    // Some 8,000 flips in all; with 20000 for an argument, 100,000.
     Selftest { append: EMULATE, arch: X86, ..TRAP_RACE },
     Selftest { arch: ARM64, ..TRAP_RACE },
-    Selftest { args: &["4000"], append: SHADOW, arch: X86, ..TRAP_RACE },
+    Selftest { append: SHADOW, arch: X86, ..TRAP_RACE },
     Selftest { name: "irqfd_no_bypass_test", ..OURS },
     Selftest { name: "set_memory_region_test", ..OTHER },
     Selftest {
