@@ -24,23 +24,26 @@ const KSFT_SKIP: i32 = 4;
 /// A test in a guest of its own.
 struct Case {
     name: String,
-    append: String,
+    append: &'static str,
     program: &'static str,
     command: Command,
     /// Whether its output is that of Rust's tests.
     rust: bool,
     /// As [`list::Selftest::derails`].
     derails: bool,
+    /// After how long it hangs, if not after the usual time.
+    limit: Option<Duration>,
 }
 
 /// How often a test may derail before that counts.
 const TRIES: u32 = 5;
 
-/// After how long a test that may derail has: its vCPUs can also come to a
-/// stop.
-const DERAILED_AFTER: Duration = Duration::from_mins(10);
+/// After how long a test that may derail has, on a debug kernel and on others:
+/// its vCPUs can also come to a stop.
+const DERAILED_AFTER: [Duration; 2] = [Duration::from_mins(10), Duration::from_mins(4)];
 
-/// For the kernel's command line: how the tick is kept.
+/// For the kernel's command line: how the tick is kept for this workspace's
+/// tests.
 ///
 /// QEMU's SVM changes a processor's `interrupt_request` without a lock
 /// (`helper_vmrun()`, `do_vmexit()` in `target/i386/tcg/sysemu/svm_helper.c` of
@@ -48,7 +51,8 @@ const DERAILED_AFTER: Duration = Duration::from_mins(10);
 /// that is armed anew by each of its interrupts stops for good when one is
 /// lost, and a vCPU that makes no exits then never leaves the guest: signals do
 /// not reach it, RCU stalls. One that ticks by itself is late by one tick. It costs
-/// resolution, so what is timed does without.
+/// resolution, so what is timed does without, and two vCPUs that fault all the time
+/// make the emulated machine reset with it, so the selftests do, too.
 fn tick_of(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "highres=off nohz=off",
@@ -64,6 +68,7 @@ pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
 /// The tests that `target` has and `filters` let run.
 fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
     let tick = tick_of(target.arch);
+    let [debug, other] = DERAILED_AFTER;
     let selftests = SELFTESTS.iter().filter(|test| test.fits(target));
     let selftests = selftests.map(|test| {
         let mut words = vec![format!("/bin/{}", test.name)];
@@ -75,11 +80,12 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
         let command = Command { words, ..Command::default() };
         Case {
             name,
-            append: format!("{tick} {}", test.append),
+            append: test.append,
             program: test.name,
             command,
             rust: false,
             derails: test.derails,
+            limit: test.derails.then_some(if target.debug { debug } else { other }),
         }
     });
     let tests = TESTS.iter().map(|test| {
@@ -89,11 +95,12 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
         let name = format!("{} {}", test.package, test.name);
         Case {
             name,
-            append: tick.to_owned(),
+            append: tick,
             program: test.name,
             command,
             rust: true,
             derails: false,
+            limit: None,
         }
     });
     selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect()
@@ -190,8 +197,8 @@ fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &
         command: case.command.clone(),
         programs: programs.iter().filter(|program| program.name == case.program).collect(),
         files: Vec::new(),
-        append: &case.append,
-        limit: case.derails.then_some(DERAILED_AFTER),
+        append: case.append,
+        limit: case.limit,
     };
     let mut ended = attempt(guest, case, &job, tally);
     for nth in 2..=TRIES {
@@ -299,7 +306,7 @@ mod tests {
     fn parameters_of_one_architecture_are_not_for_another() {
         let all = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]);
         assert!(all.iter().any(|case| case.program == "set_memory_regions_test"));
-        assert!(all.iter().all(|case| case.append.trim().is_empty()));
+        assert!(all.iter().all(|case| case.append.is_empty()));
     }
 
     #[test]
