@@ -29,10 +29,8 @@ struct Case {
     command: Command,
     /// Whether its output is that of Rust's tests.
     rust: bool,
-    /// As [`list::Selftest::derails`].
-    derails: bool,
-    /// After how long it hangs, if not after the usual time.
-    limit: Option<Duration>,
+    /// After how long it has derailed, if [`list::Selftest::derails`].
+    derails: Option<Duration>,
 }
 
 /// How often a test may derail before that counts.
@@ -69,6 +67,7 @@ pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
 fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
     let tick = tick_of(target.arch);
     let [debug, other] = DERAILED_AFTER;
+    let derailed_after = if target.debug { debug } else { other };
     let selftests = SELFTESTS.iter().filter(|test| test.fits(target));
     let selftests = selftests.map(|test| {
         let mut words = vec![format!("/bin/{}", test.name)];
@@ -84,8 +83,7 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
             program: test.name,
             command,
             rust: false,
-            derails: test.derails,
-            limit: test.derails.then_some(if target.debug { debug } else { other }),
+            derails: test.derails.then_some(derailed_after),
         }
     });
     let tests = TESTS.iter().map(|test| {
@@ -93,15 +91,7 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
         let words = vec![program, "--show-output".to_owned()];
         let command = Command { words, ..Command::default() };
         let name = format!("{} {}", test.package, test.name);
-        Case {
-            name,
-            append: tick,
-            program: test.name,
-            command,
-            rust: true,
-            derails: false,
-            limit: None,
-        }
+        Case { name, append: tick, program: test.name, command, rust: true, derails: None }
     });
     selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect()
 }
@@ -198,11 +188,11 @@ fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &
         programs: programs.iter().filter(|program| program.name == case.program).collect(),
         files: Vec::new(),
         append: case.append,
-        limit: case.limit,
+        limit: case.derails,
     };
     let mut ended = attempt(guest, case, &job, tally);
     for nth in 2..=TRIES {
-        if !(case.derails && derailed(&ended)) {
+        if !(case.derails.is_some() && derailed(&ended)) {
             break;
         }
         run::say(&format!("DERAILED {}: try {nth} of {TRIES}", case.name));
