@@ -27,9 +27,10 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// A member of the workspace.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Package {
     pub(crate) name: String,
+    pub(crate) version: String,
     /// Whether it goes to a registry.
     pub(crate) published: bool,
     /// The Rust it promises to build with.
@@ -54,6 +55,7 @@ fn parse_packages(metadata: &[u8]) -> Result<Vec<Package>> {
     let parse = |package: &Value| {
         Some(Package {
             name: package["name"].as_str()?.to_owned(),
+            version: package["version"].as_str()?.to_owned(),
             // A list of registries, empty for `publish = false`, null for any.
             published: package["publish"].as_array().is_none_or(|to| !to.is_empty()),
             rust_version: package["rust_version"].as_str().map(str::to_owned),
@@ -71,11 +73,12 @@ mod tests {
     #[test]
     fn packages_of_metadata() {
         let metadata = br#"{"packages": [
-            {"name": "a", "publish": null, "rust_version": "1.85"},
-            {"name": "b", "publish": [], "rust_version": null},
-            {"name": "c", "publish": ["here"]}]}"#;
+            {"name": "a", "version": "0.1.0", "publish": null, "rust_version": "1.85"},
+            {"name": "b", "version": "0.1.0", "publish": [], "rust_version": null},
+            {"name": "c", "version": "0.1.0", "publish": ["here"]}]}"#;
         let package = |name: &str, published, rust_version: Option<&str>| Package {
             name: name.to_owned(),
+            version: "0.1.0".to_owned(),
             published,
             rust_version: rust_version.map(str::to_owned),
         };

@@ -85,6 +85,7 @@ mod tests {
             name: name.to_owned(),
             published: true,
             rust_version: version.map(str::to_owned),
+            ..Package::default()
         };
         let packages =
             vec![package("a", Some("1.85")), package("b", None), package("c", Some("1.85"))];

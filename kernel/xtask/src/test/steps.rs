@@ -1,11 +1,14 @@
 //! The checks that are calls of cargo.
 
+use std::env;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::{Log, Outcome, Step, msrv};
-use crate::workspace::{cargo, packages, root};
+use crate::workspace::{Package, cargo, packages, root, target};
 
 pub(super) const STEPS: [Step; 9] = [
     Step { name: "fmt", slow: false, run: fmt },
@@ -83,19 +86,63 @@ fn package(log: &mut Log) -> Result<Outcome> {
     if version < needed {
         return Ok(Outcome::Skipped(format!("cargo is 1.{version}, it takes 1.{needed} or later")));
     }
+    let published: Vec<Package> =
+        packages()?.into_iter().filter(|member| member.published).collect();
+    // What comes from a registry never changes for cargo: it would build
+    // against what it unpacked or compiled of these packages another time.
+    let dir = target().join("packages");
+    forget(&dir)?;
+    for unpacked in unpacked(&cargo_home()?, &published)? {
+        forget(&unpacked)?;
+    }
     // Offline, as the index of a registry is asked again for every package,
     // and one answer that fails would fail the check.
     log.command(cargo().args(["fetch", "--locked"]))?;
     let mut package = cargo();
-    package.args(["package", "--offline"]);
+    package.args(["package", "--offline", "--target-dir"]).arg(&dir);
     if !is_clean() {
         package.arg("--allow-dirty");
     }
-    for member in packages()?.into_iter().filter(|member| member.published) {
+    for member in &published {
         package.args(["--package", &member.name]);
     }
     log.command(&mut package)?;
     Ok(Outcome::Done)
+}
+
+fn forget(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("can't remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where cargo unpacks what comes from registries.
+fn cargo_home() -> Result<PathBuf> {
+    if let Some(dir) = env::var_os("CARGO_HOME").filter(|dir| !dir.is_empty()) {
+        return Ok(root().join(dir));
+    }
+    let home = env::home_dir().context("neither CARGO_HOME nor HOME is set")?;
+    Ok(home.join(".cargo"))
+}
+
+/// Where any registry's copy of these packages is, or would be.
+fn unpacked(home: &Path, packages: &[Package]) -> Result<Vec<PathBuf>> {
+    let sources = home.join("registry/src");
+    let registries = match std::fs::read_dir(&sources) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.with_context(|| format!("can't read {}", sources.display()))?,
+    };
+    let mut places = Vec::new();
+    for registry in registries {
+        let registry = registry.with_context(|| format!("{}", sources.display()))?.path();
+        let place =
+            |package: &Package| registry.join(format!("{}-{}", package.name, package.version));
+        places.extend(packages.iter().map(place));
+    }
+    Ok(places)
 }
 
 /// The series, built and tested in guests.
@@ -120,4 +167,34 @@ fn has_subcommand(name: &str) -> bool {
 fn is_clean() -> bool {
     let status = Command::new("git").args(["status", "--porcelain"]).current_dir(root()).output();
     status.is_ok_and(|output| output.status.success() && output.stdout.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_was_unpacked_of_a_package_is_found_in_every_registry() {
+        let home = tempfile::tempdir().unwrap();
+        let package =
+            Package { name: "a".to_owned(), version: "0.1.0".to_owned(), ..Package::default() };
+        let found = || unpacked(home.path(), std::slice::from_ref(&package)).unwrap();
+        assert!(found().is_empty());
+        let mut places = Vec::new();
+        for registry in ["-0123", "index-4567"] {
+            places.push(home.path().join("registry/src").join(registry).join("a-0.1.0"));
+            std::fs::create_dir_all(places.last().unwrap()).unwrap();
+        }
+        let mut found = found();
+        found.sort();
+        assert_eq!(found, places);
+
+        for place in found {
+            forget(&place).unwrap();
+            forget(&place).unwrap();
+            assert!(!place.exists());
+        }
+    }
 }
