@@ -98,7 +98,8 @@ impl Log {
     }
 }
 
-fn remember(last: &mut VecDeque<String>, line: &str) {
+/// Keeps `line` among the last [`LAST`].
+pub(crate) fn remember(last: &mut VecDeque<String>, line: &str) {
     if last.len() == LAST {
         last.pop_front();
     }
@@ -110,7 +111,7 @@ struct Done {
     name: &'static str,
     verdict: String,
     took: Duration,
-    /// Its last lines, if it failed.
+    /// Its last lines, if it failed and nothing else says why.
     last: Vec<String>,
 }
 
@@ -125,13 +126,15 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         run::say(&format!("\n==> {}", step.name));
         let start = Instant::now();
         log.last.clear();
-        let failed = log.tally.failed;
+        let (failed, reasons) = (log.tally.failed, log.tally.reasons.len());
         let verdict = if args.quick && step.slow && args.steps.is_empty() {
             skip(&mut log, step.name, "left out by --quick")
         } else {
             run_step(&mut log, &step)
         };
-        let last = if log.tally.failed > failed { log.last.drain(..).collect() } else { vec![] };
+        // Of what ran in guests there is more than one end.
+        let unexplained = log.tally.failed > failed && log.tally.reasons.len() == reasons;
+        let last = if unexplained { log.last.drain(..).collect() } else { vec![] };
         done.push(Done { name: step.name, verdict, took: start.elapsed(), last });
     }
     summarise(&done, &log.tally);
@@ -178,6 +181,9 @@ fn summarise(done: &[Done], tally: &Tally) {
         for line in last {
             run::say(&format!("    {line}"));
         }
+    }
+    for reason in &tally.reasons {
+        run::say(&format!("the end of {reason}"));
     }
     if tally.ignored > 0 {
         run::say(&format!("{} tests are marked as ignored and did not run", tally.ignored));

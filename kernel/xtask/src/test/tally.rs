@@ -12,6 +12,8 @@ pub(crate) struct Tally {
     pub(crate) skipped: Vec<String>,
     /// Names of tests and steps that failed.
     pub(crate) failures: Vec<String>,
+    /// Why what ran in a guest failed: how its output ends.
+    pub(crate) reasons: Vec<String>,
     tests: usize,
     in_successes: bool,
 }
@@ -65,6 +67,17 @@ impl Tally {
         self.failed += failed;
         self.ignored += count("ignored").unwrap_or(0);
         self.tests += passed + failed;
+    }
+
+    /// Takes what `other` has counted.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.skipped.extend(other.skipped);
+        self.failures.extend(other.failures);
+        self.reasons.extend(other.reasons);
+        self.tests += other.tests;
     }
 
     /// How many tests have had a result so far.

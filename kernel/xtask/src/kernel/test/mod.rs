@@ -3,6 +3,7 @@
 
 mod list;
 
+use std::collections::VecDeque;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use super::programs::{self, Source};
 use super::selftests;
 use super::target::{Arch, Target};
 use crate::run;
+use crate::test::remember;
 use crate::test::tally::Tally;
 use list::{DERAILED, SELFTESTS, TESTS};
 
@@ -29,15 +31,16 @@ struct Case {
     command: Command,
     /// Whether its output is that of Rust's tests.
     rust: bool,
-    /// After how long it has derailed, if [`list::Selftest::derails`].
-    derails: Option<Duration>,
+    /// Whether it is tried again when it has derailed.
+    derails: bool,
+    /// After how long it has derailed, too: its vCPUs can come to a stop.
+    limit: Option<Duration>,
 }
 
 /// How often a test may derail before that counts.
 const TRIES: u32 = 5;
 
-/// After how long a test that may derail has, on a debug kernel and on others:
-/// its vCPUs can also come to a stop.
+/// [`Case::limit`] of a selftest on a debug kernel, and on others.
 const DERAILED_AFTER: [Duration; 2] = [Duration::from_mins(10), Duration::from_mins(4)];
 
 /// For the kernel's command line: how the tick is kept for this workspace's
@@ -83,7 +86,8 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
             program: test.name,
             command,
             rust: false,
-            derails: test.derails.then_some(derailed_after),
+            derails: test.derails,
+            limit: test.derails.then_some(derailed_after),
         }
     });
     let tests = TESTS.iter().map(|test| {
@@ -91,7 +95,8 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
         let words = vec![program, "--show-output".to_owned()];
         let command = Command { words, ..Command::default() };
         let name = format!("{} {}", test.package, test.name);
-        Case { name, append: tick, program: test.name, command, rust: true, derails: None }
+        let rust = true;
+        Case { name, append: tick, program: test.name, command, rust, derails: true, limit: None }
     });
     selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect()
 }
@@ -114,6 +119,9 @@ pub(super) fn run(
     run_all(target, kernel, guest, &cases, &mut tally)?;
     for line in &tally.skipped {
         run::say(line);
+    }
+    for reason in &tally.reasons {
+        run::say(&format!("the end of {reason}"));
     }
     for failure in &tally.failures {
         run::say(&format!("FAILED {failure}"));
@@ -145,7 +153,7 @@ fn run_all(
         run::say(&format!("\n==> {}", case.name));
         let start = Instant::now();
         let verdict = one(guest, case, &programs, tally);
-        done.push(format!("{:>7.1} s  {verdict:<10} {}", start.elapsed().as_secs_f64(), case.name));
+        done.push(format!("{:>7.1} s  {verdict:<13} {}", start.elapsed().as_secs_f64(), case.name));
     }
     run::say(&format!("\n==> summary, Linux {}", target.name()));
     for line in &done {
@@ -180,71 +188,88 @@ fn log_name(name: &str) -> String {
 
 /// Runs one test and counts it, a program of Rust's tests as its tests; how it
 /// ended.
-fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> &'static str {
-    let (tests, failed) = (tally.tests(), tally.failed);
+fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> String {
     let job = Job {
         name: &log_name(&case.name),
         command: case.command.clone(),
         programs: programs.iter().filter(|program| program.name == case.program).collect(),
         files: Vec::new(),
         append: case.append,
-        limit: case.derails,
+        limit: case.limit,
     };
-    let mut ended = attempt(guest, case, &job, tally);
-    for nth in 2..=TRIES {
-        if !(case.derails.is_some() && derailed(&ended)) {
-            break;
-        }
-        run::say(&format!("DERAILED {}: try {nth} of {TRIES}", case.name));
-        ended = attempt(guest, case, &job, tally);
+    let mut tried = 1;
+    let mut last = attempt(guest, case, &job);
+    while last.derailed(case) && tried < TRIES {
+        tried += 1;
+        run::say(&format!("DERAILED {}: try {tried} of {TRIES}", case.name));
+        last = attempt(guest, case, &job);
     }
-    let ended = ended.ended;
-    let status = ended.map(|ended| ended.status);
-    if let Err(e) = &status {
-        run::say(&format!("FAILED {}: {e:#}", case.name));
-    }
-    match (status, case.rust) {
-        (Ok(0), true) if tally.tests() > tests && tally.failed == failed => "ok",
-        (Ok(0), false) => {
-            tally.passed += 1;
-            "ok"
-        }
-        (Ok(KSFT_SKIP), false) => {
-            tally.skipped.push(format!("SKIPPED {}: see its output", case.name));
-            "skipped"
-        }
-        // Counted already, by the tests' own result.
-        (Ok(_), true) if tally.failed > failed => "FAILED",
-        _ => {
-            tally.failed += 1;
-            tally.failures.push(case.name.clone());
-            "FAILED"
-        }
-    }
+    let verdict = last.count(case, tally);
+    if tried == 1 { verdict.to_owned() } else { format!("{verdict}, try {tried}") }
 }
 
-/// How a test ended, and whether it said that it has derailed.
+/// How a test ended, and what it said.
 struct Attempt {
     ended: Result<Ended>,
+    /// Of a program of Rust's tests.
+    tests: Tally,
+    /// Whether one of the signs in [`DERAILED`] was there.
     said: bool,
+    /// The last lines.
+    last: VecDeque<String>,
 }
 
-fn attempt(guest: &Guest, case: &Case, job: &Job<'_>, tally: &mut Tally) -> Attempt {
-    let mut said = false;
+fn attempt(guest: &Guest, case: &Case, job: &Job<'_>) -> Attempt {
+    let (mut tests, mut said, mut last) = (Tally::default(), false, VecDeque::new());
     let ended = guest.run(job, |line| {
         said |= DERAILED.iter().any(|sign| line.contains(sign));
-        if !case.rust || tally.line(line).is_worth_showing() {
+        if !case.rust || tests.line(line).is_worth_showing() {
             run::say(line);
+            remember(&mut last, line);
         }
     });
-    Attempt { ended, said }
+    Attempt { ended, tests, said, last }
 }
 
-/// Not if the kernel complained, or the test found something else wrong.
-fn derailed(attempt: &Attempt) -> bool {
-    match &attempt.ended {
-        Ok(ended) => ended.status != 0 && attempt.said,
-        Err(e) => e.downcast_ref::<Hang>().is_some(),
+impl Attempt {
+    /// Not if the kernel complained, or the test found something else wrong.
+    fn derailed(&self, case: &Case) -> bool {
+        case.derails
+            && match &self.ended {
+                Ok(ended) => ended.status != 0 && self.said,
+                Err(e) => case.limit.is_some() && e.downcast_ref::<Hang>().is_some(),
+            }
+    }
+
+    /// Counts it in `tally`; the verdict.
+    fn count(self, case: &Case, tally: &mut Tally) -> &'static str {
+        let (tests, failed) = (self.tests.tests(), self.tests.failed);
+        tally.add(self.tests);
+        let why = match &self.ended {
+            Ok(ended) => format!("exit status {}", ended.status),
+            Err(e) => format!("{e:#}"),
+        };
+        match (self.ended.map(|ended| ended.status), case.rust) {
+            (Ok(0), true) if tests > 0 && failed == 0 => return "ok",
+            (Ok(0), false) => {
+                tally.passed += 1;
+                return "ok";
+            }
+            (Ok(KSFT_SKIP), false) => {
+                tally.skipped.push(format!("SKIPPED {}: see its output", case.name));
+                return "skipped";
+            }
+            // Counted already, by the tests' own result.
+            (Ok(_), true) if failed > 0 => {}
+            _ => {
+                tally.failed += 1;
+                tally.failures.push(case.name.clone());
+            }
+        }
+        run::say(&format!("FAILED {}: {why}", case.name));
+        let lines = self.last.iter().map(|line| format!("\n    {line}"));
+        tally.reasons.push(format!("{}: {why}{}", case.name, lines.collect::<String>()));
+        "FAILED"
     }
 }
 
@@ -299,15 +324,61 @@ mod tests {
         assert!(all.iter().all(|case| case.append.is_empty()));
     }
 
+    /// How a test ends whose output is `output`.
+    fn ends(ended: Result<i32>, output: &str) -> Attempt {
+        let ended = ended.map(|status| Ended { status, took: Duration::ZERO });
+        let mut tests = Tally::default();
+        for line in output.lines() {
+            tests.line(line);
+        }
+        let said = output.lines().any(|line| DERAILED.iter().any(|sign| line.contains(sign)));
+        Attempt { ended, tests, said, last: output.lines().map(str::to_owned).collect() }
+    }
+
+    fn case(filter: &str) -> Case {
+        cases(&target(false), &[filter.to_owned()]).swap_remove(0)
+    }
+
     #[test]
     fn only_what_derailed_is_tried_again() {
-        let ended = |status| Ok(Ended { status, took: Duration::ZERO });
-        let derailed = |ended, said| super::derailed(&Attempt { ended, said });
-        assert!(derailed(ended(254), true) && !derailed(ended(254), false));
-        assert!(!derailed(ended(0), true));
-        let hang = || anyhow::Error::from(Hang("no end".to_owned()));
-        assert!(derailed(Err(hang().context("log")), false));
-        assert!(!derailed(Err(anyhow::anyhow!("the guest's kernel complained")), true));
+        let (race, api, rust) = (case("race_test"), case("regions_test"), case("bench guest"));
+        let [shutdown, _, lost, ..] = DERAILED;
+        let derailed = |status, said, case| ends(Ok(status), said).derailed(case);
+        assert!(derailed(254, shutdown, &race) && derailed(101, lost, &rust));
+        assert!(!derailed(254, "", &race) && !derailed(254, shutdown, &api));
+        assert!(!derailed(0, shutdown, &race));
+        let hang = || Err(anyhow::Error::from(Hang("no end".to_owned())).context("log"));
+        assert!(ends(hang(), "").derailed(&race) && !ends(hang(), "").derailed(&rust));
+        let complained = Err(anyhow::anyhow!("the guest's kernel complained"));
+        assert!(!ends(complained, shutdown).derailed(&race));
+    }
+
+    #[test]
+    fn a_failure_is_counted_once_and_says_why() {
+        let counted = |attempt: Attempt, filter| {
+            let mut tally = Tally::default();
+            let verdict = attempt.count(&case(filter), &mut tally);
+            (verdict, tally)
+        };
+        let (verdict, tally) = counted(ends(Ok(0), ""), "race_test");
+        assert_eq!((verdict, tally.passed, tally.reasons.len()), ("ok", 1, 0));
+        let (verdict, tally) = counted(ends(Ok(KSFT_SKIP), ""), "race_test");
+        assert_eq!((verdict, tally.skipped.len()), ("skipped", 1));
+
+        let output = "test a ... FAILED\nthread 'a' panicked\n\
+                      test result: FAILED. 3 passed; 1 failed; 0 ignored";
+        let (verdict, tally) = counted(ends(Ok(101), output), "bench guest");
+        assert_eq!((verdict, tally.passed, tally.failed), ("FAILED", 3, 1));
+        assert_eq!(tally.failures, ["a"]);
+        assert!(tally.reasons[0].contains("exit status 101\n    test a"), "{:?}", tally.reasons);
+
+        // Without one result, nothing was tested.
+        for attempt in [ends(Ok(0), ""), ends(Err(anyhow::anyhow!("no end")), output)] {
+            let failed_tests = attempt.tests.failed;
+            let (verdict, tally) = counted(attempt, "bench guest");
+            assert_eq!((verdict, tally.failed), ("FAILED", failed_tests + 1));
+            assert_eq!(tally.reasons.len(), 1);
+        }
     }
 
     #[test]
