@@ -18,12 +18,13 @@ use super::target::{Arch, Target};
 use crate::run;
 use crate::test::remember;
 use crate::test::tally::Tally;
-use list::{DERAILED, SELFTESTS, TESTS};
+use list::{Again, DERAILED, SELFTESTS, TESTS};
 
 /// What the kernel's selftests end with when they can't run.
 const KSFT_SKIP: i32 = 4;
 
 /// A test in a guest of its own.
+#[derive(Clone)]
 struct Case {
     name: String,
     append: &'static str,
@@ -31,11 +32,13 @@ struct Case {
     command: Command,
     /// Whether its output is that of Rust's tests.
     rust: bool,
-    /// Whether it is tried again when it has derailed.
-    derails: bool,
+    again: Again,
     /// After how long it has derailed, too: its vCPUs can come to a stop.
     limit: Option<Duration>,
 }
+
+/// The verdict on a test that did not run.
+const SKIPPED: &str = "skipped";
 
 /// How often a test may derail before that counts.
 const TRIES: u32 = 5;
@@ -58,6 +61,18 @@ fn tick_of(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "highres=off nohz=off",
         Arch::Arm64 => "",
+    }
+}
+
+impl Case {
+    /// Setup `nth`, if each has a guest of its own.
+    fn of_setup(&self, nth: usize) -> Self {
+        let mut case = self.clone();
+        if self.again == Again::Setup {
+            case.name = format!("{}, setup {nth}", self.name);
+            case.command.words.push(nth.to_string());
+        }
+        case
     }
 }
 
@@ -86,8 +101,8 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
             program: test.name,
             command,
             rust: false,
-            derails: test.derails,
-            limit: test.derails.then_some(derailed_after),
+            again: test.again,
+            limit: (test.again != Again::Nothing).then_some(derailed_after),
         }
     });
     let tests = TESTS.iter().map(|test| {
@@ -95,8 +110,15 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
         let words = vec![program, "--show-output".to_owned()];
         let command = Command { words, ..Command::default() };
         let name = format!("{} {}", test.package, test.name);
-        let rust = true;
-        Case { name, append: tick, program: test.name, command, rust, derails: true, limit: None }
+        Case {
+            name,
+            append: tick,
+            program: test.name,
+            command,
+            rust: true,
+            again: Again::All,
+            limit: None,
+        }
     });
     selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect()
 }
@@ -150,10 +172,23 @@ fn run_all(
     let programs = build(target, kernel, cases)?;
     let mut done = Vec::new();
     for case in cases {
-        run::say(&format!("\n==> {}", case.name));
-        let start = Instant::now();
-        let verdict = one(guest, case, &programs, tally);
-        done.push(format!("{:>7.1} s  {verdict:<13} {}", start.elapsed().as_secs_f64(), case.name));
+        for nth in 0.. {
+            let case = case.of_setup(nth);
+            run::say(&format!("\n==> {}", case.name));
+            let start = Instant::now();
+            let skipped = tally.skipped.len();
+            let verdict = one(guest, &case, &programs, tally);
+            if nth > 0 && verdict == SKIPPED {
+                // There are no more, which is not worth counting.
+                tally.skipped.truncate(skipped);
+                break;
+            }
+            let took = start.elapsed().as_secs_f64();
+            done.push(format!("{took:>7.1} s  {verdict:<13} {}", case.name));
+            if case.again != Again::Setup || verdict == SKIPPED {
+                break;
+            }
+        }
     }
     run::say(&format!("\n==> summary, Linux {}", target.name()));
     for line in &done {
@@ -234,7 +269,7 @@ fn attempt(guest: &Guest, case: &Case, job: &Job<'_>) -> Attempt {
 impl Attempt {
     /// Not if the kernel complained, or the test found something else wrong.
     fn derailed(&self, case: &Case) -> bool {
-        case.derails
+        case.again != Again::Nothing
             && match &self.ended {
                 Ok(ended) => ended.status != 0 && self.said,
                 Err(e) => case.limit.is_some() && e.downcast_ref::<Hang>().is_some(),
@@ -257,7 +292,7 @@ impl Attempt {
             }
             (Ok(KSFT_SKIP), false) => {
                 tally.skipped.push(format!("SKIPPED {}: see its output", case.name));
-                return "skipped";
+                return SKIPPED;
             }
             // Counted already, by the tests' own result.
             (Ok(_), true) if failed > 0 => {}
@@ -315,6 +350,15 @@ mod tests {
         assert_eq!(names(false, &["nothing"]), [""; 0]);
         let shadow = "selftest set_memory_regions_race_test (kvm_amd.npt=0)";
         assert_eq!(names(false, &["regions_race_test (kvm_amd"]), [shadow]);
+    }
+
+    #[test]
+    fn setups_are_told_apart_by_their_last_argument() {
+        let setup = case("trap_race_test").of_setup(3);
+        assert_eq!(setup.command.words.last().map(String::as_str), Some("3"));
+        assert!(setup.name.ends_with(", setup 3"));
+        let whole = case("dirty_test");
+        assert_eq!(whole.of_setup(3).command.words, whole.command.words);
     }
 
     #[test]
