@@ -10,12 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 
 use super::build::Kernel;
 use super::console::Console;
 use super::initrd::{self, Command, GuestFile, Program};
 use super::target::{Arch, Target};
-use super::{Qemu, target, tools};
+use super::{Processors, Qemu, target, tools};
 use crate::run;
 
 /// How long a kernel that has complained may go on: for the rest of the
@@ -28,6 +30,8 @@ pub(super) struct Guest {
     image: PathBuf,
     dir: PathBuf,
     qemu: Qemu,
+    /// The processor of this machine that it has, if it has one only.
+    cpu: Option<usize>,
     busybox: Program,
 }
 
@@ -81,7 +85,11 @@ impl Guest {
     pub(super) fn new(target: &Target, kernel: &Kernel, qemu: Qemu) -> Result<Self> {
         let busybox = available(target)?;
         let image = kernel.image.clone();
-        Ok(Self { arch: target.arch, image, dir: target.dir(), qemu, busybox })
+        let cpu = match qemu.processors {
+            Some(Processors::Turns) => Some(a_processor()?),
+            Some(Processors::Parallel) | None => None,
+        };
+        Ok(Self { arch: target.arch, image, dir: target.dir(), qemu, cpu, busybox })
     }
 
     /// Boots and runs the job's command; each line that it writes goes to
@@ -122,7 +130,14 @@ impl Guest {
     }
 
     fn command(&self, initrd: &Path, append: &str) -> std::process::Command {
-        let mut qemu = std::process::Command::new(tools::qemu(self.arch));
+        let mut qemu = match self.cpu {
+            None => std::process::Command::new(tools::qemu(self.arch)),
+            Some(cpu) => {
+                let mut pinned = std::process::Command::new("taskset");
+                pinned.args(["-c", &cpu.to_string(), tools::qemu(self.arch)]);
+                pinned
+            }
+        };
         let tty = match self.arch {
             Arch::X86_64 => {
                 qemu.args(["-cpu", "EPYC,+svm"]);
@@ -150,6 +165,20 @@ impl Guest {
         qemu.args(["-append", append.trim_end()]);
         qemu
     }
+}
+
+/// One of the processors that this process may use, not always the same: labs
+/// beside each other need not share it.
+fn a_processor() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::this()).context("sched_getaffinity")?;
+    let mut cpus = Vec::new();
+    for cpu in 0..CpuSet::count() {
+        if allowed.is_set(cpu).context("sched_getaffinity")? {
+            cpus.push(cpu);
+        }
+    }
+    let nth = std::process::id() as usize % cpus.len().max(1);
+    cpus.get(nth).copied().context("this process may use no processor")
 }
 
 /// What a guest takes beside its kernel; busybox is in its file system.
@@ -273,6 +302,12 @@ mod tests {
         });
         let verdict = judge(&console, &outcome, Duration::from_secs(7));
         (outcome, verdict, shown)
+    }
+
+    #[test]
+    fn a_processor_is_one_that_this_process_may_use() {
+        let cpu = a_processor().unwrap();
+        assert!(sched_getaffinity(Pid::this()).unwrap().is_set(cpu).unwrap());
     }
 
     #[test]

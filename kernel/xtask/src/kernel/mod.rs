@@ -180,6 +180,20 @@ struct Qemu {
     /// are numbers of instructions, however busy this machine is
     #[arg(long)]
     icount: bool,
+    /// How the guest's processors run on this machine's [default: turns for
+    /// tests on x86, else parallel]
+    #[arg(long, value_enum)]
+    processors: Option<Processors>,
+}
+
+/// How a guest's processors run.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+enum Processors {
+    /// Each whenever it can
+    Parallel,
+    /// On one of this machine's in turn: what they do is interleaved, but two
+    /// instructions are never emulated at once
+    Turns,
 }
 
 /// Does what `args` say.
@@ -237,7 +251,7 @@ fn boot(args: &Boot) -> Result<ExitCode> {
 
 fn test(args: &Test) -> Result<ExitCode> {
     let target = args.which.target()?;
-    let (kernel, guest) = guest(&target, &args.qemu)?;
+    let (kernel, guest) = guest(&target, &test::booted(&target, &args.qemu))?;
     test::run(&target, &kernel, &guest, args)
 }
 
@@ -282,9 +296,15 @@ pub(crate) fn check(tally: &mut Tally) -> Result<Outcome> {
     if let Some(why) = tools::out_of_reach(target.arch) {
         return Ok(Outcome::Skipped(why));
     }
-    let qemu =
-        Qemu { env: Vec::new(), append: String::new(), timeout: 900, memory: 3072, icount: false };
-    let (kernel, guest) = guest(&target, &qemu)?;
+    let qemu = Qemu {
+        env: Vec::new(),
+        append: String::new(),
+        timeout: 900,
+        memory: 3072,
+        icount: false,
+        processors: None,
+    };
+    let (kernel, guest) = guest(&target, &test::booted(&target, &qemu))?;
     test::run_counted(&target, &kernel, &guest, tally)?;
     Ok(Outcome::Done)
 }

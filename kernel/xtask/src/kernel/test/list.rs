@@ -38,9 +38,9 @@ pub(super) enum Again {
 
 /// What a test says whose vCPU has run something else than what is in its
 /// memory, or nothing at all; the kernel's selftests first, then this
-/// workspace's. On a busy machine it happens every few ten thousand times that
-/// the host's memory of a guest is unmapped under two vCPUs, on kernels without
-/// the series and with no memslot changing, too.
+/// workspace's. Where the guest's processors run in parallel it happens about
+/// once a minute that two vCPUs leave the guest all the time, on kernels
+/// without the series and with no memslot changing, too.
 pub(super) const DERAILED: [&str; 5] = [
     "Unexpected exit 8 (SHUTDOWN)",
     "Unhandled exception '0x6'",

@@ -13,8 +13,8 @@ use super::boot::{Ended, Guest, Hang, Job};
 use super::build::Kernel;
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
-use super::selftests;
 use super::target::{Arch, Target};
+use super::{Processors, Qemu, selftests};
 use crate::run;
 use crate::test::remember;
 use crate::test::tally::Tally;
@@ -46,22 +46,16 @@ const TRIES: u32 = 5;
 /// [`Case::limit`] of a selftest on a debug kernel, and on others.
 const DERAILED_AFTER: [Duration; 2] = [Duration::from_mins(10), Duration::from_mins(4)];
 
-/// For the kernel's command line: how the tick is kept for this workspace's
-/// tests.
+/// How tests are booted, as far as `qemu` leaves that open.
 ///
-/// QEMU's SVM changes a processor's `interrupt_request` without a lock
-/// (`helper_vmrun()`, `do_vmexit()` in `target/i386/tcg/sysemu/svm_helper.c` of
-/// 7.2), while the APIC's timer or another processor sets bits of it. A timer
-/// that is armed anew by each of its interrupts stops for good when one is
-/// lost, and a vCPU that makes no exits then never leaves the guest: signals do
-/// not reach it, RCU stalls. One that ticks by itself is late by one tick. It costs
-/// resolution, so what is timed does without, and two vCPUs that fault all the time
-/// make the emulated machine reset with it, so the selftests do, too.
-fn tick_of(arch: Arch) -> &'static str {
-    match arch {
-        Arch::X86_64 => "highres=off nohz=off",
-        Arch::Arm64 => "",
-    }
+/// QEMU's SVM is not sound where two processors use it at once: vCPUs derail,
+/// see [`DERAILED`], and the kernel itself finds its registers and segments
+/// changed. One way is in the source, `helper_vmrun()` and `do_vmexit()` in
+/// `target/i386/tcg/sysemu/svm_helper.c` of 7.2 change `interrupt_request`
+/// without a lock. On one processor the same tests do none of that.
+pub(super) fn booted(target: &Target, qemu: &Qemu) -> Qemu {
+    let default = (target.arch == Arch::X86_64).then_some(Processors::Turns);
+    Qemu { processors: qemu.processors.or(default), ..qemu.clone() }
 }
 
 impl Case {
@@ -83,7 +77,6 @@ pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
 
 /// The tests that `target` has and `filters` let run.
 fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
-    let tick = tick_of(target.arch);
     let [debug, other] = DERAILED_AFTER;
     let derailed_after = if target.debug { debug } else { other };
     let selftests = SELFTESTS.iter().filter(|test| test.fits(target));
@@ -112,7 +105,7 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
         let name = format!("{} {}", test.package, test.name);
         Case {
             name,
-            append: tick,
+            append: "",
             program: test.name,
             command,
             rust: true,
