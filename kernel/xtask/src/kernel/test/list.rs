@@ -77,7 +77,7 @@ const FAIL: Selftest = Selftest { name: "set_memory_regions_fail_test", debug_on
 const TRAP: Selftest = Selftest { name: "mem_trap_test", debug_args: &["100", "1000"], ..OURS };
 const TRAP_RACE: Selftest = Selftest {
     name: "mem_trap_race_test",
-    args: &["20000"],
+    args: &["12000"],
     debug_args: &["1000"],
     again: Again::Setup,
     ..OURS
@@ -118,9 +118,9 @@ pub(super) const SELFTESTS: [Selftest; 23] = [
     Selftest { append: SHADOW, arch: X86, ..FAIL },
     TRAP,
     Selftest { append: SHADOW, arch: X86, ..TRAP },
-    // Some 8,000 flips in all; with 20000 for an argument, 100,000.
+    // With and without NPT, more than 100,000 flips.
     Selftest { append: EMULATE, arch: X86, ..TRAP_RACE },
-    Selftest { arch: ARM64, ..TRAP_RACE },
+    Selftest { args: &["3000"], arch: ARM64, ..TRAP_RACE },
     Selftest { append: SHADOW, arch: X86, ..TRAP_RACE },
     Selftest { name: "irqfd_no_bypass_test", ..OURS },
     Selftest { name: "set_memory_region_test", ..OTHER },

@@ -44,7 +44,7 @@ const SKIPPED: &str = "skipped";
 const TRIES: u32 = 5;
 
 /// [`Case::limit`] of a selftest on a debug kernel, and on others.
-const DERAILED_AFTER: [Duration; 2] = [Duration::from_mins(10), Duration::from_mins(4)];
+const DERAILED_AFTER: [Duration; 2] = [Duration::from_mins(20), Duration::from_mins(6)];
 
 /// How tests are booted, as far as `qemu` leaves that open.
 ///
