@@ -162,13 +162,16 @@ const fn test(package: &'static str, name: &'static str) -> Source {
 }
 
 /// The workspace's tests that use KVM.
-pub(super) const TESTS: [Source; 11] = [
+pub(super) const TESTS: [Source; 14] = [
     test("kvm-memslots-uapi", "probe"),
     test("kvm-memslots-shim", "kvm"),
     test("kvm-memslots", "spaces"),
     test("kvm-memslots", "bad_input"),
+    test("kvm-memslots-bench", "deferred"),
+    test("kvm-memslots-bench", "devices"),
     test("kvm-memslots-bench", "differential"),
     test("kvm-memslots-bench", "dirty_log"),
+    test("kvm-memslots-bench", "flash"),
     test("kvm-memslots-bench", "gate"),
     test("kvm-memslots-bench", "grace"),
     test("kvm-memslots-bench", "guest"),
