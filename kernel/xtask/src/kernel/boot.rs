@@ -30,8 +30,8 @@ pub(super) struct Guest {
     image: PathBuf,
     dir: PathBuf,
     qemu: Qemu,
-    /// The processor of this machine that it has, if it has one only.
-    cpu: Option<usize>,
+    /// The processor of this machine that it has where it has one only.
+    cpu: usize,
     busybox: Program,
 }
 
@@ -48,6 +48,8 @@ pub(super) struct Job<'a> {
     pub(super) append: &'a str,
     /// When it hangs, if not as late as for all.
     pub(super) limit: Option<Duration>,
+    /// How its processors run, if that was left open.
+    pub(super) processors: Processors,
 }
 
 /// A guest that does not end.
@@ -85,10 +87,7 @@ impl Guest {
     pub(super) fn new(target: &Target, kernel: &Kernel, qemu: Qemu) -> Result<Self> {
         let busybox = available(target)?;
         let image = kernel.image.clone();
-        let cpu = match qemu.processors {
-            Some(Processors::Turns) => Some(a_processor()?),
-            Some(Processors::Parallel) | None => None,
-        };
+        let cpu = a_processor()?;
         Ok(Self { arch: target.arch, image, dir: target.dir(), qemu, cpu, busybox })
     }
 
@@ -104,7 +103,7 @@ impl Guest {
         fs::write(&initrd, initrd::archive(&self.busybox, &job.programs, &job.files, &job.command))
             .with_context(|| format!("{}", initrd.display()))?;
         let mut file = File::create(&log).with_context(|| format!("{}", log.display()))?;
-        let mut qemu = self.command(&initrd, job.append);
+        let mut qemu = self.command(&initrd, job);
         writeln!(file, "$ {}", run::shown(&qemu))?;
         run::say(&format!("booting {} (log: {})", target::shown(&self.image), target::shown(&log)));
         let start = Instant::now();
@@ -129,12 +128,12 @@ impl Guest {
             .with_context(|| format!("log: {}", target::shown(&log)))
     }
 
-    fn command(&self, initrd: &Path, append: &str) -> std::process::Command {
-        let mut qemu = match self.cpu {
-            None => std::process::Command::new(tools::qemu(self.arch)),
-            Some(cpu) => {
+    fn command(&self, initrd: &Path, job: &Job<'_>) -> std::process::Command {
+        let mut qemu = match self.qemu.processors.unwrap_or(job.processors) {
+            Processors::Parallel => std::process::Command::new(tools::qemu(self.arch)),
+            Processors::Turns => {
                 let mut pinned = std::process::Command::new("taskset");
-                pinned.args(["-c", &cpu.to_string(), tools::qemu(self.arch)]);
+                pinned.args(["-c", &self.cpu.to_string(), tools::qemu(self.arch)]);
                 pinned
             }
         };
@@ -159,7 +158,7 @@ impl Guest {
         qemu.args(["-serial", "stdio", "-monitor", "none", "-no-reboot"]);
         qemu.arg("-kernel").arg(&self.image).arg("-initrd").arg(initrd);
         // The time is what tells the kernel's messages from the command's.
-        let own = &self.qemu.append;
+        let (append, own) = (job.append, &self.qemu.append);
         let append =
             format!("console={tty} printk.time=1 loglevel=5 panic=-1 oops=panic {append} {own}");
         qemu.args(["-append", append.trim_end()]);

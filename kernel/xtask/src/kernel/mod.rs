@@ -181,7 +181,7 @@ struct Qemu {
     #[arg(long)]
     icount: bool,
     /// How the guest's processors run on this machine's [default: turns for
-    /// tests on x86, else parallel]
+    /// tests of the series and of this workspace on x86, else parallel]
     #[arg(long, value_enum)]
     processors: Option<Processors>,
 }
@@ -243,7 +243,15 @@ fn boot(args: &Boot) -> Result<ExitCode> {
     let command = Command { words, env: args.qemu.env.clone() };
     let programs = programs.iter().collect();
     let ended = guest.run(
-        &Job { name: "boot", command, programs, files: Vec::new(), append: "", limit: None },
+        &Job {
+            name: "boot",
+            command,
+            programs,
+            files: Vec::new(),
+            append: "",
+            limit: None,
+            processors: Processors::Parallel,
+        },
         run::say,
     )?;
     Ok(ended.report())
@@ -251,7 +259,7 @@ fn boot(args: &Boot) -> Result<ExitCode> {
 
 fn test(args: &Test) -> Result<ExitCode> {
     let target = args.which.target()?;
-    let (kernel, guest) = guest(&target, &test::booted(&target, &args.qemu))?;
+    let (kernel, guest) = guest(&target, &args.qemu)?;
     test::run(&target, &kernel, &guest, args)
 }
 
@@ -304,7 +312,7 @@ pub(crate) fn check(tally: &mut Tally) -> Result<Outcome> {
         icount: false,
         processors: None,
     };
-    let (kernel, guest) = guest(&target, &test::booted(&target, &qemu))?;
+    let (kernel, guest) = guest(&target, &qemu)?;
     test::run_counted(&target, &kernel, &guest, tally)?;
     Ok(Outcome::Done)
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::Processors;
 use super::boot::{Guest, Job};
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
@@ -32,7 +33,15 @@ pub(super) fn run(
     let command = Command { words, env: qemu.env.clone() };
     let programs = programs.iter().collect();
     let ended = guest.run(
-        &Job { name: "bench", command, programs, files: Vec::new(), append: "", limit: None },
+        &Job {
+            name: "bench",
+            command,
+            programs,
+            files: Vec::new(),
+            append: "",
+            limit: None,
+            processors: Processors::Parallel,
+        },
         run::say,
     )?;
     Ok(ended.report())
@@ -93,6 +102,7 @@ fn measure(
         files: Vec::new(),
         append: boot.append,
         limit: None,
+        processors: Processors::Parallel,
     };
     let ended = guest.run(&job, |line| {
         run::say(line);

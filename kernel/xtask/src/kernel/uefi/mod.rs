@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::Processors;
 use super::boot::{Guest, Job};
 use super::initrd::{Command, GuestFile};
 use super::target::{Arch, Target};
@@ -87,6 +88,7 @@ fn boot(target: &Target, args: &Uefi, ways: &[&Way], files: Vec<GuestFile>) -> R
         files,
         append: if args.slow_gp { SLOW_GP } else { "" },
         limit: None,
+        processors: Processors::Parallel,
     };
     let mut boots = Vec::new();
     let mut wrong = None;
