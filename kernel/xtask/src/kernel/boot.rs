@@ -52,6 +52,21 @@ pub(super) struct Job<'a> {
     pub(super) processors: Processors,
 }
 
+impl Job<'_> {
+    /// `command`, with nothing but busybox, for as long as all, in parallel.
+    pub(super) fn new(name: &str, command: Command) -> Job<'_> {
+        Job {
+            name,
+            command,
+            programs: Vec::new(),
+            files: Vec::new(),
+            append: "",
+            limit: None,
+            processors: Processors::Parallel,
+        }
+    }
+}
+
 /// A guest that does not end.
 #[derive(Debug)]
 pub(super) struct Hang(pub(super) String);
@@ -73,7 +88,7 @@ pub(super) struct Ended {
 
 impl Ended {
     /// Says how it went; the command's status, to end with.
-    pub(super) fn report(&self) -> ExitCode {
+    fn report(&self) -> ExitCode {
         run::say(&format!("exit status {} after {:.1} s", self.status, self.took.as_secs_f64()));
         u8::try_from(self.status).map_or(ExitCode::FAILURE, ExitCode::from)
     }
@@ -126,6 +141,22 @@ impl Guest {
         let _ = fs::remove_file(&initrd);
         judge(&console, &outcome, start.elapsed())
             .with_context(|| format!("log: {}", target::shown(&log)))
+    }
+
+    /// Boots and runs `command` with `programs` beside it, shows what it writes,
+    /// and ends with its status.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(super) fn show(
+        &self,
+        name: &str,
+        command: Command,
+        programs: &[Program],
+    ) -> Result<ExitCode> {
+        let programs = programs.iter().collect();
+        let ended = self.run(&Job { programs, ..Job::new(name, command) }, run::say)?;
+        Ok(ended.report())
     }
 
     fn command(&self, initrd: &Path, job: &Job<'_>) -> std::process::Command {

@@ -30,7 +30,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use crate::run;
 use crate::test::Outcome;
 use crate::test::tally::Tally;
-use boot::{Guest, Job};
+use boot::Guest;
 use build::Kernel;
 use initrd::{Command, Program};
 use target::{Arch, Target};
@@ -241,20 +241,7 @@ fn boot(args: &Boot) -> Result<ExitCode> {
     }
     let (_, guest) = guest(&target, &args.qemu)?;
     let command = Command { words, env: args.qemu.env.clone() };
-    let programs = programs.iter().collect();
-    let ended = guest.run(
-        &Job {
-            name: "boot",
-            command,
-            programs,
-            files: Vec::new(),
-            append: "",
-            limit: None,
-            processors: Processors::Parallel,
-        },
-        run::say,
-    )?;
-    Ok(ended.report())
+    guest.show("boot", command, &programs)
 }
 
 fn test(args: &Test) -> Result<ExitCode> {

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Processors;
 use super::boot::{Guest, Job};
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
@@ -31,20 +30,7 @@ pub(super) fn run(
     let programs = programs::build(&[MEMSLOTS], target.arch)?;
     let words = [&["/bin/memslots".to_owned()], args].concat();
     let command = Command { words, env: qemu.env.clone() };
-    let programs = programs.iter().collect();
-    let ended = guest.run(
-        &Job {
-            name: "bench",
-            command,
-            programs,
-            files: Vec::new(),
-            append: "",
-            limit: None,
-            processors: Processors::Parallel,
-        },
-        run::say,
-    )?;
-    Ok(ended.report())
+    guest.show("bench", command, &programs)
 }
 
 /// Measures the rows that `args` names, what is compared in one boot each, and
@@ -95,15 +81,9 @@ fn measure(
     run::say(&format!("\n==> {}", boot.machine));
     let load = boot.busy.then(Load::start);
     let mut lines = Vec::new();
-    let job = Job {
-        name: &format!("bench-{}", boot.name),
-        command,
-        programs: programs.iter().collect(),
-        files: Vec::new(),
-        append: boot.append,
-        limit: None,
-        processors: Processors::Parallel,
-    };
+    let name = format!("bench-{}", boot.name);
+    let programs = programs.iter().collect();
+    let job = Job { programs, append: boot.append, ..Job::new(&name, command) };
     let ended = guest.run(&job, |line| {
         run::say(line);
         lines.push(line.to_owned());

@@ -177,14 +177,15 @@ fn run_all(
             run::say(&format!("\n==> {}", case.name));
             let start = Instant::now();
             let skipped = tally.skipped.len();
-            let verdict = one(guest, &case, &programs, tally);
+            let (verdict, tried) = one(guest, &case, &programs, tally);
             if nth > 0 && verdict == SKIPPED {
                 // There are no more, which is not worth counting.
                 tally.skipped.truncate(skipped);
                 break;
             }
             let took = start.elapsed().as_secs_f64();
-            done.push(format!("{took:>7.1} s  {verdict:<13} {}", case.name));
+            let again = if tried == 1 { String::new() } else { format!(", try {tried}") };
+            done.push(format!("{took:>7.1} s  {:<13} {}", format!("{verdict}{again}"), case.name));
             if case.again != Again::Setup || verdict == SKIPPED {
                 break;
             }
@@ -222,16 +223,15 @@ fn log_name(name: &str) -> String {
 }
 
 /// Runs one test and counts it, a program of Rust's tests as its tests; how it
-/// ended.
-fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> String {
+/// ended, and at which try.
+fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> (&'static str, u32) {
+    let name = log_name(&case.name);
     let job = Job {
-        name: &log_name(&case.name),
-        command: case.command.clone(),
         programs: programs.iter().filter(|program| program.name == case.program).collect(),
-        files: Vec::new(),
         append: case.append,
         limit: case.limit,
         processors: case.processors,
+        ..Job::new(&name, case.command.clone())
     };
     let mut tried = 1;
     let mut last = attempt(guest, case, &job);
@@ -240,8 +240,7 @@ fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> S
         run::say(&format!("DERAILED {}: try {tried} of {TRIES}", case.name));
         last = attempt(guest, case, &job);
     }
-    let verdict = last.count(case, tally);
-    if tried == 1 { verdict.to_owned() } else { format!("{verdict}, try {tried}") }
+    (last.count(case, tally), tried)
 }
 
 /// How a test ended, and what it said.
@@ -255,10 +254,15 @@ struct Attempt {
     last: VecDeque<String>,
 }
 
+/// Whether a vCPU that has derailed is what a test says.
+fn is_sign(line: &str) -> bool {
+    DERAILED.iter().any(|sign| line.contains(sign))
+}
+
 fn attempt(guest: &Guest, case: &Case, job: &Job<'_>) -> Attempt {
     let (mut tests, mut said, mut last) = (Tally::default(), false, VecDeque::new());
     let ended = guest.run(job, |line| {
-        said |= DERAILED.iter().any(|sign| line.contains(sign));
+        said |= is_sign(line);
         if !case.rust || tests.line(line).is_worth_showing() {
             run::say(line);
             remember(&mut last, line);
@@ -386,7 +390,7 @@ mod tests {
         for line in output.lines() {
             tests.line(line);
         }
-        let said = output.lines().any(|line| DERAILED.iter().any(|sign| line.contains(sign)));
+        let said = output.lines().any(is_sign);
         Attempt { ended, tests, said, last: output.lines().map(str::to_owned).collect() }
     }
 

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Processors;
 use super::boot::{Guest, Job};
 use super::initrd::{Command, GuestFile};
 use super::target::{Arch, Target};
@@ -81,15 +80,10 @@ fn boot(target: &Target, args: &Uefi, ways: &[&Way], files: Vec<GuestFile>) -> R
     let guest = Guest::new(target, &kernel, args.qemu.clone())?;
     let script = script(ways, args.runs);
     let words = ["sh", "-c", &script].map(str::to_owned).to_vec();
-    let job = Job {
-        name: if args.slow_gp { "uefi-slow-gp" } else { "uefi" },
-        command: Command { words, env: args.qemu.env.clone() },
-        programs: Vec::new(),
-        files,
-        append: if args.slow_gp { SLOW_GP } else { "" },
-        limit: None,
-        processors: Processors::Parallel,
-    };
+    let name = if args.slow_gp { "uefi-slow-gp" } else { "uefi" };
+    let command = Command { words, env: args.qemu.env.clone() };
+    let append = if args.slow_gp { SLOW_GP } else { "" };
+    let job = Job { files, append, ..Job::new(name, command) };
     let mut boots = Vec::new();
     let mut wrong = None;
     let ended = guest.run(&job, |line| {
