@@ -1,8 +1,9 @@
 //! A guest that takes interrupts and writes where it is told to (x86-64).
 //!
 //! In long mode at CPL 0, with an IDT that counts what arrives by vector. It
-//! waits in `hlt`, where an interrupt reaches it, and looks for work each time
-//! one has. Its slot is at guest address 0.
+//! waits in `hlt`, where interrupts reach it, and looks for work when the one of
+//! the lowest priority has, so after all that were pending. Its slot is at guest
+//! address 0.
 
 use std::arch::global_asm;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -43,8 +44,8 @@ const STUB_SIZE: u64 = 16;
 const DOORBELL: u64 = 0xdfff_f000;
 /// A write of this value to the doorbell ends the guest.
 const STOP: u64 = 0xdead;
-/// The interrupt that only wakes the guest up: of the lowest priority, so that
-/// all others come before it.
+/// The interrupt after which the guest looks for work: of the lowest priority, so
+/// that all others come before it.
 const WAKE: u8 = 0x20;
 
 /// Bit 8 of the spurious vector register enables the local APIC.
@@ -66,9 +67,6 @@ global_asm!(
     .globl kvm_memslots_interrupted_end
 kvm_memslots_interrupted:
 1:  mov     rsp, r9
-    mov     rcx, [rbp]
-    test    rcx, rcx
-    jnz     2f
     sti
     hlt
     cli
@@ -76,13 +74,16 @@ kvm_memslots_interrupted:
 
     // A stub has pushed its vector. What was interrupted is not returned to.
 kvm_memslots_interrupted_common:
-    pop     rax
-    inc     qword ptr [rbx + rax * 8]
+    pop     rdx
+    inc     qword ptr [rbx + rdx * 8]
     xor     eax, eax
     mov     dword ptr [r8], eax
-    jmp     1b
+    cmp     rdx, {wake}
+    jne     1b
+    mov     rcx, [rbp]
+    test    rcx, rcx
+    jz      1b
 
-2:  xor     eax, eax
     mov     [rbp], rax
     lea     rsi, [rbp + 64]
 3:  mov     rdx, [rsi]
@@ -121,7 +122,8 @@ kvm_memslots_interrupted_common:
     jmp     1b
 kvm_memslots_interrupted_end:
     .popsection
-"#
+"#,
+    wake = const WAKE,
 );
 
 unsafe extern "C" {

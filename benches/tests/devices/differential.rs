@@ -164,8 +164,9 @@ impl Pair {
 
     /// Whether the eventfd of this number is an irqfd, which reads it.
     fn is_irqfd(&self, number: usize) -> bool {
-        let same = |fd: RawFd| self.fds[number] == fd || (number == 0 && self.fds[DUPLICATE] == fd);
-        self.model.state().irqfds.iter().any(|irqfd| same(irqfd.fd))
+        let which = |number: usize| if number == DUPLICATE { 0 } else { number };
+        let of = |fd: RawFd| self.fds.iter().position(|known| *known == fd).map(which);
+        self.model.state().irqfds.iter().any(|irqfd| of(irqfd.fd) == Some(which(number)))
     }
 
     fn call(
