@@ -132,7 +132,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         } else {
             run_step(&mut log, &step)
         };
-        // Of what ran in guests there is more than one end.
+        // Tests that panicked and guests have said why.
         let unexplained = log.tally.failed > failed && log.tally.reasons.len() == reasons;
         let last = if unexplained { log.last.drain(..).collect() } else { vec![] };
         done.push(Done { name: step.name, verdict, took: start.elapsed(), last });
@@ -182,19 +182,9 @@ fn summarise(done: &[Done], tally: &Tally) {
             run::say(&format!("    {line}"));
         }
     }
-    for reason in &tally.reasons {
-        run::say(&format!("the end of {reason}"));
+    for line in tally.lines() {
+        run::say(&line);
     }
-    if tally.ignored > 0 {
-        run::say(&format!("{} tests are marked as ignored and did not run", tally.ignored));
-    }
-    for skipped in &tally.skipped {
-        run::say(skipped);
-    }
-    for failure in &tally.failures {
-        run::say(&format!("FAILED {failure}"));
-    }
-    run::say(&tally.to_string());
 }
 
 #[cfg(test)]

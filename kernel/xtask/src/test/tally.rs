@@ -12,11 +12,27 @@ pub(crate) struct Tally {
     pub(crate) skipped: Vec<String>,
     /// Names of tests and steps that failed.
     pub(crate) failures: Vec<String>,
-    /// Why what ran in a guest failed: how its output ends.
+    /// Why: what a test that failed panicked with, how the output of a guest ends.
     pub(crate) reasons: Vec<String>,
     tests: usize,
     in_successes: bool,
+    panic: Panic,
 }
+
+/// What of a failed test's output is being read.
+#[derive(Debug, Default, PartialEq)]
+enum Panic {
+    #[default]
+    Nothing,
+    /// Its output, up to the panic.
+    Output(String),
+    /// The panic, of which this many lines more are kept.
+    Message(usize),
+}
+
+/// How many lines of a panic the summary repeats, and characters of a line: a
+/// property test's input has thousands.
+const MESSAGE: (usize, usize) = (6, 400);
 
 /// Whether a line tells a reader something.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +60,7 @@ impl Tally {
             return Line::Noise;
         }
         self.in_successes = false;
+        self.read_panic(line);
         if let Some(result) = line.strip_prefix("test result: ") {
             self.result(result);
         } else if line.starts_with("SKIPPED ") {
@@ -52,6 +69,47 @@ impl Tally {
             self.failures.push(name.to_owned());
         }
         Line::Shown
+    }
+
+    /// `thread 'NAME' panicked at PLACE`, and its message, after the headline of
+    /// a test that has failed.
+    fn read_panic(&mut self, line: &str) {
+        let (lines, characters) = MESSAGE;
+        let headline =
+            line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        if let Some(name) = headline {
+            let failed = self.failures.iter().any(|failure| failure == name);
+            self.panic = if failed { Panic::Output(name.to_owned()) } else { Panic::Nothing };
+            return;
+        }
+        match &mut self.panic {
+            Panic::Output(name) if line.contains(" panicked at ") => {
+                self.reasons.push(format!("{name}: {line}"));
+                self.panic = Panic::Message(lines);
+            }
+            Panic::Message(_) if line.is_empty() => {}
+            Panic::Message(left) if *left > 0 && !line.starts_with("stack backtrace:") => {
+                let line: String = line.chars().take(characters).collect();
+                if let Some(reason) = self.reasons.last_mut() {
+                    *reason = format!("{reason}\n    {line}");
+                }
+                *left -= 1;
+            }
+            Panic::Message(_) => self.panic = Panic::Nothing,
+            Panic::Nothing | Panic::Output(_) => {}
+        }
+    }
+
+    /// What there is to say in the end.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines = self.reasons.clone();
+        if self.ignored > 0 {
+            lines.push(format!("{} tests are marked as ignored and did not run", self.ignored));
+        }
+        lines.extend(self.skipped.iter().cloned());
+        lines.extend(self.failures.iter().map(|failure| format!("FAILED {failure}")));
+        lines.push(self.to_string());
+        lines
     }
 
     /// `ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; ...`
@@ -148,6 +206,29 @@ test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; fini
         assert!(shown.contains("test one ... ok"));
         assert!(shown.contains("---- two stdout ----"));
         assert!(shown.contains("    indented output"));
+    }
+
+    #[test]
+    fn a_failed_test_says_what_it_panicked_with() {
+        let (tally, _) = read(
+            "test good ... ok\n\
+             test bad ... FAILED\n\n\
+             successes:\n\n\
+             ---- good stdout ----\n\
+             thread 'good' panicked at src/lib.rs:1:1:\n\
+             as it should\n\n\
+             failures:\n\n\
+             ---- bad stdout ----\n\
+             a line of its own\n\
+             thread 'bad' (7) panicked at src/lib.rs:2:1:\n\
+             one is two\n\
+             stack backtrace:\n   0: main\n\n\
+             failures:\n    bad\n",
+        );
+        let reason = "bad: thread 'bad' (7) panicked at src/lib.rs:2:1:\n    one is two";
+        assert_eq!(tally.reasons, [reason]);
+        let total = "0 passed, 0 failed, 0 skipped";
+        assert_eq!(tally.lines(), [reason, "FAILED bad", total]);
     }
 
     #[test]

@@ -139,16 +139,9 @@ pub(super) fn run(
     }
     let mut tally = Tally::default();
     run_all(target, kernel, guest, &cases, &mut tally)?;
-    for line in &tally.skipped {
-        run::say(line);
+    for line in tally.lines() {
+        run::say(&line);
     }
-    for reason in &tally.reasons {
-        run::say(&format!("the end of {reason}"));
-    }
-    for failure in &tally.failures {
-        run::say(&format!("FAILED {failure}"));
-    }
-    run::say(&tally.to_string());
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -307,8 +300,9 @@ impl Attempt {
             }
         }
         run::say(&format!("FAILED {}: {why}", case.name));
-        let lines = self.last.iter().map(|line| format!("\n    {line}"));
-        tally.reasons.push(format!("{}: {why}{}", case.name, lines.collect::<String>()));
+        let mut lines = self.last;
+        lines.push_front(format!("the end of {}: {why}", case.name));
+        tally.reasons.push(Vec::from(lines).join("\n    "));
         "FAILED"
     }
 }
