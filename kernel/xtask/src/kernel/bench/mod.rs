@@ -106,7 +106,7 @@ fn script(rows: &[&'static Row], runs: u32) -> Vec<String> {
         let runs = row.runs.unwrap_or(runs);
         let args = row.args();
         format!(
-            "echo '# {}' && /bin/memslots bench {args} --runs {runs} --json --no-pin \
+            "echo '# {}' && /bin/memslots bench {args} --runs {runs} --json \
              --strategy per-region,batch,raw-batch",
             row.work
         )
