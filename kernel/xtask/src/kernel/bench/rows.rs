@@ -149,8 +149,8 @@ mod tests {
 
     #[test]
     fn arguments() {
-        assert_eq!(CREATE.args(), "sparse --regions 9000 --vcpus 0");
-        assert_eq!(DELETE.args(), "delete --regions 1000 --vcpus 1 --busy spin");
+        assert_eq!(CREATE.args(), "sparse --regions 9000 --vcpus 0 --no-pin");
+        assert_eq!(DELETE.args(), "delete --regions 1000 --vcpus 1 --busy spin --no-pin");
     }
 
     /// Else the output of one could be taken for another's.
