@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use super::build::Make;
 use super::patch::{Patch, Tree};
 use super::target::{Arch, Target};
+use super::test::wanted;
 use super::{config, logged, selftests, source, target, tools};
 use crate::run;
 
@@ -20,14 +21,19 @@ const NOT_CHECKED: &str = "MISSING_SIGN_OFF,FILE_PATH_CHANGES";
 /// Debian's sparse does not know an operator that newer kernels use.
 const SPARSE: &str = "CHECK=sparse -D__typeof_unqual__=__typeof__";
 
-/// Checks the series of `target`.
-pub(super) fn run(target: &Target) -> Result<ExitCode> {
+/// Checks the patches of `target`'s series that `filters` let through.
+pub(super) fn run(target: &Target, filters: &[String]) -> Result<ExitCode> {
     if target.vanilla || target.ksrc.is_some() {
         bail!("it is the series that is checked: not with --vanilla or KSRC");
     }
     tools::for_build(target.arch)?;
     tools::for_check()?;
     let series = super::patch::series(&target.patches())?;
+    let wanted: Vec<usize> =
+        (0..series.len()).filter(|&nth| wanted(&series[nth].name(), filters)).collect();
+    if wanted.is_empty() {
+        bail!("no patch of this series is called so");
+    }
     // A tree of its own, so that what is built for other commands stays.
     let dir = target::dir().join(format!("check-{}", target.name()));
     let tree = Tree { pristine: source::pristine(&target.version)?, dir: dir.clone() };
@@ -35,32 +41,33 @@ pub(super) fn run(target: &Target) -> Result<ExitCode> {
 
     let mut wrong = Vec::new();
     tree.apply(&[])?;
-    for patch in &series {
-        wrong.extend(style(&tree.source(), patch, &dir.join("checkpatch.log"))?);
+    for &nth in &wanted {
+        wrong.extend(style(&tree.source(), &series[nth], &dir.join("checkpatch.log"))?);
     }
     config::configure(target, &make)?;
     let known = compile(&make, target.arch, "the kernel as it is", &[])?;
     let sparse = ["C=2", SPARSE];
     let known_to_sparse = compile(&make, target.arch, "sparse, the kernel as it is", &sparse)?;
-    for nth in 1..=series.len() {
-        tree.apply(&series[..nth])?;
-        let name = series[nth - 1].name();
+    for &nth in &wanted {
+        tree.apply(&series[..=nth])?;
+        let name = series[nth].name();
         match compile(&make, target.arch, &name, &[]) {
             Ok(said) => wrong.extend(news(&name, &known, &said)),
             Err(e) => wrong.push(format!("{name} does not build: {e:#}")),
         }
-        match selftests(&make, target.arch, &dir, &series[nth - 1]) {
+        match selftests(&make, target.arch, &dir, &series[nth]) {
             Ok(said) => wrong.extend(said.into_iter().map(|said| format!("{name}: {said}"))),
             Err(e) => wrong.push(format!("the selftests of {name} do not build: {e:#}")),
         }
     }
+    tree.apply(&series)?;
     let said = compile(&make, target.arch, "sparse, the series", &sparse)?;
     wrong.extend(news("sparse", &known_to_sparse, &said));
 
     for wrong in &wrong {
         run::say(&format!("WRONG {wrong}"));
     }
-    let patches = series.len();
+    let patches = wanted.len();
     run::say(&format!(
         "{patches} patches on Linux {}: checkpatch, a build after each with W=1, its selftests, sparse: {}",
         target.name(),

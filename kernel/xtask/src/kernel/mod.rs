@@ -50,7 +50,7 @@ enum Stage {
     Build(Which),
     /// Check the series as its maintainers would: checkpatch, each patch built,
     /// warnings, sparse
-    Check(Which),
+    Check(Check),
     /// Boot the kernel in QEMU, run a program in it, end with its status
     Boot(Boot),
     /// Run the kernel's selftests and the workspace's tests in guests
@@ -109,6 +109,16 @@ struct Test {
     qemu: Qemu,
     /// Run the tests that have this in their names only [default: all]
     #[arg(value_name = "PART")]
+    filters: Vec<String>,
+}
+
+#[derive(ClapArgs)]
+struct Check {
+    #[command(flatten)]
+    which: Which,
+    /// Check the patches that have this in their names only, each on top of
+    /// those before it, e.g. `0017` [default: all]
+    #[arg(value_name = "PATCH")]
     filters: Vec<String>,
 }
 
@@ -201,7 +211,9 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let done = match &args.stage {
         Stage::Fetch(which) => fetch(which),
         Stage::Build(which) => build(which),
-        Stage::Check(which) => which.target().and_then(|target| check::run(&target)),
+        Stage::Check(args) => {
+            args.which.target().and_then(|target| check::run(&target, &args.filters))
+        }
         Stage::Boot(args) => boot(args),
         Stage::Test(args) => test(args),
         Stage::Bench(args) => bench(args),
