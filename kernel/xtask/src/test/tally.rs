@@ -63,8 +63,8 @@ impl Tally {
         self.read_panic(line);
         if let Some(result) = line.strip_prefix("test result: ") {
             self.result(result);
-        } else if line.starts_with("SKIPPED ") {
-            self.skipped.push(line.trim_end().to_owned());
+        } else if let Some(skipped) = skipped_test(line) {
+            self.skipped.push(skipped.trim_end().to_owned());
         } else if let Some(name) = failed_test(line) {
             self.failures.push(name.to_owned());
         }
@@ -144,6 +144,13 @@ impl Tally {
     }
 }
 
+/// `SKIPPED TEST: REASON`, which follows `test NAME ... ` where libtest has one
+/// thread, and says what it is about to run.
+fn skipped_test(line: &str) -> Option<&str> {
+    let begun = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
+    Some(begun.map_or(line, |(_, said)| said)).filter(|said| said.starts_with("SKIPPED "))
+}
+
 /// The name in `test NAME ... FAILED`.
 fn failed_test(line: &str) -> Option<&str> {
     line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
@@ -196,6 +203,12 @@ test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; fini
         let skipped = "SKIPPED two: no VM from /dev/kvm: No such file or directory";
         assert_eq!(tally.skipped, [skipped]);
         assert_eq!(tally.to_string(), "2 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn tests_that_skip_one_after_the_other() {
+        let (tally, _) = read("test two ... SKIPPED two: no VM ... at all\nok\n");
+        assert_eq!(tally.skipped, ["SKIPPED two: no VM ... at all"]);
     }
 
     #[test]
