@@ -30,6 +30,11 @@ const EVENTFDS: usize = 5;
 const DUPLICATE: usize = EVENTFDS;
 const CLOSED: usize = EVENTFDS + 2;
 
+/// The eventfd that a descriptor is of, if of any.
+fn eventfd_of(number: usize) -> usize {
+    if number == DUPLICATE { 0 } else { number }
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Routes(Vec<Route>),
@@ -164,9 +169,8 @@ impl Pair {
 
     /// Whether the eventfd of this number is an irqfd, which reads it.
     fn is_irqfd(&self, number: usize) -> bool {
-        let which = |number: usize| if number == DUPLICATE { 0 } else { number };
-        let of = |fd: RawFd| self.fds.iter().position(|known| *known == fd).map(which);
-        self.model.state().irqfds.iter().any(|irqfd| of(irqfd.fd) == Some(which(number)))
+        let of = |fd: RawFd| self.fds.iter().position(|known| *known == fd).map(eventfd_of);
+        self.model.state().irqfds.iter().any(|irqfd| of(irqfd.fd) == Some(eventfd_of(number)))
     }
 
     fn call(
@@ -268,7 +272,7 @@ impl Pair {
                 continue;
             }
             let count = signalled(&self.eventfds[number]);
-            let hit = expected.is_some_and(|n| n == number || (n == DUPLICATE && number == 0));
+            let hit = expected.is_some_and(|n| eventfd_of(n) == number);
             if count != u64::from(hit) {
                 return Err(format!("{write:x?} signalled eventfd {number} {count} times"));
             }

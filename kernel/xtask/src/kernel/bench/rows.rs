@@ -71,10 +71,9 @@ const DELETE: Row = Row {
     scenario: "delete",
     regions: 1000,
     vcpu: Some("spin"),
-    pinned: false,
-    runs: None,
     ratio: 20.0,
     grace_periods: 2,
+    ..CREATE
 };
 
 static QUIET: [Row; 4] = [
