@@ -53,7 +53,7 @@ enum Command {
     /// side.
     Replay(traces::ReplayArgs),
     /// Assign irqfds while many VMs are up, with and without
-    /// `KVM_IRQFD_FLAG_NO_BYPASS`.
+    /// `KVM_IRQFD_FLAG_NO_IRQBYPASS`.
     Density(Density),
     /// A VM of `density`, in a process of its own.
     #[command(name = "density-worker", hide = true)]
@@ -61,7 +61,7 @@ enum Command {
         #[arg(long)]
         irqfds: u32,
         #[arg(long)]
-        no_bypass: bool,
+        no_irqbypass: bool,
     },
 }
 
@@ -153,8 +153,8 @@ pub fn main() -> ExitCode {
         }
         Some(Command::Bench(BenchCommand { special: None, scenarios })) => bench(&scenarios),
         Some(Command::Density(args)) => density(&args),
-        Some(Command::DensityWorker { irqfds, no_bypass }) => {
-            return density::worker(irqfds, density::Flag(no_bypass));
+        Some(Command::DensityWorker { irqfds, no_irqbypass }) => {
+            return density::worker(irqfds, density::Flag(no_irqbypass));
         }
         Some(Command::Flash(args)) => flash(&args),
         Some(Command::Import(args)) => traces::import(&args),

@@ -319,7 +319,7 @@ fn density_measures_every_irqfd_of_every_vm() {
     }
     let rows = json("density --background 3,0 --vms 4 --irqfds 5 --rounds 2");
     let without: Vec<_> =
-        rows.iter().filter(|row| row["no_bypass"] == Value::Bool(false)).collect();
+        rows.iter().filter(|row| row["no_irqbypass"] == Value::Bool(false)).collect();
     let sizes: Vec<u64> = without.iter().map(|row| number(row, "background")).collect();
     assert_eq!(sizes, [0, 3]);
     for row in &rows {

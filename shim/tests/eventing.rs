@@ -27,7 +27,7 @@ fn state() -> impl Strategy<Value = State> {
                 gsi,
                 fd,
                 resample: resample.then_some(fd + 100),
-                no_bypass: false,
+                no_irqbypass: false,
             })
             .collect(),
         ioeventfds: ioeventfds

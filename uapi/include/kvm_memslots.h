@@ -79,16 +79,16 @@ struct kvm_userspace_memory_regions {
 #endif
 
 /*
- * On the VM fd: KVM_IRQFD_FLAG_NO_BYPASS, 0 if there is no such flag.  Not to be
- * believed alone: see docs/devices.md.
+ * On the VM fd: KVM_IRQFD_FLAG_NO_IRQBYPASS, 0 if there is no such flag.  Not to
+ * be believed alone: see docs/devices.md.
  */
-#ifndef KVM_CAP_IRQFD_NO_BYPASS
-#define KVM_CAP_IRQFD_NO_BYPASS	0x4d534e42	/* "MSNB" */
+#ifndef KVM_CAP_IRQFD_NO_IRQBYPASS
+#define KVM_CAP_IRQFD_NO_IRQBYPASS	0x4d534e42	/* "MSNB" */
 #endif
 
 /* For kvm_irqfd.flags: no VFIO or vDPA device will ever signal this eventfd. */
-#ifndef KVM_IRQFD_FLAG_NO_BYPASS
-#define KVM_IRQFD_FLAG_NO_BYPASS	(1U << 15)
+#ifndef KVM_IRQFD_FLAG_NO_IRQBYPASS
+#define KVM_IRQFD_FLAG_NO_IRQBYPASS	(1U << 15)
 #endif
 
 #endif /* _KVM_MEMSLOTS_H */

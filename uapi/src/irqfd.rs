@@ -1,4 +1,4 @@
-//! `KVM_IRQFD_FLAG_NO_BYPASS`: an irqfd that is never signalled by a physical
+//! `KVM_IRQFD_FLAG_NO_IRQBYPASS`: an irqfd that is never signalled by a physical
 //! device, and therefore does without the host-wide irqbypass mutex.
 
 use core::ffi::c_int;
@@ -7,13 +7,13 @@ use nix::errno::Errno;
 
 /// Bit of `kvm_irqfd.flags`: no bypass producer (VFIO, vDPA) will ever belong
 /// to this eventfd. Without effect together with `KVM_IRQFD_FLAG_DEASSIGN`.
-pub const KVM_IRQFD_FLAG_NO_BYPASS: u32 = 1 << 15;
+pub const KVM_IRQFD_FLAG_NO_IRQBYPASS: u32 = 1 << 15;
 
-/// `KVM_CAP_IRQFD_NO_BYPASS`, ASCII `MSNB`: asked of a VM fd with
-/// `KVM_CHECK_EXTENSION`, it gives [`KVM_IRQFD_FLAG_NO_BYPASS`], 0 where the
+/// `KVM_CAP_IRQFD_NO_IRQBYPASS`, ASCII `MSNB`: asked of a VM fd with
+/// `KVM_CHECK_EXTENSION`, it gives [`KVM_IRQFD_FLAG_NO_IRQBYPASS`], 0 where the
 /// flag is absent. Far out of upstream's sequence, as
 /// [`KVM_CAP_USER_MEMORY_REGIONS`](crate::KVM_CAP_USER_MEMORY_REGIONS) is.
-pub const KVM_CAP_IRQFD_NO_BYPASS: u32 = 0x4d53_4e42;
+pub const KVM_CAP_IRQFD_NO_IRQBYPASS: u32 = 0x4d53_4e42;
 
 /// `KVM_IRQFD_FLAG_DEASSIGN`.
 const DEASSIGN: u32 = 1 << 0;
@@ -37,7 +37,7 @@ pub trait ProbeIrqfd {
 
 /// What the probe found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoBypass {
+pub enum NoIrqBypass {
     /// The kernel does not claim the capability.
     Absent,
     /// The kernel takes the flag.
@@ -56,26 +56,26 @@ pub enum NoBypass {
     },
 }
 
-/// Finds out whether a kernel takes [`KVM_IRQFD_FLAG_NO_BYPASS`]: one
+/// Finds out whether a kernel takes [`KVM_IRQFD_FLAG_NO_IRQBYPASS`]: one
 /// `KVM_CHECK_EXTENSION`, and where that claims it two calls that change
 /// nothing. The capability is not believed alone.
 ///
 /// `KVM_IRQFD` checks its flags before everything else, and a deassignment
 /// needs no interrupt controller, so this works on any VM at any time.
-pub fn probe_no_bypass(vm: &mut impl ProbeIrqfd) -> NoBypass {
-    let claimed = vm.check_extension(KVM_CAP_IRQFD_NO_BYPASS);
+pub fn probe_no_irqbypass(vm: &mut impl ProbeIrqfd) -> NoIrqBypass {
+    let claimed = vm.check_extension(KVM_CAP_IRQFD_NO_IRQBYPASS);
     if claimed <= 0 {
-        return NoBypass::Absent;
+        return NoIrqBypass::Absent;
     }
     let mut ask = |flags| vm.irqfd(flags).map_or_else(|errno| errno, |()| 0);
-    let with_flag = ask(DEASSIGN | KVM_IRQFD_FLAG_NO_BYPASS);
-    let with_unknown = ask(DEASSIGN | KVM_IRQFD_FLAG_NO_BYPASS | UNKNOWN);
-    let as_said = u32::try_from(claimed) == Ok(KVM_IRQFD_FLAG_NO_BYPASS)
+    let with_flag = ask(DEASSIGN | KVM_IRQFD_FLAG_NO_IRQBYPASS);
+    let with_unknown = ask(DEASSIGN | KVM_IRQFD_FLAG_NO_IRQBYPASS | UNKNOWN);
+    let as_said = u32::try_from(claimed) == Ok(KVM_IRQFD_FLAG_NO_IRQBYPASS)
         && with_flag == 0
         && with_unknown == Errno::EINVAL as c_int;
     if as_said {
-        NoBypass::Present
+        NoIrqBypass::Present
     } else {
-        NoBypass::Impostor { claimed, with_flag, with_unknown }
+        NoIrqBypass::Impostor { claimed, with_flag, with_unknown }
     }
 }

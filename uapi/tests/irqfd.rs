@@ -1,10 +1,11 @@
-//! The probe for `KVM_IRQFD_FLAG_NO_BYPASS` against kernels that have it, lack
+//! The probe for `KVM_IRQFD_FLAG_NO_IRQBYPASS` against kernels that have it, lack
 //! it and lie.
 
 use std::ffi::c_int;
 
 use kvm_memslots_uapi::irqfd::{
-    KVM_CAP_IRQFD_NO_BYPASS, KVM_IRQFD_FLAG_NO_BYPASS, NoBypass, ProbeIrqfd, probe_no_bypass,
+    KVM_CAP_IRQFD_NO_IRQBYPASS, KVM_IRQFD_FLAG_NO_IRQBYPASS, NoIrqBypass, ProbeIrqfd,
+    probe_no_irqbypass,
 };
 
 struct Kernel {
@@ -16,7 +17,7 @@ struct Kernel {
 impl ProbeIrqfd for Kernel {
     fn check_extension(&mut self, cap: u32) -> c_int {
         assert_eq!(cap, u32::from_be_bytes(*b"MSNB"));
-        assert_eq!(cap, KVM_CAP_IRQFD_NO_BYPASS);
+        assert_eq!(cap, KVM_CAP_IRQFD_NO_IRQBYPASS);
         self.claims
     }
 
@@ -27,21 +28,21 @@ impl ProbeIrqfd for Kernel {
     }
 }
 
-fn probe(claims: c_int, known: u32) -> (NoBypass, usize) {
+fn probe(claims: c_int, known: u32) -> (NoIrqBypass, usize) {
     let mut kernel = Kernel { claims, known, calls: 0 };
-    (probe_no_bypass(&mut kernel), kernel.calls)
+    (probe_no_irqbypass(&mut kernel), kernel.calls)
 }
 
 #[test]
 fn only_what_answers_as_the_abi_says_is_believed() {
-    let flag = KVM_IRQFD_FLAG_NO_BYPASS;
+    let flag = KVM_IRQFD_FLAG_NO_IRQBYPASS;
     assert_eq!(flag, 0x8000);
     let claim = c_int::try_from(flag).expect("a small number");
-    assert_eq!(probe(0, 3), (NoBypass::Absent, 0));
-    assert_eq!(probe(-1, 3), (NoBypass::Absent, 0));
-    assert_eq!(probe(claim, 3 | flag), (NoBypass::Present, 2));
+    assert_eq!(probe(0, 3), (NoIrqBypass::Absent, 0));
+    assert_eq!(probe(-1, 3), (NoIrqBypass::Absent, 0));
+    assert_eq!(probe(claim, 3 | flag), (NoIrqBypass::Present, 2));
     let impostor = |claimed, with_flag, with_unknown| {
-        (NoBypass::Impostor { claimed, with_flag, with_unknown }, 2)
+        (NoIrqBypass::Impostor { claimed, with_flag, with_unknown }, 2)
     };
     // Another meaning of the number, a capability without the flag, a kernel
     // that takes any flag.

@@ -39,9 +39,9 @@ pub struct Density {
     /// How often: samples are those of all rounds.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// Measure with `KVM_IRQFD_FLAG_NO_BYPASS` only, not also without.
+    /// Measure with `KVM_IRQFD_FLAG_NO_IRQBYPASS` only, not also without.
     #[arg(long)]
-    pub no_bypass: bool,
+    pub no_irqbypass: bool,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -79,8 +79,8 @@ pub enum DensityError {
         /// What it said.
         why: String,
     },
-    /// `--no-bypass` on a kernel without.
-    #[error("--no-bypass: this kernel has no KVM_IRQFD_FLAG_NO_BYPASS")]
+    /// `--no-irqbypass` on a kernel without.
+    #[error("--no-irqbypass: this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS")]
     NoFlag,
 }
 
@@ -96,7 +96,7 @@ pub struct Flag(pub bool);
 
 impl fmt::Display for Flag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0 { "NO_BYPASS" } else { "-" })
+        f.write_str(if self.0 { "NO_IRQBYPASS" } else { "-" })
     }
 }
 
@@ -105,14 +105,14 @@ impl fmt::Display for Flag {
 /// # Errors
 /// [`DensityError`].
 pub fn density(args: &Density, mut on_row: impl FnMut(Row)) -> Result<(), DensityError> {
-    let has_flag = Machine::new()?.events.limits().no_bypass;
-    let flags = match (args.no_bypass, has_flag) {
+    let has_flag = Machine::new()?.events.limits().no_irqbypass;
+    let flags = match (args.no_irqbypass, has_flag) {
         (true, false) => return Err(DensityError::NoFlag),
         (true, true) => vec![Flag(true)],
         (false, true) => vec![Flag(false), Flag(true)],
         (false, false) => {
             eprintln!(
-                "memslots: SKIPPED with NO_BYPASS: this kernel has no KVM_IRQFD_FLAG_NO_BYPASS"
+                "memslots: SKIPPED with NO_IRQBYPASS: this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS"
             );
             vec![Flag(false)]
         }

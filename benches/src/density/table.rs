@@ -17,8 +17,8 @@ pub struct Row {
     pub irqfds: u32,
     /// Rounds.
     pub rounds: u32,
-    /// Whether they had `KVM_IRQFD_FLAG_NO_BYPASS`.
-    pub no_bypass: bool,
+    /// Whether they had `KVM_IRQFD_FLAG_NO_IRQBYPASS`.
+    pub no_irqbypass: bool,
     /// Samples: `KVM_IRQFD` calls.
     pub samples: usize,
     /// A `KVM_IRQFD` call, median.
@@ -58,7 +58,7 @@ impl Samples {
             vms: args.vms,
             irqfds: args.irqfds,
             rounds: args.rounds,
-            no_bypass: flag.0,
+            no_irqbypass: flag.0,
             samples: self.irqfds.len(),
             irqfd_p50_ns: percentile(&self.irqfds, 50),
             irqfd_p99_ns: percentile(&self.irqfds, 99),
@@ -95,7 +95,7 @@ pub fn table(rows: &[Row]) -> Table {
         table.add_row([
             row.background.to_string(),
             format!("{} x {}", row.vms, row.irqfds),
-            Flag(row.no_bypass).to_string(),
+            Flag(row.no_irqbypass).to_string(),
             human(row.irqfd_p50_ns),
             human(row.irqfd_p99_ns),
             human(row.irqfd_max_ns),

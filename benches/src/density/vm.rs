@@ -58,7 +58,7 @@ impl Machine {
             gsi: FIRST_GSI + index as u32,
             fd: self.eventfds[index].as_raw_fd(),
             resample: None,
-            no_bypass: flag.0,
+            no_irqbypass: flag.0,
         };
         let assigned = self.events.assign_irqfd(&irqfd);
         assigned.map_err(|errno| DensityError::vm("KVM_IRQFD")(errno.into()))

@@ -139,7 +139,7 @@ fn start(irqfds: u32, flag: Flag) -> io::Result<Worker> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(SUBCOMMAND).arg("--irqfds").arg(irqfds.to_string());
     if flag.0 {
-        command.arg("--no-bypass");
+        command.arg("--no-irqbypass");
     }
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let (input, output) = (process.stdin.take(), process.stdout.take());

@@ -146,7 +146,7 @@ impl<'a> ByHand<'a> {
             gsi,
             fd: fd.as_raw_fd(),
             resample: None,
-            no_bypass: false,
+            no_irqbypass: false,
         };
         device.interrupts.iter().zip(first..).map(irqfd).collect()
     }

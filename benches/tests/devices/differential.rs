@@ -198,13 +198,13 @@ impl Pair {
                     gsi: *gsi,
                     fd: self.fds[*fd],
                     resample: resample.map(|fd| self.fds[fd]),
-                    no_bypass: false,
+                    no_irqbypass: false,
                 };
                 self.call(|calls| calls.assign_irqfd(&irqfd), seen)
             }
             Op::DeassignIrqfd(gsi, fd) => {
                 let fd = self.fds[*fd];
-                let irqfd = Irqfd { gsi: *gsi, fd, resample: None, no_bypass: false };
+                let irqfd = Irqfd { gsi: *gsi, fd, resample: None, no_irqbypass: false };
                 self.call(|calls| calls.deassign_irqfd(&irqfd), seen)
             }
             Op::AssignIoeventfd(at) => {

@@ -122,7 +122,7 @@ impl Parts {
     fn assert_live(&self, live: bool, kvm: &mut KvmEventing, what: &str) {
         for (interrupt, vector) in self.interrupts.iter().zip(self.first..) {
             let fd = interrupt.as_raw_fd();
-            let irqfd = Irqfd { gsi: 3000, fd, resample: None, no_bypass: false };
+            let irqfd = Irqfd { gsi: 3000, fd, resample: None, no_irqbypass: false };
             let assigned = kvm.assign_irqfd(&irqfd);
             let expected = if live { Err(Errno::EBUSY) } else { Ok(()) };
             assert_eq!(assigned, expected, "{what}: irqfd of vector {vector:#x}");

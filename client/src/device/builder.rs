@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_memslots_shim::eventing::{EventCalls, Gsis, KvmEventing, Route, State};
-use kvm_memslots_shim::uapi::irqfd::NoBypass;
+use kvm_memslots_shim::uapi::irqfd::NoIrqBypass;
 
 use super::Eventing;
 use super::error::{DeviceError, DeviceErrorKind, DevicePart};
@@ -32,12 +32,12 @@ pub struct EventingBuilder {
     routes: Vec<Route>,
     reserved: Vec<RangeInclusive<u32>>,
     first: u32,
-    no_bypass: bool,
+    no_irqbypass: bool,
 }
 
 impl Default for EventingBuilder {
     fn default() -> Self {
-        Self { routes: Vec::new(), reserved: Vec::new(), first: FIRST_GSI, no_bypass: true }
+        Self { routes: Vec::new(), reserved: Vec::new(), first: FIRST_GSI, no_irqbypass: true }
     }
 }
 
@@ -64,11 +64,11 @@ impl EventingBuilder {
         self
     }
 
-    /// Whether `KVM_IRQFD_FLAG_NO_BYPASS` is used where the kernel has it, for
+    /// Whether `KVM_IRQFD_FLAG_NO_IRQBYPASS` is used where the kernel has it, for
     /// devices that don't say [`may_bypass`](super::DeviceSetup::may_bypass).
     /// On unless said otherwise.
-    pub fn no_bypass(mut self, on: bool) -> Self {
-        self.no_bypass = on;
+    pub fn no_irqbypass(mut self, on: bool) -> Self {
+        self.no_irqbypass = on;
         self
     }
 
@@ -81,8 +81,8 @@ impl EventingBuilder {
     pub fn open(self, vm: impl AsFd) -> Result<Eventing, DeviceError> {
         let kvm = KvmEventing::open(vm)
             .map_err(|error| DeviceError::nobodys(DeviceErrorKind::Memory(Error::Open(error))))?;
-        if let NoBypass::Impostor { claimed, with_flag, with_unknown } = kvm.no_bypass() {
-            tracing::warn!(claimed, with_flag, with_unknown, "not KVM_CAP_IRQFD_NO_BYPASS");
+        if let NoIrqBypass::Impostor { claimed, with_flag, with_unknown } = kvm.no_irqbypass() {
+            tracing::warn!(claimed, with_flag, with_unknown, "not KVM_CAP_IRQFD_NO_IRQBYPASS");
         }
         self.open_on(Box::new(kvm))
     }
@@ -118,7 +118,7 @@ impl EventingBuilder {
         tracing::debug!(backend = calls.name(), ?limits, routes = routes.len(), "open eventing");
         Ok(Eventing {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            no_bypass: self.no_bypass && limits.no_bypass,
+            no_irqbypass: self.no_irqbypass && limits.no_irqbypass,
             live: State { routes: routes.clone(), ..State::default() },
             calls,
             limits,

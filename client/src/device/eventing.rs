@@ -31,7 +31,7 @@ pub struct Eventing {
     pub(super) id: u32,
     pub(super) calls: Box<dyn EventCalls>,
     pub(super) limits: EventLimits,
-    pub(super) no_bypass: bool,
+    pub(super) no_irqbypass: bool,
     pub(super) own_routes: BTreeSet<Route>,
     pub(super) reserved: Vec<RangeInclusive<u32>>,
     pub(super) gsis: Gsis,
@@ -69,10 +69,10 @@ impl Eventing {
         self.limits
     }
 
-    /// Whether irqfds get `KVM_IRQFD_FLAG_NO_BYPASS`.
+    /// Whether irqfds get `KVM_IRQFD_FLAG_NO_IRQBYPASS`.
     #[must_use]
-    pub const fn uses_no_bypass(&self) -> bool {
-        self.no_bypass
+    pub const fn uses_no_irqbypass(&self) -> bool {
+        self.no_irqbypass
     }
 
     /// What KVM has: the VMM's own routes, and all that was made here.
@@ -217,7 +217,7 @@ impl Eventing {
     /// What KVM is to have.
     pub(super) fn wanted(&self) -> State {
         let mut state = State { routes: self.own_routes.clone(), ..State::default() };
-        self.attached().for_each(|device| device.add_to(&mut state, self.no_bypass));
+        self.attached().for_each(|device| device.add_to(&mut state, self.no_irqbypass));
         state
     }
 

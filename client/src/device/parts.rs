@@ -29,19 +29,19 @@ impl Device {
     }
 
     /// Adds what KVM is to have of this device.
-    pub(super) fn add_to(&self, state: &mut State, no_bypass: bool) {
-        let no_bypass = no_bypass && !self.may_bypass;
+    pub(super) fn add_to(&self, state: &mut State, no_irqbypass: bool) {
+        let no_irqbypass = no_irqbypass && !self.may_bypass;
         for vector in &self.vectors {
             if let (Some(msi), Some(gsi)) = (vector.msi, vector.gsi) {
                 state.routes.insert(Route::msi(gsi, msi));
-                state.irqfds.insert(vector.irqfd(gsi, no_bypass));
+                state.irqfds.insert(vector.irqfd(gsi, no_irqbypass));
             }
         }
         for line in &self.lines {
             if let Some((chip, pin)) = line.pin {
                 state.routes.insert(Route::irqchip(line.gsi, chip, pin));
             }
-            state.irqfds.insert(line.irqfd(no_bypass));
+            state.irqfds.insert(line.irqfd(no_irqbypass));
         }
         if !self.defers {
             state.ioeventfds.extend(self.ioeventfds.iter().map(IoeventfdSpec::ioeventfd));
@@ -94,14 +94,14 @@ impl IoeventfdSpec {
 }
 
 impl Vector {
-    fn irqfd(&self, gsi: u32, no_bypass: bool) -> Irqfd {
-        Irqfd { gsi, fd: self.fd.as_raw_fd(), resample: None, no_bypass }
+    fn irqfd(&self, gsi: u32, no_irqbypass: bool) -> Irqfd {
+        Irqfd { gsi, fd: self.fd.as_raw_fd(), resample: None, no_irqbypass }
     }
 }
 
 impl Line {
-    fn irqfd(&self, no_bypass: bool) -> Irqfd {
+    fn irqfd(&self, no_irqbypass: bool) -> Irqfd {
         let resample = self.resample.as_ref().map(AsRawFd::as_raw_fd);
-        Irqfd { gsi: self.gsi, fd: self.fd.as_raw_fd(), resample, no_bypass }
+        Irqfd { gsi: self.gsi, fd: self.fd.as_raw_fd(), resample, no_irqbypass }
     }
 }

@@ -95,7 +95,7 @@ impl DeviceSetup {
 
     /// The device is VFIO's or vDPA's: hardware may signal its eventfds, and
     /// deliver interrupts by itself. Other devices' irqfds get
-    /// `KVM_IRQFD_FLAG_NO_BYPASS` where the kernel has it.
+    /// `KVM_IRQFD_FLAG_NO_IRQBYPASS` where the kernel has it.
     pub fn may_bypass(&mut self) -> &mut Self {
         self.may_bypass = true;
         self

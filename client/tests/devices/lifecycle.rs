@@ -140,8 +140,8 @@ fn what_is_signalled_goes_where_it_should() {
 }
 
 #[test]
-fn devices_without_hardware_behind_them_ask_for_no_bypass() {
-    let limits = EventLimits { routes: 4096, no_bypass: true, devid: false };
+fn devices_without_hardware_behind_them_ask_for_no_irqbypass() {
+    let limits = EventLimits { routes: 4096, no_irqbypass: true, devid: false };
     let events = EventModel::new(Irqchip::Split).with_limits(limits).shared();
     let mut space = Rig::new().space;
     let mut eventing = Eventing::builder().open_on(Box::new(events.clone())).unwrap();
@@ -151,7 +151,7 @@ fn devices_without_hardware_behind_them_ask_for_no_bypass() {
     virtio.vector(eventfd(), Some(msi(2))).unwrap();
     eventing.attach_all(&mut space, [vfio, virtio]).unwrap();
     let flags: Vec<bool> =
-        events.lock().state().irqfds.iter().map(|irqfd| irqfd.no_bypass).collect();
+        events.lock().state().irqfds.iter().map(|irqfd| irqfd.no_irqbypass).collect();
     assert_eq!(flags, [false, true]);
 }
 

@@ -6,7 +6,9 @@ use kvm_bindings::{
     KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID, KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE,
     kvm_ioeventfd, kvm_irqfd,
 };
-use kvm_memslots_uapi::irqfd::{KVM_IRQFD_FLAG_NO_BYPASS, NoBypass, ProbeIrqfd, probe_no_bypass};
+use kvm_memslots_uapi::irqfd::{
+    KVM_IRQFD_FLAG_NO_IRQBYPASS, NoIrqBypass, ProbeIrqfd, probe_no_irqbypass,
+};
 use libc::c_int;
 
 use super::{Bus, EventCalls, EventLimits, Ioeventfd, Irqfd, Route};
@@ -36,14 +38,14 @@ const MAX_IRQ_ROUTES: u32 = 4096;
 pub struct KvmEventing {
     vm: OwnedFd,
     limits: EventLimits,
-    no_bypass: NoBypass,
+    no_irqbypass: NoIrqBypass,
     /// Reused: the table as the kernel takes it, two words at a time.
     table: Vec<[u32; 2]>,
 }
 
 impl KvmEventing {
     /// Duplicates `vm` (close-on-exec), asks it what it allows, and probes for
-    /// `KVM_IRQFD_FLAG_NO_BYPASS`. Nothing of the VM is changed.
+    /// `KVM_IRQFD_FLAG_NO_IRQBYPASS`. Nothing of the VM is changed.
     ///
     /// # Errors
     /// [`OpenError`], by what `vm` is instead of a VM.
@@ -55,24 +57,24 @@ impl KvmEventing {
             fd,
             errno: Errno::from_raw(error.raw_os_error().unwrap_or_default()),
         })?;
-        let no_bypass = match eventfd() {
-            Ok(eventfd) => probe_no_bypass(&mut Probed { vm: &vm, eventfd }),
+        let no_irqbypass = match eventfd() {
+            Ok(eventfd) => probe_no_irqbypass(&mut Probed { vm: &vm, eventfd }),
             // Out of descriptors; what comes next will say so.
-            Err(_) => NoBypass::Absent,
+            Err(_) => NoIrqBypass::Absent,
         };
         let routes = u32::try_from(answer(&vm, KVM_CAP_IRQ_ROUTING)).unwrap_or(0);
         let limits = EventLimits {
             routes: if routes == 0 { MAX_IRQ_ROUTES } else { routes },
-            no_bypass: no_bypass == NoBypass::Present,
+            no_irqbypass: no_irqbypass == NoIrqBypass::Present,
             devid: answer(&vm, KVM_CAP_MSI_DEVID) > 0,
         };
-        Ok(Self { vm, limits, no_bypass, table: Vec::new() })
+        Ok(Self { vm, limits, no_irqbypass, table: Vec::new() })
     }
 
-    /// What the probe for `KVM_IRQFD_FLAG_NO_BYPASS` found.
+    /// What the probe for `KVM_IRQFD_FLAG_NO_IRQBYPASS` found.
     #[must_use]
-    pub const fn no_bypass(&self) -> NoBypass {
-        self.no_bypass
+    pub const fn no_irqbypass(&self) -> NoIrqBypass {
+        self.no_irqbypass
     }
 
     fn irqfd(&mut self, irqfd: &Irqfd, flags: u32) -> Result<(), Errno> {
@@ -131,8 +133,8 @@ impl EventCalls for KvmEventing {
 
     fn assign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
         let resample = if irqfd.resample.is_some() { KVM_IRQFD_FLAG_RESAMPLE } else { 0 };
-        let no_bypass = if irqfd.no_bypass { KVM_IRQFD_FLAG_NO_BYPASS } else { 0 };
-        self.irqfd(irqfd, resample | no_bypass)
+        let no_irqbypass = if irqfd.no_irqbypass { KVM_IRQFD_FLAG_NO_IRQBYPASS } else { 0 };
+        self.irqfd(irqfd, resample | no_irqbypass)
     }
 
     fn deassign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {

@@ -38,8 +38,8 @@ pub struct EventLimits {
     /// GSIs run from 0 to `routes - 1`, and a table has at most this many
     /// routes (`KVM_CAP_IRQ_ROUTING`).
     pub routes: u32,
-    /// Whether `KVM_IRQFD_FLAG_NO_BYPASS` can be used.
-    pub no_bypass: bool,
+    /// Whether `KVM_IRQFD_FLAG_NO_IRQBYPASS` can be used.
+    pub no_irqbypass: bool,
     /// Whether an MSI route can name its device (`KVM_CAP_MSI_DEVID`).
     pub devid: bool,
 }

@@ -120,7 +120,7 @@ impl EventModel {
             pio = IoBus::with(&[(0x20, 2), (0xa0, 2), (0x4d0, 2)]);
         }
         Self {
-            limits: EventLimits { routes: 4096, no_bypass: false, devid: false },
+            limits: EventLimits { routes: 4096, no_irqbypass: false, devid: false },
             irqchip,
             fds: BTreeMap::new(),
             state,
@@ -294,7 +294,7 @@ impl EventCalls for EventModel {
     /// `kvm_irqfd_assign()`.
     fn assign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
         self.enter(EventCall::AssignIrqfd)?;
-        if irqfd.no_bypass && !self.limits.no_bypass {
+        if irqfd.no_irqbypass && !self.limits.no_irqbypass {
             return Err(Errno::EINVAL);
         }
         match self.irqchip {

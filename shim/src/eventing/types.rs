@@ -156,8 +156,8 @@ pub struct Irqfd {
     /// interrupt (`KVM_IRQFD_FLAG_RESAMPLE`): the interrupt is level-triggered
     /// then.
     pub resample: Option<RawFd>,
-    /// Whether `KVM_IRQFD_FLAG_NO_BYPASS` is set.
-    pub no_bypass: bool,
+    /// Whether `KVM_IRQFD_FLAG_NO_IRQBYPASS` is set.
+    pub no_irqbypass: bool,
 }
 
 impl fmt::Display for Irqfd {

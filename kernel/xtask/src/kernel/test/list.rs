@@ -122,7 +122,7 @@ pub(super) const SELFTESTS: [Selftest; 22] = [
     Selftest { append: EMULATE, arch: X86, ..TRAP_RACE },
     Selftest { args: &["3000"], arch: ARM64, ..TRAP_RACE },
     Selftest { append: SHADOW, arch: X86, ..TRAP_RACE },
-    Selftest { name: "irqfd_no_bypass_test", ..OURS },
+    Selftest { name: "irqfd_no_irqbypass_test", ..OURS },
     Selftest { name: "set_memory_region_test", ..OTHER },
     Selftest {
         name: "memslot_modification_stress_test",
