@@ -22,10 +22,13 @@ hits() {
 		[ "$event" = grace ] && echo "$hits"
 	done <$tracing/kprobe_profile
 }
-# In hundredths of a second.
+# Of seconds with two decimals. A number that begins with 0 would be octal.
+hundredths() {
+	echo $((${1%.*} * 100 + 1${1#*.} - 100))
+}
 now() {
 	read -r up idle </proc/uptime
-	echo "${up%.*}${up#*.}"
+	hundredths "$up"
 }
 
 mkfifo in out

@@ -118,7 +118,20 @@ fn script(ways: &[&Way], runs: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    #[test]
+    fn the_clock_of_the_guest_is_decimal() {
+        let from = SCRIPT.find("hundredths() {").unwrap();
+        let function = SCRIPT[from..].split_inclusive("\n}\n").next().unwrap();
+        for (up, expected) in [("0.08", 8), ("0.10", 10), ("9.99", 999), ("70.05", 7005)] {
+            let mut sh = std::process::Command::new("sh");
+            let output = sh.arg("-c").arg(format!("{function}hundredths {up}")).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{expected}\n"), "{up}");
+        }
+    }
 
     #[test]
     fn ways_alternate() {
