@@ -8,15 +8,16 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 
 use super::build::Make;
-use super::patch::{Patch, Tree};
+use super::patch::{self, Patch, Tree};
 use super::target::{Arch, Target};
 use super::test::wanted;
 use super::{config, logged, selftests, source, target, tools};
 use crate::run;
 
-/// What `checkpatch.pl` is not asked about: signing off is for the person who
-/// sends the series, and the directories of new files have their maintainers.
-const NOT_CHECKED: &str = "MISSING_SIGN_OFF,FILE_PATH_CHANGES";
+/// What `checkpatch.pl` is not asked about: the source has no history in which
+/// it could find commits, and the directories of new files have their
+/// maintainers.
+const NOT_CHECKED: &str = "UNKNOWN_COMMIT_ID,FILE_PATH_CHANGES";
 
 /// Debian's sparse does not know an operator that newer kernels use.
 const SPARSE: &str = "CHECK=sparse -D__typeof_unqual__=__typeof__";
@@ -28,9 +29,17 @@ pub(super) fn run(target: &Target, filters: &[String]) -> Result<ExitCode> {
     }
     tools::for_build(target.arch)?;
     tools::for_check()?;
-    let series = super::patch::series(&target.patches())?;
+    // What a series stands on is checked as a series of its own.
+    let mut series = Vec::new();
+    let mut bases = 0;
+    for with in target.with()? {
+        if target.series == Some(with) {
+            bases = series.len();
+        }
+        series.extend(patch::of_series(with, &target.version)?);
+    }
     let wanted: Vec<usize> =
-        (0..series.len()).filter(|&nth| wanted(&series[nth].name(), filters)).collect();
+        (bases..series.len()).filter(|&nth| wanted(&series[nth].name(), filters)).collect();
     if wanted.is_empty() {
         bail!("no patch of this series is called so");
     }
@@ -40,14 +49,14 @@ pub(super) fn run(target: &Target, filters: &[String]) -> Result<ExitCode> {
     let make = Make::new(target, tree.source(), dir.join("build"), dir.join("check.log"))?;
 
     let mut wrong = Vec::new();
-    tree.apply(&[])?;
+    tree.apply(&series[..bases])?;
     for &nth in &wanted {
         wrong.extend(style(&tree.source(), &series[nth], &dir.join("checkpatch.log"))?);
     }
     config::configure(target, &make)?;
-    let known = compile(&make, target.arch, "the kernel as it is", &[])?;
+    let known = compile(&make, target.arch, "the kernel without", &[])?;
     let sparse = ["C=2", SPARSE];
-    let known_to_sparse = compile(&make, target.arch, "sparse, the kernel as it is", &sparse)?;
+    let known_to_sparse = compile(&make, target.arch, "sparse, the kernel without", &sparse)?;
     for &nth in &wanted {
         tree.apply(&series[..=nth])?;
         let name = series[nth].name();

@@ -14,6 +14,7 @@ mod logged;
 mod patch;
 mod programs;
 mod selftests;
+mod series;
 mod source;
 mod target;
 mod test;
@@ -33,6 +34,7 @@ use crate::test::tally::Tally;
 use boot::Guest;
 use build::Kernel;
 use initrd::{Command, Program};
+use series::Series;
 use target::{Arch, Target};
 
 /// What to do, with which kernel.
@@ -44,7 +46,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Stage {
-    /// Unpack the kernel's source and apply the series
+    /// Unpack the kernel's source and apply the series of `kernel/patches`
     Fetch(Which),
     /// Build the kernel
     Build(Which),
@@ -68,7 +70,7 @@ enum Stage {
 #[derive(ClapArgs, Clone)]
 struct Which {
     /// Version of the kernel, `newest` for the newest that Debian has, of those
-    /// with a series, or of all with --vanilla
+    /// with series, or of all with --vanilla
     #[arg(long, value_name = "VERSION", default_value = "6.12")]
     linux: String,
     /// Architecture of the guest
@@ -77,9 +79,12 @@ struct Which {
     /// With KASAN, lockdep, object debugging and fault injection
     #[arg(long)]
     debug: bool,
-    /// Without the series
+    /// Without any series
     #[arg(long)]
     vanilla: bool,
+    /// With one series, and those that it stands on, only [default: all]
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "vanilla")]
+    series: Option<Series>,
     /// With a patch of the lab's: `srcutree.lab_expedited_ms=MS` on the
     /// kernel's command line makes each expedited grace period last that long
     #[arg(long)]
@@ -284,6 +289,7 @@ fn uefi(args: &Uefi) -> Result<ExitCode> {
         arch: Arch::Arm64,
         debug: false,
         vanilla: false,
+        series: None,
         slow_gp: args.slow_gp,
     };
     uefi::run(&which.target()?, args)
@@ -297,6 +303,7 @@ pub(crate) fn check(tally: &mut Tally) -> Result<Outcome> {
         arch: Arch::X86_64,
         debug: false,
         vanilla: false,
+        series: None,
         slow_gp: false,
         ksrc: None,
     };
@@ -344,6 +351,7 @@ impl Which {
             arch: self.arch,
             debug: self.debug,
             vanilla: self.vanilla,
+            series: self.series,
             slow_gp: self.slow_gp,
             ksrc,
         })

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::series::Series;
 use super::target::Target;
 use super::{logged, source, target};
 
@@ -53,10 +54,12 @@ pub(super) fn patched(target: &Target) -> Result<PathBuf> {
 
 /// What `target` is patched with, in order.
 fn patches(target: &Target) -> Result<Vec<Patch>> {
-    let mut patches = match target {
-        Target { vanilla: false, ksrc: None, .. } => series(&target.patches())?,
-        _ => Vec::new(),
-    };
+    let mut patches = Vec::new();
+    if target.ksrc.is_none() {
+        for with in target.with()? {
+            patches.extend(of_series(with, &target.version)?);
+        }
+    }
     patches.extend(target.lab_patch().map(Patch::read).transpose()?);
     Ok(patches)
 }
@@ -85,6 +88,11 @@ fn hash_of(series: &[Patch]) -> u64 {
         patch.text.hash(&mut hasher);
     }
     hasher.finish()
+}
+
+/// The patches of `which` for Linux `version`, without those that it stands on.
+pub(super) fn of_series(which: Series, version: &str) -> Result<Vec<Patch>> {
+    series(&which.dir(version))
 }
 
 /// The patches in `dir`, in their order, without the cover letter.
@@ -303,11 +311,7 @@ new file mode 100644
         assert_eq!(versions.first().unwrap(), "6.12");
         assert!(versions.is_sorted_by_key(|version| target::numbers(version)));
         for version in &versions {
-            assert!(
-                !series(&target::all_patches().join(format!("linux-{version}")))
-                    .unwrap()
-                    .is_empty()
-            );
+            assert!(!of_series(Series::Batch, version).unwrap().is_empty());
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use clap::ValueEnum;
 
+use super::series::Series;
 use crate::workspace;
 
 /// An architecture that the lab knows.
@@ -83,6 +85,8 @@ pub(super) struct Target {
     pub(super) arch: Arch,
     pub(super) debug: bool,
     pub(super) vanilla: bool,
+    /// With this series only, and what that stands on.
+    pub(super) series: Option<Series>,
     /// With the lab's patch that can make grace periods slow.
     pub(super) slow_gp: bool,
     /// A tree that is built as it is, instead of a fetched one.
@@ -101,6 +105,10 @@ impl Target {
         if self.vanilla && self.ksrc.is_none() {
             name.push_str("-vanilla");
         }
+        if let Some(series) = self.series {
+            name.push('-');
+            name.push_str(series.name());
+        }
         if self.slow_gp && self.ksrc.is_none() {
             name.push_str("-slow-gp");
         }
@@ -112,9 +120,14 @@ impl Target {
         dir().join(self.name())
     }
 
-    /// Where the series for its version is, there or not.
-    pub(super) fn patches(&self) -> PathBuf {
-        all_patches().join(format!("linux-{}", self.version))
+    /// The series that it is patched with, in order; of a tree of somebody's
+    /// own, those that it should have.
+    pub(super) fn with(&self) -> Result<Vec<Series>> {
+        match self.series {
+            _ if self.vanilla => Ok(Vec::new()),
+            Some(series) => series.with_bases(&self.version),
+            None => Ok(Series::ALL.to_vec()),
+        }
     }
 
     /// The lab's own patch, for kernels that are measured, not shown.
@@ -166,7 +179,15 @@ mod tests {
     fn target() -> Target {
         let version = "6.12".to_owned();
         let arch = Arch::X86_64;
-        Target { version, arch, debug: false, vanilla: false, slow_gp: false, ksrc: None }
+        Target {
+            version,
+            arch,
+            debug: false,
+            vanilla: false,
+            series: None,
+            slow_gp: false,
+            ksrc: None,
+        }
     }
 
     #[test]
@@ -176,6 +197,17 @@ mod tests {
         assert_eq!(all.name(), "6.12-arm64-debug-vanilla");
         assert_eq!(Target { ksrc: Some("/linux".into()), ..all }.name(), "ksrc-arm64-debug");
         assert_eq!(Target { slow_gp: true, ..target() }.name(), "6.12-x86_64-slow-gp");
+        let batch = Target { series: Some(Series::Batch), ..target() };
+        assert_eq!(batch.name(), "6.12-x86_64-batch");
+    }
+
+    #[test]
+    fn series_of_a_kernel() {
+        let with = |target: Target| target.with().map_err(|e| e.to_string());
+        assert_eq!(with(target()), Ok(Series::ALL.to_vec()));
+        assert_eq!(with(Target { vanilla: true, ..target() }), Ok(Vec::new()));
+        let irqfd = Target { series: Some(Series::Irqfd), ..target() };
+        assert_eq!(with(irqfd), Ok(vec![Series::Irqfd]));
     }
 
     #[test]
@@ -193,7 +225,7 @@ mod tests {
         for fragment in debug.fragments() {
             assert!(fragment.exists(), "{}", fragment.display());
         }
-        assert!(debug.patches().is_dir());
+        assert!(all_patches().is_dir());
         let slow = Target { slow_gp: true, ..target() };
         assert!(
             slow.lab_patch().is_some_and(|patch| patch.exists()) && debug.lab_patch().is_none()

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use super::boot::{Guest, Job};
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
+use super::series::Series;
 use super::target::Target;
 use super::{build, target};
 use crate::run;
@@ -36,6 +37,9 @@ pub(super) fn run(
 /// Measures the rows that `args` names, what is compared in one boot each, and
 /// shows them beside what is wanted of them.
 pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
+    if target.ksrc.is_none() && !target.with()?.contains(&Series::Batch) {
+        bail!("the table is about the batch, which this kernel does not have: bench -- ARGS");
+    }
     let boots = rows::boots(&args.filters);
     if boots.is_empty() {
         let all: Vec<String> = rows::boots(&[]).iter().flat_map(Boot::names).collect();

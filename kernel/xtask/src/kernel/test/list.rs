@@ -1,6 +1,7 @@
 //! Which tests there are.
 
 use super::super::programs::Source;
+use super::super::series::Series;
 use super::super::target::{Arch, Target};
 
 /// A selftest of the kernel's tree.
@@ -16,8 +17,8 @@ pub(super) struct Selftest {
     pub(super) append: &'static str,
     /// Where it is run so; everywhere if `None`.
     arch: Option<Arch>,
-    /// Whether it comes with the series.
-    pub(super) of_series: bool,
+    /// The series that it comes with.
+    pub(super) series: Option<Series>,
     /// Whether it needs what only a debug kernel has.
     debug_only: bool,
     /// What is tried again when one of its vCPUs has derailed.
@@ -61,26 +62,32 @@ const OTHER: Selftest = Selftest {
     debug_args: &[],
     append: "",
     arch: None,
-    of_series: false,
+    series: None,
     debug_only: false,
     again: Again::Nothing,
 };
 
-/// One of the series.
-const OURS: Selftest = Selftest { of_series: true, ..OTHER };
+/// One of `series`.
+const fn of(series: Series) -> Selftest {
+    Selftest { series: Some(series), ..OTHER }
+}
+
+const BATCHES: Selftest = of(Series::Batch);
+const TRAPS: Selftest = of(Series::Trap);
 
 const RACE: Selftest =
-    Selftest { name: "set_memory_regions_race_test", arch: X86, again: Again::Setup, ..OURS };
+    Selftest { name: "set_memory_regions_race_test", arch: X86, again: Again::Setup, ..BATCHES };
 const DIRTY: Selftest =
-    Selftest { name: "set_memory_regions_dirty_test", arch: X86, again: Again::All, ..OURS };
-const FAIL: Selftest = Selftest { name: "set_memory_regions_fail_test", debug_only: true, ..OURS };
-const TRAP: Selftest = Selftest { name: "mem_trap_test", debug_args: &["100", "1000"], ..OURS };
+    Selftest { name: "set_memory_regions_dirty_test", arch: X86, again: Again::All, ..BATCHES };
+const FAIL: Selftest =
+    Selftest { name: "set_memory_regions_fail_test", debug_only: true, ..BATCHES };
+const TRAP: Selftest = Selftest { name: "mem_trap_test", debug_args: &["100", "1000"], ..TRAPS };
 const TRAP_RACE: Selftest = Selftest {
     name: "mem_trap_race_test",
     args: &["6000"],
     debug_args: &["1000"],
     again: Again::Setup,
-    ..OURS
+    ..TRAPS
 };
 // Without the last part, which changes no slots: its guest has 10 s to touch all
 // of its memory, and needs more on a busy machine.
@@ -103,9 +110,9 @@ pub(super) const SELFTESTS: [Selftest; 22] = [
         name: "set_memory_regions_test",
         args: &["50"],
         debug_args: &["20", "2048"],
-        ..OURS
+        ..BATCHES
     },
-    Selftest { name: "set_memory_regions_x86_test", arch: X86, ..OURS },
+    Selftest { name: "set_memory_regions_x86_test", arch: X86, ..BATCHES },
     // 84 ways to change the layout, 10,080 batches.
     Selftest { args: &["120"], debug_args: &["2"], append: EMULATE, ..RACE },
     Selftest { args: &["10"], debug_args: &["2"], append: SHADOW, ..RACE },
@@ -122,7 +129,7 @@ pub(super) const SELFTESTS: [Selftest; 22] = [
     Selftest { append: EMULATE, arch: X86, ..TRAP_RACE },
     Selftest { args: &["3000"], arch: ARM64, ..TRAP_RACE },
     Selftest { append: SHADOW, arch: X86, ..TRAP_RACE },
-    Selftest { name: "irqfd_no_irqbypass_test", ..OURS },
+    Selftest { name: "irqfd_no_irqbypass_test", ..of(Series::Irqfd) },
     Selftest { name: "set_memory_region_test", ..OTHER },
     Selftest {
         name: "memslot_modification_stress_test",
@@ -143,10 +150,10 @@ pub(super) const SELFTESTS: [Selftest; 22] = [
 ];
 
 impl Selftest {
-    /// Whether `target` has it, and what it needs.
-    pub(super) fn fits(&self, target: &Target) -> bool {
+    /// Whether `target`, patched `with` these series, has it, and what it needs.
+    pub(super) fn fits(&self, target: &Target, with: &[Series]) -> bool {
         self.arch.is_none_or(|arch| arch == target.arch)
-            && !(self.of_series && target.vanilla)
+            && self.series.is_none_or(|series| with.contains(&series))
             && (target.debug || !self.debug_only)
     }
 

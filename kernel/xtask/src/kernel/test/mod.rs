@@ -81,10 +81,11 @@ pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
 }
 
 /// The tests that `target` has and `filters` let run.
-fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
+fn cases(target: &Target, filters: &[String]) -> Result<Vec<Case>> {
+    let with = target.with()?;
     let [debug, other] = DERAILED_AFTER;
     let derailed_after = if target.debug { debug } else { other };
-    let selftests = SELFTESTS.iter().filter(|test| test.fits(target));
+    let selftests = SELFTESTS.iter().filter(|test| test.fits(target, &with));
     let selftests = selftests.map(|test| {
         let mut words = vec![format!("/bin/{}", test.name)];
         words.extend(test.args(target).iter().map(|&arg| arg.to_owned()));
@@ -99,7 +100,7 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
             program: test.name,
             command,
             rust: false,
-            processors: processors(target.arch, !test.of_series),
+            processors: processors(target.arch, test.series.is_none()),
             again: test.again,
             limit: (test.again != Again::Nothing).then_some(derailed_after),
         }
@@ -120,7 +121,7 @@ fn cases(target: &Target, filters: &[String]) -> Vec<Case> {
             limit: None,
         }
     });
-    selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect()
+    Ok(selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect())
 }
 
 /// Runs the tests that `args` names.
@@ -130,7 +131,7 @@ pub(super) fn run(
     guest: &Guest,
     args: &super::Test,
 ) -> Result<ExitCode> {
-    let mut cases = cases(target, &args.filters);
+    let mut cases = cases(target, &args.filters)?;
     if cases.is_empty() {
         bail!("no test of this kernel is called so");
     }
@@ -152,7 +153,7 @@ pub(super) fn run_counted(
     guest: &Guest,
     tally: &mut Tally,
 ) -> Result<()> {
-    run_all(target, kernel, guest, &cases(target, &[]), tally)
+    run_all(target, kernel, guest, &cases(target, &[])?, tally)
 }
 
 fn run_all(
@@ -309,17 +310,20 @@ impl Attempt {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::series::Series;
     use super::*;
 
     fn target(vanilla: bool) -> Target {
         let version = "6.12".to_owned();
         let arch = Arch::X86_64;
-        Target { version, arch, debug: false, vanilla, slow_gp: false, ksrc: None }
+        Target { version, arch, debug: false, vanilla, series: None, slow_gp: false, ksrc: None }
     }
 
     fn names(vanilla: bool, filters: &[&str]) -> Vec<String> {
         let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
-        cases(&target(vanilla), &filters).into_iter().map(|case| case.name).collect()
+        cases(&target(vanilla), &filters).unwrap().into_iter().map(|case| case.name).collect()
     }
 
     #[test]
@@ -330,13 +334,27 @@ mod tests {
     }
 
     #[test]
+    fn a_series_has_its_own_tests_and_those_of_what_it_stands_on() {
+        let has = |series, test: &str| {
+            let target = Target { series: Some(series), ..target(false) };
+            cases(&target, &[]).unwrap().iter().any(|case| case.program == test)
+        };
+        assert!(has(Series::Irqfd, "irqfd_no_irqbypass_test"));
+        assert!(!has(Series::Irqfd, "set_memory_regions_test"));
+        assert!(has(Series::Batch, "set_memory_regions_test"));
+        assert!(!has(Series::Batch, "mem_trap_test"));
+        assert!(has(Series::Trap, "set_memory_regions_test") && has(Series::Trap, "mem_trap_test"));
+        assert!(has(Series::Irqfd, "memslot_perf_test"));
+    }
+
+    #[test]
     fn what_needs_a_debug_kernel_runs_there_only_and_other_tests_for_less_time() {
         let debug = Target { debug: true, ..target(false) };
-        let fails = |target: &Target| cases(target, &["fail_test".to_owned()]).len();
+        let fails = |target: &Target| cases(target, &["fail_test".to_owned()]).unwrap().len();
         assert_eq!((fails(&target(false)), fails(&debug)), (0, 2));
 
         let race = |target: &Target| {
-            let races = cases(target, &["regions_race_test (kvm.force".to_owned()]);
+            let races = cases(target, &["regions_race_test (kvm.force".to_owned()]).unwrap();
             races.into_iter().map(|case| case.command.words).collect::<Vec<_>>()
         };
         assert_eq!(race(&target(false)), [["/bin/set_memory_regions_race_test", "120"]]);
@@ -353,11 +371,11 @@ mod tests {
 
     #[test]
     fn what_vcpus_race_in_takes_turns_on_x86() {
-        let all = cases(&target(false), &[]);
+        let all = cases(&target(false), &[]).unwrap();
         let turns = |case: &Case| case.processors == Processors::Turns;
         assert!(all.iter().all(|case| turns(case) || case.again == Again::Nothing));
         assert!(!turns(&case("memslot_perf_test")));
-        let arm64 = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]);
+        let arm64 = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]).unwrap();
         assert!(!arm64.iter().any(turns));
     }
 
@@ -372,7 +390,7 @@ mod tests {
 
     #[test]
     fn parameters_of_one_architecture_are_not_for_another() {
-        let all = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]);
+        let all = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]).unwrap();
         assert!(all.iter().any(|case| case.program == "set_memory_regions_test"));
         assert!(all.iter().all(|case| case.append.is_empty()));
     }
@@ -389,7 +407,7 @@ mod tests {
     }
 
     fn case(filter: &str) -> Case {
-        cases(&target(false), &[filter.to_owned()]).swap_remove(0)
+        cases(&target(false), &[filter.to_owned()]).unwrap().swap_remove(0)
     }
 
     #[test]
