@@ -90,7 +90,8 @@ fn style(source: &Path, patch: &Patch, log: &Path) -> Result<Vec<String>> {
     let mut checkpatch = Command::new("perl");
     checkpatch.arg(source.join("scripts/checkpatch.pl")).arg("--root").arg(source);
     checkpatch.args(["--strict", "--terse", "--show-types", "--ignore", NOT_CHECKED]);
-    checkpatch.arg(&patch.path);
+    // In a repository that has the patch, it is taken for source code.
+    checkpatch.arg(&patch.path).current_dir(source);
     let output = checkpatch.output().context("can't run perl")?;
     let said = String::from_utf8_lossy(&output.stdout);
     std::fs::write(log, said.as_bytes()).with_context(|| format!("{}", log.display()))?;

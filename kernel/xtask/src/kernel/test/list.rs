@@ -105,7 +105,7 @@ const DIRTY_LOG: Selftest = Selftest {
     ..OTHER
 };
 
-pub(super) const SELFTESTS: [Selftest; 22] = [
+pub(super) const SELFTESTS: [Selftest; 24] = [
     Selftest {
         name: "set_memory_regions_test",
         args: &["50"],
@@ -130,6 +130,8 @@ pub(super) const SELFTESTS: [Selftest; 22] = [
     Selftest { args: &["3000"], arch: ARM64, ..TRAP_RACE },
     Selftest { append: SHADOW, arch: X86, ..TRAP_RACE },
     Selftest { name: "irqfd_no_irqbypass_test", ..of(Series::Irqfd) },
+    Selftest { name: "guest_memfd_bind_race_test", arch: X86, ..of(Series::Fixes) },
+    Selftest { name: "pre_fault_memory_delete_test", arch: X86, ..of(Series::Fixes) },
     Selftest { name: "set_memory_region_test", ..OTHER },
     Selftest {
         name: "memslot_modification_stress_test",
