@@ -89,6 +89,8 @@ const TRAP_RACE: Selftest = Selftest {
     again: Again::Setup,
     ..TRAPS
 };
+const SLEEPING_FAULT: Selftest =
+    Selftest { name: "memslot_sleeping_fault_test", arch: X86, ..of(Series::Waits) };
 // Without the last part, which changes no slots: its guest has 10 s to touch all
 // of its memory, and needs more on a busy machine.
 const PERF: Selftest = Selftest {
@@ -105,7 +107,7 @@ const DIRTY_LOG: Selftest = Selftest {
     ..OTHER
 };
 
-pub(super) const SELFTESTS: [Selftest; 24] = [
+pub(super) const SELFTESTS: [Selftest; 27] = [
     Selftest {
         name: "set_memory_regions_test",
         args: &["50"],
@@ -130,6 +132,9 @@ pub(super) const SELFTESTS: [Selftest; 24] = [
     Selftest { args: &["3000"], arch: ARM64, ..TRAP_RACE },
     Selftest { append: SHADOW, arch: X86, ..TRAP_RACE },
     Selftest { name: "irqfd_no_irqbypass_test", ..of(Series::Irqfd) },
+    SLEEPING_FAULT,
+    Selftest { append: SHADOW, ..SLEEPING_FAULT },
+    Selftest { name: "irqfd_deassign_test", arch: X86, ..of(Series::Waits) },
     Selftest { name: "guest_memfd_bind_race_test", arch: X86, ..of(Series::Fixes) },
     Selftest { name: "pre_fault_memory_delete_test", arch: X86, ..of(Series::Fixes) },
     Selftest { name: "set_memory_region_test", ..OTHER },
