@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::build::Make;
+use super::make::Make;
 use super::patch::{self, Patch, Tree};
 use super::target::{Arch, Target};
 use super::test::wanted;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::build::Make;
+use super::make::Make;
 use super::target::Target;
 use crate::run;
 

@@ -11,6 +11,7 @@ mod cross;
 mod elf;
 mod initrd;
 mod logged;
+mod make;
 mod patch;
 mod programs;
 mod selftests;

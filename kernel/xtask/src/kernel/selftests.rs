@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::build::{Kernel, Make};
+use super::build::Kernel;
 use super::initrd::Program;
+use super::make::Make;
 use super::target::{Arch, Target};
 use super::{logged, tools};
 
