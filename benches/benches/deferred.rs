@@ -2,27 +2,31 @@
 #![allow(missing_docs)]
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use kvm_memslots::backend::Model;
+use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::deferred::{Costs, Deferral, Policy};
-use kvm_memslots::{AddressSpace, Limits, RegionSpec};
+use kvm_memslots::{Access, Backing, Changes, Limits, RegionSpec, Vm, at};
 use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_bench::rig::model_vm;
 
-/// An address space with `regions` deferrable pages, two apart.
-fn space(deferral: Deferral, memory: &HostMemory, regions: u64) -> AddressSpace {
-    let model = Box::new(Model::new(Limits::x86()));
-    let mut space =
-        AddressSpace::builder().deferral(deferral).open_on(model).expect("an address space");
-    let mut tx = space.begin();
+/// A VM with `regions` deferrable pages, two apart.
+fn vm(deferral: Deferral, memory: &HostMemory, regions: u64) -> Arc<Vm> {
+    let model = MemoryModel::new(Limits::x86());
+    let vm = model_vm(&model, Vm::builder().deferral(deferral)).expect("a VM");
+    let mut changes = Changes::new();
     for n in 0..regions {
         let (gpa, hva) = (2 * n * SMALL_PAGE, memory.hva() + n * SMALL_PAGE);
-        // SAFETY: the memory outlives the address space.
-        unsafe { tx.map(RegionSpec::device(gpa, SMALL_PAGE, hva).deferrable()) }.expect("free");
+        // SAFETY: the memory outlives the VM, and is anonymous.
+        let page = unsafe { Backing::borrowed(hva, SMALL_PAGE, Access::ReadWrite) };
+        // SAFETY: anonymous memory, which no access faults on.
+        let page = unsafe { page.never_faults() };
+        changes.map(RegionSpec::device(at(gpa, SMALL_PAGE), page).deferrable());
     }
-    tx.commit().expect("the model");
-    space
+    vm.apply(changes).expect("the model");
+    vm
 }
 
 fn serve(criterion: &mut Criterion) {
@@ -35,8 +39,8 @@ fn serve(criterion: &mut Criterion) {
     ] {
         for regions in [1, 64, 4096] {
             let memory = HostMemory::reserve(regions * SMALL_PAGE, Pages::Small).expect("memory");
-            let space = space(deferral, &memory, regions);
-            let exits = space.deferred();
+            let vm = vm(deferral, &memory, regions);
+            let exits = vm.deferred(0).expect("address space 0");
             let gpa = 2 * (regions / 2) * SMALL_PAGE + 64;
             group.bench_function(format!("read, {name}, {regions} regions"), |bencher| {
                 let mut data = [0; 8];
@@ -54,8 +58,9 @@ fn serve(criterion: &mut Criterion) {
 fn contended(criterion: &mut Criterion) {
     let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).expect("memory");
     let deferral = Deferral::default().policy(Policy::Fixed { exits: u64::MAX });
-    let space = space(deferral, &memory, 1);
-    let (exits, other) = (space.deferred(), space.deferred());
+    let vm = vm(deferral, &memory, 1);
+    let exits = vm.deferred(0).expect("address space 0");
+    let other = exits.clone();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

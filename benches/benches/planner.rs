@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use kvm_memslots_shim::planner::{Request, plan};
-use kvm_memslots_shim::{Extent, Limits, Mapping, MemFlags, Slot, SlotIds};
+use kvm_memslots_shim::memory::{Extent, Request, plan};
+use kvm_memslots_shim::{Kind, Limits, Mapping, MemFlags, Range, Slot, SlotIds};
 
 const SIZE: u64 = 64 << 10;
 const HVA: u64 = 0x7000_0000_0000;
@@ -17,9 +17,12 @@ const HVA: u64 = 0x7000_0000_0000;
 const SIZES: [u64; 3] = [1_000, 8_000, 32_764];
 
 fn regions(count: u64, stride: u64) -> Vec<Extent> {
-    let region =
-        |n| Extent { mapping: Mapping::ram(n * stride, SIZE, HVA + n * SIZE), alone: false };
-    (0..count).map(region).collect()
+    let region = |n| {
+        let range = Range::new(n * stride, SIZE)?;
+        let mapping = Mapping::new(range, HVA + n * SIZE, Kind::Ram)?;
+        Some(Extent { mapping, alone: false, joins: true })
+    };
+    (0..count).filter_map(region).collect()
 }
 
 fn sparse(count: u64) -> Vec<Extent> {
@@ -40,7 +43,7 @@ fn live(wanted: &[Extent]) -> (Vec<Slot>, SlotIds) {
 
 fn logged(wanted: &[Extent]) -> Vec<Extent> {
     let flags = MemFlags::LOG_DIRTY_PAGES;
-    let with = |extent: &Extent| Extent { mapping: Mapping { flags, ..extent.mapping }, ..*extent };
+    let with = |extent: &Extent| Extent { mapping: extent.mapping.with_flags(flags), ..*extent };
     wanted.iter().map(with).collect()
 }
 
@@ -53,7 +56,7 @@ fn per_region(
     ops: usize,
 ) {
     let limits = Limits::x86();
-    let request = Request { live, wanted, ids, limits: &limits };
+    let request = Request { live, wanted, ids, limits: &limits, make_room: None };
     let checked = plan(&request).expect("a plan");
     assert_eq!(checked.ops.len(), ops, "{name}");
     let regions = wanted.len().max(live.len());
@@ -82,7 +85,8 @@ fn planner(criterion: &mut Criterion) {
     // What a VMM that adds its regions in no order gives.
     for count in SIZES {
         let mut wanted = sparse(count);
-        wanted.sort_by_key(|extent| extent.mapping.range.gpa.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        wanted
+            .sort_by_key(|extent| extent.mapping.range().gpa().wrapping_mul(0x9e37_79b9_7f4a_7c15));
         per_region(&mut group, "map sparse, shuffled", (&[], &none), &wanted, count as usize);
     }
     for count in SIZES {

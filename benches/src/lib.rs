@@ -12,6 +12,7 @@ pub mod guest;
 pub mod host;
 pub mod machine;
 pub mod pin;
+pub mod raw;
 pub mod replay;
 pub mod report;
 pub mod rig;

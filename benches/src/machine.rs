@@ -9,8 +9,8 @@ use std::thread::available_parallelism;
 
 use flate2::read::GzDecoder;
 use kvm_ioctls::{Kvm, VmFd};
+use kvm_memslots::backend::{self, KvmOptions, MemoryCalls};
 use kvm_memslots::{Limits, vm_fd};
-use kvm_memslots_shim::backend;
 use kvm_memslots_shim::uapi::probe::Support;
 use nix::time::{ClockId, clock_getres};
 
@@ -71,10 +71,11 @@ impl Machine {
 impl KvmOffer {
     fn look() -> io::Result<Self> {
         let (kvm, vm) = open_kvm()?;
-        let slots = backend::Kvm::open(vm_fd(&vm)).map_err(io::Error::other)?;
+        let slots =
+            backend::Kvm::open(vm_fd(&vm), KvmOptions::default()).map_err(io::Error::other)?;
         Ok(Self {
             flavour: flavour(),
-            limits: backend::Memslots::limits(&slots),
+            limits: MemoryCalls::limits(&slots),
             batch: slots.support(),
             max_vcpus: kvm.get_max_vcpus(),
         })

@@ -8,17 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{Errno, Memslots, Model};
-use kvm_memslots::{AddressSpace, Executor, HolePolicy, Limits, backend, vm_fd};
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryCalls, MemoryModel};
+use kvm_memslots::{ErrorKind, Executor, HolePolicy, Limits, Vm, vm_fd};
 use thiserror::Error;
 
 use crate::guest::{BusyVcpus, GuestError, Prober, Work};
 use crate::host::{HostMemory, Pages};
 use crate::machine::new_vm;
+use crate::raw::{OnKvm, RawCalls};
 use crate::scenario::{Scenario, Step, Workload};
-use crate::strategy::{
-    Apply, Enabled, Gathered, PerRegion, Spent, Strategy, StrategyError, Transactions,
-};
+use crate::strategy::{Apply, Enabled, Gathered, PerRegion, Sets, Spent, Strategy, StrategyError};
 
 /// What busy vCPUs do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -110,7 +109,7 @@ pub enum RunError {
         /// How much.
         bytes: u64,
         /// The errno of `mmap`.
-        errno: Errno,
+        errno: nix::errno::Errno,
     },
     /// The address space could not be opened.
     #[error(transparent)]
@@ -144,14 +143,16 @@ impl RunError {
     /// Whether this machine, or a VM on it, lacks what was asked for; the rest
     /// is a failure.
     #[must_use]
-    pub const fn is_limit(&self) -> bool {
+    pub fn is_limit(&self) -> bool {
+        if let Self::Open(error) = self {
+            return matches!(error.kind(), ErrorKind::NoBatchIoctl);
+        }
         matches!(
             self,
             Self::NoVcpus
                 | Self::NothingDeferred
                 | Self::OwnGuest
                 | Self::HostMemory { .. }
-                | Self::Open(kvm_memslots::Error::NoBatchIoctl)
                 | Self::Guest(GuestError::Unsupported | GuestError::TooLarge { .. })
                 | Self::Step { error: StrategyError::TooManySlots { .. }, .. }
         )
@@ -224,7 +225,7 @@ impl Rig {
         memory: HostMemory,
     ) -> Result<Self, RunError> {
         let limits = Target::Model.limits().map_err(RunError::NoVm)?;
-        let strategy = on_backend(scenario, strategy, Box::new(Model::new(limits)), memory.hva())?;
+        let strategy = on_model(scenario, strategy, &MemoryModel::new(limits), memory.hva())?;
         Ok(Self { busy: None, strategy, _vm: None, _memory: memory })
     }
 
@@ -283,15 +284,14 @@ impl Made<'_> {
                 Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
             }
             Strategy::RawBatch => {
-                let slots = backend::Kvm::open(vm_fd(self.vm)).map_err(io::Error::other);
-                let calls = gathered(Box::new(slots.map_err(RunError::NoVm)?))?;
+                let calls = gathered(Box::new(OnKvm::new(self.vm).map_err(RunError::NoVm)?))?;
                 // SAFETY: as above.
                 Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
             }
             Strategy::Shim | Strategy::Batch | Strategy::Deferred => {
-                let space = self.space()?;
+                let vm = self.open()?;
                 // SAFETY: as above.
-                Box::new(unsafe { Transactions::new(space, hva, names) })
+                Box::new(unsafe { Sets::new(vm, hva, self.scenario) })
             }
         })
     }
@@ -304,60 +304,63 @@ impl Made<'_> {
         if !self.strategy.has_library() {
             return Ok(Enabled::today(prober, self.plain()?));
         }
-        let space = self.space()?;
+        let vm = self.open()?;
         let deferrable = self.strategy == Strategy::Deferred;
         // SAFETY: as for `plain`.
-        let enabled = unsafe { Enabled::following(prober, space, steps, hva, deferrable) };
+        let enabled = unsafe { Enabled::following(prober, vm, steps, hva, deferrable) };
         enabled.map_err(|error| RunError::Step { what: "a device is added", error: error.into() })
     }
 
-    fn space(&self) -> Result<AddressSpace, RunError> {
-        AddressSpace::builder()
-            .executor(executor(self.strategy))
-            .holes(self.holes.clone())
-            .reserve_slots(self.own_id..=self.own_id)
-            .open(vm_fd(self.vm))
-            .map_err(RunError::Open)
+    fn open(&self) -> Result<Arc<Vm>, RunError> {
+        let builder = Vm::builder().executor(executor(self.strategy)).holes(self.holes.clone());
+        let builder = builder.reserve_slots(0, self.own_id..=self.own_id);
+        builder.open(vm_fd(self.vm)).map(Arc::new).map_err(RunError::Open)
     }
 }
 
-/// `strategy` on a backend that maps nothing for real.
+/// `strategy` on the model of KVM, which maps nothing for real.
 ///
 /// # Errors
 /// [`RunError::Open`].
-pub fn on_backend(
+pub fn on_model(
     scenario: &Scenario,
     strategy: Strategy,
-    backend: Box<dyn Memslots>,
+    model: &MemoryModel,
     hva: u64,
 ) -> Result<Box<dyn Apply>, RunError> {
-    let (names, limit) = (scenario.names, backend.limits().slots);
+    let (names, limit) = (scenario.names, MemoryCalls::limits(model).slots);
     if strategy == Strategy::Deferred {
         return Err(RunError::NothingDeferred);
     }
     if strategy == Strategy::PerRegion {
         // SAFETY: nothing is mapped for real.
-        return Ok(Box::new(unsafe { PerRegion::new(backend, hva, names, limit) }));
+        return Ok(Box::new(unsafe { PerRegion::new(Box::new(model.clone()), hva, names, limit) }));
     }
     if strategy == Strategy::RawBatch {
-        let calls = gathered(backend)?;
+        let calls = gathered(Box::new(model.clone()))?;
         // SAFETY: nothing is mapped for real.
         return Ok(Box::new(unsafe { PerRegion::new(calls, hva, names, limit) }));
     }
-    let space = AddressSpace::builder()
-        .executor(executor(strategy))
-        .holes(HolePolicy::NoVcpuRuns)
-        .open_on(backend)
-        .map_err(RunError::Open)?;
+    let vm = model_vm(model, Vm::builder().executor(executor(strategy)))?;
     // SAFETY: nothing is mapped for real.
-    Ok(Box::new(unsafe { Transactions::new(space, hva, names) }))
+    Ok(Box::new(unsafe { Sets::new(vm, hva, scenario) }))
+}
+
+/// The library on the model of KVM, without vCPUs.
+///
+/// # Errors
+/// [`RunError::Open`].
+pub fn model_vm(model: &MemoryModel, builder: kvm_memslots::Builder) -> Result<Arc<Vm>, RunError> {
+    let events = Arc::new(EventModel::new(Irqchip::Split));
+    let builder = builder.holes(HolePolicy::NoVcpuRuns);
+    builder.open_on(Arc::new(model.clone()), events).map(Arc::new).map_err(RunError::Open)
 }
 
 /// Calls that are made in batches, if the kernel has any.
-fn gathered(slots: Box<dyn Memslots>) -> Result<Gathered, RunError> {
+fn gathered(slots: Box<dyn RawCalls>) -> Result<Gathered, RunError> {
     match slots.limits().batch {
         Some(_) => Ok(Gathered::new(slots)),
-        None => Err(RunError::Open(kvm_memslots::Error::NoBatchIoctl)),
+        None => Err(RunError::Open(ErrorKind::NoBatchIoctl.into())),
     }
 }
 
@@ -370,6 +373,5 @@ const fn executor(strategy: Strategy) -> Executor {
 }
 
 fn limits_of(vm: &VmFd) -> io::Result<Limits> {
-    let slots = backend::Kvm::open(vm_fd(vm)).map_err(io::Error::other)?;
-    Ok(slots.limits())
+    Ok(OnKvm::new(vm)?.limits())
 }

@@ -279,7 +279,7 @@ fn without_kvm_the_model_takes_over_and_says_so() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/kvm"));
 }
 
-/// What `DeviceSetup` is for, by the counts that do not depend on the machine.
+/// What a set of whole devices is for, by the counts that do not depend on the machine.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn devices_cost_what_the_documentation_says() {

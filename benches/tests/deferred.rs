@@ -3,32 +3,31 @@
 
 mod common;
 
-use std::cell::RefCell;
-
 use common::{guest_or_skip, skip, vm_or_skip};
 use kvm_ioctls::VmFd;
 use kvm_memslots::deferred::{Deferral, Policy, Retry};
-use kvm_memslots::{AddressSpace, RegionSpec, vm_fd};
+use kvm_memslots::{Access as HostAccess, Backing, Changes, RegionSpec, Vm, at, vm_fd};
 use kvm_memslots_bench::guest::{Access, GuestError, Mmio, Prober};
 use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
 
 const OWN_SLOT: u16 = 0;
 const GPA: u64 = 0x4000_0000;
 
-fn space(vm: &VmFd, exits: u64) -> AddressSpace {
-    AddressSpace::builder()
+fn open(vm: &VmFd, exits: u64) -> Vm {
+    Vm::builder()
         .deferral(Deferral::default().policy(Policy::Fixed { exits }))
-        .reserve_slots(OWN_SLOT..=OWN_SLOT)
+        .reserve_slots(0, OWN_SLOT..=OWN_SLOT)
         .open(vm_fd(vm))
         .unwrap()
 }
 
-fn map(space: &mut AddressSpace, memory: &HostMemory) {
-    let mut tx = space.begin();
-    let spec = RegionSpec::device(GPA, memory.size(), memory.hva()).deferrable();
-    // SAFETY: the tests keep the memory for longer than the address space.
-    unsafe { tx.map(spec) }.unwrap();
-    assert_eq!(tx.commit().unwrap().ioctls, 0);
+fn map(vm: &Vm, memory: &HostMemory) {
+    let size = memory.size();
+    // SAFETY: the tests keep the memory for longer than the VM.
+    let backing = unsafe { Backing::borrowed(memory.hva(), size, HostAccess::ReadWrite) };
+    let mut changes = Changes::new();
+    changes.map(RegionSpec::device(at(GPA, size), backing).deferrable());
+    assert_eq!(vm.apply(changes).unwrap().ioctls, 0);
 }
 
 /// x86: an emulation failure ends the vCPU's run before anything is injected.
@@ -55,10 +54,9 @@ fn served_until_it_is_due_and_mapped_then() {
     let Some(vm) = vm_or_skip(test) else { return };
     let memory = HostMemory::reserve(2 * SMALL_PAGE, Pages::Small).unwrap();
     let Some(mut prober) = guest_or_skip(test, Prober::new(&vm, OWN_SLOT)) else { return };
-    let mut space = space(&vm, 10);
-    map(&mut space, &memory);
-    let exits = space.deferred();
-    let space = RefCell::new(space);
+    let vm = open(&vm, 10);
+    map(&vm, &memory);
+    let exits = vm.deferred(0).unwrap();
     let accesses: Vec<Access> = (0..50)
         .flat_map(|n| [Access::Write(GPA + n * 8, n + 1), Access::Read(GPA + n * 8)])
         .collect();
@@ -73,7 +71,7 @@ fn served_until_it_is_due_and_mapped_then() {
             };
             served += 1;
             if answer.due {
-                assert_eq!(space.borrow_mut().promote_due().unwrap().unwrap().ioctls, 1);
+                assert_eq!(vm.promote_due().unwrap().unwrap().ioctls, 1);
             }
         })
         .unwrap();
@@ -97,17 +95,16 @@ fn what_kvm_cannot_decode_is_done_by_the_vcpu_itself() {
     let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).unwrap();
     memory.write(16, 1);
     let Some(mut prober) = guest_or_skip(test, Prober::new(&vm, OWN_SLOT)) else { return };
-    let mut space = space(&vm, u64::MAX);
-    map(&mut space, &memory);
-    let exits = space.deferred();
-    let space = RefCell::new(space);
+    let vm = open(&vm, u64::MAX);
+    map(&vm, &memory);
+    let exits = vm.deferred(0).unwrap();
     let mut undecoded = 0;
     let mut device = |mmio: Mmio<'_>| match mmio {
         Mmio::Read(gpa, data) => _ = exits.read(gpa, data, |_, data| data.fill(0xee)),
         Mmio::Write(gpa, data) => _ = exits.write(gpa, data, |_, _| {}),
         Mmio::Undecoded(again) => {
             undecoded += 1;
-            *again = space.borrow_mut().undecoded(&exits).unwrap() == Retry::Reenter;
+            *again = vm.undecoded(&exits).unwrap() == Retry::Reenter;
         }
     };
     let accesses = [Access::Read(GPA + 16), Access::Undecodable(GPA + 16), Access::Read(GPA + 16)];
@@ -117,5 +114,5 @@ fn what_kvm_cannot_decode_is_done_by_the_vcpu_itself() {
     let error = prober.drive(&elsewhere, &mut device).unwrap_err();
     assert!(matches!(error, GuestError::Died { .. }), "{error}");
     assert_eq!(undecoded, 2);
-    assert_eq!(space.borrow().deferred_count(), 0);
+    assert_eq!(vm.deferred_count(), 0);
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use common::{guest_or_skip, vm_or_skip};
 use kvm_memslots::{
-    AddressSpace, Executor, GateError, HolePolicy, MemFlags, RegionId, RegionSpec, VcpuGate, vm_fd,
+    Access as HostAccess, Backing, Changes, Executor, GateError, HolePolicy, RegionId, RegionSpec,
+    VcpuGate, Vm, at, vm_fd,
 };
 use kvm_memslots_bench::guest::{Access, Outcome, Prober};
 use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
@@ -55,7 +56,7 @@ struct Shape {
 struct Side {
     // Before the memory, which they use.
     prober: Prober,
-    space: AddressSpace,
+    space: Vm,
     memory: HostMemory,
     alone: bool,
     ids: Vec<Option<RegionId>>,
@@ -65,9 +66,9 @@ impl Side {
     fn new(test: &str, alone: bool, bytes: u64) -> Option<Self> {
         let vm = vm_or_skip(test)?;
         let prober = guest_or_skip(test, Prober::new(&vm, OWN_SLOT))?;
-        let space = AddressSpace::builder()
+        let space = Vm::builder()
             .executor(Executor::PerRegion)
-            .reserve_slots(OWN_SLOT..=OWN_SLOT)
+            .reserve_slots(0, OWN_SLOT..=OWN_SLOT)
             .holes(HolePolicy::Gate(Arc::new(NobodyRuns)))
             .open(vm_fd(&vm))
             .unwrap();
@@ -75,38 +76,34 @@ impl Side {
         Some(Self { prober, space, memory, alone, ids: vec![None; REGIONS] })
     }
 
-    /// Brings regions `indices` from what they are to `shapes`, in one
-    /// transaction.
+    /// Makes these changes, in one set.
     fn commit(&mut self, changes: &[(usize, Change)]) {
-        let mut tx = self.space.begin();
+        let mut set = Changes::new();
         for (index, change) in changes {
             let id = self.ids[*index];
             match *change {
                 Change::Map(shape) => {
                     let hva = self.memory.hva() + shape.offset;
-                    let mut spec = RegionSpec::ram(shape.gpa, shape.pages * SMALL_PAGE, hva);
+                    let size = shape.pages * SMALL_PAGE;
+                    // SAFETY: the memory outlives the prober, which alone runs
+                    // the VM, and is accessed atomically only.
+                    let backing = unsafe { Backing::borrowed(hva, size, HostAccess::ReadWrite) };
+                    let mut spec = RegionSpec::ram(at(shape.gpa, size), backing);
                     if shape.logged {
                         spec = spec.log_dirty();
                     }
-                    if self.alone {
-                        spec = spec.alone();
-                    }
-                    // SAFETY: the memory outlives the prober, which alone runs
-                    // the VM, and is accessed atomically only.
-                    self.ids[*index] = Some(unsafe { tx.map(spec) }.unwrap());
+                    spec = if self.alone { spec.alone() } else { spec.permanent() };
+                    self.ids[*index] = Some(set.map(spec));
                 }
                 Change::Unmap => {
-                    tx.unmap(id.unwrap()).unwrap();
+                    set.unmap(id.unwrap());
                     self.ids[*index] = None;
                 }
-                Change::Shrink(pages) => tx.shrink(id.unwrap(), pages * SMALL_PAGE).unwrap(),
-                Change::Log(on) => {
-                    let flags = if on { MemFlags::LOG_DIRTY_PAGES } else { MemFlags::empty() };
-                    tx.set_flags(id.unwrap(), flags).unwrap();
-                }
+                Change::Shrink(pages) => set.resize(id.unwrap(), pages * SMALL_PAGE),
+                Change::Log(on) => set.set_log_dirty(id.unwrap(), on),
             }
         }
-        tx.commit().unwrap();
+        self.space.apply(set).unwrap();
     }
 
     fn dirty(&mut self, index: usize) -> Vec<u64> {
@@ -238,7 +235,7 @@ fn merged_and_unmerged_agree(test: &str, seed: u64) -> Option<usize> {
         }
         merged.commit(&changes);
         unmerged.commit(&changes);
-        shared += unmerged.space.slot_count() - merged.space.slot_count();
+        shared += unmerged.space.slots(0).len() - merged.space.slots(0).len();
     }
     Some(shared)
 }

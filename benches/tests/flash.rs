@@ -5,6 +5,7 @@
 mod common;
 
 use common::{skip, vm_or_skip};
+use kvm_memslots::ErrorKind;
 use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots_bench::flash::{DriveError, Driven, Way, drive};
 use kvm_memslots_bench::guest::GuestError;
@@ -21,7 +22,9 @@ fn driven(test: &str, way: Way) -> Option<Driven> {
             skip(test, error);
             None
         }
-        Err(DriveError::Slots(error @ kvm_memslots::Error::TrapUnsupported { .. })) => {
+        Err(DriveError::Slots(error))
+            if matches!(error.kind(), ErrorKind::TrapUnsupported { .. }) =>
+        {
             skip(test, error);
             None
         }

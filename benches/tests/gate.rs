@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use common::{guest_or_skip, vm_or_skip};
 use kvm_ioctls::VmFd;
-use kvm_memslots::{AddressSpace, Executor, HolePolicy, RegionId, RegionSpec, vm_fd};
+use kvm_memslots::{
+    Access, Backing, Changes, Executor, HolePolicy, RegionId, RegionSpec, Vm, at, vm_fd,
+};
 use kvm_memslots_bench::guest::{BusyVcpus, GuestError, Work};
 use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
 use kvm_memslots_bench::rig::{Busy, Rig, RunError, Target, Vcpus};
@@ -24,26 +26,30 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A region that keeps a slot of its own, so that each change of its size is a
 /// delete and a create.
-fn region_alone(vm: &VmFd, memory: &HostMemory) -> (AddressSpace, RegionId) {
-    let mut space = AddressSpace::builder()
+fn region_alone(vm: &VmFd, memory: &HostMemory) -> (Vm, RegionId) {
+    let vm = Vm::builder()
         .executor(Executor::PerRegion)
-        .reserve_slots(OWN_SLOT..=OWN_SLOT)
+        .reserve_slots(0, OWN_SLOT..=OWN_SLOT)
         .open(vm_fd(vm))
         .unwrap();
-    let mut tx = space.begin();
-    let spec = RegionSpec::ram(GPA, SMALL, memory.hva()).alone();
-    // SAFETY: the tests keep the memory for as long as a vCPU runs, and access
-    // it atomically only.
-    let region = unsafe { tx.map(spec) }.unwrap();
-    tx.commit().unwrap();
-    (space, region)
+    let mut changes = Changes::new();
+    let region = changes.map(RegionSpec::ram(at(GPA, SMALL), backing(memory)).alone());
+    vm.apply(changes).unwrap();
+    (vm, region)
 }
 
-fn resize(space: &mut AddressSpace, region: RegionId, size: u64) -> bool {
-    let mut tx = space.begin();
-    // SAFETY: as above; the memory is as long as the larger of the sizes.
-    unsafe { tx.resize(region, size) }.unwrap();
-    tx.commit().unwrap().vcpus_paused
+fn backing(memory: &HostMemory) -> Backing {
+    // SAFETY: the tests keep the memory for as long as a vCPU runs, and access
+    // it atomically only.
+    unsafe { Backing::borrowed(memory.hva(), LARGE, Access::ReadWrite) }
+}
+
+fn resize(vm: &Vm, memory: &HostMemory, region: RegionId, size: u64) -> bool {
+    let mut changes = Changes::new();
+    // What it had shrunk by is the guest's again.
+    changes.replace(region, backing(memory));
+    changes.resize(region, size);
+    vm.apply(changes).unwrap().vcpus_paused
 }
 
 #[test]
@@ -51,15 +57,15 @@ fn with_the_gate_a_guest_sees_no_hole() {
     let test = "with_the_gate_a_guest_sees_no_hole";
     let Some(vm) = vm_or_skip(test) else { return };
     let memory = HostMemory::reserve(LARGE, Pages::Small).unwrap();
-    let (mut space, region) = region_alone(&vm, &memory);
+    let (space, region) = region_alone(&vm, &memory);
     let work = Work::Touch { gpa: GPA, bytes: SMALL };
     let Some(busy) = guest_or_skip(test, BusyVcpus::start(&vm, OWN_SLOT, 2, work)) else { return };
     let busy = Arc::new(busy);
-    space.set_hole_policy(HolePolicy::Gate(busy.clone()));
+    space.set_hole_policy(HolePolicy::Gate(busy.clone())).unwrap();
     for round in 0..100 {
         busy.wait_for_progress(PATIENCE).unwrap();
         let size = if round % 2 == 0 { LARGE } else { SMALL };
-        assert!(resize(&mut space, region, size), "round {round}");
+        assert!(resize(&space, &memory, region, size), "round {round}");
     }
     busy.wait_for_progress(PATIENCE).unwrap();
     busy.stop().unwrap();
@@ -73,13 +79,13 @@ fn without_the_gate_a_guest_falls_into_the_hole() {
     let test = "without_the_gate_a_guest_falls_into_the_hole";
     let Some(vm) = vm_or_skip(test) else { return };
     let memory = HostMemory::reserve(LARGE, Pages::Small).unwrap();
-    let (mut space, region) = region_alone(&vm, &memory);
+    let (space, region) = region_alone(&vm, &memory);
     let work = Work::Touch { gpa: GPA, bytes: SMALL };
     let Some(busy) = guest_or_skip(test, BusyVcpus::start(&vm, OWN_SLOT, 1, work)) else { return };
-    space.set_hole_policy(HolePolicy::NoVcpuRuns);
+    space.set_hole_policy(HolePolicy::NoVcpuRuns).unwrap();
     let fell = (0..1000).find_map(|round| {
         let size = if round % 2 == 0 { LARGE } else { SMALL };
-        assert!(!resize(&mut space, region, size));
+        assert!(!resize(&space, &memory, region, size));
         busy.wait_for_progress(PATIENCE).err()
     });
     match fell {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use common::{guest_or_skip, set_slot, vm_or_skip};
 use kvm_bindings::KVM_MEM_READONLY;
+use kvm_memslots::VcpuGate;
 use kvm_memslots_bench::guest::{
     Access, BusyVcpus, GuestError, Mmio, OWN_GPA, Outcome, Prober, Work,
 };
 use kvm_memslots_bench::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
-use kvm_memslots_shim::exec::VcpuGate;
 
 const OWN_SLOT: u16 = 7;
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use kvm_memslots::backend::Model;
-use kvm_memslots::backend::model::SharedModel;
-use kvm_memslots::{Limits, MemFlags, Range};
+use kvm_memslots::backend::MemoryModel;
+use kvm_memslots::{Limits, MemFlags};
 use kvm_memslots_bench::guest::OWN_GPA;
 use kvm_memslots_bench::host::SMALL_PAGE;
-use kvm_memslots_bench::rig::on_backend;
+use kvm_memslots_bench::rig::on_model;
 use kvm_memslots_bench::scenario::{
     BARS, Change, Name, Place, REQUESTS_PER_CYCLE, Scenario, Step, Workload,
 };
@@ -70,33 +69,31 @@ impl Wanted {
 }
 
 struct Run {
-    model: SharedModel,
+    model: MemoryModel,
     strategy: Box<dyn Apply>,
 }
 
 impl Run {
     fn new(scenario: &Scenario, strategy: Strategy) -> Self {
         let limits = Limits::x86().with_batch(Limits::x86().slots);
-        let model = Model::new(limits).shared();
-        let strategy = on_backend(scenario, strategy, Box::new(model.clone()), HVA).unwrap();
+        let model = MemoryModel::new(limits);
+        let strategy = on_model(scenario, strategy, &model, HVA).unwrap();
         Self { model, strategy }
     }
 
     /// Makes the step; what it cost, as the model counted it.
     fn apply(&mut self, step: &Step) -> Spent {
-        self.model.lock().reset_counts();
+        self.model.reset_counts();
         let spent = self.strategy.apply(step).unwrap_or_else(|error| panic!("{step:?}: {error}"));
-        let counts = self.model.lock().counts();
+        let counts = self.model.counts();
         let counted = (counts.ioctls, counts.grace_periods, counts.refused);
         assert_eq!((spent.ioctls, spent.grace_periods, 0), counted, "{step:?}");
         spent
     }
 
     fn slots(&self) -> View {
-        let model = self.model.lock();
-        let slot = |range: Range, hva, flags| (range.gpa, range.end(), hva, flags);
-        let slots = model.slots(0).map(|s| slot(s.mapping.range, s.mapping.hva, s.mapping.flags));
-        slots.collect()
+        let slots = self.model.slots(0).into_iter().map(|slot| slot.mapping);
+        slots.map(|m| (m.range().gpa(), m.range().end(), m.hva(), m.flags())).collect()
     }
 }
 

@@ -1,24 +1,130 @@
 //! What can be wrong, said so that it can be mended.
 
 use std::fmt;
+use std::sync::Arc;
 
-use kvm_memslots_shim::backend::{Errno, OpenError};
-use kvm_memslots_shim::exec::GateError;
+use kvm_memslots_shim::events::{self, State};
 use kvm_memslots_shim::uapi::probe::Mismatch;
-use kvm_memslots_shim::{Kind, Mapping, MemFlags, Range, Slot};
-use thiserror::Error;
+use kvm_memslots_shim::{Errno, Kind, MemFlags, OpenError, Range, Slot};
+use thiserror::Error as ThisError;
 
 use crate::RegionId;
+use crate::device::{DeviceId, DevicePart};
+use crate::gate::GateError;
+
+/// Why something was not done. Unless the [kind](Self::kind) is
+/// [`ErrorKind::Stuck`], everything is what it was.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    change: Option<usize>,
+    device: Option<Arc<str>>,
+    part: Option<DevicePart>,
+    kind: ErrorKind,
+}
+
+impl Error {
+    /// What is wrong.
+    #[must_use]
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0.kind
+    }
+
+    /// Which change of the set it is about, counted from 0, where it is about
+    /// one.
+    #[must_use]
+    pub fn change(&self) -> Option<usize> {
+        self.0.change
+    }
+
+    /// The name of the device that it is about.
+    #[must_use]
+    pub fn device(&self) -> Option<&str> {
+        self.0.device.as_deref()
+    }
+
+    /// The part of the device that it is about.
+    #[must_use]
+    pub fn part(&self) -> Option<DevicePart> {
+        self.0.part
+    }
+
+    /// The region that is to blame.
+    #[must_use]
+    pub fn region(&self) -> Option<&Described> {
+        self.0.kind.region()
+    }
+
+    /// KVM's errno where KVM refused something; else what says best what was
+    /// wrong.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        self.0.kind.errno()
+    }
+
+    pub(crate) fn in_change(mut self, change: usize) -> Self {
+        self.0.change.get_or_insert(change);
+        self
+    }
+
+    pub(crate) fn of_device(mut self, device: &Arc<str>, part: Option<DevicePart>) -> Self {
+        self.0.device.get_or_insert_with(|| Arc::clone(device));
+        self.0.part = self.0.part.or(part);
+        self
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self(Box::new(Inner { change: None, device: None, part: None, kind }))
+    }
+}
+
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Self {
+        ErrorKind::Open(error).into()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { change, device, part, kind } = &*self.0;
+        if let Some(change) = change {
+            write!(f, "change {change}: ")?;
+        }
+        if let Some(device) = device {
+            write!(f, "device \"{device}\"")?;
+            match part {
+                Some(part) => write!(f, ", {part}: ")?,
+                None => f.write_str(": ")?,
+            }
+        }
+        kind.fmt(f)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.kind.source()
+    }
+}
 
 /// A region, as an error names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Described {
-    /// Its id, if it has one.
-    pub id: Option<RegionId>,
+    /// Its id.
+    pub id: RegionId,
     /// Its label, if it has one.
-    pub label: Option<Box<str>>,
+    pub label: Option<Arc<str>>,
+    /// The VMM's own name, if it has one.
+    pub tag: Option<u64>,
     /// What it is.
     pub kind: Kind,
+    /// Its address space.
+    pub as_id: u16,
     /// Its first guest address.
     pub gpa: u64,
     /// Its size in bytes. `gpa + size` may wrap: that may be what is wrong.
@@ -27,34 +133,26 @@ pub struct Described {
     pub hva: u64,
 }
 
-impl Described {
-    pub(crate) fn new(id: Option<RegionId>, label: Option<&str>, mapping: &Mapping) -> Box<Self> {
-        Box::new(Self {
-            id,
-            label: label.map(Into::into),
-            kind: mapping.kind,
-            gpa: mapping.range.gpa,
-            size: mapping.range.size,
-            hva: mapping.hva,
-        })
-    }
-}
-
 impl fmt::Display for Described {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind)?;
         if let Some(label) = &self.label {
             write!(f, " \"{label}\"")?;
         }
-        if let Some(id) = self.id {
-            write!(f, " ({id})")?;
+        write!(f, " ({}", self.id)?;
+        if let Some(tag) = self.tag {
+            write!(f, ", tag {tag:#x}")?;
         }
-        write!(f, " at GPA {:#x}, size {:#x}, HVA {:#x}", self.gpa, self.size, self.hva)
+        if self.as_id != 0 {
+            write!(f, ", address space {}", self.as_id)?;
+        }
+        write!(f, ") at GPA {:#x}, size {:#x}, HVA {:#x}", self.gpa, self.size, self.hva)
     }
 }
 
 /// Which number of a region is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Part {
     /// The guest physical address.
     Gpa,
@@ -80,14 +178,16 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why something was not done. In every case but [`Error::Stuck`] the layout
-/// is what it was.
-#[derive(Debug, Error)]
+/// What is wrong.
+#[derive(Debug, ThisError)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ErrorKind {
     /// The file descriptor can't be used.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(OpenError),
+    /// Another [`Vm`](crate::Vm) of this process has this VM.
+    #[error("this process has a Vm on this VM already; share that one (Arc<Vm>)")]
+    AlreadyOpen,
     /// The VM has fewer address spaces.
     #[error(
         "address space {asked} was asked for, this VM has {available} (KVM_CAP_MULTI_ADDRESS_SPACE)"
@@ -101,7 +201,6 @@ pub enum Error {
     /// The batch executor was asked for and can't be had.
     #[error("this kernel has no KVM_SET_USER_MEMORY_REGIONS; use Executor::Auto to do without")]
     NoBatchIoctl,
-
     /// The batch executor was asked for, and the kernel claims the capability
     /// but does not answer as the ABI says: the number means something else
     /// there.
@@ -115,6 +214,14 @@ pub enum Error {
         /// The answer that gave it away.
         mismatch: Mismatch,
     },
+    /// Called from a callback that runs inside of a change.
+    #[error(
+        "called from a callback of a change that this thread is applying; do it when that is done"
+    )]
+    Reentrant,
+    /// The process was forked since the VM was opened: the VM is the parent's.
+    #[error("this process is a fork of the one that opened the VM, whose memory it can't change")]
+    Forked,
 
     /// A region of no bytes.
     #[error("{region}: the size is 0; to remove a region, unmap it")]
@@ -142,31 +249,29 @@ pub enum Error {
         /// Which address.
         part: Part,
     },
-    /// Larger than KVM's largest slot.
-    #[error("{region}: KVM's largest slot is {limit:#x} bytes; map it as several regions")]
-    TooLarge {
-        /// The region.
-        region: Box<Described>,
-        /// The limit in bytes.
-        limit: u64,
-    },
     /// The guest addresses are taken.
-    #[error("{region} overlaps {other}; unmap or shrink that first, in the same transaction")]
+    #[error("{region} overlaps {other}; unmap or shrink that first, in the same set of changes")]
     Overlap {
-        /// The region that was to be mapped or to grow.
+        /// The region that was to be mapped, to grow or to move.
         region: Box<Described>,
         /// The region that is there.
         other: Box<Described>,
     },
-    /// The host addresses are not inside the memory that is to keep them alive.
-    #[error("{region}: the host memory given with it is {size:#x} bytes at HVA {hva:#x}")]
-    OutsideHostMemory {
+    /// The region is larger than its backing.
+    #[error("{region}: its backing is {len:#x} bytes at HVA {hva:#x}")]
+    OutsideBacking {
         /// The region.
         region: Box<Described>,
-        /// Where the memory starts.
+        /// Where the backing starts.
         hva: u64,
         /// Its size in bytes.
-        size: u64,
+        len: u64,
+    },
+    /// A writable region of memory that the guest may only read.
+    #[error("{region}: its backing is read-only (Access::Read), so the region has to be")]
+    ReadOnlyBacking {
+        /// The region.
+        region: Box<Described>,
     },
     /// KVM here has no read-only slots.
     #[error("{region}: this KVM has no read-only memslots (KVM_CAP_READONLY_MEM)")]
@@ -182,7 +287,8 @@ pub enum Error {
     },
     /// KVM does not allow these flags on a region with a `guest_memfd`.
     #[error(
-        "{region}: KVM allows no dirty logging, read-only or trapping on a guest_memfd region, asked for {flags:?}"
+        "{region}: KVM allows no dirty logging, read-only or trapping on a guest_memfd region, \
+         asked for {flags:?}"
     )]
     GuestMemfdFlags {
         /// The region.
@@ -190,27 +296,17 @@ pub enum Error {
         /// The flags that are not allowed.
         flags: MemFlags,
     },
-    /// `set_flags` with something other than dirty logging and read-only.
-    #[error("{region}: only LOG_DIRTY_PAGES and READONLY can be set, asked for {flags:?}")]
-    FlagsNotSettable {
-        /// The region.
-        region: Box<Described>,
-        /// The flags asked for.
-        flags: MemFlags,
-    },
     /// KVM here has no trap flag.
     #[error(
-        "{region}: this KVM's slots can't trap (KVM_CAP_MEM_TRAP); unmap the region instead, or \
-         let RomDevice choose"
+        "{region}: this KVM's slots can't trap (KVM_CAP_MEM_TRAP, tried only where \
+         Builder::allow_scratch_vm was called); unmap the region instead, or let RomDevice choose"
     )]
     TrapUnsupported {
         /// The region.
         region: Box<Described>,
     },
-    /// A trap flag for a region that shares its slot.
-    #[error(
-        "{region}: only a region with a slot of its own can trap; map it with RegionSpec::alone"
-    )]
+    /// A trap flag for a region that may share its slot.
+    #[error("{region}: only a region with a slot of its own can trap; map it alone()")]
     NotAlone {
         /// The region.
         region: Box<Described>,
@@ -223,14 +319,6 @@ pub enum Error {
         /// What is in the way.
         why: &'static str,
     },
-    /// `shrink` to something larger.
-    #[error("{region}: shrinking to {size:#x} bytes would grow it; use resize")]
-    NotSmaller {
-        /// The region.
-        region: Box<Described>,
-        /// The size asked for, in bytes.
-        size: u64,
-    },
     /// A split that leaves nothing on one side.
     #[error("{region}: can't be split at offset {offset:#x}, only between 0 and its size")]
     SplitOutside {
@@ -239,66 +327,80 @@ pub enum Error {
         /// The offset in bytes.
         offset: u64,
     },
-
-    /// This id was never given out here.
-    #[error("{id} does not exist; this is address space {space}")]
+    /// No region of this VM has this name.
+    #[error(
+        "{id} is not mapped in this VM: it was unmapped, the changes that map it were not applied, \
+         or it is another VM's"
+    )]
     UnknownRegion {
         /// The id.
         id: RegionId,
-        /// The address space asked.
-        space: u32,
     },
-    /// The region was unmapped, or its transaction was not committed.
-    #[error("{id} is not mapped any more")]
-    StaleRegion {
-        /// The id.
-        id: RegionId,
+    /// A region or a device with this name is there: the changes were applied
+    /// before.
+    #[error("{what} is there already: were these changes applied before?")]
+    Twice {
+        /// The region or device.
+        what: Box<str>,
     },
-    /// The id is of another address space.
-    #[error("{id} was used on address space {space}; ids are valid on their own only")]
-    ForeignRegion {
+    /// No device of this VM has this name.
+    #[error(
+        "{id:?} is not attached to this VM: it was detached, the changes that attach it were not \
+         applied, or it is another VM's"
+    )]
+    UnknownDevice {
         /// The id.
-        id: RegionId,
-        /// The address space asked.
-        space: u32,
+        id: DeviceId,
     },
     /// The region's writes are not logged.
-    #[error("{region}: dirty logging is off; set LOG_DIRTY_PAGES and commit first")]
+    #[error("{region}: dirty logging is off; switch it on first (Changes::set_log_dirty)")]
     NotLogged {
         /// The region.
         region: Box<Described>,
     },
-    /// A dirty bitmap of another size than the region.
-    #[error("{region}: the bitmap is of {pages} pages, the region of {expected}")]
-    BitmapSize {
+    /// Pages that the region does not have.
+    #[error("{region}: pages {first} to {end} were asked for, it has {pages}")]
+    NoSuchPages {
         /// The region.
         region: Box<Described>,
-        /// Pages in the bitmap.
+        /// The first page asked for.
+        first: u64,
+        /// The one behind the last.
+        end: u64,
+        /// How many the region has.
         pages: u64,
-        /// Pages in the region.
-        expected: u64,
     },
 
     /// There are not enough slots, also after merging all that can be.
-    #[error("{needed} memslots are needed, {available} are available")]
+    #[error(
+        "{needed} memslots are needed in address space {as_id}, {available} are available{}",
+        slots_advice(*.may_join)
+    )]
     TooManySlots {
-        /// Slots the address space would have.
+        /// The address space.
+        as_id: u16,
+        /// Slots it would have.
         needed: u64,
         /// Slots it can have: KVM's limit less the reserved ids.
         available: u32,
+        /// Whether slots that are there could be joined with others to make
+        /// room.
+        may_join: bool,
     },
     /// A slot id that was to be reserved is in use.
-    #[error("slot {id} can't be reserved: this address space uses it")]
+    #[error("slot {id} of address space {as_id} can't be reserved: it is in use")]
     SlotInUse {
+        /// The address space.
+        as_id: u16,
         /// The id.
         id: u16,
     },
-    /// Without the batch ioctl, guest pages that stay mapped would be unmapped
-    /// for a moment, and nobody said how to keep vCPUs from noticing.
+    /// Guest pages that stay mapped would be unmapped for a moment, and the hole
+    /// policy does not allow that.
     #[error(
-        "GPA {range} would be unmapped for a moment ({count} such ranges), {}; supply a gate \
-         that pauses vCPUs (HolePolicy::Gate), or say that none runs (HolePolicy::NoVcpuRuns)",
-        of(.region.as_deref())
+        "GPA {range} would be unmapped for a moment ({count} such ranges), {}; {}",
+        of(.region.as_deref()),
+        hole_advice(*.named)
     )]
     Hole {
         /// The first range.
@@ -307,47 +409,38 @@ pub enum Error {
         count: usize,
         /// The region there.
         region: Option<Box<Described>>,
+        /// Whether that is a region which the changes name.
+        named: bool,
     },
     /// The gate could not pause the vCPUs.
     #[error(transparent)]
     Gate(GateError),
-    /// KVM refused a call; everything before it was undone.
+    /// An observer refused.
+    #[error("an observer of the layout refused: {0}")]
+    Observer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// KVM refused a memslot call; everything before it was undone.
     #[error(
         "KVM refused to change GPA {range}, {}: {errno}{}; the layout is what it was",
         of(.region.as_deref()),
-        advice(*.errno)
+        advice(*.errno, *.in_the_way)
     )]
     Refused {
-        /// The guest addresses of the slot that was refused.
+        /// The guest addresses of what was refused.
         range: Range,
-        /// A region there.
+        /// The region there. Where several share a slot, it was found by asking
+        /// KVM for each.
         region: Option<Box<Described>>,
         /// KVM's errno.
         errno: Errno,
+        /// A slot of KVM's own that is there, as far as its address tells.
+        in_the_way: Option<&'static str>,
     },
     /// KVM refused a call of which it blamed no part; everything before it was
     /// undone.
-    #[error("KVM refused a memslot call: {errno}{}; the layout is what it was", advice(*.errno))]
+    #[error("KVM refused a memslot call: {errno}{}; the layout is what it was", advice(*.errno, None))]
     RefusedWhole {
         /// KVM's errno.
         errno: Errno,
-    },
-    /// KVM refused a call, and then to undo one of those before it. The regions
-    /// are those from before; `live` are the slots that really are there of
-    /// those the commit was about. The next commit, also an empty one, tries to
-    /// put it right.
-    #[error(
-        "KVM refused a memslot call ({errno}) and then to undo those before it ({undo_errno}); \
-         {} slots of this commit are live; commit again to repair the layout",
-        .live.len()
-    )]
-    Stuck {
-        /// KVM's errno for the call.
-        errno: Errno,
-        /// KVM's errno for the undo.
-        undo_errno: Errno,
-        /// What is really live.
-        live: Vec<Slot>,
     },
     /// The dirty log could not be read or cleared. Nothing is lost: what was
     /// read before is reported by the next call.
@@ -358,39 +451,265 @@ pub enum Error {
         /// KVM's errno.
         errno: Errno,
     },
+    /// KVM refused a call (`what`), and then to undo one of those before it.
+    /// Regions and devices are those from before; KVM has something else. The
+    /// next set of changes that is applied, also an empty one, puts it right if
+    /// KVM lets it. Host memory that KVM may still map is kept alive.
+    #[error(
+        "{what}: {errno}; then what was done before could not be undone: {undo_errno}; {} memslots \
+         of this change are live, KVM has {} routes, irqfds and ioeventfds too many and {} too \
+         few; apply a set of changes (an empty one will do) to repair that",
+        live.len(), count(surplus), count(missing)
+    )]
+    Stuck {
+        /// The call.
+        what: Box<str>,
+        /// KVM's errno for it.
+        errno: Errno,
+        /// KVM's errno for the undo.
+        undo_errno: Errno,
+        /// The slots that really are there, of those that this was about, with
+        /// their address spaces.
+        live: Vec<(u16, Slot)>,
+        /// What KVM has of routes, irqfds and ioeventfds and should not.
+        surplus: Box<State>,
+        /// What KVM should have of those and has not.
+        missing: Box<State>,
+    },
+
+    /// A length that KVM does not take.
+    #[error("an ioeventfd listens to writes of 1, 2, 4 or 8 bytes, or 0 for any, not of {len}")]
+    IoeventfdLength {
+        /// Bytes.
+        len: u32,
+    },
+    /// A value that no write of that length has.
+    #[error("the value {data:#x} can't be asked for with a length of {len}")]
+    IoeventfdValue {
+        /// Bytes.
+        len: u32,
+        /// The value.
+        data: u64,
+    },
+    /// The address is beyond the last one.
+    #[error("address plus length, {len}, wraps around the 64-bit address space")]
+    IoeventfdWraps {
+        /// Bytes.
+        len: u32,
+    },
+    /// Another ioeventfd would fire for some of the same writes.
+    #[error("{ioeventfd}: {other_part} of device \"{other}\" fires for some of the same writes")]
+    IoeventfdTaken {
+        /// This one.
+        ioeventfd: events::Ioeventfd,
+        /// The device that is there.
+        other: Arc<str>,
+        /// The part of it.
+        other_part: DevicePart,
+    },
+    /// The GSI is in use.
+    #[error("GSI {gsi} is taken by {by}; only lines with a resample eventfd can share one")]
+    GsiTaken {
+        /// The GSI.
+        gsi: u32,
+        /// By whom.
+        by: Box<str>,
+    },
+    /// A GSI that KVM does not have.
+    #[error("GSI {gsi} is beyond KVM's limit: GSIs are below {limit} (KVM_CAP_IRQ_ROUTING)")]
+    GsiBeyondLimit {
+        /// The GSI.
+        gsi: u32,
+        /// The first that there is not.
+        limit: u32,
+    },
+    /// All GSIs are in use.
+    #[error("no GSI is left of those below {limit} (KVM_CAP_IRQ_ROUTING)")]
+    NoGsiLeft {
+        /// The limit.
+        limit: u32,
+    },
+    /// More routes than a table holds.
+    #[error("{routes} interrupt routes are more than KVM takes, {limit} (KVM_CAP_IRQ_ROUTING)")]
+    TooManyRoutes {
+        /// With these changes.
+        routes: usize,
+        /// The limit.
+        limit: u32,
+    },
+    /// The GSI leads to this interrupt controller already.
+    #[error("GSI {gsi} has a route to that interrupt controller, or to a message, already")]
+    RouteTaken {
+        /// The GSI.
+        gsi: u32,
+    },
+    /// A message with a device id on a KVM that knows none.
+    #[error("this KVM's messages have no device id (KVM_CAP_MSI_DEVID)")]
+    NoDevid,
+    /// The device has fewer vectors.
+    #[error("the device has {vectors} vectors")]
+    NoSuchVector {
+        /// How many.
+        vectors: usize,
+    },
+    /// KVM refused a call about routes, irqfds or ioeventfds. What was done
+    /// before it was undone.
+    #[error("KVM refused to {op}: {errno}{}", event_advice(op, *errno))]
+    EventRefused {
+        /// The call.
+        op: Box<events::Op>,
+        /// KVM's errno.
+        errno: Errno,
+    },
+
     /// The shim found something that this crate should not have asked for.
     #[error("please report this: {0}")]
     Internal(String),
 }
 
+impl ErrorKind {
+    fn region(&self) -> Option<&Described> {
+        match self {
+            Self::Empty { region }
+            | Self::Unaligned { region, .. }
+            | Self::Wraps { region, .. }
+            | Self::Overlap { region, .. }
+            | Self::OutsideBacking { region, .. }
+            | Self::ReadOnlyBacking { region }
+            | Self::ReadOnlyUnsupported { region }
+            | Self::GuestMemfdUnsupported { region }
+            | Self::GuestMemfdFlags { region, .. }
+            | Self::TrapUnsupported { region }
+            | Self::NotAlone { region }
+            | Self::NotDeferrable { region, .. }
+            | Self::SplitOutside { region, .. }
+            | Self::NotLogged { region }
+            | Self::NoSuchPages { region, .. } => Some(region),
+            Self::Hole { region, .. } | Self::Refused { region, .. } => region.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Open(OpenError::Duplicate { errno, .. } | OpenError::NotAVm { errno, .. })
+            | Self::Refused { errno, .. }
+            | Self::RefusedWhole { errno }
+            | Self::DirtyLog { errno, .. }
+            | Self::Stuck { errno, .. }
+            | Self::EventRefused { errno, .. } => *errno,
+            Self::Gate(error) => error.errno(),
+            Self::AlreadyOpen | Self::SlotInUse { .. } | Self::Hole { .. } => Errno::EBUSY,
+            Self::Reentrant => Errno::EDEADLK,
+            Self::Open(OpenError::NotUsable { .. }) | Self::Forked | Self::Internal(_) => {
+                Errno::EIO
+            }
+            Self::Observer(_) => Errno::ECANCELED,
+            Self::UnknownRegion { .. } | Self::UnknownDevice { .. } | Self::NotLogged { .. } => {
+                Errno::ENOENT
+            }
+            Self::Overlap { .. }
+            | Self::Twice { .. }
+            | Self::IoeventfdTaken { .. }
+            | Self::GsiTaken { .. }
+            | Self::RouteTaken { .. } => Errno::EEXIST,
+            Self::TooManySlots { .. } | Self::NoGsiLeft { .. } | Self::TooManyRoutes { .. } => {
+                Errno::ENOSPC
+            }
+            Self::NoBatchIoctl | Self::ImpostorBatchIoctl { .. } => Errno::ENOTTY,
+            Self::ReadOnlyUnsupported { .. }
+            | Self::GuestMemfdUnsupported { .. }
+            | Self::TrapUnsupported { .. }
+            | Self::NoDevid => Errno::EOPNOTSUPP,
+            Self::ReadOnlyBacking { .. } => Errno::EACCES,
+            _ => Errno::EINVAL,
+        }
+    }
+}
+
 fn of(region: Option<&Described>) -> String {
-    region.map_or_else(|| String::from("no region of this address space"), ToString::to_string)
+    region.map_or_else(|| String::from("no region of this VM"), ToString::to_string)
+}
+
+fn count(state: &State) -> usize {
+    state.routes.len() + state.irqfds.len() + state.ioeventfds.len()
+}
+
+fn slots_advice(may_join: bool) -> &'static str {
+    if may_join {
+        "; no more slots can be joined"
+    } else {
+        "; slots that are there could only be joined with a hole: supply a gate that pauses vCPUs"
+    }
+}
+
+fn hole_advice(named: bool) -> &'static str {
+    if named {
+        "supply a gate that pauses vCPUs (HolePolicy::Gate), or say that none runs \
+         (HolePolicy::NoVcpuRuns)"
+    } else {
+        "the changes are about another region in the same slot (permanent, or joined as slots had \
+         run out); supply a \
+         gate that pauses vCPUs (HolePolicy::Gate), or say that none runs (HolePolicy::NoVcpuRuns)"
+    }
 }
 
 /// What an errno of `KVM_SET_USER_MEMORY_REGION` means to the one who asked.
-fn advice(errno: Errno) -> &'static str {
-    match errno {
-        Errno::EEXIST => {
-            ": a memslot that this address space does not know is there; slots that the VMM makes \
-             itself must not overlap its regions, and their ids must be reserved \
-             (Builder::reserve_slots)"
+fn advice(errno: Errno, in_the_way: Option<&'static str>) -> String {
+    let text = match (errno, in_the_way) {
+        (Errno::EEXIST, Some(what)) => return format!(": {what} is there"),
+        (Errno::EEXIST, None) => {
+            ": a memslot that this library does not know is there; slots that the VMM makes itself \
+             must not overlap its regions, and their ids must be reserved (Builder::reserve_slots)"
         }
-        Errno::EINVAL => {
+        (Errno::EINVAL, _) => {
             ": an address beyond what this VM can have (guest physical address bits, user \
              addresses), or a slot id in use behind the library's back"
         }
-        Errno::ENOMEM => ": out of kernel memory, or over the cgroup's limit",
-        Errno::EINTR => ": signals kept interrupting it",
-        Errno::EIO => ": the VM belongs to another process, or is dead",
-        Errno::EBADF => ": the guest_memfd is not an open file",
+        (Errno::ENOMEM, _) => ": out of kernel memory, or over the cgroup's limit",
+        (Errno::EINTR, _) => ": signals kept interrupting it",
+        (Errno::EIO, _) => ": the VM belongs to another process, or is dead",
+        (Errno::EBADF, _) => ": the guest_memfd is not an open file",
         _ => "",
-    }
+    };
+    text.to_owned()
 }
 
 fn dirty_advice(errno: Errno) -> &'static str {
     match errno {
         Errno::ENXIO => ": this VM has a dirty ring, which replaces the bitmap",
         Errno::ENOENT => ": KVM does not log this slot; was it changed behind the library's back?",
+        _ => "",
+    }
+}
+
+/// What an errno means to the one who asked.
+fn event_advice(op: &events::Op, errno: Errno) -> &'static str {
+    use events::Op;
+    match (op, errno) {
+        (Op::AssignIrqfd(irqfd), Errno::EINVAL) if irqfd.resample.is_some() => {
+            ": resampling needs an interrupt controller with pins in the kernel \
+             (KVM_CREATE_IRQCHIP; a split irqchip is not enough), and eventfds"
+        }
+        (Op::AssignIrqfd(_), Errno::EINVAL) => {
+            ": the VM has no interrupt controller in the kernel, or the descriptor is no eventfd"
+        }
+        (Op::AssignIrqfd(_), Errno::EAGAIN) => ": the VM's interrupt controller is not set up yet",
+        (Op::AssignIrqfd(_), Errno::EBUSY) => ": this eventfd is an irqfd of the VM already",
+        (Op::Routes { .. }, Errno::EINVAL) => {
+            ": the VM has no interrupt controller in the kernel, or a pin that it does not have \
+             is asked for"
+        }
+        (Op::AssignIoeventfd(_), Errno::EEXIST) => {
+            ": an ioeventfd that the VMM made itself fires for some of the same writes"
+        }
+        (Op::AssignIoeventfd(_), Errno::EINVAL) => ": the descriptor is no eventfd",
+        (Op::DeassignIoeventfd(_), Errno::ENOENT) => {
+            ": KVM has no such ioeventfd; deassigned behind the library's back?"
+        }
+        (_, Errno::ENOMEM) => ": out of kernel memory, or over the cgroup's limit",
+        (_, Errno::EBADF) => ": the descriptor is not open",
+        (_, Errno::EIO) => ": the VM belongs to another process, or is dead",
         _ => "",
     }
 }

@@ -1,77 +1,77 @@
-//! A VM's memory in one transaction.
+//! A VM's memory and devices, changed in sets.
 //!
 //! Every change of a KVM memslot waits for an SRCU grace period, a delete for
 //! two. A VMM that sets up a VM, a device or a migration makes such changes in
-//! bursts and waits each time. With this crate it describes the *regions* it
-//! wants, commits them together, and pays for as few ioctls and grace periods
-//! as its kernel allows: one batch ioctl where the kernel has
-//! `KVM_SET_USER_MEMORY_REGIONS`, otherwise merged, cancelled and ordered
-//! single calls.
+//! bursts and waits each time. With this crate it describes what it wants as
+//! [`Changes`], a value that borrows nothing, and has a [`Vm`] apply it: all or
+//! nothing, with as few system calls and grace periods as its kernel allows.
+//! That is one batch ioctl where the kernel has `KVM_SET_USER_MEMORY_REGIONS`,
+//! else single calls, cancelled and ordered. What a loop of ioctls can do, it
+//! does at the same cost or less, whatever the order of calls.
 //!
-//! ```
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use kvm_memslots::backend::Model;
-//! use kvm_memslots::{AddressSpace, HolePolicy, Limits, RegionSpec};
-//!
-//! // `.open(&vm_fd)` on a real VM. No vCPU runs here: nobody can notice a slot
-//! // that is replaced.
-//! let mut space = AddressSpace::builder()
-//!     .holes(HolePolicy::NoVcpuRuns)
-//!     .open_on(Box::new(Model::new(Limits::x86())))?;
-//!
-//! let mut tx = space.begin();
-//! let hva = 0x7f00_0000_0000;
-//! // SAFETY: the model touches no memory.
-//! let (low, high) = unsafe {
-//!     (
-//!         tx.map(RegionSpec::ram(0, 0xa_0000, hva).label("low"))?,
-//!         tx.map(RegionSpec::ram(0xa_0000, 0x6_0000, hva + 0xa_0000).label("high"))?,
-//!     )
-//! };
-//! let report = tx.commit()?;
-//! assert_eq!((report.ioctls, report.grace_periods, report.regions_merged), (1, 1, 1));
-//!
-//! // That they share a slot never shows.
-//! let mut tx = space.begin();
-//! tx.unmap(high)?;
-//! tx.commit()?;
-//! assert_eq!(space.region(low)?.range.size, 0xa_0000);
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! Where a guest changes memory one register write at a time there is nothing
-//! to commit together: see [`deferred`] and [`RomDevice`].
+//! - [`Vm`]: the address spaces of a VM and its devices; shared, `&self`.
+//! - [`Changes`]: what is to be mapped ([`RegionSpec`]), unmapped, changed, moved;
+//!   [devices](device) with their ioeventfds and interrupts.
+//! - [`Backing`]: host memory behind guest memory, and the one safety contract.
+//! - [`HolePolicy`], [`VcpuGate`]: what may be unmapped for a moment.
+//! - [`Observer`]: who else follows the layout (VFIO, vhost).
+//! - [`deferred`], [`RomDevice`], [`pci`]: for guests that change memory one
+//!   register write at a time.
 //!
 //! # Words
 //! A *region* is memory as the VMM thinks of it: RAM, a ROM, a BAR. A *memslot*
 //! is what KVM has; regions and slots need not correspond. GPA, HVA and sizes
-//! are in bytes and multiples of the page size.
+//! are in bytes and multiples of the page size. A *hole* is a moment in which
+//! guest pages that are mapped before and after a change are not mapped.
 
 mod adapters;
+mod backing;
+mod changes;
 pub mod deferred;
 pub mod device;
 mod dirty;
 mod error;
+mod gate;
+mod observer;
 pub mod pci;
 mod region;
 mod report;
 mod rom_device;
-mod space;
-mod transaction;
+mod vm;
 
-pub use dirty::DirtyBitmap;
-pub use error::{Described, Error, Part};
-pub use kvm_memslots_shim::backend;
-pub use kvm_memslots_shim::exec::{GateError, VcpuGate};
-pub use kvm_memslots_shim::{GuestMemfd, Kind, Limits, Mapping, MemFlags, Range, Slot};
-pub use region::{HostMemory, Region, RegionId, RegionSpec};
-pub use report::{CommitReport, Preview};
+pub use backing::{Access, Backing, FileRange, HostMemory};
+pub use changes::Changes;
+pub use dirty::{DirtyBitmap, DirtyPages};
+pub use error::{Described, Error, ErrorKind, Part};
+pub use gate::{GateError, HolePolicy, VcpuGate};
+pub use kvm_memslots_shim::{Errno, GuestMemfd, Kind, Limits, Mapping, MemFlags, Range, Slot};
+pub use observer::Observer;
+pub use region::{Region, RegionId, RegionSpec, Span, at};
+pub use report::{Preview, Report};
 pub use rom_device::{RomDevice, RomMode};
-pub use space::{AddressSpace, Builder, Executor, HolePolicy};
-pub use transaction::Transaction;
+pub use vm::{Builder, Executor, SlotUsage, Vm};
+
+/// Who answers a [`Vm`]'s calls: KVM, its models (feature `model`), or something
+/// of the VMM's own.
+pub mod backend {
+    #[cfg(feature = "model")]
+    pub use kvm_memslots_shim::events::model::{Irqchip, Model as EventModel};
+    pub use kvm_memslots_shim::events::{
+        Cost as EventCost, EventCalls, EventLimits, State as EventState,
+    };
+    #[cfg(feature = "model")]
+    pub use kvm_memslots_shim::memory::model::Model as MemoryModel;
+    pub use kvm_memslots_shim::memory::{BatchRefusal, MemoryCalls, Op};
+    pub use kvm_memslots_shim::{Kvm, KvmOptions, OpenError};
+
+    /// The models of KVM themselves: faults to inject, calls counted, what the
+    /// guest would see.
+    #[cfg(feature = "model")]
+    pub mod model {
+        pub use kvm_memslots_shim::events::model as events;
+        pub use kvm_memslots_shim::memory::model as memory;
+    }
+}
 
 #[cfg(feature = "kvm-ioctls")]
 pub use adapters::kvm_ioctls::vm_fd;
-#[cfg(feature = "vm-memory")]
-pub use adapters::vm_memory::map_guest_memory;

@@ -1,24 +1,45 @@
 //! Regions: what a VMM asks for, and how it names what it got.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_memslots_shim::{Extent, GuestMemfd, Kind, Mapping, MemFlags, Range};
+use kvm_memslots_shim::{GuestMemfd, Kind, MemFlags, Range};
 
-use crate::error::Described;
+use crate::backing::{Access, Backing, FileRange};
 
-/// Names a region of one address space. Stays the same, whatever slots the
-/// region is in, until the region is unmapped; never names another region
-/// afterwards.
+/// Names a region, of whatever VM it is mapped in. Stays the same, whatever
+/// slots the region is in and wherever it moves, until it is unmapped; never
+/// names another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RegionId {
-    pub(crate) space: u32,
-    pub(crate) index: u32,
-    pub(crate) generation: u32,
+pub struct RegionId(u64);
+
+impl RegionId {
+    /// A name that no region has yet, for one that is to be mapped.
+    #[must_use]
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The id as a number, for languages that keep it as such. Never 0.
+    #[must_use]
+    pub const fn to_raw(self) -> u64 {
+        self.0
+    }
+
+    /// The id that [`to_raw`](Self::to_raw) gave. Numbers that never were an id
+    /// are refused where they are used.
+    #[must_use]
+    pub const fn from_raw(id: u64) -> Self {
+        Self(id)
+    }
 }
 
 impl fmt::Display for RegionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "region {}.{} of address space {}", self.index, self.generation, self.space)
+        write!(f, "region {}", self.0)
     }
 }
 
@@ -28,185 +49,219 @@ impl fmt::Debug for RegionId {
     }
 }
 
-impl RegionId {
-    /// The id as three numbers, for languages that keep it as such: which
-    /// address space of this process, which region of it, which generation.
-    #[must_use]
-    pub const fn to_raw(self) -> (u32, u32, u32) {
-        (self.space, self.index, self.generation)
-    }
+/// Guest addresses as somebody asks for them, in bytes: checked when a change is
+/// applied, so that the error can say which change it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The first address.
+    pub gpa: u64,
+    /// How many bytes.
+    pub size: u64,
+}
 
-    /// The id that [`to_raw`](Self::to_raw) gave. Numbers that never were an id
-    /// are refused where they are used.
-    #[must_use]
-    pub const fn from_raw(space: u32, index: u32, generation: u32) -> Self {
-        Self { space, index, generation }
+/// `size` bytes at guest address `gpa`.
+#[must_use]
+pub const fn at(gpa: u64, size: u64) -> Span {
+    Span { gpa, size }
+}
+
+impl From<std::ops::Range<u64>> for Span {
+    /// A range that ends before it starts becomes one that wraps.
+    fn from(range: std::ops::Range<u64>) -> Self {
+        at(range.start, range.end.wrapping_sub(range.start))
+    }
+}
+
+impl From<Range> for Span {
+    fn from(range: Range) -> Self {
+        at(range.gpa(), range.size())
     }
 }
 
 /// A region to be mapped.
 ///
 /// ```
-/// use kvm_memslots::{MemFlags, RegionSpec};
+/// use kvm_memslots::{Access, Backing, RegionSpec, at};
 ///
-/// let vga = RegionSpec::device(0xf000_0000, 0x100_0000, 0x7f00_0000_0000)
-///     .label("vga framebuffer")
-///     .log_dirty()
-///     .alone();
-/// assert_eq!(vga.flags(), MemFlags::LOG_DIRTY_PAGES);
+/// # let (hva, size) = (0x7f00_0000_0000, 0x100_0000);
+/// // SAFETY: nothing is mapped in this example.
+/// let memory = unsafe { Backing::borrowed(hva, size, Access::ReadWrite) };
+/// let vga = RegionSpec::device(at(0xf000_0000, size), memory).log_dirty().label("vga");
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct RegionSpec {
-    pub(crate) extent: Extent,
+    pub(crate) span: Span,
+    pub(crate) backing: Backing,
+    pub(crate) kind: Kind,
+    pub(crate) flags: MemFlags,
+    pub(crate) as_id: u16,
+    pub(crate) alone: bool,
+    pub(crate) permanent: bool,
     pub(crate) deferrable: bool,
-    pub(crate) label: Option<Box<str>>,
+    pub(crate) tag: Option<u64>,
+    pub(crate) label: Option<Arc<str>>,
 }
 
 impl RegionSpec {
-    fn new(kind: Kind, gpa: u64, size: u64, hva: u64) -> Self {
-        let mapping = Mapping {
-            // Not checked here: `Transaction::map` says what is wrong with it.
-            range: Range::new(gpa, size),
-            hva,
-            guest_memfd: None,
-            flags: MemFlags::empty(),
+    fn new(kind: Kind, span: Span, backing: Backing) -> Self {
+        let flags =
+            if backing.guest_memfd.is_some() { MemFlags::GUEST_MEMFD } else { MemFlags::empty() };
+        Self {
+            span,
+            backing,
             kind,
-        };
-        Self { extent: Extent { mapping, alone: false }, deferrable: false, label: None }
+            flags,
+            as_id: 0,
+            alone: false,
+            permanent: false,
+            deferrable: false,
+            tag: None,
+            label: None,
+        }
     }
 
-    /// System memory: `size` bytes at `gpa`, backed by the host memory at
-    /// `hva`.
-    #[must_use]
-    pub fn ram(gpa: u64, size: u64, hva: u64) -> Self {
-        Self::new(Kind::Ram, gpa, size, hva)
+    /// System memory at these guest addresses, backed by the first bytes of
+    /// `backing`. Read-only where the backing is.
+    pub fn ram(span: impl Into<Span>, backing: Backing) -> Self {
+        let read_only = backing.access == Access::Read;
+        let spec = Self::new(Kind::Ram, span.into(), backing);
+        if read_only { spec.read_only() } else { spec }
     }
 
     /// Read-only memory: guest writes exit as MMIO.
-    #[must_use]
-    pub fn rom(gpa: u64, size: u64, hva: u64) -> Self {
-        Self::new(Kind::Rom, gpa, size, hva).read_only()
+    pub fn rom(span: impl Into<Span>, backing: Backing) -> Self {
+        Self::new(Kind::Rom, span.into(), backing).read_only()
     }
 
-    /// Device memory: a BAR backed by host memory.
-    #[must_use]
-    pub fn device(gpa: u64, size: u64, hva: u64) -> Self {
-        Self::new(Kind::Device, gpa, size, hva)
+    /// Device memory: a BAR backed by host memory. Read-only where the backing
+    /// is.
+    pub fn device(span: impl Into<Span>, backing: Backing) -> Self {
+        Self { kind: Kind::Device, ..Self::ram(span, backing) }
+    }
+
+    /// In this address space of the VM: 0 unless said otherwise, 1 for SMM on
+    /// x86.
+    pub fn address_space(mut self, as_id: u16) -> Self {
+        self.as_id = as_id;
+        self
     }
 
     /// With [`MemFlags::READONLY`].
-    #[must_use]
     pub fn read_only(mut self) -> Self {
-        self.extent.mapping.flags |= MemFlags::READONLY;
+        self.flags |= MemFlags::READONLY;
         self
     }
 
     /// With [`MemFlags::LOG_DIRTY_PAGES`].
-    #[must_use]
     pub fn log_dirty(mut self) -> Self {
-        self.extent.mapping.flags |= MemFlags::LOG_DIRTY_PAGES;
+        self.flags |= MemFlags::LOG_DIRTY_PAGES;
         self
     }
 
-    /// With private memory from the `guest_memfd` `fd`, starting `offset` bytes
-    /// into it. `fd` must name the same file for as long as the region lives.
-    #[must_use]
-    pub fn guest_memfd(mut self, fd: i32, offset: u64) -> Self {
-        self.extent.mapping.guest_memfd = Some(GuestMemfd { fd, offset });
-        self.extent.mapping.flags |= MemFlags::GUEST_MEMFD;
+    /// The region stays as it is for as long as the VM lives, or changes only
+    /// together with its neighbours: on a kernel without the batch ioctl it may
+    /// share a slot with other permanent regions that carry on in guest and
+    /// host.
+    ///
+    /// Changing one of several that share a slot replaces the slot, which goes
+    /// by the [hole policy](crate::HolePolicy).
+    pub fn permanent(mut self) -> Self {
+        self.permanent = true;
         self
     }
 
-    /// The region will change alone (a framebuffer whose logging is toggled, a
-    /// BAR that is remapped): it gets a slot of its own, so that its changes
-    /// never take a neighbour's slot along.
-    #[must_use]
+    /// The region will change alone (a framebuffer whose logging is toggled): it
+    /// gets a slot of its own also where sharing one is free, so that its
+    /// changes never replace a neighbour's.
     pub fn alone(mut self) -> Self {
-        self.extent.alone = true;
+        self.alone = true;
         self
     }
 
-    /// The guest's accesses exit as MMIO, as if the region were not mapped,
-    /// until [`AddressSpace::set_trap`](crate::AddressSpace::set_trap) says
-    /// otherwise: [`MemFlags::TRAP`], in a slot of its own.
-    #[must_use]
+    /// The guest's accesses exit as MMIO, as if the region were not mapped, until
+    /// [`Changes::set_trap`](crate::Changes::set_trap) says otherwise:
+    /// [`MemFlags::TRAP`], in a slot of its own.
     pub fn trapped(mut self) -> Self {
-        self.extent.mapping.flags |= MemFlags::TRAP;
+        self.flags |= MemFlags::TRAP;
         self.alone()
     }
 
-    /// The region need not be mapped at once: until its map is worth a slot,
-    /// the VMM has the guest's accesses served from the same memory
+    /// The region need not be mapped at once: until its map is worth a slot, the
+    /// VMM has the guest's accesses served from the same memory
     /// ([`deferred`](crate::deferred)).
     ///
     /// Never for memory that may be executed from: what can be served is loads
     /// and stores, while an instruction fetch from where no slot is ends the
     /// guest.
-    #[must_use]
     pub fn deferrable(mut self) -> Self {
         self.deferrable = true;
         self
     }
 
+    /// The VMM's own name for it, which other regions may have, too.
+    pub fn tag(mut self, tag: u64) -> Self {
+        self.tag = Some(tag);
+        self
+    }
+
     /// A name for errors and traces.
-    #[must_use]
-    pub fn label(mut self, label: impl Into<Box<str>>) -> Self {
+    pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    pub(crate) fn described(&self) -> Box<Described> {
-        Described::new(None, self.label.as_deref(), &self.extent.mapping)
+    /// Where it is to be.
+    #[must_use]
+    pub const fn span(&self) -> Span {
+        self.span
     }
 
-    /// The flags.
+    /// Its host memory.
+    #[must_use]
+    pub const fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    /// Its flags.
     #[must_use]
     pub const fn flags(&self) -> MemFlags {
-        self.extent.mapping.flags
+        self.flags
     }
 }
 
 /// A region as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Region<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+// One for each thing that a `RegionSpec` can ask for.
+#[allow(clippy::struct_excessive_bools)]
+pub struct Region {
     /// Its name.
     pub id: RegionId,
+    /// The address space of the VM.
+    pub as_id: u16,
     /// The guest addresses, in bytes.
     pub range: Range,
-    /// The host virtual address behind `range.gpa`.
+    /// The host virtual address behind `range.gpa()`.
     pub hva: u64,
     /// Private memory, for guests that have it.
     pub guest_memfd: Option<GuestMemfd>,
+    /// Where in a file the memory is, where the VMM said so.
+    pub file: Option<FileRange>,
     /// Its flags.
     pub flags: MemFlags,
     /// What it is to the VM.
     pub kind: Kind,
     /// Whether it keeps a slot of its own.
     pub alone: bool,
+    /// Whether it may share a slot with other permanent ones.
+    pub permanent: bool,
     /// Whether it need not be mapped at once.
     pub deferrable: bool,
     /// Whether it is not mapped yet: KVM has no slot for it.
     pub deferred: bool,
+    /// The VMM's own name.
+    pub tag: Option<u64>,
     /// The label it was mapped with.
-    pub label: Option<&'a str>,
-}
-
-impl fmt::Debug for dyn HostMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (hva, size) = self.range();
-        write!(f, "{size:#x} bytes at HVA {hva:#x}")
-    }
-}
-
-/// Host memory that stays mapped for as long as somebody holds it, so that it
-/// can be mapped into a guest safely.
-///
-/// # Safety
-/// For as long as the object lives, the memory that [`range`](Self::range)
-/// names stays mapped, does not change its address, and is only accessed in
-/// ways that expect others to read and write it at any time (volatile or
-/// atomic accesses; no Rust references to it).
-pub unsafe trait HostMemory: Send + Sync {
-    /// The host virtual address and the length in bytes.
-    fn range(&self) -> (u64, u64);
+    pub label: Option<Arc<str>>,
 }

@@ -1,47 +1,72 @@
-//! What a commit cost.
+//! What a set of changes cost.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::{Executor, Range};
+use kvm_memslots_shim::Range;
+use kvm_memslots_shim::events;
 
-/// What a commit cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use crate::{DirtyBitmap, Executor, RegionId};
+
+/// What a set of changes cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct CommitReport {
+pub struct Report {
     /// System calls that changed memslots, as counted while they were made.
     pub ioctls: u64,
     /// SRCU grace periods that those calls wait for, by KVM's rules: one for a
     /// call that creates or changes flags, two for one that deletes or moves.
     pub grace_periods: u64,
+    /// Calls for routes, irqfds and ioeventfds, and what they wait for by the
+    /// rules of Linux 6.18.
+    pub events: events::Cost,
     /// Regions that were put into a slot beside another one, so that they cost
     /// no call of their own.
     pub regions_merged: usize,
-    /// Regions mapped in this transaction that cost nothing, as a slot already
-    /// had just that memory there: their unmap and map cancelled.
+    /// Regions mapped in this set that cost nothing, as a slot already had just
+    /// that memory there: their unmap and map cancelled.
     pub regions_cancelled: usize,
-    /// Regions mapped in this transaction that got no slot yet, as they are
-    /// deferrable.
+    /// Regions mapped in this set that got no slot yet, as they are deferrable.
     pub regions_deferred: usize,
     /// From the first call to the last.
     pub elapsed: Duration,
-    /// How the calls were made.
+    /// How the memslot calls were made.
     pub executor: Executor,
     /// `"kvm"`, or `"model"` where nothing of this really happened.
     pub backend: &'static str,
     /// Whether vCPUs were paused through the gate.
     pub vcpus_paused: bool,
-    /// Slots in the address space afterwards.
+    /// Slots of the VM afterwards.
     pub slots: usize,
+    /// The last dirty pages of the logged regions that were unmapped.
+    pub last_dirty: Vec<(RegionId, DirtyBitmap)>,
 }
 
-impl fmt::Display for CommitReport {
+impl Report {
+    /// System calls that changed something.
+    #[must_use]
+    pub const fn calls(&self) -> u64 {
+        self.ioctls
+            + self.events.routing_calls
+            + self.events.irqfd_calls
+            + self.events.ioeventfd_calls
+    }
+
+    /// Grace periods waited for in the calls themselves; those of the kernel's
+    /// worker behind `KVM_IRQFD` deassign are `events.waits.in_irqfd_shutdown`.
+    #[must_use]
+    pub const fn waits(&self) -> u64 {
+        self.grace_periods + self.events.waits.in_calls
+    }
+}
+
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "{} ioctls, {} grace periods, {} merged, {} cancelled, {:?} ({})",
-            self.ioctls,
-            self.grace_periods,
+            self.calls(),
+            self.waits(),
             self.regions_merged,
             self.regions_cancelled,
             self.elapsed,
@@ -50,7 +75,7 @@ impl fmt::Display for CommitReport {
     }
 }
 
-/// What a commit would cost.
+/// What a set of changes would cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Preview {
@@ -58,9 +83,12 @@ pub struct Preview {
     pub ioctls: u64,
     /// Grace periods those calls would wait for.
     pub grace_periods: u64,
-    /// Guest pages that stay mapped, but would be unmapped for a moment
-    /// between two calls. Empty where one batch ioctl does it all.
-    pub holes: Vec<Range>,
-    /// Slots in the address space afterwards.
+    /// Calls for routes, irqfds and ioeventfds, and what they would wait for.
+    pub events: events::Cost,
+    /// Guest pages that stay mapped, but would be unmapped for a moment between
+    /// two calls, with their address spaces. Empty where one batch ioctl does it
+    /// all.
+    pub holes: Vec<(u16, Range)>,
+    /// Slots of the VM afterwards.
     pub slots: usize,
 }

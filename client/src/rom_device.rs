@@ -6,11 +6,10 @@
 //! grace periods a pair. [`RomDevice`] takes the cheapest way that the kernel
 //! has.
 
-use std::sync::Arc;
-
 use crate::deferred::policy::Churn;
-use crate::region::{HostMemory, RegionSpec};
-use crate::{AddressSpace, CommitReport, Error, RegionId};
+use crate::error::{Error, ErrorKind};
+use crate::region::RegionSpec;
+use crate::{Changes, RegionId, Report, Vm};
 
 /// How a [`RomDevice`] changes its mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,7 +19,8 @@ pub enum RomMode {
     /// [`Deferred`](Self::Deferred).
     #[default]
     Auto,
-    /// By [`MemFlags::TRAP`](crate::MemFlags::TRAP): one call a flip, and no grace period.
+    /// By [`MemFlags::TRAP`](crate::MemFlags::TRAP): one call a flip, and no
+    /// grace period.
     Trap,
     /// The slot goes with each command. Once the device has shown that it
     /// [churns](Churn), it comes back only when it is worth it
@@ -48,26 +48,30 @@ impl RomMode {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use kvm_memslots::backend::Model;
-/// use kvm_memslots::{AddressSpace, Limits, RegionSpec, RomDevice, RomMode};
+/// # #[cfg(feature = "model")] {
+/// use kvm_memslots::{Access, Backing, RegionSpec, RomDevice, RomMode, Vm, at};
+/// # use std::sync::Arc;
+/// # use kvm_memslots::{Limits, backend::{EventModel, Irqchip, MemoryModel}};
+/// # let memory = Arc::new(MemoryModel::new(Limits::x86().with_trap()));
+/// # let events = Arc::new(EventModel::new(Irqchip::Split));
 ///
-/// let mut space = AddressSpace::builder()
-///     .open_on(Box::new(Model::new(Limits::x86().with_trap())))?;
-/// let spec = RegionSpec::rom(0x400_0000, 0x400_0000, 0x7f00_0000_0000).label("flash");
+/// let vm = Vm::builder().open_on(memory, events)?;
 /// // SAFETY: the model touches no memory.
-/// let mut flash = unsafe { RomDevice::new(&mut space, spec, RomMode::Auto)? };
+/// let memory = unsafe { Backing::borrowed(0x7f00_0000_0000, 0x400_0000, Access::Read) };
+/// let spec = RegionSpec::rom(at(0x400_0000, 0x400_0000), memory).label("flash");
+/// let mut flash = RomDevice::new(&vm, spec, RomMode::Auto)?;
 ///
 /// // The guest writes a command, and reads the array again later.
-/// let report = flash.set_array_mode(&mut space, false)?.expect("it was in array mode");
+/// let report = flash.set_array_mode(&vm, false)?.expect("it was in array mode");
 /// assert_eq!((report.ioctls, report.grace_periods), (1, 0));
-/// flash.set_array_mode(&mut space, true)?;
+/// flash.set_array_mode(&vm, true)?;
+/// # }
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
 pub struct RomDevice {
     spec: RegionSpec,
-    owner: Option<Arc<dyn HostMemory>>,
     mode: RomMode,
     churn: Churn<()>,
     /// None in command mode, unless that is a trap.
@@ -78,62 +82,36 @@ pub struct RomDevice {
 
 impl RomDevice {
     /// Maps the device, in array mode. `spec` is made read-only and gets a slot
-    /// of its own.
+    /// of its own. Its backing is the guest's again with each array mode: what
+    /// [`Backing`](crate::Backing) asks for holds until the device is
+    /// [removed](Self::remove), or this value and its region are gone.
     ///
     /// # Errors
-    /// Those of [`Transaction::map`](crate::Transaction::map) and of a commit;
-    /// [`Error::TrapUnsupported`] where [`RomMode::Trap`] was asked for.
-    ///
-    /// # Safety
-    /// What is said of [`Transaction::map`](crate::Transaction::map), until
-    /// [`remove`](Self::remove) has succeeded, this value and the region are
-    /// gone, or the VM is.
-    pub unsafe fn new(
-        space: &mut AddressSpace,
-        spec: RegionSpec,
-        mode: RomMode,
-    ) -> Result<Self, Error> {
-        Self::mapped(space, spec, None, mode)
-    }
-
-    /// The same, over memory that is kept alive.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new), and [`Error::OutsideHostMemory`].
-    pub fn new_owned(
-        space: &mut AddressSpace,
-        spec: RegionSpec,
-        memory: Arc<dyn HostMemory>,
-        mode: RomMode,
-    ) -> Result<Self, Error> {
-        Self::mapped(space, spec, Some(memory), mode)
-    }
-
-    fn mapped(
-        space: &mut AddressSpace,
-        spec: RegionSpec,
-        owner: Option<Arc<dyn HostMemory>>,
-        mode: RomMode,
-    ) -> Result<Self, Error> {
+    /// As [`Vm::apply`]; [`ErrorKind::TrapUnsupported`] where [`RomMode::Trap`]
+    /// was asked for.
+    pub fn new(vm: &Vm, spec: RegionSpec, mode: RomMode) -> Result<Self, Error> {
         let mode = match mode {
-            RomMode::Auto if space.limits().trap => RomMode::Trap,
+            RomMode::Auto if vm.limits().trap => RomMode::Trap,
             RomMode::Auto => RomMode::DEFERRED,
             mode => mode,
         };
         let after = if let RomMode::Deferred { after } = mode { after } else { u32::MAX };
         let mut device = Self {
             spec: spec.read_only().alone(),
-            owner,
             mode,
             churn: Churn::after(after),
             region: None,
             array_mode: false,
             flips: 0,
         };
-        if mode == RomMode::Trap && !space.limits().trap {
-            return Err(Error::TrapUnsupported { region: device.spec.described() });
+        let mut changes = Changes::new();
+        let region = device.map(&mut changes);
+        if mode == RomMode::Trap && !vm.limits().trap {
+            // The error names the region.
+            changes.set_trap(region, false);
         }
-        device.map(space)?;
+        vm.apply(changes)?;
+        device.region = Some(region);
         device.array_mode = true;
         device.churn.added(());
         Ok(device)
@@ -146,53 +124,40 @@ impl RomDevice {
     /// is what the guest reads.
     ///
     /// # Errors
-    /// Those of a commit, and the mode is what it was.
-    pub fn set_array_mode(
-        &mut self,
-        space: &mut AddressSpace,
-        array_mode: bool,
-    ) -> Result<Option<CommitReport>, Error> {
+    /// As [`Vm::apply`], and the mode is what it was.
+    pub fn set_array_mode(&mut self, vm: &Vm, array_mode: bool) -> Result<Option<Report>, Error> {
         if self.array_mode == array_mode {
             return Ok(None);
         }
-        let report = match (self.mode, self.region, array_mode) {
-            (RomMode::Trap, Some(id), _) => space.set_trap(id, !array_mode)?,
-            (_, Some(id), false) => {
-                let mut tx = space.begin();
-                tx.unmap(id)?;
-                let report = tx.commit()?;
-                self.region = None;
-                self.churn.removed();
-                report
+        let mut changes = Changes::new();
+        let region = match (self.mode, self.region) {
+            (RomMode::Trap, Some(id)) => {
+                changes.set_trap(id, !array_mode);
+                Some(id)
             }
-            (_, None, true) => {
-                let report = self.map(space)?;
-                self.churn.added(());
-                report
+            (_, Some(id)) => {
+                changes.unmap(id);
+                None
             }
-            // Without a trap, there is a region exactly in array mode.
-            (_, Some(_), true) | (_, None, false) => return Ok(None),
+            (_, None) => Some(self.map(&mut changes)),
         };
+        let report = vm.apply(changes)?;
+        if array_mode {
+            self.churn.added(());
+        } else {
+            self.churn.removed();
+        }
+        self.region = region;
         self.array_mode = array_mode;
         self.flips += 1;
         Ok(Some(report))
     }
 
-    fn map(&mut self, space: &mut AddressSpace) -> Result<CommitReport, Error> {
-        let mut spec = self.spec.clone();
+    fn map(&self, changes: &mut Changes) -> RegionId {
+        let spec = self.spec.clone();
         // This flip is the one after those seen.
-        if self.churn.flips() >= self.churn.limit() {
-            spec = spec.deferrable();
-        }
-        let mut tx = space.begin();
-        let id = match &self.owner {
-            Some(owner) => tx.map_owned(spec, Arc::clone(owner))?,
-            // SAFETY: whoever called `new` vouched for the memory.
-            None => unsafe { tx.map(spec)? },
-        };
-        let report = tx.commit()?;
-        self.region = Some(id);
-        Ok(report)
+        let churns = self.churn.flips() >= self.churn.limit();
+        changes.map(if churns { spec.deferrable() } else { spec })
     }
 
     /// Whether the device is in array mode.
@@ -222,13 +187,17 @@ impl RomDevice {
     /// Unmaps the device.
     ///
     /// # Errors
-    /// Those of a commit, with the device as it was.
-    pub fn remove(self, space: &mut AddressSpace) -> Result<(), (Box<Self>, Error)> {
+    /// As [`Vm::apply`], with the device as it was.
+    pub fn remove(self, vm: &Vm) -> Result<(), (Box<Self>, Error)> {
         let Some(id) = self.region else { return Ok(()) };
-        let mut tx = space.begin();
-        match tx.unmap(id).and_then(|()| tx.commit().map(drop)) {
-            Ok(()) => Ok(()),
-            Err(error) => Err((Box::new(self), error)),
+        let mut changes = Changes::new();
+        changes.unmap(id);
+        match vm.apply(changes) {
+            // The VMM may have unmapped the region itself.
+            Err(error) if !matches!(error.kind(), ErrorKind::UnknownRegion { .. }) => {
+                Err((Box::new(self), error))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -1,43 +1,24 @@
-//! Merging is invisible in the dirty log, and no dirty page is lost.
-#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)]
+//! Sharing slots is invisible in the dirty log, and no dirty page is lost.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use common::{HVA, PAGE, PAGES, Reference, limits, on_model, step};
-use kvm_memslots::backend::model::{Call, DirtyTracking, Fault, ModelConfig, SharedModel};
-use kvm_memslots::backend::{Errno, Model};
+use common::{
+    Gate, PAGE, PAGES, Reference, Step, batched, changes, limits, map_all, on_model, ram, step,
+};
+use kvm_memslots::backend::MemoryModel;
+use kvm_memslots::backend::model::memory::{Call, DirtyTracking, Fault, ModelConfig};
 use kvm_memslots::{
-    AddressSpace, Error, Executor, GateError, HolePolicy, MemFlags, RegionId, RegionSpec, VcpuGate,
+    Changes, DirtyBitmap, Errno, Error, ErrorKind, Executor, HolePolicy, MemFlags, RegionId, Vm,
 };
 use proptest::prelude::*;
 
-/// A gate that counts.
-#[derive(Default)]
-struct Gate {
-    paused: AtomicU32,
-    resumed: AtomicU32,
-}
-
-impl VcpuGate for Gate {
-    fn pause(&self) -> Result<(), GateError> {
-        assert_eq!(self.paused.fetch_add(1, Ordering::SeqCst), self.resumed.load(Ordering::SeqCst));
-        Ok(())
-    }
-
-    fn resume(&self) {
-        assert_eq!(
-            self.resumed.fetch_add(1, Ordering::SeqCst) + 1,
-            self.paused.load(Ordering::SeqCst)
-        );
-    }
-}
-
 struct Run {
-    space: AddressSpace,
-    model: SharedModel,
+    vm: Vm,
+    model: MemoryModel,
     reference: Reference,
 }
 
@@ -48,59 +29,67 @@ impl Run {
         } else {
             DirtyTracking::Bitmap
         };
-        let limits = kvm_memslots::Limits { batch, ..limits() };
-        let model = Model::with_config(ModelConfig::new(limits).dirty_tracking(tracking));
-        let builder = AddressSpace::builder().holes(policy).manual_dirty_log(manual);
-        let (space, model) = on_model(builder, model);
-        Self { space, model, reference: Reference { unmerged, ..Reference::default() } }
+        let config = ModelConfig::new(batched(limits(), batch)).dirty_tracking(tracking);
+        let builder = Vm::builder().holes(policy).manual_dirty_log(manual);
+        let (vm, model) = on_model(builder, MemoryModel::with_config(config));
+        Self { vm, model, reference: Reference { unmerged, ..Reference::default() } }
     }
 
-    fn transaction(&mut self, steps: &[common::Step]) -> Result<u64, Error> {
+    fn apply(&mut self, steps: &[Step]) -> Result<(), Error> {
         let before = self.reference.clone();
-        let mut tx = self.space.begin();
+        let mut c = Changes::new();
         for step in steps {
-            self.reference.apply(&mut tx, step);
+            self.reference.take(&self.vm, &mut c, step);
         }
-        let result = tx.commit().map(|report| report.ioctls);
+        let result = self.vm.apply(c);
         if result.is_err() {
             self.reference = before;
         }
-        result
+        result.map(|_| ())
     }
 
     fn write(&self, pages: &[u64]) {
         for page in pages {
-            self.model.lock().guest_write(0, page * PAGE, 1);
+            self.model.guest_write(0, page * PAGE, 1);
         }
     }
 
     /// The dirty pages of region number `n`, from the region's start; clears
     /// every other one of them where that is a step of its own.
-    fn log(&mut self, n: usize, manual: bool) -> Option<Vec<u64>> {
+    fn log(&self, n: usize, manual: bool) -> Option<Vec<u64>> {
         let reg = *self.reference.regions.get(n)?;
-        if !reg.flags.contains(MemFlags::LOG_DIRTY_PAGES) {
-            let error = self.space.dirty_log(reg.id).unwrap_err();
-            assert!(matches!(error, Error::NotLogged { .. }), "{error}");
+        if !reg.is_logged() {
+            let error = self.vm.dirty_log(reg.id).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::NotLogged { .. }), "{error}");
             return None;
         }
-        let dirty = self.space.dirty_log(reg.id).unwrap();
+        let dirty = self.vm.dirty_log(reg.id).unwrap();
         assert_eq!(dirty.pages(), reg.pages);
         if manual {
-            let mut half = kvm_memslots::DirtyBitmap::new(reg.pages);
+            let mut half = DirtyBitmap::new(reg.pages);
             dirty.iter().step_by(2).for_each(|page| half.set(page, 1));
-            self.space.clear_dirty_log(reg.id, &half).unwrap();
+            self.vm.clear_dirty_log(reg.id, 0, &half).unwrap();
         }
         Some(dirty.iter().collect())
     }
+
+    /// The dirty pages of a region.
+    fn dirty(&self, id: RegionId) -> Vec<u64> {
+        self.vm.dirty_log(id).unwrap().iter().collect()
+    }
 }
 
-/// A round: a transaction, guest writes, reads of some regions' logs.
-type Round = (Vec<common::Step>, Vec<u64>, Vec<usize>);
+/// A round: a set of changes, guest writes, reads of some regions' logs.
+type Round = (Vec<Step>, Vec<u64>, Vec<usize>);
 
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
     let writes = prop::collection::vec(0..PAGES, 0..40);
     let reads = prop::collection::vec(0..12_usize, 0..6);
     prop::collection::vec((prop::collection::vec(step(), 0..10), writes, reads), 1..8)
+}
+
+fn gate() -> HolePolicy {
+    HolePolicy::Gate(Arc::new(Gate::default()))
 }
 
 proptest! {
@@ -112,12 +101,11 @@ proptest! {
         manual: bool,
         batch in prop::option::of(Just(4096)),
     ) {
-        let gate = || HolePolicy::Gate(Arc::new(Gate::default()));
         let mut merged = Run::new(false, manual, gate(), batch);
         let mut unmerged = Run::new(true, manual, gate(), batch);
         for (steps, writes, reads) in rounds {
-            merged.transaction(&steps).unwrap();
-            unmerged.transaction(&steps).unwrap();
+            merged.apply(&steps).unwrap();
+            unmerged.apply(&steps).unwrap();
             merged.write(&writes);
             unmerged.write(&writes);
             for n in reads {
@@ -126,41 +114,67 @@ proptest! {
         }
     }
 
-    /// Whatever fails, and with or without a gate, a page that was written
-    /// since its region's log was read is in the log.
+    /// Whatever fails, and under any policy, a page that was written since its
+    /// region's log was read is in the log, or in what comes with the report.
     #[test]
     fn no_dirty_page_is_lost(
         rounds in rounds(),
-        gate: bool,
+        policy in 0..3_usize,
         fault in prop::option::of((1..12_u64, any::<bool>())),
+        all_at_once: bool,
     ) {
-        let policy = if gate {
-            HolePolicy::Gate(Arc::new(Gate::default()))
-        } else {
-            HolePolicy::NoVcpuRuns
-        };
+        let policy = common::policies()[policy + 1].clone();
+        let named = matches!(policy, HolePolicy::Named);
         let mut run = Run::new(false, false, policy, None);
         if let Some((k, stay)) = fault {
             let fault = if stay { Fault::from_nth(k, Errno::ENOMEM) } else { Fault::nth(k, Errno::ENOMEM) };
-            run.model.lock().inject(fault.only(Call::SetRegion));
+            run.model.inject(fault.only(Call::SetRegion));
         }
         // Pages written while their region was logged, and not yet reported.
         let mut owed: Vec<(RegionId, u64)> = Vec::new();
-        for (steps, writes, reads) in rounds {
-            if let Err(Error::Stuck { .. }) = run.transaction(&steps) {
-                run.model.lock().clear_faults();
-                run.space.begin().commit().unwrap();
+        let mut hvas: HashMap<RegionId, u64> = HashMap::new();
+        for (mut steps, writes, reads) in rounds {
+            if named {
+                // A set can't be tried when it is refused for its hole.
+                for step in &mut steps {
+                    if let Step::Map { permanent, .. } = step {
+                        *permanent = false;
+                    }
+                }
+            }
+            match run.apply(&steps) {
+                Err(error) if matches!(error.kind(), ErrorKind::Stuck { .. }) => {
+                    run.model.clear_faults();
+                    run.vm.apply(Changes::new()).unwrap();
+                }
+                _ => {}
             }
             let regions = run.reference.regions.clone();
-            let logged = |r: &&common::Reg| r.flags.contains(MemFlags::LOG_DIRTY_PAGES);
-            // What was split off, unmapped, or is not logged any more is not owed.
+            let logged = || regions.iter().filter(|r| r.is_logged());
+            // What was split off, unmapped, has other memory or is not logged any
+            // more is not owed.
             owed.retain(|(id, page)| {
-                regions.iter().filter(logged).any(|r| r.id == *id && *page < r.pages)
+                logged().any(|r| r.id == *id && *page < r.pages && hvas[id] == r.hva)
             });
+            hvas = logged().map(|r| (r.id, r.hva)).collect();
             run.write(&writes);
-            for r in regions.iter().filter(logged) {
+            for r in logged().filter(|r| !r.flags.contains(MemFlags::READONLY)) {
                 let inside = writes.iter().filter(|page| (r.page..r.page + r.pages).contains(page));
                 owed.extend(inside.map(|page| (r.id, page - r.page)));
+            }
+            if all_at_once && !reads.is_empty() {
+                let logs = run.vm.dirty_logs().unwrap();
+                for (n, (id, dirty)) in logs.iter().enumerate() {
+                    prop_assert!(logged().any(|r| r.id == *id), "{} is not logged", id);
+                    prop_assert!(dirty.count() > 0, "{} is clean", id);
+                    prop_assert!(logs[..n].iter().all(|(other, _)| other != id), "{} twice", id);
+                }
+                for (id, page) in owed.drain(..) {
+                    let dirty = logs.iter().find(|(region, _)| *region == id);
+                    let dirty = dirty.is_some_and(|(_, dirty)| dirty.is_dirty(page));
+                    prop_assert!(dirty, "page {} of {}", page, id);
+                }
+                continue;
             }
             for n in reads {
                 let Some(dirty) = run.log(n, false) else { continue };
@@ -174,15 +188,11 @@ proptest! {
     }
 }
 
-/// Two logged regions in one slot, of which the second is then resized.
-fn replace_logged(policy: HolePolicy) -> (Run, RegionId, RegionId) {
-    let mut run = Run::new(false, false, policy, None);
-    let mut tx = run.space.begin();
-    let spec = |n: u64| RegionSpec::ram(n * 10 * PAGE, 10 * PAGE, HVA + n * 10 * PAGE).log_dirty();
-    // SAFETY: the model maps nothing.
-    let (a, b) = unsafe { (tx.map(spec(0)).unwrap(), tx.map(spec(1)).unwrap()) };
-    tx.commit().unwrap();
-    assert_eq!(run.space.slot_count(), 1);
+/// Two logged regions in one slot, and dirty pages in both.
+fn shared(policy: HolePolicy) -> (Run, RegionId, RegionId) {
+    let run = Run::new(false, false, policy, None);
+    let [a, b] = map_all(&run.vm, [0, 10].map(|page| ram(page, 10).permanent().log_dirty()));
+    assert_eq!(run.vm.slots(0).len(), 1);
     run.write(&[3, 12, 19]);
     (run, a, b)
 }
@@ -190,128 +200,151 @@ fn replace_logged(policy: HolePolicy) -> (Run, RegionId, RegionId) {
 #[test]
 fn a_gate_keeps_the_log_exact() {
     let gate = Arc::new(Gate::default());
-    let (mut run, a, b) = replace_logged(HolePolicy::Gate(gate.clone()));
-    let mut tx = run.space.begin();
-    tx.shrink(b, 5 * PAGE).unwrap();
-    assert!(tx.commit().unwrap().vcpus_paused);
-    assert_eq!(gate.paused.load(Ordering::SeqCst), 1);
-    assert_eq!(gate.resumed.load(Ordering::SeqCst), 1);
-    assert_eq!(Vec::from_iter(run.space.dirty_log(a).unwrap().iter()), [3]);
-    assert_eq!(Vec::from_iter(run.space.dirty_log(b).unwrap().iter()), [2]);
-    assert_eq!(run.space.dirty_log(a).unwrap().count(), 0, "read means cleared");
+    let (run, a, b) = shared(HolePolicy::Gate(gate.clone()));
+    let report = run.vm.apply(changes(|c| c.resize(b, 5 * PAGE))).unwrap();
+    assert!(report.vcpus_paused);
+    assert_eq!(gate.pauses(), 1);
+    assert_eq!((run.dirty(a), run.dirty(b)), (vec![3], vec![2]));
+    assert_eq!(run.dirty(a), [0_u64; 0], "read means cleared");
 }
 
 #[test]
-fn without_a_gate_what_was_replaced_is_all_dirty() {
-    let (mut run, a, b) = replace_logged(HolePolicy::NoVcpuRuns);
-    let mut tx = run.space.begin();
-    tx.shrink(b, 5 * PAGE).unwrap();
-    tx.commit().unwrap();
-    assert_eq!(run.space.dirty_log(a).unwrap().count(), 10);
-    assert_eq!(run.space.dirty_log(b).unwrap().count(), 5);
+fn where_no_vcpu_runs_the_log_is_exact() {
+    let (run, a, b) = shared(HolePolicy::NoVcpuRuns);
+    run.vm.apply(changes(|c| c.resize(b, 5 * PAGE))).unwrap();
+    assert_eq!((run.dirty(a), run.dirty(b)), (vec![3], vec![2]));
+}
+
+/// What is replaced while vCPUs run is all dirty: who knows what they wrote.
+#[test]
+fn what_was_replaced_while_vcpus_run_is_all_dirty() {
+    let run = Run::new(false, false, HolePolicy::Named, None);
+    let [a, b] = map_all(&run.vm, [0, 10].map(|page| ram(page, 10).log_dirty()));
+    assert_eq!(run.vm.slots(0).len(), 2);
+    run.write(&[3, 12, 19]);
+    run.vm.apply(changes(|c| c.resize(b, 5 * PAGE))).unwrap();
+    assert_eq!((run.dirty(a), run.dirty(b)), (vec![3], Vec::from_iter(0..5)));
 }
 
 #[test]
-fn without_either_nothing_is_replaced() {
-    let (mut run, a, b) = replace_logged(HolePolicy::Refuse);
-    let before = run.model.lock().counts();
-    let mut tx = run.space.begin();
-    tx.shrink(b, 5 * PAGE).unwrap();
-    let error = tx.commit().unwrap_err();
-    assert!(matches!(&error, Error::Hole { range, .. } if range.gpa == 0), "{error}");
-    assert_eq!(run.model.lock().counts(), before);
-    assert_eq!(run.space.region(b).unwrap().range.size, 10 * PAGE);
-    assert_eq!(Vec::from_iter(run.space.dirty_log(a).unwrap().iter()), [3]);
+fn what_may_not_be_replaced_is_not_and_keeps_its_log() {
+    for policy in [HolePolicy::Refuse, HolePolicy::Named] {
+        let (run, a, b) = shared(policy);
+        let before = run.model.counts();
+        let error = run.vm.apply(changes(|c| c.resize(b, 5 * PAGE))).unwrap_err();
+        let ErrorKind::Hole { range, .. } = error.kind() else { panic!("{error}") };
+        assert_eq!(range.gpa(), 0);
+        assert_eq!(run.model.counts(), before);
+        assert_eq!(run.vm.region(b).unwrap().range.size(), 10 * PAGE);
+        assert_eq!((run.dirty(a), run.dirty(b)), (vec![3], vec![2, 9]));
+    }
 }
 
 #[test]
 fn a_batch_needs_no_gate_and_keeps_the_log_exact() {
-    let mut run = Run::new(false, false, HolePolicy::Refuse, Some(64));
-    assert_eq!(run.space.executor(), Executor::Batch);
-    let mut tx = run.space.begin();
-    // SAFETY: the model maps nothing.
-    let id = unsafe { tx.map(RegionSpec::ram(0, 20 * PAGE, HVA).log_dirty()) }.unwrap();
-    tx.commit().unwrap();
+    let run = Run::new(false, false, HolePolicy::Refuse, Some(64));
+    assert_eq!(run.vm.executor(), Executor::Batch);
+    let [id] = map_all(&run.vm, [ram(0, 20).log_dirty()]);
     run.write(&[3, 15]);
-    let mut tx = run.space.begin();
-    let tail = tx.split(id, 10 * PAGE).unwrap();
-    tx.set_flags(tail, MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY).unwrap();
-    let report = tx.commit().unwrap();
+    let mut c = Changes::new();
+    let tail = c.split(id, 10 * PAGE);
+    c.set_read_only(tail, true);
+    let report = run.vm.apply(c).unwrap();
     assert_eq!((report.ioctls, report.grace_periods), (1, 2));
-    assert_eq!(Vec::from_iter(run.space.dirty_log(id).unwrap().iter()), [3]);
-    assert_eq!(Vec::from_iter(run.space.dirty_log(tail).unwrap().iter()), [5]);
+    assert_eq!((run.dirty(id), run.dirty(tail)), (vec![3], vec![5]));
 }
+
+type Read = fn(&Vm, RegionId) -> Result<(), Error>;
 
 #[test]
 fn a_log_that_cannot_be_read_loses_nothing() {
-    let mut run = Run::new(false, false, HolePolicy::Refuse, None);
-    let mut tx = run.space.begin();
-    // SAFETY: the model maps nothing.
-    let id = unsafe { tx.map(RegionSpec::ram(0, 10 * PAGE, HVA).log_dirty()) }.unwrap();
-    tx.commit().unwrap();
+    let run = Run::new(false, false, HolePolicy::Refuse, None);
+    let grown = RegionId::new();
+    let mut c = Changes::new();
+    let memory = common::memory(common::HVA, 20 * PAGE);
+    c.map_as(grown, kvm_memslots::RegionSpec::ram(0..10 * PAGE, memory).log_dirty());
+    run.vm.apply(c).unwrap();
     // A second slot for what is new: two logs to read.
-    let mut tx = run.space.begin();
-    // SAFETY: the model maps nothing.
-    unsafe { tx.resize(id, 20 * PAGE) }.unwrap();
-    tx.commit().unwrap();
-    assert_eq!(run.space.slot_count(), 2);
-    run.write(&[1, 11]);
-    run.model.lock().inject(Fault::nth(2, Errno::ENOMEM).only(Call::GetDirtyLog));
-    let error = run.space.dirty_log(id).unwrap_err();
-    assert!(matches!(error, Error::DirtyLog { errno: Errno::ENOMEM, .. }), "{error}");
-    assert_eq!(Vec::from_iter(run.space.dirty_log(id).unwrap().iter()), [1, 11]);
+    run.vm.apply(changes(|c| c.resize(grown, 20 * PAGE))).unwrap();
+    assert_eq!(run.vm.slots(0).len(), 2);
+    let reads: [Read; 3] = [
+        |vm, id| vm.dirty_log(id).map(drop),
+        |vm, _| vm.dirty_logs().map(drop),
+        |vm, _| vm.for_each_dirty_log(|_, _| {}),
+    ];
+    for read in reads {
+        run.write(&[1, 11]);
+        run.model.inject(Fault::nth(2, Errno::ENOMEM).only(Call::GetDirtyLog));
+        let error = read(&run.vm, grown).unwrap_err();
+        let lost = matches!(error.kind(), ErrorKind::DirtyLog { .. });
+        assert!(lost && error.errno() == Errno::ENOMEM, "{error}");
+        assert_eq!(run.dirty(grown), [1, 11]);
 
-    // EFAULT comes after KVM has cleared its log: all of that slot is dirty.
-    run.write(&[1]);
-    run.model.lock().inject(Fault::nth(2, Errno::EFAULT).only(Call::GetDirtyLog));
-    run.space.dirty_log(id).unwrap_err();
-    let dirty = Vec::from_iter(run.space.dirty_log(id).unwrap().iter());
-    assert_eq!(dirty, Vec::from_iter(std::iter::once(1).chain(10..20)));
+        // EFAULT comes after KVM has cleared its log: all of that slot is dirty.
+        run.write(&[1]);
+        run.model.inject(Fault::nth(2, Errno::EFAULT).only(Call::GetDirtyLog));
+        read(&run.vm, grown).unwrap_err();
+        assert_eq!(run.dirty(grown), Vec::from_iter(std::iter::once(1).chain(10..20)));
+    }
 }
 
 #[test]
 fn with_manual_protection_a_read_leaves_the_log_until_it_is_cleared() {
-    let gate = HolePolicy::Gate(Arc::new(Gate::default()));
-    let mut run = Run::new(false, true, gate, None);
-    let mut tx = run.space.begin();
-    // SAFETY: the model maps nothing.
-    let id = unsafe { tx.map(RegionSpec::ram(0, 10 * PAGE, HVA).log_dirty()) }.unwrap();
-    tx.commit().unwrap();
+    let run = Run::new(false, true, gate(), None);
+    let [id] = map_all(&run.vm, [ram(0, 10).log_dirty()]);
     run.write(&[2, 3]);
     // The slot is replaced: what was dirty is only known here from now on.
-    let mut tx = run.space.begin();
-    tx.shrink(id, 5 * PAGE).unwrap();
-    tx.commit().unwrap();
-    let dirty = run.space.dirty_log(id).unwrap();
-    assert_eq!(Vec::from_iter(dirty.iter()), [2, 3]);
-    assert_eq!(run.space.dirty_log(id).unwrap(), dirty);
-    let mut cleared = kvm_memslots::DirtyBitmap::new(5);
+    run.vm.apply(changes(|c| c.resize(id, 5 * PAGE))).unwrap();
+    assert_eq!(run.dirty(id), [2, 3]);
+    assert_eq!(run.dirty(id), [2, 3]);
+    let mut cleared = DirtyBitmap::new(5);
     cleared.set(2, 1);
-    run.space.clear_dirty_log(id, &cleared).unwrap();
-    assert_eq!(Vec::from_iter(run.space.dirty_log(id).unwrap().iter()), [3]);
+    run.vm.clear_dirty_log(id, 0, &cleared).unwrap();
+    assert_eq!(run.dirty(id), [3]);
 }
 
 #[test]
 fn what_was_dirty_before_logging_went_off_is_not_dirty_when_it_comes_on() {
-    let (mut run, a, b) = replace_logged(HolePolicy::NoVcpuRuns);
+    let (run, a, b) = shared(HolePolicy::NoVcpuRuns);
     // Reading the one takes what the other has along, as they share a slot.
-    assert_eq!(Vec::from_iter(run.space.dirty_log(a).unwrap().iter()), [3]);
-    for flags in [MemFlags::empty(), MemFlags::LOG_DIRTY_PAGES] {
-        let mut tx = run.space.begin();
-        tx.set_flags(a, flags).unwrap();
-        tx.set_flags(b, flags).unwrap();
-        tx.commit().unwrap();
+    assert_eq!(run.dirty(a), [3]);
+    for on in [false, true] {
+        let c = changes(|c| [a, b].into_iter().for_each(|id| c.set_log_dirty(id, on)));
+        run.vm.apply(c).unwrap();
     }
-    assert_eq!(run.space.dirty_log(b).unwrap().count(), 0);
+    assert_eq!(run.dirty(b), [0_u64; 0]);
 }
 
 #[test]
-fn logging_that_goes_off_and_on_in_one_transaction_stays_as_it_is() {
-    let (mut run, a, b) = replace_logged(HolePolicy::Refuse);
-    assert_eq!(run.space.dirty_log(a).unwrap().count(), 1);
-    let mut tx = run.space.begin();
-    tx.set_flags(b, MemFlags::empty()).unwrap();
-    tx.set_flags(b, MemFlags::LOG_DIRTY_PAGES).unwrap();
-    assert_eq!(tx.commit().unwrap().ioctls, 0);
-    assert_eq!(Vec::from_iter(run.space.dirty_log(b).unwrap().iter()), [2, 9]);
+fn logging_that_goes_off_and_on_in_one_set_stays_as_it_is() {
+    let (run, a, b) = shared(HolePolicy::Refuse);
+    assert_eq!(run.dirty(a), [3]);
+    let c = changes(|c| [false, true].into_iter().for_each(|on| c.set_log_dirty(b, on)));
+    assert_eq!(run.vm.apply(c).unwrap().ioctls, 0);
+    assert_eq!(run.dirty(b), [2, 9]);
+}
+
+/// A region that moves takes its dirty pages along: which of its pages the guest
+/// wrote does not depend on where they are.
+#[test]
+fn a_region_that_moves_takes_its_dirty_pages_along() {
+    for batch in [None, Some(64)] {
+        for policy in &common::policies()[1..] {
+            let (exact, policy) = (!matches!(policy, HolePolicy::Named), policy.clone());
+            let run = Run::new(false, false, policy, batch);
+            let [a, b] = map_all(&run.vm, [0, 10].map(|page| ram(page, 4).log_dirty()));
+            run.write(&[1, 12]);
+            let swap = changes(|c| {
+                c.move_to(a, 20 * PAGE);
+                c.move_to(b, 0);
+            });
+            run.vm.apply(swap).unwrap();
+            let (a, b) = (run.dirty(a), run.dirty(b));
+            if exact {
+                assert_eq!((a, b), (vec![1], vec![2]));
+            } else {
+                assert!(a.contains(&1) && b.contains(&2), "{a:?} {b:?}");
+            }
+        }
+    }
 }

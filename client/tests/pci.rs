@@ -1,22 +1,20 @@
 //! After any config writes exactly the windows are mapped that the registers
-//! say, and a commit is only made where that changes something.
+//! say, and changes are only made where that changes something.
 #![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{HVA, assert_same_slots, limits, on_model};
-use kvm_memslots::backend::model::{Call, Fault};
-use kvm_memslots::backend::{Errno, Model};
+use kvm_memslots::backend::model::memory::Fault;
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots::pci::{BarSpec, Decoded, FunctionId, FunctionSpec, PciBars, PciError};
 use kvm_memslots::{
-    AddressSpace, CommitReport, Error, Executor, HolePolicy, HostMemory, MemFlags, RegionId,
-    RegionSpec,
+    Access, Backing, Changes, Errno, ErrorKind, Executor, HolePolicy, HostMemory, Limits, MemFlags,
+    RegionId, RegionSpec, Report, Vm, at,
 };
 use proptest::prelude::*;
 
+const HVA: u64 = 0x7000_0000_0000;
 const COMMAND: usize = 4;
 const RAM: u64 = 0x10_0000;
 const ADDRESS_BITS: u32 = 40;
@@ -60,6 +58,11 @@ fn hva(function: usize, bar: usize, window: usize) -> u64 {
     HVA + ((function * 16 + bar * 4 + window) as u64) * 0x10_0000
 }
 
+fn ram(gpa: u64, size: u64, hva: u64) -> RegionSpec {
+    // SAFETY: the model touches no memory.
+    RegionSpec::ram(at(gpa, size), unsafe { Backing::borrowed(hva, size, Access::ReadWrite) })
+}
+
 fn spec(function: usize, deferrable: bool) -> FunctionSpec {
     let start = FunctionSpec::new();
     let start = if function == 2 { start.bridge() } else { start.bar(1, BarSpec::io(32)) };
@@ -73,11 +76,10 @@ fn spec(function: usize, deferrable: bool) -> FunctionSpec {
         let new = windows.fold(new, |bar, (window, (offset, size))| {
             let host = hva(function, index, window);
             // KVM knows no kinds, and its model neither.
-            let region = RegionSpec::ram(*offset, *size, host);
+            let region = ram(*offset, *size, host);
             let region = if shape.is_rom { region.read_only() } else { region };
             let region = if deferrable { region.deferrable() } else { region };
-            // SAFETY: the model touches no memory.
-            unsafe { bar.window(region) }
+            bar.window(region)
         });
         if shape.is_rom { spec.rom(new) } else { spec.bar((shape.register - 0x10) / 4, new) }
     };
@@ -193,15 +195,16 @@ fn wanted(functions: &[Naive], others: &[(u64, u64)]) -> Mapped {
     mapped
 }
 
-/// The windows that the address space has.
-fn mapped(space: &AddressSpace) -> Mapped {
-    let bars = space.regions().filter(|region| region.hva >= HVA);
-    bars.map(|region| (region.range.gpa, region.range.size, region.hva)).collect()
+/// The windows that the VM has.
+fn mapped(vm: &Vm) -> Mapped {
+    let all = vm.regions().into_iter();
+    let bars = all.filter(|region| region.hva >= HVA);
+    bars.map(|region| (region.range.gpa(), region.range.size(), region.hva)).collect()
 }
 
 struct World {
-    space: AddressSpace,
-    model: kvm_memslots::backend::model::SharedModel,
+    vm: Vm,
+    model: MemoryModel,
     bars: PciBars,
     ids: Vec<FunctionId>,
     naive: Vec<Naive>,
@@ -213,47 +216,49 @@ const OTHER: (u64, u64) = (0x20_2000, 0x1000);
 
 impl World {
     fn new(executor: Executor, deferrable: bool) -> Self {
-        let builder = AddressSpace::builder()
+        let builder = Vm::builder()
             .executor(executor)
             .deferral(Deferral::default().policy(Policy::Fixed { exits: 1 }))
             .holes(HolePolicy::NoVcpuRuns);
-        let (mut space, model) = on_model(builder, Model::new(limits().with_batch(64)));
-        let mut tx = space.begin();
-        // SAFETY: the model touches no memory.
-        unsafe { tx.map(RegionSpec::ram(0, RAM, 0x1000_0000)) }.unwrap();
-        tx.commit().unwrap();
+        let model = MemoryModel::new(Limits::x86().with_batch(64));
+        let events = Arc::new(EventModel::new(Irqchip::Split));
+        let vm = builder.open_on(Arc::new(model.clone()), events).unwrap();
+        let mut c = Changes::new();
+        c.map(ram(0, RAM, 0x1000_0000));
+        vm.apply(c).unwrap();
         let mut bars = PciBars::new(ADDRESS_BITS);
-        let add = |function| bars.add(&space, spec(function, deferrable)).unwrap();
+        let add = |function| bars.add(&vm, spec(function, deferrable)).unwrap();
         let ids = (0..3).map(add).collect();
         let naive = SHAPES.map(Naive::new).to_vec();
-        Self { space, model, bars, ids, naive, other: None }
+        Self { vm, model, bars, ids, naive, other: None }
     }
 
-    fn apply(&mut self, op: &Op) -> Result<Option<CommitReport>, PciError> {
+    fn apply(&mut self, op: &Op) -> Result<Option<Report>, PciError> {
         match op {
             Op::Write { function, offset, data } => {
                 self.naive[*function].write(SHAPES[*function], *offset, data);
                 let id = self.ids[*function];
-                self.bars.config_write(&mut self.space, id, *offset as u16, data)
+                self.bars.config_write(&self.vm, id, *offset as u16, data)
             }
             Op::Reset(function) => {
                 self.naive[*function] = Naive::new(SHAPES[*function]);
-                self.bars.reset(&mut self.space, self.ids[*function])
+                self.bars.reset(&self.vm, self.ids[*function])
             }
             Op::Other => {
-                let mut tx = self.space.begin();
+                let mut c = Changes::new();
                 if let Some(id) = self.other.take() {
-                    tx.unmap(id).unwrap();
+                    c.unmap(id);
+                    self.vm.apply(c).unwrap();
                 } else {
-                    let ram = RegionSpec::ram(OTHER.0, OTHER.1, 0x2000_0000);
-                    // SAFETY: the model touches no memory.
-                    match unsafe { tx.map(ram) } {
-                        Ok(id) => self.other = Some(id),
-                        Err(error) => assert!(matches!(error, Error::Overlap { .. })),
+                    let id = c.map(ram(OTHER.0, OTHER.1, 0x2000_0000));
+                    match self.vm.apply(c) {
+                        Ok(_) => self.other = Some(id),
+                        Err(error) => {
+                            assert!(matches!(error.kind(), ErrorKind::Overlap { .. }), "{error}");
+                        }
                     }
                 }
-                tx.commit().unwrap();
-                self.bars.sync(&mut self.space)
+                self.bars.sync(&self.vm)
             }
         }
     }
@@ -277,15 +282,15 @@ proptest! {
         for executor in [Executor::PerRegion, Executor::Batch] {
             let mut world = World::new(executor, false);
             for op in &ops {
-                let (before, calls) = (mapped(&world.space), world.model.lock().counts().ioctls);
+                let (before, calls) = (mapped(&world.vm), world.model.counts().ioctls);
                 let other = world.other;
                 let report = world.apply(op).unwrap();
-                let after = mapped(&world.space);
+                let after = mapped(&world.vm);
                 prop_assert_eq!(&after, &world.wanted(), "{:?}", op);
-                // A commit exactly where something changed, and one call at most
+                // Changes exactly where something changed, and one call at most
                 // for each window that went or came.
                 prop_assert_eq!(report.is_some(), before != after, "{:?}", op);
-                let calls = world.model.lock().counts().ioctls - calls;
+                let calls = world.model.counts().ioctls - calls;
                 let changes = difference(&before, &after) + difference(&after, &before);
                 let most = if executor == Executor::Batch { usize::from(changes > 0) } else { changes };
                 let allowed = most as u64 + u64::from(other != world.other);
@@ -297,37 +302,37 @@ proptest! {
                         prop_assert_eq!(world.bars.base(world.ids[function], index), *base);
                     }
                 }
-                assert_same_slots(&world.space, &world.model);
+                prop_assert_eq!(world.vm.slots(0), world.model.slots(0));
             }
         }
     }
 
-    /// No config write makes a call for windows that wait; one commit makes them
+    /// No config write makes a call for windows that wait; one set makes them
     /// all.
     #[test]
     fn deferrable_bars_wait(ops in prop::collection::vec(op(), 1..60)) {
         let mut world = World::new(Executor::Batch, true);
         for op in ops.iter().filter(|op| !matches!(op, Op::Other)) {
-            let calls = world.model.lock().counts().ioctls;
+            let calls = world.model.counts().ioctls;
             world.apply(op).unwrap();
-            prop_assert_eq!(world.model.lock().counts().ioctls, calls);
-            prop_assert_eq!(mapped(&world.space), world.wanted());
+            prop_assert_eq!(world.model.counts().ioctls, calls);
+            prop_assert_eq!(mapped(&world.vm), world.wanted());
         }
-        let waiting = mapped(&world.space).len();
-        let report = world.space.promote().unwrap();
+        let waiting = mapped(&world.vm).len();
+        let report = world.vm.promote().unwrap();
         prop_assert_eq!(report.map(|report| report.ioctls), (waiting > 0).then_some(1));
-        prop_assert_eq!(world.model.lock().slots(0).count(), 1 + waiting);
+        prop_assert_eq!(world.model.slots(0).len(), 1 + waiting);
     }
 }
 
 /// Sizes and places the BARs as Linux does: decoding off meanwhile.
-fn write(world: &mut World, function: usize, offset: usize, value: u32) -> Option<CommitReport> {
+fn write(world: &mut World, function: usize, offset: usize, value: u32) -> Option<Report> {
     let data = value.to_le_bytes().to_vec();
     world.apply(&Op::Write { function, offset, data }).unwrap()
 }
 
 #[test]
-fn a_boot_costs_a_commit_for_each_function() {
+fn a_boot_costs_a_set_for_each_function() {
     let mut world = World::new(Executor::PerRegion, false);
     for (function, register, address) in
         [(0, 0x10, 0xe000_0000), (0, 0x18, 0xe001_0000), (1, 0x10, 0xe002_0000)]
@@ -351,7 +356,7 @@ fn a_boot_costs_a_commit_for_each_function() {
 }
 
 #[test]
-fn what_the_vmm_restores_is_one_commit() {
+fn what_the_vmm_restores_is_one_set() {
     let mut world = World::new(Executor::PerRegion, false);
     for function in 0..2 {
         let id = world.ids[function];
@@ -359,28 +364,82 @@ fn what_the_vmm_restores_is_one_commit() {
         world.bars.note_write(id, 0x10, &base.to_le_bytes()).unwrap();
         world.bars.note_write(id, 4, &[2]).unwrap();
     }
-    assert!(mapped(&world.space).is_empty());
-    assert!(world.bars.sync(&mut world.space).unwrap().is_some());
-    assert_eq!(mapped(&world.space).len(), 3);
-    assert!(world.bars.sync(&mut world.space).unwrap().is_none());
-    world.bars.remove(&mut world.space, world.ids[0]).unwrap().unwrap();
-    let gone = world.bars.config_write(&mut world.space, world.ids[0], 4, &[2]);
+    assert!(mapped(&world.vm).is_empty());
+    assert!(world.bars.sync(&world.vm).unwrap().is_some());
+    assert_eq!(mapped(&world.vm).len(), 3);
+    assert!(world.bars.sync(&world.vm).unwrap().is_none());
+    world.bars.remove(&world.vm, world.ids[0]).unwrap().unwrap();
+    let gone = world.bars.config_write(&world.vm, world.ids[0], 4, &[2]);
     assert!(matches!(gone, Err(PciError::UnknownFunction(_))));
-    assert_eq!(mapped(&world.space).len(), 1);
+    assert_eq!(mapped(&world.vm).len(), 1);
 }
 
+/// That KVM is out of memory is no mistake of the guest's, and passes.
 #[test]
-fn a_commit_that_failed_is_made_up_for() {
-    let mut world = World::new(Executor::PerRegion, false);
-    write(&mut world, 1, 0x10, 0xe000_0000);
-    let fault = Fault::nth(1, Errno::ENOMEM).only(Call::SetRegion);
-    world.model.lock().inject(fault);
-    let op = Op::Write { function: 1, offset: COMMAND, data: vec![2] };
-    assert!(matches!(world.apply(&op), Err(PciError::Space(Error::Refused { .. }))));
-    assert!(mapped(&world.space).is_empty());
-    // Any write makes up for it.
-    assert!(write(&mut world, 0, COMMAND, 0).is_some());
-    assert_eq!(mapped(&world.space), world.wanted());
+fn changes_that_failed_are_made_up_for() {
+    for executor in [Executor::PerRegion, Executor::Batch] {
+        let mut world = World::new(executor, false);
+        write(&mut world, 1, 0x10, 0xe000_0000);
+        // A single change is tried the long way, too.
+        (1..=2).for_each(|nth| world.model.inject(Fault::nth(nth, Errno::ENOMEM)));
+        let op = Op::Write { function: 1, offset: COMMAND, data: vec![2] };
+        let Err(PciError::Vm(error)) = world.apply(&op) else { panic!("{executor:?}") };
+        assert_eq!(error.errno(), Errno::ENOMEM, "{error}");
+        assert!(mapped(&world.vm).is_empty());
+        // Any write makes up for it.
+        assert!(write(&mut world, 0, COMMAND, 0).is_some());
+        assert_eq!(mapped(&world.vm), world.wanted());
+    }
+}
+
+/// A window that KVM refuses is that BAR's trouble: all others are followed.
+#[test]
+fn a_bar_that_kvm_refuses_stops_nobody_else() {
+    for executor in [Executor::PerRegion, Executor::Batch] {
+        let mut world = World::new(executor, false);
+        let id = |world: &World, function: usize| world.ids[function];
+        write(&mut world, 0, 0x10, 0xe000_0000);
+        write(&mut world, 1, 0x10, 0xe002_0000);
+        // KVM has no such addresses, and the VMM has not said so.
+        let mut bars = std::mem::replace(&mut world.bars, PciBars::new(64));
+        for function in 0..2 {
+            bars.remove(&world.vm, id(&world, function)).unwrap();
+            world.ids[function] = world.bars.add(&world.vm, spec(function, false)).unwrap();
+        }
+        let beyond: u64 = 1 << 60;
+        let note = |world: &mut World, function: usize, offset, value: u32| {
+            let id = world.ids[function];
+            world.bars.note_write(id, offset, &value.to_le_bytes()).unwrap();
+        };
+        note(&mut world, 0, 0x10, 0xe000_0000);
+        note(&mut world, 0, 0x18, 0);
+        note(&mut world, 0, 0x1c, (beyond >> 32) as u32);
+        note(&mut world, 0, 4, 2);
+        note(&mut world, 1, 0x10, 0xe002_0000);
+        note(&mut world, 1, 4, 2);
+        world.bars.sync(&world.vm).unwrap().unwrap();
+        let there: Vec<u64> = mapped(&world.vm).iter().map(|(gpa, ..)| *gpa).collect();
+        assert_eq!(there, [0xe000_0000, 0xe000_2000, 0xe002_0000]);
+        let refusal = world.bars.refusal(id(&world, 0), Some(2)).unwrap();
+        assert!(matches!(refusal.kind(), ErrorKind::Refused { .. }), "{refusal}");
+        assert_eq!(refusal.region().unwrap().gpa, beyond);
+        assert_eq!(world.bars.base(id(&world, 0), Some(2)), Some(beyond), "it decodes there");
+        for (function, bar) in [(0, 0), (1, 0)] {
+            assert!(world.bars.refusal(id(&world, function), Some(bar)).is_none());
+        }
+        // Others move on as if it were not there.
+        let moved = 0xe004_0000_u32.to_le_bytes();
+        let other = id(&world, 1);
+        assert!(world.bars.config_write(&world.vm, other, 0x10, &moved).unwrap().is_some());
+        assert!(world.vm.region_at(0, 0xe004_0000).is_some());
+        // And it comes right by itself when the guest moves it.
+        let gpu = id(&world, 0);
+        world.bars.note_write(gpu, 0x18, &0xe008_0000_u32.to_le_bytes()).unwrap();
+        world.bars.config_write(&world.vm, gpu, 0x1c, &[0; 4]).unwrap().unwrap();
+        assert!(world.bars.refusal(gpu, Some(2)).is_none());
+        assert!(world.vm.region_at(0, 0xe008_0000).is_some());
+        assert_eq!(world.vm.slots(0), world.model.slots(0));
+    }
 }
 
 struct Memory;
@@ -388,7 +447,7 @@ struct Memory;
 // SAFETY: nothing is mapped for real.
 unsafe impl HostMemory for Memory {
     fn range(&self) -> (u64, u64) {
-        (HVA, 0x1000)
+        (HVA, 0x2000)
     }
 }
 
@@ -397,10 +456,11 @@ fn what_could_not_be_mapped_is_refused_when_it_is_added() {
     let world = World::new(Executor::PerRegion, false);
     let mut bars = PciBars::new(ADDRESS_BITS);
     let memory = |size| BarSpec::memory32(size);
-    let window = |size, offset, length| {
-        memory(size).window_owned(RegionSpec::device(offset, length, HVA), Arc::new(Memory))
+    let owned = |offset, length| {
+        RegionSpec::device(at(offset, length), Backing::owned(Arc::new(Memory), 0))
     };
-    let add = |bars: &mut PciBars, spec| bars.add(&world.space, spec).map(drop);
+    let window = |size, offset, length| memory(size).window(owned(offset, length));
+    let add = |bars: &mut PciBars, spec| bars.add(&world.vm, spec).map(drop);
     let one = |bar| FunctionSpec::new().bar(0, bar);
     let refused = [
         one(memory(3000)),
@@ -411,14 +471,13 @@ fn what_could_not_be_mapped_is_refused_when_it_is_added() {
         FunctionSpec::new().bar(5, BarSpec::memory64(16)),
         FunctionSpec::new().bar(2, memory(16)).bridge(),
         one(BarSpec::memory64(16)).bar(1, memory(16)),
-        one(BarSpec::io(16).window_owned(RegionSpec::device(0, 16, HVA), Arc::new(Memory))),
+        one(BarSpec::io(16).window(owned(0, 16))),
         one(window(0x2000, 0x1000, 0x2000)),
         one(window(0x2000, 0, 0)),
         // No slot is so small.
         one(window(0x2000, 0, 0x800)),
         one(window(0x2000, 0x800, 0x1000)),
-        one(window(0x1_0000, 0, 0x2000)
-            .window_owned(RegionSpec::device(0x1000, 0x1000, HVA), Arc::new(Memory))),
+        one(window(0x1_0000, 0, 0x2000).window(owned(0x1000, 0x1000))),
     ];
     for spec in refused {
         let named = format!("{spec:?}");
@@ -437,7 +496,7 @@ fn a_guest_reads_back_what_it_wrote() {
     let expected = [&0x1234_0004_u32.to_le_bytes()[..], &0x12_u32.to_le_bytes(), &[0xaa; 4]];
     assert_eq!(data[..], expected.concat());
     assert_eq!(
-        world.space.regions().filter(|region| region.flags == MemFlags::READONLY).count(),
+        world.vm.regions().iter().filter(|region| region.flags == MemFlags::READONLY).count(),
         0
     );
 }

@@ -1,17 +1,12 @@
 //! Plans KVM memslot changes with the fewest ioctls and grace periods, and
 //! carries the plan out.
 //!
-//! Three rooms, which meet only in the types of [`layout`]:
-//!
-//! - [`planner`]: pure. Live slots and wanted memory in, an ordered [`Plan`]
-//!   with its cost out. No I/O, no KVM.
-//! - [`exec`]: carries a plan out, in one batch ioctl or call by call, and
-//!   undoes it if a call fails. No decisions.
-//! - [`backend`]: who answers the calls: KVM behind a VM fd, or the in-memory
-//!   [`Model`](backend::Model) of it.
-//!
-//! Beside them [`eventing`]: ioeventfds, irqfds and interrupt routes, with a
-//! planner, an executor, KVM and a model of their own.
+//! - [`memory`]: memslots. A pure planner, an executor that gets back where it
+//!   was if a call fails, and who answers the calls.
+//! - [`events`]: ioeventfds, irqfds and interrupt routes, in the same words.
+//! - [`kvm`]: KVM behind a VM fd, which answers for both. With the feature `model`
+//!   there are in-memory models of it beside it, for tests.
+//! - [`bits`]: runs of bits in dirty bitmaps.
 //!
 //! A VMM uses the `kvm-memslots` crate, which keeps regions, transactions and
 //! dirty logs on top of this one.
@@ -21,14 +16,28 @@
 //! *slot* is a mapping that KVM has, under an id. An *extent* is a mapping
 //! that is wanted. GPA, HVA and sizes are in bytes; a *hole* is a time in
 //! which guest pages that are mapped before and after a plan are not mapped.
+//! An *op* is one change; a *plan* of them has a *cost*, and is *done*,
+//! *refused* (all is as it was) or *stuck* (it is not, and the error says what
+//! is).
 
-pub mod backend;
-pub mod eventing;
-pub mod exec;
-pub mod layout;
-pub mod planner;
+pub mod bits;
+mod errno;
+pub mod events;
+#[cfg(feature = "model")]
+mod fault;
+mod guard;
+mod ids;
+pub mod kvm;
+mod limits;
+mod mapping;
+pub mod memory;
+mod range;
 
+pub use errno::Errno;
+pub use ids::SlotIds;
+pub use kvm::{Kvm, KvmOptions, OpenError};
 pub use kvm_memslots_uapi as uapi;
 pub use kvm_memslots_uapi::MemFlags;
-pub use layout::{Extent, GuestMemfd, Kind, Limits, Mapping, Range, Slot, SlotIds};
-pub use planner::{Carry, Cost, Op, Plan, PlanError, Request, plan};
+pub use limits::{EventLimits, Limits};
+pub use mapping::{GuestMemfd, Kind, Mapping, Slot};
+pub use range::Range;

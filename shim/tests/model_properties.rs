@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kvm_memslots_shim::backend::Errno;
-use kvm_memslots_shim::backend::model::{DirtyTracking, GuestAccess, Model, ModelConfig};
+use kvm_memslots_shim::memory::Op as Change;
+use kvm_memslots_shim::memory::model::{DirtyTracking, GuestAccess, Model, ModelConfig};
 use kvm_memslots_shim::uapi::{
     MemFlags, MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_region2 as Region,
 };
-use kvm_memslots_shim::{Limits, Range, Slot};
+use kvm_memslots_shim::{Errno, Limits, Range, Slot};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -20,10 +20,9 @@ const MEMFD_PAGES: u64 = 16;
 
 /// `bits` of guest physical address.
 fn model(dirty: DirtyTracking, bits: u32) -> Model {
-    let mut limits = Limits::x86().with_slots(u32::from(IDS)).with_batch(64);
-    limits.guest_memfd = true;
+    let limits = Limits::x86().with_slots(u32::from(IDS)).with_batch(64).with_guest_memfd();
     let config = ModelConfig::new(limits).guest_physical_bits(bits).dirty_tracking(dirty);
-    let mut model = Model::with_config(config);
+    let model = Model::with_config(config);
     model.add_guest_memfd(5, MEMFD_PAGES * PAGE);
     model
 }
@@ -87,7 +86,8 @@ fn op() -> impl Strategy<Value = Op> {
 /// What `op` asks for, where `model` is at.
 fn resolve(model: &Model, op: &Op) -> Vec<Region> {
     let delete = |id: u16| Region { slot: u32::from(id), ..Default::default() };
-    let live = |id: u16| model.slot(0, id).map_or(delete(id), |slot| slot.to_kvm(0));
+    let live =
+        |id: u16| model.slot(0, id).map_or(delete(id), |slot| Change::Create(slot).to_kvm(0));
     match *op {
         Op::Set(region) => vec![region],
         Op::Relog(id) => {
@@ -128,7 +128,7 @@ fn skip(region: Region, bytes: u64) -> Region {
 /// The entries that `ops` come to, each where those before it that were
 /// accepted have left the model, up to and with the first that is refused.
 fn entries_until_refused(model: &Model, ops: &[Op]) -> (Model, Vec<Region>, Option<Errno>) {
-    let mut model = model.clone();
+    let model = model.fork();
     let mut entries = Vec::new();
     for op in ops {
         for region in resolve(&model, op) {
@@ -142,7 +142,7 @@ fn entries_until_refused(model: &Model, ops: &[Op]) -> (Model, Vec<Region>, Opti
 }
 
 /// Single-region calls, as far as they are accepted.
-fn set_up(model: &mut Model, ops: &[Op]) {
+fn set_up(model: &Model, ops: &[Op]) {
     for op in ops {
         for region in resolve(model, op) {
             let _ = model.set_user_memory_region2(&region);
@@ -152,22 +152,22 @@ fn set_up(model: &mut Model, ops: &[Op]) {
 
 /// Everything that can be seen of a model.
 fn visible(model: &Model) -> impl PartialEq + std::fmt::Debug + use<> {
-    let slots: Vec<_> = model.slots(0).collect();
+    let slots = model.slots(0);
     let dirty: Vec<_> = (0..PAGES).map(|gfn| is_dirty(model, gfn)).collect();
     (slots, dirty)
 }
 
 /// Whether a guest page is dirty; `None` where nothing is logged.
 fn is_dirty(model: &Model, gfn: u64) -> Option<bool> {
-    let slot = model.slots(0).find(|slot| covers(slot.mapping.range, gfn))?;
+    let slot = model.slots(0).into_iter().find(|slot| covers(slot.mapping.range(), gfn))?;
     let mut words = [0];
     // Reading may clear: only a copy is read.
-    model.clone().get_dirty_log(0, slot.id, &mut words).ok()?;
-    Some(words[0] >> (gfn - slot.mapping.range.gpa / PAGE) & 1 == 1)
+    model.fork().get_dirty_log(0, slot.id, &mut words).ok()?;
+    Some(words[0] >> (gfn - slot.mapping.range().gpa() / PAGE) & 1 == 1)
 }
 
 fn covers(range: Range, gfn: u64) -> bool {
-    (range.gpa..range.end()).contains(&(gfn * PAGE))
+    range.contains(gfn * PAGE)
 }
 
 /// A page table of the small world, changed as the regions say: what the
@@ -201,11 +201,7 @@ impl Naive {
     }
 }
 
-fn batch(
-    model: &mut Model,
-    flags: MemoryRegionsFlags,
-    entries: &[Region],
-) -> (Option<Errno>, usize) {
+fn batch(model: &Model, flags: MemoryRegionsFlags, entries: &[Region]) -> (Option<Errno>, usize) {
     let mut regions = MemoryRegions::from_entries(0, flags, entries).unwrap();
     let outcome = model.set_user_memory_regions(&mut regions);
     (outcome.err(), regions.header().failed as usize)
@@ -217,11 +213,11 @@ proptest! {
     #[test]
     fn the_layout_is_what_the_regions_say(ops in vec(op(), 1..80)) {
         // What lies beyond the small world is beyond KVM's too.
-        let mut model = model(DirtyTracking::Bitmap, (PAGES * PAGE).trailing_zeros());
+        let model = model(DirtyTracking::Bitmap, (PAGES * PAGE).trailing_zeros());
         let mut naive = Naive(vec![None; PAGES as usize]);
         for op in &ops {
             for region in resolve(&model, op) {
-                check_step(&mut model, &mut naive, region)?;
+                check_step(&model, &mut naive, region)?;
             }
         }
     }
@@ -232,32 +228,32 @@ proptest! {
         written in vec(0..PAGES, 0..8),
         ops in vec(op(), 1..20),
     ) {
-        let mut model = model(DirtyTracking::Bitmap, 52);
-        set_up(&mut model, &setup);
+        let model = model(DirtyTracking::Bitmap, 52);
+        set_up(&model, &setup);
         for gfn in written {
             model.guest_write(0, gfn * PAGE, 1);
         }
         let before = visible(&model);
-        let slots_before: Vec<_> = model.slots(0).collect();
+        let slots_before = model.slots(0);
         let (singles, entries, refused) = entries_until_refused(&model, &ops);
 
         let verdict = (refused, entries.len() - usize::from(refused.is_some()));
-        let dry_run = batch(&mut model, MemoryRegionsFlags::DRY_RUN, &entries);
+        let dry_run = batch(&model, MemoryRegionsFlags::DRY_RUN, &entries);
         prop_assert_eq!(dry_run, verdict);
         prop_assert_eq!(&before, &visible(&model));
 
         let cost = model.counts().grace_periods;
-        prop_assert_eq!(batch(&mut model, MemoryRegionsFlags::empty(), &entries), verdict);
+        prop_assert_eq!(batch(&model, MemoryRegionsFlags::empty(), &entries), verdict);
         let cost = model.counts().grace_periods - cost;
         if refused.is_some() {
             prop_assert_eq!(&before, &visible(&model));
             prop_assert_eq!(cost, 0);
         } else {
-            prop_assert!(model.slots(0).eq(singles.slots(0)));
+            prop_assert_eq!(model.slots(0), singles.slots(0));
             prop_assert_eq!(cost, expected_cost(&slots_before, &model));
         }
         // The bindings of the guest_memfd are those of the live slots.
-        for slot in model.slots(0).collect::<Vec<_>>() {
+        for slot in model.slots(0) {
             let delete = Region { slot: u32::from(slot.id), ..Default::default() };
             prop_assert_eq!(model.set_user_memory_region2(&delete), Ok(()));
         }
@@ -278,17 +274,17 @@ proptest! {
         manual in any::<bool>(),
     ) {
         let manual_protect = DirtyTracking::ManualProtect { initially_set: false };
-        let mut model = model(if manual { manual_protect } else { DirtyTracking::Bitmap }, 52);
-        set_up(&mut model, &setup);
+        let model = model(if manual { manual_protect } else { DirtyTracking::Bitmap }, 52);
+        set_up(&model, &setup);
         for gfn in written {
             model.guest_write(0, gfn * PAGE, 1);
         }
         let (_, entries, refused) = entries_until_refused(&model, &ops);
         let entries = &entries[..entries.len() - usize::from(refused.is_some())];
-        let before = model.clone();
+        let before = model.fork();
         if !entries.is_empty() {
             prop_assert_eq!(
-                batch(&mut model, MemoryRegionsFlags::empty(), entries),
+                batch(&model, MemoryRegionsFlags::empty(), entries),
                 (None, entries.len())
             );
         }
@@ -306,11 +302,11 @@ proptest! {
 /// Grace periods of a batch that led from `before` to where `after` is.
 fn expected_cost(before: &[Slot], after: &Model) -> u64 {
     let unlogged = |slot: Slot| {
-        let flags = slot.mapping.flags - MemFlags::LOG_DIRTY_PAGES;
-        (slot.mapping.range, slot.mapping.hva, slot.mapping.guest_memfd, flags)
+        let flags = slot.mapping.flags() - MemFlags::LOG_DIRTY_PAGES;
+        (slot.mapping.range(), slot.mapping.hva(), slot.mapping.guest_memfd(), flags)
     };
     let stays = |slot: &Slot| after.slot(0, slot.id).map(unlogged) == Some(unlogged(*slot));
-    if before.iter().copied().eq(after.slots(0)) {
+    if *before == after.slots(0) {
         0
     } else if before.iter().all(stays) {
         1
@@ -319,7 +315,7 @@ fn expected_cost(before: &[Slot], after: &Model) -> u64 {
     }
 }
 
-fn check_step(model: &mut Model, naive: &mut Naive, region: Region) -> Result<(), TestCaseError> {
+fn check_step(model: &Model, naive: &mut Naive, region: Region) -> Result<(), TestCaseError> {
     let before = visible(model);
     match model.set_user_memory_region2(&region) {
         Ok(()) => naive.apply(&region),
@@ -338,8 +334,8 @@ fn check_step(model: &mut Model, naive: &mut Naive, region: Region) -> Result<()
     }
     let mut end = 0;
     for slot in model.slots(0) {
-        prop_assert!(slot.mapping.range.gpa >= end, "{slot} overlaps the one before it");
-        end = slot.mapping.range.end();
+        prop_assert!(slot.mapping.range().gpa() >= end, "{slot} overlaps the one before it");
+        end = slot.mapping.range().end();
         prop_assert_eq!(model.slot(0, slot.id), Some(slot));
     }
     prop_assert!(end <= PAGES * PAGE);
@@ -350,15 +346,15 @@ fn check_step(model: &mut Model, naive: &mut Naive, region: Region) -> Result<()
 /// the guest never wrote.
 fn moved(before: &Model, entry: &Region) -> bool {
     before.slot(0, entry.slot as u16).is_some_and(|slot| {
-        entry.memory_size != 0 && entry.guest_phys_addr != slot.mapping.range.gpa
+        entry.memory_size != 0 && entry.guest_phys_addr != slot.mapping.range().gpa()
     })
 }
 
 /// As many slots as KVM has, and a million changes, in an affordable time.
 #[test]
 fn many_slots_and_changes() {
-    let mut model = Model::new(Limits::x86());
-    let slots = model_slots(&mut model);
+    let model = Model::new(Limits::x86());
+    let slots = model_slots(&model);
     assert_eq!(model.slot_count(0), slots as usize);
     let changes = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
     let mut id = 1_u64;
@@ -373,7 +369,7 @@ fn many_slots_and_changes() {
     assert_eq!(model.counts().grace_periods, slots + changes / 2 * 3);
 }
 
-fn model_slots(model: &mut Model) -> u64 {
+fn model_slots(model: &Model) -> u64 {
     let slots = u64::from(Limits::x86().slots);
     for slot in 0..slots {
         assert_eq!(model.set_user_memory_region2(&spread(slot)), Ok(()));

@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 
 use clap::Args;
-use kvm_memslots_shim::eventing::EventCalls;
+use kvm_memslots::backend::EventCalls;
 
 use background::Background;
 use vm::Machine;

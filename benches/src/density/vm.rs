@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use kvm_ioctls::{Kvm, VmFd};
+use kvm_memslots::backend::{self, EventCalls, KvmOptions};
+use kvm_memslots::device::Irqfd;
 use kvm_memslots::vm_fd;
-use kvm_memslots_shim::eventing::{EventCalls, Irqfd, KvmEventing};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{DensityError, Flag};
@@ -17,7 +18,7 @@ const FIRST_GSI: u32 = 24;
 /// A VM whose irqfds can be assigned. What it keeps open belongs to the VM.
 #[derive(Debug)]
 pub(super) struct Machine {
-    pub(super) events: KvmEventing,
+    pub(super) events: backend::Kvm,
     eventfds: Vec<EventFd>,
     _controller: Controller,
     _vm: VmFd,
@@ -34,7 +35,8 @@ impl Machine {
         let kvm = Kvm::new().map_err(because("/dev/kvm"))?;
         let vm = kvm.create_vm().map_err(because("KVM_CREATE_VM"))?;
         let controller = Controller::new(&vm).map_err(because("an interrupt controller"))?;
-        let events = KvmEventing::open(vm_fd(&vm)).map_err(io::Error::other);
+        let events =
+            backend::Kvm::open(vm_fd(&vm), KvmOptions::default()).map_err(io::Error::other);
         let events = events.map_err(DensityError::vm("the VM"))?;
         Ok(Self { events, eventfds: Vec::new(), _controller: controller, _vm: vm })
     }

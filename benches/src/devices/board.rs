@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use kvm_memslots::RegionSpec;
-use kvm_memslots::device::{Bus, DeviceError, DeviceSetup, Ioeventfd, Msi};
+use kvm_memslots::device::{self, Bus, Doorbell, Ioeventfd, Msi};
+use kvm_memslots::{Access, Backing, RegionId, RegionSpec, at};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Devices;
@@ -81,24 +81,22 @@ impl Device {
     ///
     /// # Safety
     /// The board outlives the device's attachment.
-    pub(super) unsafe fn setup(&self, index: usize) -> Result<DeviceSetup, DeviceError> {
-        let mut setup = DeviceSetup::new(format!("dev{index}"));
+    pub(super) unsafe fn setup(&self, index: usize) -> device::Device {
+        let mut device = device::Device::new(format!("dev{index}"));
         for (gpa, hva) in &self.bars {
             // SAFETY: the caller's promise; nothing else uses the memory.
-            unsafe { setup.region(RegionSpec::device(*gpa, BAR_SIZE, *hva)) };
+            let backing = unsafe { Backing::borrowed(*hva, BAR_SIZE, Access::ReadWrite) };
+            // The devices come and go together.
+            let bar = RegionSpec::device(at(*gpa, BAR_SIZE), backing).permanent();
+            device = device.region(RegionId::new(), bar);
         }
-        for (ioeventfd, fd) in self.ioeventfds().zip(&self.doorbells) {
-            let fd = borrowed(fd);
-            setup.ioeventfd(ioeventfd.bus, ioeventfd.addr, ioeventfd.len, None, fd)?;
+        for ioeventfd in self.ioeventfds() {
+            let doorbell = Doorbell::at(ioeventfd.bus, ioeventfd.addr).len(ioeventfd.len);
+            device = device.ioeventfd(doorbell, ioeventfd.fd);
         }
         for (vector, fd) in self.interrupts.iter().enumerate() {
-            setup.vector(borrowed(fd), Some(Self::msi(vector)))?;
+            device = device.vector(fd.as_raw_fd(), Some(Self::msi(vector)));
         }
-        Ok(setup)
+        device
     }
-}
-
-fn borrowed(fd: &EventFd) -> std::os::fd::BorrowedFd<'_> {
-    // SAFETY: the eventfd keeps its descriptor open while it is borrowed.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }

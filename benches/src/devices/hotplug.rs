@@ -7,8 +7,8 @@
 use std::time::{Duration, Instant};
 
 use super::Devices;
+use super::error::DevicesError;
 use super::rig::Rig;
-use super::run::DevicesError;
 use super::table::{Pass, Row};
 use super::ways::{Spent, Way};
 use crate::bench::median;

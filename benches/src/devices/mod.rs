@@ -1,14 +1,16 @@
 //! `memslots bench devices`: devices with memory, ioeventfds and MSI-X vectors,
-//! attached and detached, call by call as VMMs do it and with `DeviceSetup`.
+//! attached and detached, call by call as VMMs do it and with `Changes`.
 
 mod board;
+mod error;
 mod hotplug;
 mod rig;
 mod run;
 mod table;
 mod ways;
 
-pub use run::{DevicesError, devices};
+pub use error::DevicesError;
+pub use run::devices;
 pub use table::{Row, hotplug_table, table};
 pub use ways::Way;
 

@@ -8,7 +8,7 @@ use kvm_ioctls::VmFd;
 
 use super::Devices;
 use super::board::Board;
-use super::run::DevicesError;
+use super::error::DevicesError;
 use super::ways::{Apply, ByHand, Library, Spent, Way};
 use crate::guest::BusyVcpus;
 use crate::machine::new_vm;

@@ -1,45 +1,17 @@
 //! Runs the comparisons.
 
-use std::io;
 use std::time::Duration;
 
-use thiserror::Error;
-
 use super::Devices;
+use super::error::DevicesError;
 use super::hotplug;
 use super::rig::Rig;
 use super::table::{Pass, Row};
 use super::ways::{Spent, Way};
 use crate::bench::median;
 use crate::grace::{GraceCounter, Method};
-use crate::guest::GuestError;
 use crate::machine::new_vm;
 use crate::pin::Pinned;
-
-/// Why there is no comparison.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum DevicesError {
-    /// No VM, or none with an interrupt controller in the kernel.
-    #[error("no VM: {0}")]
-    Vm(io::Error),
-    /// Host memory or eventfds.
-    #[error("the devices' memory and eventfds: {0}")]
-    Board(io::Error),
-    /// The busy vCPUs.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// A call that was refused.
-    #[error("{way}, {what}: {error}")]
-    Call {
-        /// Which way.
-        way: Way,
-        /// What was being done.
-        what: &'static str,
-        /// Why not.
-        error: io::Error,
-    },
-}
 
 /// Measures, and hands out rows as soon as there are some.
 ///

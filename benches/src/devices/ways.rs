@@ -8,10 +8,9 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use kvm_memslots::device::{
-    DeviceId, DeviceReport, EventCalls, Eventing, Irqfd, KvmEventing, Route,
-};
-use kvm_memslots::{AddressSpace, vm_fd};
+use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
+use kvm_memslots::device::{DeviceId, Irqfd, Route};
+use kvm_memslots::{Changes, HolePolicy, Report, Vm, vm_fd};
 
 use super::board::{Board, Device};
 
@@ -25,11 +24,11 @@ pub enum Way {
     /// Call by call, with ioeventfds at the time a device is registered, before
     /// its memory, as in Firecracker; vectors as above.
     Firecracker,
-    /// `DeviceSetup`, each device by itself.
+    /// The library, each device by itself.
     OneByOne,
-    /// The same, with the ioeventfds of all left to a commit behind the last.
+    /// The same, with the ioeventfds of all left to a set behind the last.
     Deferred,
-    /// `DeviceSetup`, all devices as one unit.
+    /// The library, all devices in one set.
     Together,
 }
 
@@ -80,10 +79,10 @@ impl Spent {
         self
     }
 
-    fn add(&mut self, report: &DeviceReport) {
-        self.ioctls += report.ioctls();
+    fn add(&mut self, report: &Report) {
+        self.ioctls += report.calls();
         self.routing_calls += report.events.routing_calls;
-        self.grace_periods += report.grace_periods();
+        self.grace_periods += report.waits();
         self.in_ioeventfd_deassign += report.events.waits.in_ioeventfd_deassign;
         self.in_irqfd_shutdown += report.events.waits.in_irqfd_shutdown;
     }
@@ -103,7 +102,7 @@ pub(super) trait Apply {
 /// Call by call.
 pub(super) struct ByHand<'a> {
     vm: &'a VmFd,
-    events: KvmEventing,
+    events: Kvm,
     ioeventfds_first: bool,
     /// By GSI.
     routes: BTreeMap<u32, Route>,
@@ -111,7 +110,7 @@ pub(super) struct ByHand<'a> {
 
 impl<'a> ByHand<'a> {
     pub(super) fn new(vm: &'a VmFd, way: Way) -> io::Result<Self> {
-        let events = KvmEventing::open(vm_fd(vm)).map_err(io::Error::other)?;
+        let events = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
         let ioeventfds_first = way == Way::Firecracker;
         Ok(Self { vm, events, ioeventfds_first, routes: BTreeMap::new() })
     }
@@ -208,23 +207,19 @@ impl Apply for ByHand<'_> {
 
 /// With the library.
 pub(super) struct Library {
-    space: AddressSpace,
-    eventing: Eventing,
+    vm: Vm,
     way: Way,
     ids: BTreeMap<usize, DeviceId>,
 }
 
 impl Library {
     pub(super) fn new(vm: &VmFd, way: Way, own_slot: u16) -> io::Result<Self> {
-        let space = AddressSpace::builder()
-            .reserve_slots(own_slot..=own_slot)
-            .open(vm_fd(vm))
-            .map_err(io::Error::other)?;
-        let eventing = Eventing::open(vm_fd(vm)).map_err(io::Error::other)?;
-        Ok(Self { space, eventing, way, ids: BTreeMap::new() })
+        let builder = Vm::builder().reserve_slots(0, own_slot..=own_slot).holes(HolePolicy::Refuse);
+        let vm = builder.open(vm_fd(vm)).map_err(io::Error::other)?;
+        Ok(Self { vm, way, ids: BTreeMap::new() })
     }
 
-    /// Which devices go in one call.
+    /// Which devices go in one set.
     fn units(&self, which: Range<usize>) -> Vec<Range<usize>> {
         if self.way == Way::Together {
             vec![which]
@@ -232,26 +227,26 @@ impl Library {
             which.map(|index| index..index + 1).collect()
         }
     }
+
+    fn apply(&self, changes: Changes, spent: &mut Spent) -> io::Result<()> {
+        spent.add(&self.vm.apply(changes).map_err(io::Error::other)?);
+        Ok(())
+    }
 }
 
 impl Apply for Library {
     fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
         let mut spent = Spent::default();
         for unit in self.units(which) {
-            // SAFETY: the board outlives the VM's vCPUs.
-            let setup = |index| unsafe { board.devices[index as usize].setup(index as usize) };
-            let indices = unit.start as u64..unit.end as u64;
-            let setups = indices.map(setup).collect::<Result<Vec<_>, _>>();
-            let mut setups = setups.map_err(io::Error::other)?;
-            if self.way == Way::Deferred {
-                for setup in &mut setups {
-                    setup.defer_ioeventfds();
-                }
+            let mut changes = Changes::new();
+            for index in unit {
+                // SAFETY: the board outlives the VM's vCPUs.
+                let device = unsafe { board.devices[index].setup(index) };
+                let defers = self.way == Way::Deferred;
+                let device = if defers { device.defer_ioeventfds() } else { device };
+                self.ids.insert(index, changes.attach(device));
             }
-            let attached = self.eventing.attach_all(&mut self.space, setups);
-            let (ids, report) = attached.map_err(io::Error::other)?;
-            self.ids.extend(unit.zip(ids));
-            spent.add(&report);
+            self.apply(changes, &mut spent)?;
         }
         Ok(spent)
     }
@@ -259,7 +254,9 @@ impl Apply for Library {
     fn finish(&mut self) -> io::Result<Spent> {
         let mut spent = Spent::default();
         if self.way == Way::Deferred {
-            spent.add(&self.eventing.commit().map_err(io::Error::other)?);
+            let mut changes = Changes::new();
+            changes.assign_deferred();
+            self.apply(changes, &mut spent)?;
         }
         Ok(spent)
     }
@@ -267,9 +264,11 @@ impl Apply for Library {
     fn detach(&mut self, _: &Board, which: Range<usize>) -> io::Result<Spent> {
         let mut spent = Spent::default();
         for unit in self.units(which) {
-            let ids: Vec<DeviceId> = unit.filter_map(|index| self.ids.remove(&index)).collect();
-            let detached = self.eventing.detach_all(&mut self.space, &ids);
-            spent.add(&detached.map_err(io::Error::other)?);
+            let mut changes = Changes::new();
+            for id in unit.filter_map(|index| self.ids.remove(&index)) {
+                changes.detach(id);
+            }
+            self.apply(changes, &mut spent)?;
         }
         Ok(spent)
     }

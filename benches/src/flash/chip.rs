@@ -4,15 +4,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::query::{DEVICE, MANUFACTURER, query};
+use super::query::{BLOCK, BUFFER_WORDS, CHIPS, DEVICE, MANUFACTURER, query};
 use crate::host::{HostMemory, Pages};
 
-/// Bytes of a block, in the bank.
-pub const BLOCK: u64 = 64 << 10;
-/// Chips side by side.
-pub(super) const CHIPS: u64 = 4;
-/// Words of a chip that are programmed at once at most.
-pub(super) const BUFFER_WORDS: u64 = 16;
 /// Bytes of the bus: a word of each chip.
 const BUS: u64 = CHIPS * 2;
 

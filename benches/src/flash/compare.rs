@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use kvm_memslots::ErrorKind;
 use kvm_memslots::deferred::Deferral;
 use serde::Serialize;
 
@@ -75,7 +76,9 @@ pub fn compare(
             };
             let driven = match driven {
                 Ok(driven) => driven,
-                Err(DriveError::Slots(kvm_memslots::Error::TrapUnsupported { .. })) => {
+                Err(DriveError::Slots(error))
+                    if matches!(error.kind(), ErrorKind::TrapUnsupported { .. }) =>
+                {
                     row.skipped = Some("this KVM's slots can't trap".to_owned());
                     continue;
                 }

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use kvm_memslots::deferred::{self, Deferral};
-use kvm_memslots::{AddressSpace, HostMemory as _, RegionSpec, RomDevice, RomMode, vm_fd};
-use nix::errno::Errno;
-use thiserror::Error;
+use kvm_memslots::{
+    Backing, Error, HostMemory as _, RegionSpec, Report, RomDevice, RomMode, Vm, at, vm_fd,
+};
+use thiserror::Error as ThisError;
 
 use super::{BLOCK, Flash};
 use crate::guest::{Access, BusyVcpus, GuestError, Mmio};
@@ -50,7 +51,7 @@ impl Way {
 }
 
 /// Why there is no result.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 #[non_exhaustive]
 pub enum DriveError {
     /// The guest.
@@ -58,10 +59,10 @@ pub enum DriveError {
     Guest(#[from] GuestError),
     /// The slot.
     #[error(transparent)]
-    Slots(#[from] kvm_memslots::Error),
+    Slots(#[from] Error),
     /// Memory for the bank.
     #[error("memory for the flash: {0}")]
-    Memory(#[from] Errno),
+    Memory(#[from] nix::errno::Errno),
     /// The guest read something else than what it had programmed.
     #[error("cycle {cycle}: the guest found {found:#x}, {what}, and not {expected:#x}")]
     Wrong {
@@ -156,18 +157,19 @@ pub fn drive(
     let (busy, mut prober) = BusyVcpus::with_prober(vm, own_slot, vcpus.count, vcpus.busy.work())?;
     busy.wait_for_progress(START)?;
     let flash = Flash::new(BLOCKS)?;
-    let mut space = AddressSpace::builder()
-        .reserve_slots(own_slot..=own_slot)
+    let vm = Vm::builder()
+        .reserve_slots(0, own_slot..=own_slot)
+        .allow_scratch_vm(true)
         .deferral(deferral)
         .open(vm_fd(vm))?;
     let memory: Arc<HostMemory> = Arc::clone(flash.memory());
-    let (hva, size) = memory.range();
-    let spec = RegionSpec::rom(GPA, size, hva).label("flash");
-    let rom = RomDevice::new_owned(&mut space, spec, memory, way.mode())?;
+    let (_, size) = memory.range();
+    let spec = RegionSpec::rom(at(GPA, size), Backing::owned(memory, 0)).label("flash");
+    let rom = RomDevice::new(&vm, spec, way.mode())?;
     let accesses: Vec<Access> = (0..cycles).flat_map(cycle).collect();
 
-    let exits = space.deferred();
-    let bank = RefCell::new(Bank { space, rom, flash, tally: Tally::default(), failed: None });
+    let exits = vm.deferred(0)?;
+    let bank = RefCell::new(Bank { vm, rom, flash, tally: Tally::default(), failed: None });
     let started = Instant::now();
     let values = prober.drive(&accesses, |mmio| Bank::exit(&bank, &exits, mmio))?;
     let wall = started.elapsed();
@@ -182,7 +184,7 @@ pub fn drive(
     Ok(Driven {
         ioctls,
         grace_periods,
-        aside: 2 + 2 * u64::from(bank.space.slot_count() > 0),
+        aside: 2 + 2 * u64::from(!bank.vm.slots(0).is_empty()),
         flips: bank.rom.flips(),
         served,
         exits,
@@ -225,11 +227,11 @@ struct Tally {
 
 /// The VMM's side: the device and its slot.
 struct Bank {
-    space: AddressSpace,
+    vm: Vm,
     rom: RomDevice,
     flash: Flash,
     tally: Tally,
-    failed: Option<kvm_memslots::Error>,
+    failed: Option<Error>,
 }
 
 impl Bank {
@@ -252,7 +254,7 @@ impl Bank {
         let mut bank = bank.borrow_mut();
         bank.tally.served += u64::from(served.bytes > 0);
         if served.due {
-            let promoted = bank.space.promote_due();
+            let promoted = bank.vm.promote_due();
             bank.tally.promotions += 1;
             bank.note(promoted);
         }
@@ -260,15 +262,16 @@ impl Bank {
 
     /// The slot follows the mode.
     fn follow(&mut self) {
-        let flipped = self.rom.set_array_mode(&mut self.space, self.flash.in_array_mode());
+        let flipped = self.rom.set_array_mode(&self.vm, self.flash.in_array_mode());
         self.note(flipped);
     }
 
-    fn note(&mut self, report: Result<Option<kvm_memslots::CommitReport>, kvm_memslots::Error>) {
+    fn note(&mut self, report: Result<Option<Report>, Error>) {
         match report {
             Ok(report) => {
-                self.tally.ioctls += report.map_or(0, |report| report.ioctls);
-                self.tally.grace_periods += report.map_or(0, |report| report.grace_periods);
+                let spent = report.map_or((0, 0), |report| (report.ioctls, report.grace_periods));
+                self.tally.ioctls += spent.0;
+                self.tally.grace_periods += spent.1;
             }
             Err(error) => self.failed = self.failed.take().or(Some(error)),
         }

@@ -13,6 +13,7 @@ mod compare;
 mod drive;
 mod query;
 
-pub use chip::{BLOCK, Flash};
+pub use chip::Flash;
 pub use compare::{Row, compare, table};
 pub use drive::{Contents, DriveError, Driven, Way, drive};
+pub use query::BLOCK;

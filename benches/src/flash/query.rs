@@ -1,7 +1,11 @@
 //! What the chip says of itself.
 
-use super::chip::{BLOCK, BUFFER_WORDS, CHIPS};
-
+/// Bytes of a block, in the bank.
+pub const BLOCK: u64 = 64 << 10;
+/// Chips side by side.
+pub(super) const CHIPS: u64 = 4;
+/// Words of a chip that are programmed at once at most.
+pub(super) const BUFFER_WORDS: u64 = 16;
 /// The manufacturer's code: Intel.
 pub(super) const MANUFACTURER: u16 = 0x89;
 /// The device code: a 28F128J3.

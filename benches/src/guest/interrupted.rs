@@ -15,7 +15,7 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_msi, kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use kvm_memslots_shim::eventing::Bus;
+use kvm_memslots::device::Bus;
 use nix::errno::Errno;
 
 use super::GuestError;

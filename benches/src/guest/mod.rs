@@ -8,7 +8,7 @@
 //! - [`Prober`]: one vCPU that does the accesses it is given and says for each
 //!   whether it reached memory or came out as an MMIO exit.
 //! - [`BusyVcpus`]: vCPUs on threads of their own that spin, or fault memory in
-//!   and lose it again; a [`VcpuGate`](kvm_memslots_shim::exec::VcpuGate)
+//!   and lose it again; a [`VcpuGate`](kvm_memslots::VcpuGate)
 //!   pauses them.
 //! - `interrupted::Interrupted` (x86-64): a vCPU that counts interrupts by
 //!   vector and writes where it is told to, ports included.

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use kvm_ioctls::VmFd;
-use kvm_memslots_shim::exec::{GateError, VcpuGate};
+use kvm_memslots::{GateError, VcpuGate};
 
 use super::{Access, GuestError, Mmio, Outcome, Work};
 

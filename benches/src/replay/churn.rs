@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use kvm_memslots::backend::{Errno, Memslots};
-use kvm_memslots::{MemFlags, Range};
+use kvm_memslots::{Errno, MemFlags, Range};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 use super::{Make, Refused, Spent};
+use crate::raw::RawCalls;
 use crate::trace::Call;
 
 /// How often a slot has to come back unchanged, where nothing else is asked
@@ -34,7 +34,7 @@ pub enum With {
 /// came back unchanged, under the same id, as often as asked for churns, and is
 /// treated differently from then on.
 pub struct Churn {
-    slots: Box<dyn Memslots>,
+    slots: Box<dyn RawCalls>,
     with: With,
     after: u32,
     ids: HashMap<u32, Track>,
@@ -69,9 +69,9 @@ impl Churn {
     ///
     /// # Safety
     /// The host memory of all calls is the guest's, as
-    /// [`Memslots::set_region`] says, until the VM is gone.
+    /// [`RawCalls::set_region`] says, until the VM is gone.
     #[must_use]
-    pub unsafe fn new(slots: Box<dyn Memslots>, with: With, after: u32) -> Self {
+    pub unsafe fn new(slots: Box<dyn RawCalls>, with: With, after: u32) -> Self {
         Self { slots, with, after, ids: HashMap::new() }
     }
 
@@ -133,7 +133,8 @@ impl Churn {
         let in_the_way = |(id, track): (&u32, &Track)| {
             let live = track.live.filter(|_| track.traps() && *id != region.slot)?;
             let same_space = id >> 16 == region.slot >> 16;
-            (same_space && range(&live).overlaps(range(region))).then_some((*id, *track))
+            let overlap = range(&live)?.overlaps(range(region)?);
+            (same_space && overlap).then_some((*id, *track))
         };
         let evicted: Vec<(u32, Track)> = match self.with {
             With::Trap => self.ids.iter().filter_map(in_the_way).collect(),

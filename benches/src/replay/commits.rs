@@ -2,79 +2,64 @@
 
 use std::collections::HashMap;
 
-use kvm_memslots::backend::Memslots;
-use kvm_memslots::{AddressSpace, Error, Executor, HolePolicy, MemFlags, RegionId, RegionSpec};
+use kvm_memslots::{Access, Backing, Changes, Error, MemFlags, RegionId, RegionSpec, Vm, at};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 use super::{Make, Refused, Spent};
 use crate::trace::Call;
 
-/// Makes the calls of a burst as one transaction of `kvm-memslots`. A slot of
+/// Makes the calls of a burst as one set of changes of `kvm-memslots`. A slot of
 /// the trace is a region; what it is to the VM, a trace does not say: read-only
 /// slots are ROM, all others RAM.
 #[derive(Debug)]
 pub struct Commits {
-    spaces: HashMap<u16, AddressSpace>,
+    vm: Vm,
     /// By address space and slot of the trace.
     regions: HashMap<u32, (RegionId, kvm_userspace_memory_region2)>,
 }
 
 impl Commits {
-    /// For one VM: who takes the calls of each of its address spaces.
-    ///
-    /// # Errors
-    /// Those of [`open_on`](kvm_memslots::Builder::open_on).
+    /// On a VM.
     ///
     /// # Safety
     /// The host memory of all calls is the guest's, as
-    /// [`map`](kvm_memslots::Transaction::map) says, until the VM is gone.
-    pub unsafe fn new(
-        spaces: impl IntoIterator<Item = (u16, Box<dyn Memslots>)>,
-        executor: Executor,
-    ) -> Result<Self, Error> {
-        let open = |(as_id, slots)| {
-            let builder = AddressSpace::builder().address_space(as_id).executor(executor);
-            Ok((as_id, builder.holes(HolePolicy::NoVcpuRuns).open_on(slots)?))
-        };
-        let spaces: Result<_, Error> = spaces.into_iter().map(open).collect();
-        Ok(Self { spaces: spaces?, regions: HashMap::new() })
+    /// [`Backing::borrowed`](kvm_memslots::Backing::borrowed) says, until the VM
+    /// is gone.
+    #[must_use]
+    pub unsafe fn new(vm: Vm) -> Self {
+        Self { vm, regions: HashMap::new() }
     }
 
-    /// The address space with this id.
+    /// The VM.
     #[must_use]
-    pub fn space(&self, as_id: u16) -> Option<&AddressSpace> {
-        self.spaces.get(&as_id)
+    pub const fn vm(&self) -> &Vm {
+        &self.vm
     }
 
     fn commit(&mut self, calls: &[Call]) -> Result<Spent, Error> {
-        let Some(first) = calls.first() else { return Ok(Spent::default()) };
-        let as_id = first.as_id();
-        let Some(space) = self.spaces.get_mut(&as_id) else {
-            return Err(Error::NoSuchAddressSpace { asked: as_id, available: 0 });
-        };
-        let mut tx = space.begin();
+        let mut changes = Changes::new();
         for call in calls {
             let new = call.region;
             let flags = MemFlags::from_bits_truncate(new.flags);
             let old = self.regions.remove(&call.id());
             let id = match old {
                 Some((id, old)) if !call.deletes() && is_same_memory(&old, &new) => {
-                    tx.set_flags(id, flags)?;
+                    changes.set_log_dirty(id, flags.contains(MemFlags::LOG_DIRTY_PAGES));
                     id
                 }
                 old => {
-                    old.map_or(Ok(()), |(id, _)| tx.unmap(id))?;
+                    if let Some((id, _)) = old {
+                        changes.unmap(id);
+                    }
                     if call.deletes() {
                         continue;
                     }
-                    // SAFETY: whoever made this value promised it, for all
-                    // calls.
-                    unsafe { tx.map(spec(&new, flags)) }?
+                    changes.map(spec(call, flags))
                 }
             };
             self.regions.insert(call.id(), (id, new));
         }
-        let report = tx.commit()?;
+        let report = self.vm.apply(changes)?;
         Ok(Spent { calls: report.ioctls, flips: 0, grace_periods: report.grace_periods })
     }
 }
@@ -88,13 +73,14 @@ fn is_same_memory(old: &kvm_userspace_memory_region2, new: &kvm_userspace_memory
     fixed(old) == fixed(new)
 }
 
-fn spec(region: &kvm_userspace_memory_region2, flags: MemFlags) -> RegionSpec {
+fn spec(call: &Call, flags: MemFlags) -> RegionSpec {
+    let region = &call.region;
     let (gpa, size, hva) = (region.guest_phys_addr, region.memory_size, region.userspace_addr);
-    let spec = if flags.contains(MemFlags::READONLY) {
-        RegionSpec::rom(gpa, size, hva)
-    } else {
-        RegionSpec::ram(gpa, size, hva)
-    };
+    // SAFETY: whoever made the value promised it, for all calls.
+    let backing = unsafe { Backing::borrowed(hva, size, Access::ReadWrite) };
+    let read_only = flags.contains(MemFlags::READONLY);
+    let new = if read_only { RegionSpec::rom } else { RegionSpec::ram };
+    let spec = new(at(gpa, size), backing).address_space(call.as_id());
     if flags.contains(MemFlags::LOG_DIRTY_PAGES) { spec.log_dirty() } else { spec }
 }
 

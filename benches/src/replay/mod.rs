@@ -20,14 +20,14 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{Errno, Kvm, Memslots};
-use kvm_memslots::{Executor, Limits, vm_fd};
+use kvm_memslots::{Executor, HolePolicy, Limits, Vm, vm_fd};
 use kvm_memslots_shim::uapi::MemFlags;
 use thiserror::Error;
 
 use crate::grace::GraceCounter;
 use crate::machine::new_vm;
 use crate::pin::Pinned;
+use crate::raw::{OnKvm, RawCalls};
 use crate::trace::{Call, Trace, bursts};
 
 /// A way to make the calls of a trace.
@@ -152,7 +152,7 @@ pub enum ReplayError {
         /// How much.
         bytes: u64,
         /// The errno of `mmap`.
-        errno: Errno,
+        errno: nix::errno::Errno,
     },
     /// KVM or the library refused a call.
     #[error("{strategy}: {refused}")]
@@ -214,7 +214,7 @@ impl Replay {
         for round in 0..=self.runs {
             for contender in &mut contenders {
                 let counter = counter.as_deref_mut().filter(|_| round == 0);
-                self.replay(contender, &bursts, &limits, counter, round > 0)?;
+                self.replay(contender, &bursts, counter, round > 0)?;
             }
             contenders.reverse();
         }
@@ -226,12 +226,11 @@ impl Replay {
         &self,
         contender: &mut Contender,
         bursts: &[&[Call]],
-        limits: &Limits,
         counter: Option<&mut GraceCounter>,
         measured: bool,
     ) -> Result<(), ReplayError> {
         let vm = new_vm().map_err(ReplayError::NoVm)?;
-        let mut maker = self.maker(contender.strategy, &vm, limits)?;
+        let mut maker = self.maker(contender.strategy, &vm)?;
         let failed = |refused| ReplayError::Refused { strategy: contender.strategy, refused };
         let mut all = || {
             let mut spent = Spent::default();
@@ -255,26 +254,17 @@ impl Replay {
         Ok(())
     }
 
-    fn maker(
-        &self,
-        strategy: Strategy,
-        vm: &VmFd,
-        limits: &Limits,
-    ) -> Result<Box<dyn Make>, ReplayError> {
-        let slots = || -> Result<Box<dyn Memslots>, ReplayError> {
-            let slots = Kvm::open(vm_fd(vm)).map_err(kvm_memslots::Error::from)?;
-            Ok(Box::new(slots))
-        };
+    fn maker(&self, strategy: Strategy, vm: &VmFd) -> Result<Box<dyn Make>, ReplayError> {
         let churn = |with| -> Result<Box<dyn Make>, ReplayError> {
+            let calls = Box::new(OnKvm::new(vm).map_err(ReplayError::NoVm)?);
             // SAFETY: the calls are those that `TracedMemory` placed, in memory
             // that outlives the VM and that nobody accesses.
-            Ok(Box::new(unsafe { Churn::new(slots()?, with, self.churn_after) }))
+            Ok(Box::new(unsafe { Churn::new(calls, with, self.churn_after) }))
         };
         let commits = |executor| -> Result<Box<dyn Make>, ReplayError> {
-            let open = |as_id| -> Result<_, ReplayError> { Ok((as_id, slots()?)) };
-            let spaces: Result<Vec<_>, _> = (0..limits.address_spaces).map(open).collect();
+            let builder = Vm::builder().executor(executor).holes(HolePolicy::NoVcpuRuns);
             // SAFETY: as above.
-            Ok(Box::new(unsafe { Commits::new(spaces?, executor) }?))
+            Ok(Box::new(unsafe { Commits::new(builder.open(vm_fd(vm))?) }))
         };
         match strategy {
             Strategy::PerRegion => churn(With::Nothing),
@@ -293,7 +283,7 @@ impl Contender {
 }
 
 fn limits_of(vm: &VmFd) -> Result<Limits, ReplayError> {
-    Ok(Kvm::open(vm_fd(vm)).map_err(kvm_memslots::Error::from)?.limits())
+    Ok(OnKvm::new(vm).map_err(ReplayError::NoVm)?.limits())
 }
 
 /// Whether a VM can have such a slot.

@@ -48,7 +48,8 @@ fn machine(draft: &mut Draft, chunks: u64) -> Step {
     places.push(rom(MIB - 128 * KIB, 128 * KIB, firmware + 4 * MIB - 128 * KIB));
     draft.host_gap();
     places.push(rom(0xc_0000, 64 * KIB, draft.host(64 * KIB)));
-    let changes = places.into_iter().map(|place| Change::Map(draft.name(), place)).collect();
+    let places = places.into_iter().map(Place::stays);
+    let changes = places.map(|place| Change::Map(draft.name(), place)).collect();
     Step { what: "RAM and ROMs", changes }
 }
 

@@ -34,7 +34,8 @@ fn bars(draft: &mut Draft) -> [Place; BARS] {
     draft.host_gap();
     let expansion = rom(gpa, 64 * KIB, draft.host(64 * KIB));
     let [a, b, c, d] = registers;
-    [big, a, b, c, d, expansion]
+    // They come and go together.
+    [big, a, b, c, d, expansion].map(Place::stays)
 }
 
 pub(super) fn hotplug(regions: usize) -> Scenario {

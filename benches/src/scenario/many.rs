@@ -24,7 +24,12 @@ pub(super) fn singly(regions: usize) -> Scenario {
 }
 
 pub(super) fn contiguous(regions: usize) -> Scenario {
-    let (draft, map) = mapped(regions, SIZE);
+    let (draft, mut map) = mapped(regions, SIZE);
+    for change in &mut map.changes {
+        if let Change::Map(_, place) = change {
+            *place = place.stays();
+        }
+    }
     draft.finish(Workload::Contiguous, regions, Vec::new(), vec![map])
 }
 

@@ -45,6 +45,16 @@ pub struct Place {
     pub offset: u64,
     /// Read-only, logged, both or none.
     pub flags: MemFlags,
+    /// It stays for as long as the VM lives, or comes and goes with its
+    /// neighbours.
+    pub stays: bool,
+}
+
+impl Place {
+    /// One that stays.
+    const fn stays(self) -> Self {
+        Self { stays: true, ..self }
+    }
 }
 
 /// One thing that a VMM wants.
@@ -247,15 +257,15 @@ impl Draft {
 
 /// RAM without flags.
 const fn ram(gpa: u64, size: u64, offset: u64) -> Place {
-    Place { kind: Kind::Ram, gpa, size, offset, flags: MemFlags::empty() }
+    Place { kind: Kind::Ram, gpa, size, offset, flags: MemFlags::empty(), stays: false }
 }
 
 /// Device memory without flags.
 const fn device(gpa: u64, size: u64, offset: u64) -> Place {
-    Place { kind: Kind::Device, gpa, size, offset, flags: MemFlags::empty() }
+    Place { kind: Kind::Device, gpa, size, offset, flags: MemFlags::empty(), stays: false }
 }
 
 /// Read-only memory.
 const fn rom(gpa: u64, size: u64, offset: u64) -> Place {
-    Place { kind: Kind::Rom, gpa, size, offset, flags: MemFlags::READONLY }
+    Place { kind: Kind::Rom, gpa, size, offset, flags: MemFlags::READONLY, stays: false }
 }

@@ -1,10 +1,11 @@
 //! A guest that enables PCI devices by config writes, and a VMM that follows.
 
 use std::fmt;
+use std::sync::Arc;
 
 use kvm_memslots::deferred::Deferred;
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
-use kvm_memslots::{AddressSpace, CommitReport, Error, RegionSpec};
+use kvm_memslots::{Access as HostAccess, Backing, Error, ErrorKind, RegionSpec, Report, Vm, at};
 
 use super::{Apply, Spent, StrategyError};
 use crate::guest::{Access, Mmio, Prober};
@@ -48,7 +49,7 @@ enum Vmm {
 }
 
 struct Follows {
-    space: AddressSpace,
+    vm: Arc<Vm>,
     bars: PciBars,
     functions: Vec<FunctionId>,
     exits: Deferred,
@@ -77,7 +78,7 @@ impl Enabled {
     /// outlives the VM, and is the guest's to read and write.
     pub unsafe fn following(
         prober: Prober,
-        space: AddressSpace,
+        vm: Arc<Vm>,
         steps: &[Step],
         hva: u64,
         deferrable: bool,
@@ -88,19 +89,22 @@ impl Enabled {
             .filter_map(places)
             .map(|[small, large]| {
                 let window = |place: Place| {
-                    let region = RegionSpec::device(0, place.size, hva + place.offset);
+                    let (hva, size) = (hva + place.offset, place.size);
+                    // SAFETY: the caller's promise.
+                    let backing = unsafe { Backing::borrowed(hva, size, HostAccess::ReadWrite) };
+                    // SAFETY: anonymous memory, which no access faults on.
+                    let backing = unsafe { backing.never_faults() };
+                    let region = RegionSpec::device(at(0, size), backing).permanent();
                     if deferrable { region.deferrable() } else { region }
                 };
-                // SAFETY: the caller's promise.
-                let small = unsafe { BarSpec::memory32(small.size).window(window(small)) };
+                let small = BarSpec::memory32(small.size).window(window(small));
                 let spec = BarSpec::memory64(large.size).prefetchable();
-                // SAFETY: as above.
-                let large = unsafe { spec.window(window(large)) };
-                bars.add(&space, FunctionSpec::new().bar(0, small).bar(2, large))
+                let large = spec.window(window(large));
+                bars.add(&vm, FunctionSpec::new().bar(0, small).bar(2, large))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let exits = space.deferred();
-        let vmm = Vmm::Follows(Box::new(Follows { space, bars, functions, exits }));
+        let exits = vm.deferred(0)?;
+        let vmm = Vmm::Follows(Box::new(Follows { vm, bars, functions, exits }));
         Ok(Self { prober, vmm, bars: Vec::new() })
     }
 
@@ -199,9 +203,7 @@ impl Follows {
         let function = function.ok_or(StrategyError::WrongValue { gpa })?;
         let offset = (gpa % CONFIG_SPACE) as u16;
         let report = match exit {
-            Mmio::Write(_, data) => {
-                self.bars.config_write(&mut self.space, function, offset, data)?
-            }
+            Mmio::Write(_, data) => self.bars.config_write(&self.vm, function, offset, data)?,
             Mmio::Read(_, data) => {
                 data.fill(0);
                 self.bars.config_read(function, offset, data)?;
@@ -218,13 +220,13 @@ impl Follows {
             Mmio::Write(gpa, data) => self.exits.write(gpa, data, |_, _| {}),
             Mmio::Undecoded(_) => return not_decoded(),
         };
-        let report = if served.due { self.space.promote()? } else { None };
+        let report = if served.due { self.vm.promote()? } else { None };
         Ok(report.as_ref().map_or_else(Spent::default, Spent::from))
     }
 }
 
-impl From<&CommitReport> for Spent {
-    fn from(report: &CommitReport) -> Self {
+impl From<&Report> for Spent {
+    fn from(report: &Report) -> Self {
         Self {
             ioctls: report.ioctls,
             grace_periods: report.grace_periods,
@@ -237,7 +239,7 @@ impl From<&CommitReport> for Spent {
 impl From<PciError> for StrategyError {
     fn from(error: PciError) -> Self {
         match error {
-            PciError::Space(error) => error.into(),
+            PciError::Vm(error) => error.into(),
             error => Self::Pci(error),
         }
     }
@@ -245,11 +247,11 @@ impl From<PciError> for StrategyError {
 
 impl From<Error> for StrategyError {
     fn from(error: Error) -> Self {
-        match error {
-            Error::TooManySlots { needed, available } => {
+        match *error.kind() {
+            ErrorKind::TooManySlots { needed, available, .. } => {
                 Self::TooManySlots { needed, available: u64::from(available) }
             }
-            error => Self::Library(error),
+            _ => Self::Library(error),
         }
     }
 }

@@ -4,30 +4,31 @@ use std::fmt;
 use std::time::Instant;
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_memslots::backend::{Errno, Memslots};
+use kvm_memslots::Errno;
 use kvm_memslots_shim::uapi::{MemoryRegions, MemoryRegionsFlags};
 
 use super::per_region::region2;
 use super::{SetRegion, Spent, StrategyError};
+use crate::raw::RawCalls;
 
 /// Takes the calls that [`PerRegion`](super::PerRegion) makes in a step and
 /// makes one of them, so that the two differ in nothing but the ioctl.
 pub struct Gathered {
-    slots: Box<dyn Memslots>,
+    slots: Box<dyn RawCalls>,
     regions: MemoryRegions,
 }
 
 impl Gathered {
     /// For slots whose kernel has the ioctl.
     #[must_use]
-    pub fn new(slots: Box<dyn Memslots>) -> Self {
+    pub fn new(slots: Box<dyn RawCalls>) -> Self {
         Self { slots, regions: MemoryRegions::new(0, MemoryRegionsFlags::empty()) }
     }
 }
 
 impl fmt::Debug for Gathered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gathered").field("slots", &self.slots.name()).finish_non_exhaustive()
+        f.debug_struct("Gathered").finish_non_exhaustive()
     }
 }
 

@@ -3,17 +3,17 @@
 mod enabled;
 mod gathered;
 mod per_region;
-mod transactions;
+mod sets;
 
 pub use enabled::Enabled;
 pub use gathered::Gathered;
 pub use per_region::{PerRegion, SetRegion};
-pub use transactions::Transactions;
+pub use sets::Sets;
 
 use std::fmt;
 use std::time::Duration;
 
-use kvm_memslots::backend::Errno;
+use kvm_memslots::Errno;
 use thiserror::Error;
 
 use crate::scenario::{Change, Step};
@@ -23,11 +23,11 @@ use crate::scenario::{Change, Step};
 pub enum Strategy {
     /// What VMMs do today: one ioctl a region, straight through kvm-ioctls.
     PerRegion,
-    /// `kvm-memslots` on the kernel as it is: one transaction a step, carried
-    /// out in single calls.
+    /// `kvm-memslots` on the kernel as it is: one set of changes a step,
+    /// carried out in single calls.
     Shim,
-    /// `kvm-memslots` on a kernel with the batch ioctl: one transaction a step,
-    /// one call each.
+    /// `kvm-memslots` on a kernel with the batch ioctl: one set of changes a
+    /// step, one call each.
     Batch,
     /// The calls of `per-region`, those of a step in one call of the batch
     /// ioctl: what of `batch` is the kernel's.

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use kvm_memslots::MemFlags;
-use kvm_memslots::backend::{Errno, Memslots};
+use kvm_memslots::{Errno, MemFlags};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 use super::{Apply, Spent, StrategyError};
+use crate::raw::RawCalls;
 use crate::scenario::{Change, Name, Place, Step};
 
 /// Who takes the calls.
@@ -20,7 +20,7 @@ pub trait SetRegion {
     /// KVM's errno.
     ///
     /// # Safety
-    /// As [`Memslots::set_region`].
+    /// As [`RawCalls::set_region`].
     unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno>;
 
     /// The calls of a step are made; they should have cost `spent`. What they
@@ -41,7 +41,7 @@ impl SetRegion for Rc<VmFd> {
     }
 }
 
-impl<M: Memslots + ?Sized> SetRegion for Box<M> {
+impl<M: RawCalls + ?Sized> SetRegion for Box<M> {
     unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
         // SAFETY: the caller's promise is the same.
         unsafe { (**self).set_region(&region2(&region)) }

@@ -3,21 +3,20 @@
 use std::collections::HashSet;
 
 use kvm_memslots::Limits;
-use kvm_memslots_shim::backend::model::{Model, ModelConfig};
+use kvm_memslots_shim::memory::model::{Model, ModelConfig};
 use kvm_memslots_shim::uapi::MemFlags;
 
 use super::{At, Problem, Trace};
 
 /// What the largest host allows: the trace may be from any.
 fn anywhere() -> ModelConfig {
-    let limits =
-        Limits { address_spaces: 2, guest_memfd: true, ..Limits::x86().with_slots(1 << 16) };
+    let limits = Limits::x86().with_slots(1 << 16).with_address_spaces(2).with_guest_memfd();
     ModelConfig::new(limits).guest_physical_bits(64).hva_end(1 << 56)
 }
 
 /// Makes the calls on the model of KVM.
 pub(super) fn check(trace: &Trace) -> Result<(), At> {
-    let mut model = Model::with_config(anywhere());
+    let model = Model::with_config(anywhere());
     let mut memfds = HashSet::new();
     for call in &trace.calls {
         let fd = call.region.guest_memfd;

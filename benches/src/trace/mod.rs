@@ -183,7 +183,7 @@ pub enum Problem {
     )]
     Impossible {
         /// What the model of KVM says.
-        errno: nix::errno::Errno,
+        errno: kvm_memslots::Errno,
     },
 }
 

@@ -8,13 +8,11 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::device::{
-    Bus, EventCalls, EventModel, FdKind, Ioeventfd, Irqchip, Irqfd, KvmEventing, Msi, Route,
-    RouteTarget,
-};
-use kvm_memslots::vm_fd;
+use kvm_memslots::backend::model::events::FdKind;
+use kvm_memslots::backend::{EventCalls, EventModel, Irqchip, Kvm, KvmOptions};
+use kvm_memslots::device::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget};
+use kvm_memslots::{Errno, vm_fd};
 use kvm_memslots_bench::guest::interrupted::{GuestWrite, Interrupted};
-use kvm_memslots_shim::backend::Errno;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -129,7 +127,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// A VM and its model.
 struct Pair {
-    kvm: KvmEventing,
+    kvm: Kvm,
     model: EventModel,
     guest: Option<Interrupted>,
     eventfds: Vec<EventFd>,
@@ -153,7 +151,7 @@ impl Pair {
         let eventfds: Vec<EventFd> = (0..EVENTFDS).map(|_| eventfd()).collect();
         let duplicate = eventfds[0].try_clone().unwrap();
         let other = File::open("/dev/null").unwrap();
-        let mut model = EventModel::new(irqchip);
+        let model = EventModel::new(irqchip);
         let mut fds: Vec<RawFd> = eventfds.iter().map(AsRawFd::as_raw_fd).collect();
         for (fd, id) in fds.iter().zip(0..) {
             model.set_fd(*fd, FdKind::Eventfd(id));
@@ -163,7 +161,7 @@ impl Pair {
         model.set_fd(other.as_raw_fd(), FdKind::Other);
         model.set_fd(closed, FdKind::Closed);
         fds.extend([duplicate.as_raw_fd(), other.as_raw_fd(), closed]);
-        let kvm = KvmEventing::open(vm_fd(&vm)).unwrap();
+        let kvm = Kvm::open(vm_fd(&vm), KvmOptions::default()).unwrap();
         Self { kvm, model, guest, eventfds, fds, _held: (duplicate, other, vm) }
     }
 
@@ -175,10 +173,10 @@ impl Pair {
 
     fn call(
         &mut self,
-        call: impl Fn(&mut dyn EventCalls) -> Result<(), Errno>,
+        call: impl Fn(&dyn EventCalls) -> Result<(), Errno>,
         seen: &mut Seen,
     ) -> Result<(), String> {
-        let (kvm, model) = (call(&mut self.kvm), call(&mut self.model));
+        let (kvm, model) = (call(&self.kvm), call(&self.model));
         if kvm != model {
             return Err(format!("KVM answers {kvm:?}, the model {model:?}"));
         }

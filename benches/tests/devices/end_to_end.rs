@@ -1,29 +1,46 @@
 //! Real interrupts and real guest writes.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_memslots::device::{Bus, DeviceSetup, Eventing, Route};
-use kvm_memslots::{AddressSpace, RegionSpec, vm_fd};
+use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Route};
+use kvm_memslots::{
+    Access, Backing, Builder, Changes, RegionId, RegionSpec, Report, Vm, at, vm_fd,
+};
 use kvm_memslots_bench::guest::interrupted::{GuestWrite, Interrupted};
 use kvm_memslots_bench::host::{HostMemory, Pages};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::rig::{OWN_SLOT, PATIENCE, eventfd, fd, full_vm, msi, signalled, split_vm};
+use crate::rig::{OWN_SLOT, PATIENCE, eventfd, full_vm, msi, signalled, split_vm};
 
 const FIRST: u8 = 0x30;
 
 /// A device with a vector each for `vectors` interrupts from `first` on.
-fn with_vectors(name: &str, first: u8, vectors: u8) -> (DeviceSetup, Vec<EventFd>) {
-    let mut setup = DeviceSetup::new(name);
+fn with_vectors(name: &str, first: u8, vectors: u8) -> (Device, Vec<EventFd>) {
     let eventfds: Vec<EventFd> = (0..vectors).map(|_| eventfd()).collect();
-    for (interrupt, vector) in eventfds.iter().zip(first..) {
-        setup.vector(fd(interrupt), Some(msi(vector))).unwrap();
-    }
-    (setup, eventfds)
+    let interrupts = eventfds.iter().zip(first..);
+    let device = interrupts.fold(Device::new(name), |device, (interrupt, vector)| {
+        device.vector(interrupt.as_raw_fd(), Some(msi(vector)))
+    });
+    (device, eventfds)
 }
 
-fn space(vm: &kvm_ioctls::VmFd) -> AddressSpace {
-    AddressSpace::builder().reserve_slots(OWN_SLOT..=OWN_SLOT).open(vm_fd(vm)).unwrap()
+fn open(vm: &kvm_ioctls::VmFd, options: impl FnOnce(Builder) -> Builder) -> Vm {
+    let builder = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT);
+    options(builder).open(vm_fd(vm)).unwrap()
+}
+
+fn apply(vm: &Vm, change: impl FnOnce(&mut Changes)) -> Report {
+    let mut changes = Changes::new();
+    change(&mut changes);
+    vm.apply(changes).unwrap()
+}
+
+fn attach(vm: &Vm, device: Device) -> DeviceId {
+    let mut changes = Changes::new();
+    let id = changes.attach(device);
+    vm.apply(changes).unwrap();
+    id
 }
 
 #[test]
@@ -31,13 +48,13 @@ fn every_vector_arrives_after_attach_and_none_after_detach() {
     let test = "every_vector_arrives_after_attach_and_none_after_detach";
     let Some(vm) = split_vm(test) else { return };
     let mut guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
-    let (mut space, mut eventing) = (space(&vm), Eventing::open(vm_fd(&vm)).unwrap());
+    let vm = open(&vm, |builder| builder);
     let (setup, eventfds) = with_vectors("dev", FIRST, 128);
     let signal_all = || eventfds.iter().for_each(|eventfd| eventfd.write(1).unwrap());
 
     // What is signalled before is pending, and arrives.
     eventfds[5].write(1).unwrap();
-    let id = eventing.attach(&mut space, setup).unwrap();
+    let id = attach(&vm, setup);
     assert!(guest.wait_for(FIRST + 5, 1, PATIENCE));
     for round in 1..=3 {
         signal_all();
@@ -46,7 +63,7 @@ fn every_vector_arrives_after_attach_and_none_after_detach() {
             assert!(guest.wait_for(vector, round + pending, PATIENCE), "{vector:#x}");
         }
     }
-    eventing.detach(&mut space, id).unwrap();
+    apply(&vm, |c| c.detach(id));
     let before: Vec<u64> = (FIRST..FIRST + 128).map(|vector| guest.count(vector)).collect();
     signal_all();
     // The guest takes another interrupt, and only that one.
@@ -61,9 +78,9 @@ fn no_interrupt_is_lost_while_others_come_and_go() {
     let test = "no_interrupt_is_lost_while_others_come_and_go";
     let Some(vm) = split_vm(test) else { return };
     let guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
-    let (mut space, mut eventing) = (space(&vm), Eventing::open(vm_fd(&vm)).unwrap());
+    let vm = open(&vm, |builder| builder);
     let (setup, eventfds) = with_vectors("busy", FIRST, 8);
-    let busy = eventing.attach(&mut space, setup).unwrap();
+    let busy = attach(&vm, setup);
     let memory = HostMemory::reserve(16 << 12, Pages::Small).unwrap();
     let stop = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
@@ -81,19 +98,21 @@ fn no_interrupt_is_lost_while_others_come_and_go() {
             rounds
         });
         for change in 0..100 {
-            let (mut setup, _eventfds) = with_vectors("other", 0x90, 16);
-            let bar = RegionSpec::device(0x4000_0000, 16 << 12, memory.hva());
+            let (device, _eventfds) = with_vectors("other", 0x90, 16);
             // SAFETY: the memory is only accessed atomically, and outlives the
             // device.
-            unsafe { setup.region(bar) };
-            setup.ioeventfd(Bus::Mmio, 0xd000_0000, 4, None, fd(&eventfd())).unwrap();
-            let other = eventing.attach(&mut space, setup).unwrap();
+            let backing = unsafe { Backing::borrowed(memory.hva(), 16 << 12, Access::ReadWrite) };
+            let bar = RegionSpec::device(at(0x4000_0000, 16 << 12), backing);
+            let doorbell = Doorbell::at(Bus::Mmio, 0xd000_0000).len(4);
+            let device = device.region(RegionId::new(), bar).ioeventfd(doorbell, eventfd());
+            let other = attach(&vm, device);
             // Another vector's message is changed and changed back, and one of
             // the other device's masked.
-            eventing.set_vector(other, 3, None).unwrap();
-            eventing.set_vector(other, 4, Some(msi(0xa0 + change % 16))).unwrap();
-            eventing.commit().unwrap();
-            eventing.detach(&mut space, other).unwrap();
+            apply(&vm, |c| {
+                c.set_vector(other, 3, None);
+                c.set_vector(other, 4, Some(msi(0xa0 + change % 16)));
+            });
+            apply(&vm, |c| c.detach(other));
         }
         stop.store(true, Ordering::Relaxed);
         pump.join().unwrap()
@@ -102,7 +121,7 @@ fn no_interrupt_is_lost_while_others_come_and_go() {
     for vector in FIRST..FIRST + 8 {
         assert_eq!(guest.count(vector), rounds);
     }
-    eventing.detach(&mut space, busy).unwrap();
+    apply(&vm, |c| c.detach(busy));
 }
 
 #[test]
@@ -110,17 +129,15 @@ fn a_masked_vector_keeps_its_event() {
     let test = "a_masked_vector_keeps_its_event";
     let Some(vm) = split_vm(test) else { return };
     let mut guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
-    let (mut space, mut eventing) = (space(&vm), Eventing::open(vm_fd(&vm)).unwrap());
+    let vm = open(&vm, |builder| builder);
     let (setup, eventfds) = with_vectors("dev", FIRST, 2);
-    let id = eventing.attach(&mut space, setup).unwrap();
-    eventing.set_vector(id, 0, None).unwrap();
-    eventing.commit().unwrap();
+    let id = attach(&vm, setup);
+    apply(&vm, |c| c.set_vector(id, 0, None));
     eventfds[0].write(1).unwrap();
     guest.write(&[GuestWrite { bus: Bus::Pio, addr: 0x99, len: 1, value: 0 }]).unwrap();
     assert_eq!(guest.count(FIRST), 0);
     // Unmasked with another message: it is that one that arrives.
-    eventing.set_vector(id, 0, Some(msi(0x77))).unwrap();
-    eventing.commit().unwrap();
+    apply(&vm, |c| c.set_vector(id, 0, Some(msi(0x77))));
     assert!(guest.wait_for(0x77, 1, PATIENCE));
     assert_eq!(guest.count(FIRST), 0);
 }
@@ -137,17 +154,16 @@ fn the_vmms_own_interrupts_stay() {
     vm.set_gsi_routing(&kvm_bindings::KvmIrqRouting::from_entries(&entries).unwrap()).unwrap();
     vm.register_irqfd(&own, 30).unwrap();
 
-    let mut space = space(&vm);
-    let mut eventing = Eventing::builder().routes(routes).open(vm_fd(&vm)).unwrap();
+    let vm = open(&vm, |builder| builder.own_routes(routes));
     let (setup, eventfds) = with_vectors("dev", FIRST, 16);
-    let id = eventing.attach(&mut space, setup).unwrap();
+    let id = attach(&vm, setup);
     for (eventfd, vector) in eventfds.iter().zip(FIRST..) {
         eventfd.write(1).unwrap();
         assert!(guest.wait_for(vector, 1, PATIENCE));
     }
     own.write(1).unwrap();
     assert!(guest.wait_for(0x66, 1, PATIENCE));
-    eventing.detach(&mut space, id).unwrap();
+    apply(&vm, |c| c.detach(id));
     own.write(1).unwrap();
     assert!(guest.wait_for(0x66, 2, PATIENCE));
 }
@@ -157,7 +173,7 @@ fn ioeventfds_fire_for_their_writes_only() {
     let test = "ioeventfds_fire_for_their_writes_only";
     let Some(vm) = split_vm(test) else { return };
     let mut guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
-    let (mut space, mut eventing) = (space(&vm), Eventing::open(vm_fd(&vm)).unwrap());
+    let vm = open(&vm, |builder| builder);
     let write = |bus, addr, len, value| GuestWrite { bus, addr, len, value };
     let (mmio, port) = (0xd000_0000, 0x600);
     // Each with the writes that it is for.
@@ -213,12 +229,14 @@ fn ioeventfds_fire_for_their_writes_only() {
     // Low memory is the guest's own: that write goes there and nowhere else.
     let exits: Vec<GuestWrite> = others[..others.len() - 1].to_vec();
 
-    let mut setup = DeviceSetup::new("dev");
+    let mut setup = Device::new("dev");
     let eventfds: Vec<EventFd> = ioeventfds.iter().map(|_| eventfd()).collect();
     for ((bus, addr, len, data, _), eventfd) in ioeventfds.iter().zip(&eventfds) {
-        setup.ioeventfd(*bus, *addr, *len, *data, fd(eventfd)).unwrap();
+        let doorbell = Doorbell::at(*bus, *addr).len(*len);
+        let doorbell = data.map_or(doorbell, |value| doorbell.value(value));
+        setup = setup.ioeventfd(doorbell, eventfd.as_raw_fd());
     }
-    let id = eventing.attach(&mut space, setup).unwrap();
+    let id = attach(&vm, setup);
     assert_eq!(guest.write(&others).unwrap(), exits);
     assert!(eventfds.iter().all(|eventfd| signalled(eventfd) == 0));
     for ((.., writes), eventfd) in ioeventfds.iter().zip(&eventfds) {
@@ -226,7 +244,7 @@ fn ioeventfds_fire_for_their_writes_only() {
         assert_eq!(signalled(eventfd), writes.len() as u64, "{writes:?}");
         assert!(eventfds.iter().all(|eventfd| signalled(eventfd) == 0), "{writes:?}");
     }
-    eventing.detach(&mut space, id).unwrap();
+    apply(&vm, |c| c.detach(id));
     for (.., writes) in &ioeventfds {
         assert_eq!(guest.write(writes).unwrap(), *writes);
     }

@@ -5,22 +5,21 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_memslots::device::{
-    Bus, DeviceErrorKind, DeviceSetup, EventCalls, EventLimits, Eventing, Ioeventfd, Irqfd,
-    KvmEventing, Route,
+use kvm_memslots::backend::{EventCalls, EventLimits, Kvm, KvmOptions};
+use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd, Irqfd, Route};
+use kvm_memslots::{
+    Access, Backing, Changes, Errno, ErrorKind, RegionId, RegionSpec, Vm, at, vm_fd,
 };
-use kvm_memslots::{AddressSpace, RegionSpec, vm_fd};
 use kvm_memslots_bench::guest::interrupted::Interrupted;
 use kvm_memslots_bench::host::{HostMemory, Pages};
-use kvm_memslots_shim::backend::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::rig::{OWN_SLOT, PATIENCE, eventfd, fd, msi, split_vm};
+use crate::rig::{OWN_SLOT, PATIENCE, eventfd, msi, split_vm};
 
 /// KVM, of which one call, counted from the next, is not made but refused; 0
 /// for none.
 struct Faulty {
-    kvm: KvmEventing,
+    kvm: Kvm,
     countdown: Arc<AtomicU64>,
 }
 
@@ -35,34 +34,34 @@ impl Faulty {
 
 impl EventCalls for Faulty {
     fn limits(&self) -> EventLimits {
-        self.kvm.limits()
+        EventCalls::limits(&self.kvm)
     }
 
     fn name(&self) -> &'static str {
-        self.kvm.name()
+        EventCalls::name(&self.kvm)
     }
 
-    fn set_routes(&mut self, routes: &[Route]) -> Result<(), Errno> {
+    fn set_routes(&self, routes: &[Route]) -> Result<(), Errno> {
         self.strikes()?;
         self.kvm.set_routes(routes)
     }
 
-    fn assign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
+    fn assign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
         self.strikes()?;
         self.kvm.assign_irqfd(irqfd)
     }
 
-    fn deassign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
+    fn deassign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
         self.strikes()?;
         self.kvm.deassign_irqfd(irqfd)
     }
 
-    fn assign_ioeventfd(&mut self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
+    fn assign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
         self.strikes()?;
         self.kvm.assign_ioeventfd(ioeventfd)
     }
 
-    fn deassign_ioeventfd(&mut self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
+    fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
         self.strikes()?;
         self.kvm.deassign_ioeventfd(ioeventfd)
     }
@@ -105,21 +104,25 @@ impl Parts {
         })
     }
 
-    fn setup(&self) -> DeviceSetup {
-        let mut setup = DeviceSetup::new(format!("dev{:#x}", self.first));
+    fn setup(&self) -> Device {
+        let hva = self.memory.hva();
         // SAFETY: the memory is accessed by nobody, and outlives the VM's vCPU.
-        unsafe { setup.region(RegionSpec::device(self.gpa(), 0x1000, self.memory.hva())) };
+        let backing = unsafe { Backing::borrowed(hva, 0x1000, Access::ReadWrite) };
+        let bar = RegionSpec::device(at(self.gpa(), 0x1000), backing);
+        let mut device = Device::new(format!("dev{:#x}", self.first)).region(RegionId::new(), bar);
         for (interrupt, vector) in self.interrupts.iter().zip(self.first..) {
-            setup.vector(fd(interrupt), Some(msi(vector))).unwrap();
+            device = device.vector(interrupt.as_raw_fd(), Some(msi(vector)));
         }
-        for (at, doorbell) in self.ioeventfds().zip(&self.doorbells) {
-            setup.ioeventfd(at.bus, at.addr, at.len, at.datamatch, fd(doorbell)).unwrap();
+        for at in self.ioeventfds() {
+            let doorbell = Doorbell::at(at.bus, at.addr).len(at.len);
+            let doorbell = at.datamatch.map_or(doorbell, |value| doorbell.value(value));
+            device = device.ioeventfd(doorbell, at.fd);
         }
-        setup
+        device
     }
 
     /// All of it is live, or nothing is.
-    fn assert_live(&self, live: bool, kvm: &mut KvmEventing, what: &str) {
+    fn assert_live(&self, live: bool, kvm: &Kvm, what: &str) {
         for (interrupt, vector) in self.interrupts.iter().zip(self.first..) {
             let fd = interrupt.as_raw_fd();
             let irqfd = Irqfd { gsi: 3000, fd, resample: None, no_irqbypass: false };
@@ -154,48 +157,64 @@ fn a_refusal_at_any_call_leaves_kvm_as_it_was() {
     let test = "a_refusal_at_any_call_leaves_kvm_as_it_was";
     let Some(vm) = split_vm(test) else { return };
     let guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
-    let mut kvm = KvmEventing::open(vm_fd(&vm)).unwrap();
-    let mut space =
-        AddressSpace::builder().reserve_slots(OWN_SLOT..=OWN_SLOT).open(vm_fd(&vm)).unwrap();
+    let kvm = Kvm::open(vm_fd(&vm), KvmOptions::default()).unwrap();
     let countdown = Arc::new(AtomicU64::new(0));
-    let calls =
-        Faulty { kvm: KvmEventing::open(vm_fd(&vm)).unwrap(), countdown: Arc::clone(&countdown) };
-    let mut eventing = Eventing::builder().open_on(Box::new(calls)).unwrap();
+    let calls = Faulty {
+        kvm: Kvm::open(vm_fd(&vm), KvmOptions::default()).unwrap(),
+        countdown: Arc::clone(&countdown),
+    };
+    let memory = Kvm::open(vm_fd(&vm), KvmOptions::default()).unwrap();
+    let vm = Vm::builder()
+        .reserve_slots(0, OWN_SLOT..=OWN_SLOT)
+        .open_on(Arc::new(memory), Arc::new(calls))
+        .unwrap();
+    let attach = |parts: &[Parts]| -> Result<Vec<DeviceId>, _> {
+        let mut set = Changes::new();
+        let ids = parts.iter().map(|parts| set.attach(parts.setup())).collect();
+        vm.apply(set).map(|_| ids)
+    };
+    let detach = |ids: &[DeviceId]| {
+        let mut set = Changes::new();
+        for id in ids {
+            set.detach(*id);
+        }
+        vm.apply(set)
+    };
 
-    let stays = Parts::new(0x40);
+    let stays = [Parts::new(0x40)];
     let changes = [Parts::new(0x50), Parts::new(0x60)];
-    eventing.attach(&mut space, stays.setup()).unwrap();
+    attach(&stays).unwrap();
+    let [stays] = &stays;
     let calls = 1 + 2 * (u64::from(VECTORS) + DOORBELLS);
     for k in 1..=calls {
         let what = format!("attach, call {k}");
         countdown.store(k, Ordering::SeqCst);
-        let setups = changes.iter().map(Parts::setup);
-        let error = eventing.attach_all(&mut space, setups).unwrap_err();
-        assert!(matches!(*error.kind, DeviceErrorKind::Refused { errno: Errno::ENOMEM, .. }));
+        let error = attach(&changes).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::EventRefused { errno: Errno::ENOMEM, .. }));
         for parts in &changes {
-            parts.assert_live(false, &mut kvm, &what);
+            parts.assert_live(false, &kvm, &what);
         }
-        assert_eq!(space.regions().count(), 1);
-        stays.assert_live(true, &mut kvm, &what);
+        assert_eq!(vm.regions().len(), 1);
+        stays.assert_live(true, &kvm, &what);
         stays.assert_interrupts(&guest, &what);
     }
     countdown.store(0, Ordering::SeqCst);
-    let (ids, _) = eventing.attach_all(&mut space, changes.iter().map(Parts::setup)).unwrap();
+    let ids = attach(&changes).unwrap();
     for k in 1..=calls {
         let what = format!("detach, call {k}");
         countdown.store(k, Ordering::SeqCst);
-        let error = eventing.detach_all(&mut space, &ids).unwrap_err();
-        assert!(matches!(*error.kind, DeviceErrorKind::Refused { errno: Errno::ENOMEM, .. }));
-        assert_eq!(space.regions().count(), 3);
-        for parts in changes.iter().chain([&stays]) {
-            parts.assert_live(true, &mut kvm, &what);
+        let error = detach(&ids).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::EventRefused { errno: Errno::ENOMEM, .. }));
+        assert_eq!(vm.regions().len(), 3);
+        for parts in changes.iter().chain([stays]) {
+            parts.assert_live(true, &kvm, &what);
             parts.assert_interrupts(&guest, &what);
         }
     }
     countdown.store(0, Ordering::SeqCst);
-    eventing.detach_all(&mut space, &ids).unwrap();
+    detach(&ids).unwrap();
     for parts in &changes {
-        parts.assert_live(false, &mut kvm, "detached");
+        parts.assert_live(false, &kvm, "detached");
     }
     stays.assert_interrupts(&guest, "detached");
 }

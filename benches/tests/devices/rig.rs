@@ -1,7 +1,6 @@
 //! A VM with an interrupt controller, and what a test holds of it.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
@@ -45,11 +44,6 @@ pub fn full_vm(test: &str) -> Option<VmFd> {
 
 pub fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK).unwrap()
-}
-
-pub fn fd(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd keeps its descriptor open while it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }
 
 pub fn msi(vector: u8) -> Msi {

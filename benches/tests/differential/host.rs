@@ -2,16 +2,16 @@
 //! test runs on any host.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{
     kvm_create_guest_memfd, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_memslots_bench::host::SMALL_PAGE;
-use kvm_memslots_shim::Limits;
-use kvm_memslots_shim::backend::{self, Errno, Memslots};
+use kvm_memslots_bench::raw::{OnKvm, RawCalls};
 use kvm_memslots_shim::uapi::MemFlags;
+use kvm_memslots_shim::{Errno, Limits};
 
 pub const PAGE: u64 = SMALL_PAGE;
 
@@ -35,7 +35,7 @@ impl Facts {
         let guest_physical_bits =
             (32..=63).rev().find(|bits| set(&vm, (1 << bits) - PAGE, PAGE).is_ok()).unwrap();
         let beyond = set(&vm, 1 << guest_physical_bits, PAGE).unwrap_err();
-        let limits = backend(&vm).limits();
+        let limits = OnKvm::new(&vm).unwrap().limits();
         let bound = if limits.guest_memfd { bound(&vm) } else { Errno::EINVAL };
         Self { limits, guest_physical_bits, beyond, bound, hva_end: last_hva(&vm) + PAGE }
     }
@@ -54,12 +54,6 @@ impl fmt::Display for Facts {
              {bound:?} for a guest_memfd range in use, host addresses up to {hva_end:#x}"
         )
     }
-}
-
-pub fn backend(vm: &VmFd) -> backend::Kvm {
-    // SAFETY: `vm` keeps the descriptor open for the call, which duplicates it.
-    let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-    backend::Kvm::open(fd).unwrap()
 }
 
 /// The last host page that a slot can have.
@@ -82,8 +76,8 @@ pub fn guest_memfd(vm: &VmFd, pages: u64) -> OwnedFd {
 /// Asks for the same page of a `guest_memfd` in two slots.
 fn bound(vm: &VmFd) -> Errno {
     let memfd = guest_memfd(vm, 1);
-    let mut kvm = backend(vm);
-    let mut set = |slot, memory_size| {
+    let kvm = OnKvm::new(vm).unwrap();
+    let set = |slot, memory_size| {
         let region = kvm_userspace_memory_region2 {
             slot,
             flags: MemFlags::GUEST_MEMFD.bits(),

@@ -2,7 +2,7 @@
 
 use kvm_memslots_bench::guest::OWN_GPA;
 use kvm_memslots_shim::Slot;
-use kvm_memslots_shim::backend::model::Model;
+use kvm_memslots_shim::memory::{Model, Op as MemoryOp};
 use kvm_memslots_shim::uapi::{MemFlags, kvm_userspace_memory_region2 as Region};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -320,7 +320,7 @@ impl Materials {
 fn live(model: &Model, id: u16) -> Region {
     let id = pick(model, id, |_| true);
     let absent = Region { slot: u32::from(id), memory_size: PAGE, ..Default::default() };
-    model.slot(0, id).map_or(flip(absent, 1 << 31), |slot| slot.to_kvm(0))
+    model.slot(0, id).map_or(flip(absent, 1 << 31), |slot| MemoryOp::Create(slot).to_kvm(0))
 }
 
 /// `id` if such a slot is live; else, three times out of four, another one that
@@ -329,7 +329,8 @@ pub fn pick(model: &Model, id: u16, wanted: impl Fn(&Slot) -> bool) -> u16 {
     if id.is_multiple_of(4) || id >= IDS || model.slot(0, id).is_some_and(|slot| wanted(&slot)) {
         return id;
     }
-    let live: Vec<_> = model.slots(0).filter(|slot| slot.id < IDS && wanted(slot)).collect();
+    let live: Vec<_> =
+        model.slots(0).into_iter().filter(|slot| slot.id < IDS && wanted(slot)).collect();
     if live.is_empty() { id } else { live[usize::from(id) % live.len()].id }
 }
 

@@ -12,12 +12,13 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use kvm_memslots_bench::guest::{Access, MAPPED_END, OWN_GPA, Outcome, Prober};
 use kvm_memslots_bench::host::{HostMemory, Pages};
-use kvm_memslots_shim::backend::model::{DirtyTracking, GuestAccess, Model, ModelConfig, Piece};
-use kvm_memslots_shim::backend::{self, Errno, Memslots};
+use kvm_memslots_bench::raw::{OnKvm, RawCalls};
+use kvm_memslots_shim::memory::MemoryCalls;
+use kvm_memslots_shim::memory::model::{DirtyTracking, GuestAccess, Model, ModelConfig, Piece};
 use kvm_memslots_shim::uapi::{MemFlags, MemoryRegions, MemoryRegionsFlags};
-use kvm_memslots_shim::{Mapping, Range, Slot};
+use kvm_memslots_shim::{Errno, Kind, Kvm, KvmOptions, Mapping, Range, Slot};
 
-use crate::host::{Facts, PAGE, backend, guest_memfd};
+use crate::host::{Facts, PAGE, guest_memfd};
 use crate::ops::{HOST_PAGES, MEMFD_PAGES, MOST_PAGES, Materials, Op, WINDOW, pick};
 
 /// How many operations came out how, and what the guest saw.
@@ -79,7 +80,9 @@ impl fmt::Display for Stats {
 /// A VM with guest code in it, and its model.
 pub struct Pair {
     prober: Prober,
-    kvm: backend::Kvm,
+    /// The library's backend, for dirty logs.
+    kvm: Kvm,
+    raw: OnKvm,
     vm: VmFd,
     memory: HostMemory,
     /// Dirty where the guest wrote: KVM must report these.
@@ -111,8 +114,8 @@ impl Pair {
             .bound_errno(facts.bound)
             .hva_end(facts.hva_end)
             .dirty_tracking(tracking)
-            .internal_slot(Range::new(OWN_GPA, PAGE));
-        let mut model = Model::with_config(config);
+            .internal_slot(Range::new(OWN_GPA, PAGE).unwrap());
+        let model = Model::with_config(config);
         let other = OwnedFd::from(File::open("/dev/null").unwrap());
         model.add_other_fd(other.as_raw_fd());
         let mut materials = Materials {
@@ -130,10 +133,11 @@ impl Pair {
         }
         Self {
             prober,
-            kvm: backend(&vm),
+            kvm: Kvm::open(kvm_memslots::vm_fd(&vm), KvmOptions::default()).unwrap(),
+            raw: OnKvm::new(&vm).unwrap(),
             vm,
             memory,
-            touched: model.clone(),
+            touched: model.fork(),
             model,
             materials,
             value: 0,
@@ -170,7 +174,7 @@ impl Pair {
         let region = self.materials.region(&self.model, op).ok_or("no region")?;
         // SAFETY: slots are made of the pair's own memory, which outlives the
         // vCPU and is accessed atomically only.
-        let kvm = unsafe { self.kvm.set_region(&region) };
+        let kvm = unsafe { self.raw.set_region(&region) };
         let model = self.model.set_user_memory_region2(&region);
         let _ = self.touched.set_user_memory_region2(&region);
         same(kvm, model, &region)
@@ -196,7 +200,7 @@ impl Pair {
     fn batch(&mut self, ops: &[Op], dry_run: bool) -> Result<Result<(), Errno>, String> {
         let flags = if dry_run { MemoryRegionsFlags::DRY_RUN } else { MemoryRegionsFlags::empty() };
         // Each entry where those before it leave the slots.
-        let mut ahead = self.model.clone();
+        let ahead = self.model.fork();
         let mut entries = Vec::new();
         for op in ops {
             let region = self.materials.region(&ahead, op).ok_or("no region")?;
@@ -208,7 +212,7 @@ impl Pair {
         let batch = MemoryRegions::from_entries(0, flags, &entries).map_err(|e| e.to_string())?;
         let (mut on_kvm, mut on_model, mut on_touched) = (batch.clone(), batch.clone(), batch);
         // SAFETY: as above.
-        let kvm = unsafe { self.kvm.set_regions(&mut on_kvm) };
+        let kvm = unsafe { self.raw.set_regions(&mut on_kvm) };
         let model = self.model.set_user_memory_regions(&mut on_model);
         let _ = self.touched.set_user_memory_regions(&mut on_touched);
         if on_kvm.header() != on_model.header() {
@@ -227,20 +231,21 @@ impl Pair {
         let bitmap = vec![mask; pages.div_ceil(64) as usize];
         let slot = self.slot_or_any(as_id, id);
         let kvm = self.kvm.clear_dirty_log(as_id, &slot, first, pages, &bitmap);
-        let model = Model::clear_dirty_log(&mut self.model, as_id, id, first, pages, &bitmap);
-        let _ = Model::clear_dirty_log(&mut self.touched, as_id, id, first, pages, &bitmap);
+        let model = Model::clear_dirty_log(&self.model, as_id, id, first, pages, &bitmap);
+        let _ = Model::clear_dirty_log(&self.touched, as_id, id, first, pages, &bitmap);
         same(kvm, model, &"KVM_CLEAR_DIRTY_LOG")
     }
 
     /// The live slot, or one that asks for the dirty log of what is not there.
     fn slot_or_any(&self, as_id: u16, id: u16) -> Slot {
-        let any = Slot { id, mapping: Mapping::ram(0, PAGE, 0) };
+        let range = Range::new(0, PAGE).unwrap();
+        let any = Slot { id, mapping: Mapping::new(range, 0, Kind::Ram).unwrap() };
         self.model.slot(as_id, id).unwrap_or(any)
     }
 
     fn compare_dirty_log(&mut self, as_id: u16, id: u16) -> Result<Result<(), Errno>, String> {
         let slot = self.slot_or_any(as_id, id);
-        let words = (slot.mapping.range.size / PAGE).div_ceil(64) as usize;
+        let words = (slot.mapping.range().size() / PAGE).div_ceil(64) as usize;
         let (mut reported, mut written, mut touched) =
             (vec![0; words], vec![0; words], vec![0; words]);
         let kvm = self.kvm.dirty_log(as_id, &slot, &mut reported);
@@ -265,7 +270,7 @@ impl Pair {
     }
 
     pub fn compare_all_dirty_logs(&mut self) -> Result<(), String> {
-        for id in self.model.slots(0).map(|slot| slot.id).collect::<Vec<_>>() {
+        for id in self.model.slots(0).iter().map(|slot| slot.id).collect::<Vec<_>>() {
             self.compare_dirty_log(0, id)?.ok();
         }
         Ok(())
@@ -277,10 +282,10 @@ impl Pair {
         let mut accesses = Vec::new();
         let mut expected = Vec::new();
         for piece in self.model.guest_read(0, 0, (WINDOW + MOST_PAGES) * PAGE) {
-            let words = piece.range.size / 8;
+            let words = piece.range.size() / 8;
             let within = self.stats.operations.wrapping_mul(0x9e37_79b9) % words;
             for word in [0, within, words - 1] {
-                accesses.push(Access::Read(piece.range.gpa + word * 8));
+                accesses.push(Access::Read(piece.range.gpa() + word * 8));
                 expected.push(self.read_finds(piece, word * 8));
             }
         }
@@ -296,7 +301,7 @@ impl Pair {
     fn read_finds(&mut self, piece: Piece, offset: u64) -> Outcome {
         match piece.access {
             GuestAccess::Ram { hva } => {
-                self.touched.guest_write(0, piece.range.gpa + offset, 8);
+                self.touched.guest_write(0, piece.range.gpa() + offset, 8);
                 self.stats.reads += 1;
                 Outcome::Value(self.memory.read(hva + offset - self.memory.hva()))
             }

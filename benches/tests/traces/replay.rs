@@ -1,11 +1,11 @@
 //! Every strategy leaves a VM with what the trace leaves it with.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_memslots::backend::model::SharedModel;
-use kvm_memslots::backend::{Memslots, Model};
-use kvm_memslots::{Executor, Limits, MemFlags};
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel as Model, Op};
+use kvm_memslots::{Executor, HolePolicy, Limits, MemFlags, Vm};
 use kvm_memslots_bench::replay::{Churn, Commits, Make, Spent, TracedMemory, With};
 use kvm_memslots_bench::trace::{Call, Source, Trace, bursts};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
@@ -13,27 +13,22 @@ use proptest::prelude::*;
 
 use super::{UEFI, data, read};
 
-fn model() -> SharedModel {
-    Model::new(Limits::x86().with_batch(64).with_trap()).shared()
+fn model() -> Model {
+    Model::new(Limits::x86().with_batch(64).with_trap())
 }
 
-fn churn(model: &SharedModel, with: With) -> Churn {
+fn churn(model: &Model, with: With) -> Churn {
     // SAFETY: the model maps nothing.
     unsafe { Churn::new(Box::new(model.clone()), with, 2) }
 }
 
 /// Makes all calls; what it cost, as said and as the model counted it.
-fn make(
-    maker: &mut dyn Make,
-    calls: &[Call],
-    gap: Duration,
-    model: &SharedModel,
-) -> (Spent, Spent) {
+fn make(maker: &mut dyn Make, calls: &[Call], gap: Duration, model: &Model) -> (Spent, Spent) {
     let mut spent = Spent::default();
     for burst in bursts(calls, gap) {
         spent += maker.burst(burst).unwrap_or_else(|refused| panic!("{refused}"));
     }
-    let counts = model.lock().counts();
+    let counts = model.counts();
     assert_eq!(counts.refused, 0);
     let calls = counts.ioctls - spent.flips;
     let counted = Spent { calls, flips: spent.flips, grace_periods: counts.grace_periods };
@@ -51,8 +46,8 @@ fn pages<'a>(slots: impl IntoIterator<Item = &'a kvm_userspace_memory_region2>) 
     slots.into_iter().flat_map(pages).collect()
 }
 
-fn live(model: &SharedModel) -> Vec<kvm_userspace_memory_region2> {
-    model.lock().slots(0).map(|slot| slot.to_kvm(0)).collect()
+fn live(model: &Model) -> Vec<kvm_userspace_memory_region2> {
+    model.slots(0).into_iter().map(|slot| Op::Create(slot).to_kvm(0)).collect()
 }
 
 fn call(line: u64, at: u64, region: kvm_userspace_memory_region2) -> Call {
@@ -73,7 +68,7 @@ fn call(line: u64, at: u64, region: kvm_userspace_memory_region2) -> Call {
 fn calls() -> impl Strategy<Value = Vec<Call>> {
     let step = (0..3_u32, 0..4_u64, 0..3_u32, 0..30_u64);
     prop::collection::vec(step, 1..60).prop_map(|steps| {
-        let mut model = Model::new(Limits::x86());
+        let model = Model::new(Limits::x86());
         let mut last: [Option<kvm_userspace_memory_region2>; 3] = [None; 3];
         let (mut calls, mut at) = (Vec::new(), 0);
         for (slot, place, kind, pause) in steps {
@@ -122,9 +117,11 @@ proptest! {
         };
         for executor in [Executor::PerRegion, Executor::Batch] {
             let model = model();
-            let spaces: [(u16, Box<dyn Memslots>); 1] = [(0, Box::new(model.clone()))];
+            let events = Arc::new(EventModel::new(Irqchip::Split));
+            let builder = Vm::builder().executor(executor).holes(HolePolicy::NoVcpuRuns);
+            let vm = builder.open_on(Arc::new(model.clone()), events).unwrap();
             // SAFETY: the model maps nothing.
-            let mut maker = unsafe { Commits::new(spaces, executor) }.unwrap();
+            let mut maker = unsafe { Commits::new(vm) };
             let (spent, counted) = make(&mut maker, &calls, gap, &model);
             prop_assert_eq!(spent, counted);
             prop_assert_eq!(&pages(&live(&model)), &wanted);

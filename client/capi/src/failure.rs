@@ -1,92 +1,172 @@
-//! What went wrong, as C gets to know it: an errno, and a message kept for the
-//! thread.
+//! What went wrong, as C gets to know it: an errno, a message, and what it is
+//! about, kept for the thread.
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use kvm_memslots::Error;
-use kvm_memslots::backend::{Errno, OpenError};
+use kvm_memslots::device::DevicePart;
+use kvm_memslots::{Errno, Error, ErrorKind};
 
-use crate::types::GateErrno;
+use crate::names::in_c;
+use crate::record::{LABEL_SIZE, Out, label, record};
 
 /// Why a call did not do what it was asked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) errno: Errno,
     pub(crate) message: String,
+    about: About,
+}
+
+#[derive(Debug, Clone, Default)]
+struct About {
+    change: Option<usize>,
+    region: u64,
+    device: String,
+    part: Option<DevicePart>,
+    stuck: bool,
 }
 
 impl Failure {
     pub(crate) fn new(errno: Errno, message: impl Into<String>) -> Self {
-        Self { errno, message: message.into() }
+        Self { errno, message: message.into(), about: About::default() }
+    }
+
+    /// Of a change, where it is not known to be of another one.
+    pub(crate) fn in_change(mut self, change: usize) -> Self {
+        if self.about.change.is_none() {
+            self.about.change = Some(change);
+            self.message = format!("change {change}: {}", self.message);
+        }
+        self
+    }
+
+    /// The same, after so many other changes.
+    pub(crate) fn behind(mut self, changes: usize) -> Self {
+        if let Some(change) = self.about.change {
+            let before = format!("change {change}: ");
+            let message = self.message.strip_prefix(&before).unwrap_or(&self.message);
+            self.message = format!("change {}: {message}", change + changes);
+            self.about.change = Some(change + changes);
+        }
+        self
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { errno: errno(&error), message: error.to_string() }
+        let about = About {
+            change: error.change(),
+            region: error.region().map_or(0, |region| region.id.to_raw()),
+            device: error.device().unwrap_or_default().to_owned(),
+            part: error.part(),
+            stuck: matches!(error.kind(), ErrorKind::Stuck { .. }),
+        };
+        Self { errno: error.errno(), message: in_c(error.to_string()), about }
     }
 }
 
-fn errno(error: &Error) -> Errno {
-    match error {
-        Error::Open(OpenError::Duplicate { errno, .. } | OpenError::NotAVm { errno, .. })
-        | Error::Refused { errno, .. }
-        | Error::RefusedWhole { errno }
-        | Error::DirtyLog { errno, .. } => *errno,
-        Error::Open(OpenError::NotUsable { .. }) | Error::Internal(_) => Errno::EIO,
-        Error::Open(_) => Errno::ENOTTY,
-        Error::NoBatchIoctl
-        | Error::ReadOnlyUnsupported { .. }
-        | Error::GuestMemfdUnsupported { .. }
-        | Error::TrapUnsupported { .. } => Errno::EOPNOTSUPP,
-        Error::TooLarge { .. } => Errno::E2BIG,
-        Error::Overlap { .. } => Errno::EEXIST,
-        Error::UnknownRegion { .. } => Errno::ENOENT,
-        Error::StaleRegion { .. } => Errno::ESTALE,
-        Error::NotLogged { .. } => Errno::ENODATA,
-        Error::TooManySlots { .. } => Errno::ENOSPC,
-        Error::Hole { .. } | Error::SlotInUse { .. } => Errno::EBUSY,
-        Error::Gate(gate) => gate.0.downcast_ref().map_or(Errno::EIO, |GateErrno(errno)| *errno),
-        Error::Stuck { .. } => Errno::ENOTRECOVERABLE,
-        // What is wrong with an argument.
-        _ => Errno::EINVAL,
+/// `struct kvm_memslots_error`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CError {
+    pub size: usize,
+    pub change: i64,
+    pub region: u64,
+    pub error: c_int,
+    pub flags: u32,
+    pub part: u32,
+    pub index: u32,
+    pub device: [c_char; LABEL_SIZE],
+}
+record!(CError, "kvm_memslots_error");
+
+const STUCK: u32 = 1 << 0;
+
+/// What a thread knows of its last failure.
+struct Last {
+    message: CString,
+    errno: c_int,
+    about: About,
+}
+
+impl From<&Last> for CError {
+    fn from(Last { errno, about, .. }: &Last) -> Self {
+        let (part, index) = match about.part {
+            Some(DevicePart::Ioeventfd { index }) => (1, index as u32),
+            Some(DevicePart::Vector { index }) => (2, index as u32),
+            Some(DevicePart::Line { gsi }) => (3, gsi),
+            Some(DevicePart::Routes) => (4, 0),
+            _ => (0, 0),
+        };
+        Self {
+            size: size_of::<Self>(),
+            change: about.change.and_then(|change| change.try_into().ok()).unwrap_or(-1),
+            region: about.region,
+            error: *errno,
+            flags: if about.stuck { STUCK } else { 0 },
+            part,
+            index,
+            device: label(&about.device),
+        }
     }
 }
 
 thread_local! {
-    static LAST: RefCell<CString> = RefCell::default();
+    static LAST: RefCell<Last> = RefCell::new(Last {
+        message: CString::default(),
+        errno: 0,
+        about: About::default(),
+    });
 }
 
-fn remember(message: &str) {
+fn remember(failure: Failure) -> c_int {
     // A label may have brought a NUL along.
-    let message = CString::new(message.replace('\0', "\\0")).unwrap_or_default();
-    LAST.with(|last| last.replace(message));
+    let message = CString::new(failure.message.replace('\0', "\\0")).unwrap_or_default();
+    let errno = failure.errno.raw();
+    // Nothing is kept for a thread that is going.
+    let _ = LAST.try_with(|last| last.replace(Last { message, errno, about: failure.about }));
+    -errno
 }
 
 /// The message of the last call on this thread that failed, "" before the
 /// first. Valid until the next call on this thread fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvm_memslots_last_error() -> *const c_char {
-    LAST.with(|last| last.borrow().as_ptr())
+    LAST.try_with(|last| last.borrow().message.as_ptr()).unwrap_or(c"".as_ptr())
 }
 
-/// Runs `f`; 0, or the negative errno of its failure, whose message is kept. A
-/// panic is a failure with `EIO`, and `on_panic` is told.
-pub(crate) fn report(f: impl FnOnce() -> Result<(), Failure>, on_panic: impl FnOnce()) -> c_int {
-    let outcome = catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        on_panic();
-        Err(Failure::new(Errno::EIO, format!("please report this: {}", said(&*panic))))
-    });
-    match outcome {
-        Ok(()) => 0,
-        Err(Failure { errno, message }) => {
-            remember(&message);
-            -(errno as c_int)
-        }
+/// The rest of what is known about it.
+///
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_last_error_info(error: *mut CError) -> c_int {
+    // SAFETY: as the caller says.
+    match unsafe { Out::new(error) } {
+        // A thread that is going has none.
+        Ok(out) => LAST.try_with(|last| out.put(&*last.borrow())).map_or(0, |()| 0),
+        Err(failure) => -failure.errno.raw(),
     }
+}
+
+/// Runs `f`; a panic is a failure with `EIO`.
+pub(crate) fn guard<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // What a panic leaves is whole: see `Vm::apply`, and `handles`.
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let message = format!("please report this: {}", said(&*panic));
+        // Dropping what a panic carries may panic, too.
+        std::mem::forget(panic);
+        Err(Failure::new(Errno::EIO, message))
+    })
+}
+
+/// Runs `f`; 0, or the negative errno of its failure, which is kept.
+pub(crate) fn report(f: impl FnOnce() -> Result<(), Failure>) -> c_int {
+    guard(f).map_or_else(remember, |()| 0)
 }
 
 fn said(panic: &(dyn Any + Send)) -> &str {
@@ -110,25 +190,32 @@ mod tests {
     fn success_keeps_the_message_of_the_last_failure() {
         assert_eq!(last(), "");
         let fails = || Err(Failure::new(Errno::ENOSPC, "too\0many"));
-        assert_eq!(report(fails, || ()), -(Errno::ENOSPC as c_int));
+        assert_eq!(report(fails), -Errno::ENOSPC.raw());
         assert_eq!(last(), "too\\0many");
-        assert_eq!(report(|| Ok(()), || ()), 0);
+        assert_eq!(report(|| Ok(())), 0);
         assert_eq!(last(), "too\\0many");
     }
 
     #[test]
     fn a_panic_is_a_failure() {
-        let mut told = false;
-        assert_eq!(report(|| panic!("boom {}", 1), || told = true), -(Errno::EIO as c_int));
-        assert!(told);
+        assert_eq!(report(|| panic!("boom {}", 1)), -Errno::EIO.raw());
         assert_eq!(last(), "please report this: boom 1");
+        assert_eq!(report(|| std::panic::panic_any(1)), -Errno::EIO.raw());
+        assert_eq!(last(), "please report this: a panic");
     }
 
     #[test]
     fn messages_are_the_threads_own() {
-        report(|| Err(Failure::new(Errno::EINVAL, "here")), || ());
+        report(|| Err(Failure::new(Errno::EINVAL, "here")));
         let there = std::thread::spawn(last).join();
         assert_eq!(there.ok().as_deref(), Some(""));
         assert_eq!(last(), "here");
+    }
+
+    #[test]
+    fn a_change_is_named_once_and_counted_on() {
+        let failure = Failure::new(Errno::EINVAL, "bad").in_change(2).in_change(7);
+        assert_eq!(failure.message, "change 2: bad");
+        assert_eq!(failure.behind(3).message, "change 5: bad");
     }
 }

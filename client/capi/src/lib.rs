@@ -1,21 +1,28 @@
 //! The C interface of `kvm-memslots`, as `include/kvm_memslots_client.h` has
 //! it. Rust uses `kvm-memslots` itself.
 //!
-//! No panic leaves the library.
+//! `struct kvm_memslots_vm` is a [`Vm`], `struct kvm_memslots_changes` a
+//! [`CChanges`]. No panic leaves the library; a [`Vm`] is whole after one.
 //!
 //! # Safety
 //! What the header asks of the caller: a pointer is null, or points to what its
-//! type says for as long as the call takes; a `space` is one that `open` gave
-//! and that was not freed, and one thread uses it at a time; `vm_fd` is open;
-//! the functions of a gate may be called, with its `opaque`, until the space is
-//! gone; and the host memory behind a region is the guest's while it is mapped.
+//! type says for as long as the call takes, a structure to as many bytes as its
+//! `size` says; handles are what this library gave and nobody has freed; one
+//! thread uses a set of changes or a device at a time; `vm_fd` is open; the
+//! functions of a gate, an observer or a harvest may be called on any thread,
+//! with their `opaque`, until the VM is gone, and `release` once; nothing
+//! unwinds out of them; and a backing keeps what it promises.
 
 mod calls;
 mod failure;
-mod space;
+mod handles;
+mod names;
+mod record;
 mod types;
 
 pub use calls::*;
-pub use failure::kvm_memslots_last_error;
-pub use space::Space;
+pub use failure::{CError, kvm_memslots_last_error, kvm_memslots_last_error_info};
+pub use handles::{CChanges, CDevice};
+#[doc(no_inline)]
+pub use kvm_memslots::Vm;
 pub use types::*;

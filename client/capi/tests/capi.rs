@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 use std::{env, fs};
 
 use kvm_memslots_client::{
-    CGate, CLimits, COptions, CPreview, CRegion, CRegionId, CReport, CSlotRange, CSpec, LABEL_SIZE,
+    CBacking, CDoorbell, CError, CGate, CGsiRange, CLimits, CLine, CMsi, CObserver, COptions,
+    CPreview, CRegion, CReport, CSlot, CSlotRange, CSlotUsage, CSpec, LABEL_SIZE,
 };
 
 const HEADERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
@@ -42,12 +43,12 @@ fn library(prefix: &str, suffix: &str) -> PathBuf {
     found.max_by_key(built).unwrap_or_else(|| panic!("no {prefix}*{suffix} in {}", dir.display()))
 }
 
-fn compile(compiler: &str, args: &[&str], source: &Path, program: &Path) {
+fn compile(compiler: &str, args: &[&str], sources: &[PathBuf], program: &Path) {
     let output = Command::new(compiler)
         .args(["-Wall", "-Wextra", "-Werror", "-I", HEADERS])
         .arg("-o")
         .arg(program)
-        .arg(source)
+        .args(sources)
         .args(args)
         .output()
         .unwrap();
@@ -66,9 +67,10 @@ fn run(test: &str, on: &str, library: &Path) {
     };
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("program");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/program.c");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let sources = ["program.c", "holes.c", "refused.c", "events.c"].map(|name| tests.join(name));
     let library_args = [library.to_str().unwrap(), "-std=gnu99", "-lpthread", "-ldl", "-lm"];
-    compile(&cc, &library_args, &source, &program);
+    compile(&cc, &library_args, &sources, &program);
     let output = Command::new(&program)
         .arg(on)
         .env("LD_LIBRARY_PATH", library.parent().unwrap())
@@ -97,9 +99,16 @@ fn a_c_program_with_the_shared_library() {
     run("a_c_program_with_the_shared_library", "model", &library);
 }
 
+fn size_of_field<T, F>(_: fn(&T) -> *const F) -> usize {
+    size_of::<F>()
+}
+
 macro_rules! layout {
     ($facts:ident, $ty:ty, $name:literal, $($field:ident),+) => {
         $facts.push((format!("sizeof(struct {})", $name), size_of::<$ty>()));
+        // A structure must not grow into padding, which C need not have written.
+        let fields = 0 $(+ size_of_field(|it: &$ty| &raw const it.$field))+;
+        assert_eq!(fields, size_of::<$ty>(), "padding in struct {}", $name);
         $($facts.push((
             format!("offsetof(struct {}, {})", $name, stringify!($field)),
             offset_of!($ty, $field),
@@ -110,66 +119,157 @@ macro_rules! layout {
 /// C expressions and the values that Rust has for them.
 fn facts() -> Vec<(String, usize)> {
     let mut facts = vec![("KVM_MEMSLOTS_LABEL_SIZE".to_owned(), LABEL_SIZE)];
-    layout!(facts, CRegionId, "kvm_memslots_region_id", space, index, generation);
-    layout!(facts, CGate, "kvm_memslots_gate", pause, resume, opaque);
-    layout!(facts, CSlotRange, "kvm_memslots_slot_range", first, last);
+    layout!(facts, CGate, "kvm_memslots_gate", size, pause, resume, opaque);
+    layout!(facts, CObserver, "kvm_memslots_observer", size, check, unmapping, mapped, opaque);
+    layout!(facts, CDoorbell, "kvm_memslots_doorbell", size, region, addr, value, len, flags);
+    layout!(facts, CMsi, "kvm_memslots_msi", size, address, data, devid, flags);
+    layout!(facts, CLine, "kvm_memslots_line", size, gsi, irqchip, pin, flags, eventfd, resample);
+    layout!(facts, CSlotRange, "kvm_memslots_slot_range", as_id, first, last);
+    layout!(facts, CGsiRange, "kvm_memslots_gsi_range", first, last);
     layout!(
         facts,
         COptions,
         "kvm_memslots_options",
-        address_space,
-        manual_dirty_log,
+        size,
+        flags,
         executor,
         holes,
+        first_gsi,
         gate,
-        reserved,
-        nr_reserved
+        reserved_slots,
+        nr_reserved_slots,
+        observers,
+        nr_observers,
+        harvest,
+        harvest_opaque,
+        own_routes,
+        nr_own_routes,
+        reserved_gsis,
+        nr_reserved_gsis
+    );
+    layout!(
+        facts,
+        CLimits,
+        "kvm_memslots_limits",
+        size,
+        page_size,
+        slot_size,
+        slots,
+        batch,
+        address_spaces,
+        flags
+    );
+    facts_of_memory(&mut facts);
+    facts
+}
+
+fn facts_of_memory(facts: &mut Vec<(String, usize)>) {
+    layout!(
+        facts,
+        CBacking,
+        "kvm_memslots_backing",
+        size,
+        hva,
+        len,
+        guest_memfd_offset,
+        file_offset,
+        guest_memfd,
+        file,
+        release,
+        opaque,
+        flags
     );
     layout!(
         facts,
         CSpec,
         "kvm_memslots_spec",
-        gpa,
         size,
-        hva,
-        kind,
+        id,
+        gpa,
+        len,
+        backing,
+        label,
+        tag,
         flags,
-        guest_memfd_offset,
-        guest_memfd,
-        alone,
-        label
+        kind,
+        as_id
     );
     layout!(
         facts,
         CRegion,
         "kvm_memslots_region",
-        id,
-        kind,
-        gpa,
         size,
+        id,
+        tag,
+        gpa,
+        len,
         hva,
         guest_memfd_offset,
+        file_offset,
         guest_memfd,
+        file,
         flags,
-        alone,
+        kind,
+        as_id,
         label
     );
+    layout!(facts, CSlot, "kvm_memslots_slot", size, gpa, len, hva, flags, id, as_id);
+    facts_of_reports(facts);
+}
+
+fn facts_of_reports(facts: &mut Vec<(String, usize)>) {
     layout!(
         facts,
         CReport,
         "kvm_memslots_report",
+        size,
         ioctls,
         grace_periods,
+        routing_calls,
+        irqfd_calls,
+        ioeventfd_calls,
+        event_grace_periods,
+        irqfd_shutdown_grace_periods,
         regions_merged,
         regions_cancelled,
         elapsed_ns,
         slots,
         executor,
-        vcpus_paused
+        flags,
+        last_dirty,
+        opaque
     );
-    layout!(facts, CPreview, "kvm_memslots_preview", ioctls, grace_periods, holes, slots);
-    layout!(facts, CLimits, "kvm_memslots_limits", page_size, region_size, slots, batch);
-    facts
+    layout!(
+        facts,
+        CPreview,
+        "kvm_memslots_preview",
+        size,
+        ioctls,
+        grace_periods,
+        routing_calls,
+        irqfd_calls,
+        ioeventfd_calls,
+        event_grace_periods,
+        irqfd_shutdown_grace_periods,
+        holes,
+        slots,
+        hole,
+        opaque
+    );
+    layout!(facts, CSlotUsage, "kvm_memslots_slot_usage", size, used, available, capacity);
+    layout!(
+        facts,
+        CError,
+        "kvm_memslots_error",
+        size,
+        change,
+        region,
+        error,
+        flags,
+        part,
+        index,
+        device
+    );
 }
 
 /// The values as the compiler has them, a line each.
@@ -183,7 +283,7 @@ fn as_compiled(compiler: &str, standard: &str, suffix: &str) -> Vec<usize> {
     let dir = tempfile::tempdir().unwrap();
     let (file, program) = (dir.path().join(format!("layout.{suffix}")), dir.path().join("layout"));
     fs::write(&file, source).unwrap();
-    compile(compiler, &[standard, "-pedantic"], &file, &program);
+    compile(compiler, &[standard, "-pedantic"], &[file], &program);
     let output = Command::new(program).output().unwrap();
     said(&output).lines().map(|line| line.parse().unwrap()).collect()
 }
@@ -212,23 +312,31 @@ fn the_header_agrees_in_cxx() {
     }
 }
 
-/// Every function of the header is in the shared library, and nothing else
-/// under this name.
+/// The names in a text that are followed by this.
+fn names(text: &str, by: char) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != by)
+        .filter_map(|word| word.split_once(by).map(|(name, _)| name))
+        .filter(|name| name.starts_with("kvm_memslots_"))
+        .collect()
+}
+
+/// Every function of the header is in the shared library, and no other is
+/// exported.
 #[test]
 fn the_library_has_what_the_header_declares() {
     let header = fs::read_to_string(Path::new(HEADERS).join("kvm_memslots_client.h")).unwrap();
-    let declared: BTreeSet<&str> = header
-        .split(|c: char| !c.is_alphanumeric() && c != '_' && c != '(')
-        .filter_map(|word| word.split_once('(').map(|(name, _)| name))
-        .filter(|name| name.starts_with("kvm_memslots_"))
-        .collect();
-    assert!(declared.len() > 15, "{declared:?}");
+    let declared = names(&header, '(');
+    assert!(declared.len() > 50, "{declared:?}");
     let bytes = fs::read(library("libkvm_memslots_client", ".so")).unwrap();
     for name in &declared {
         let symbol = [&[0], name.as_bytes(), &[0]].concat();
         let found = bytes.windows(symbol.len()).any(|window| window == symbol);
         assert!(found, "{name} is declared and not defined");
     }
-    let calls = include_str!("../src/calls.rs").matches("#[unsafe(no_mangle)]").count();
-    assert_eq!(declared.len(), calls + 1, "functions of calls.rs, and last_error");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let calls = fs::read_dir(src.join("calls")).unwrap().map(|entry| entry.unwrap().path());
+    let sources =
+        calls.chain([src.join("failure.rs")]).map(|path| fs::read_to_string(path).unwrap());
+    let sources = sources.collect::<String>().replace(" => ", "(");
+    assert_eq!(names(&sources, '('), declared);
 }

@@ -4,16 +4,16 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_ioctls::VmFd;
 
-/// The descriptor of `vm`, for [`AddressSpace::open`](crate::AddressSpace::open).
+/// The descriptor of `vm`, for [`Vm::open`](crate::Vm::open).
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use kvm_memslots::{AddressSpace, vm_fd};
+/// use kvm_memslots::{Vm, vm_fd};
 ///
 /// # if std::fs::metadata("/dev/kvm").is_err() { return Ok(()) }
 /// let kvm = kvm_ioctls::Kvm::new()?;
-/// let vm = kvm.create_vm()?;
-/// let space = AddressSpace::open(vm_fd(&vm))?;
+/// let fd = kvm.create_vm()?;
+/// let vm = Vm::open(vm_fd(&fd))?;
 /// # Ok(()) }
 /// ```
 #[must_use]

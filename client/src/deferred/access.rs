@@ -22,6 +22,33 @@ macro_rules! atomic {
     };
 }
 
+/// Reads the bytes from `hva` of this process, `pid`, on, which may fault. Whether
+/// they were read.
+///
+/// The kernel copies in words where address and length are aligned: what a vCPU
+/// would do in one go stays whole, as far as `copy_to_user` does.
+pub(super) fn try_read(pid: libc::pid_t, hva: u64, data: &mut [u8]) -> bool {
+    let own = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    let theirs = libc::iovec { iov_base: with_exposed_provenance_mut(hva as usize), ..own };
+    // SAFETY: the kernel writes `data`, whatever is at `hva`.
+    let copied = unsafe { libc::process_vm_readv(pid, &raw const own, 1, &raw const theirs, 1, 0) };
+    usize::try_from(copied) == Ok(data.len())
+}
+
+/// Writes `data` to the bytes from `hva` on, which may fault. Whether all were
+/// written.
+///
+/// # Safety
+/// As [`write`], but for being mapped and writable: what is not is left alone.
+pub(super) unsafe fn try_write(pid: libc::pid_t, hva: u64, data: &[u8]) -> bool {
+    let own = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    let theirs = libc::iovec { iov_base: with_exposed_provenance_mut(hva as usize), ..own };
+    // SAFETY: the kernel reads `data`, and writes what the caller vouched for.
+    let copied =
+        unsafe { libc::process_vm_writev(pid, &raw const own, 1, &raw const theirs, 1, 0) };
+    usize::try_from(copied) == Ok(data.len())
+}
+
 /// Reads the bytes from `hva` on.
 ///
 /// # Safety

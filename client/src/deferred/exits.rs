@@ -7,19 +7,19 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::access;
-use super::table::{Entry, Shared};
+use super::serving::{Entry, Serving};
 
 /// Serves MMIO exits from the memory of deferrable regions: one for each vCPU
-/// thread, cloned or from [`AddressSpace::deferred`].
+/// thread, cloned or from [`Vm::deferred`].
 ///
 /// Calls on different threads take no lock and wait for nobody. An exit that
-/// races a [`promote`](crate::AddressSpace::promote) is served from the memory
+/// races a [`promote`](crate::Vm::promote) is served from the memory
 /// that the guest then has mapped; one that races an unmap is served, or is the
-/// device's, and when the commit of the unmap has returned it is the device's.
+/// device's, and when the change that unmaps it has been applied it is the device's.
 ///
-/// [`AddressSpace::deferred`]: crate::AddressSpace::deferred
+/// [`Vm::deferred`]: crate::Vm::deferred
 pub struct Deferred {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Serving>,
     /// Promotions that this thread knows of.
     seen: Cell<u64>,
     exits: Cell<u32>,
@@ -33,9 +33,16 @@ pub struct Deferred {
 pub struct Served {
     /// How many bytes were served from memory; the others were the device's.
     pub bytes: usize,
-    /// [`AddressSpace::promote_due`](crate::AddressSpace::promote_due) is worth
+    /// [`Vm::promote_due`](crate::Vm::promote_due) is worth
     /// its while now. Said until it is done, on each exit and to each thread.
     pub due: bool,
+    /// The guest address at which the host memory could not be accessed, where
+    /// that was so (a file that was truncated, memory that was taken away).
+    /// Nothing was served from there on, and the rest of `data` is what it was.
+    ///
+    /// With a slot, `KVM_RUN` would have failed with `EFAULT`: it is for the VMM
+    /// to do what it does then.
+    pub fault: Option<u64>,
 }
 
 /// What becomes of the first bytes of an access.
@@ -47,6 +54,16 @@ pub enum Part {
     /// That many are none of a deferrable region, or written to a read-only
     /// one: the device's.
     Device(usize),
+    /// The memory can't be accessed: [`Served::fault`].
+    Fault,
+}
+
+/// What came of an access to a region.
+enum Answer {
+    Done,
+    /// It is not for the memory: a write to what is read-only.
+    NotMemory,
+    Fault,
 }
 
 /// One exit in so many has its time taken: the clock costs more than serving it
@@ -56,7 +73,7 @@ const SAMPLE: u32 = 512;
 const WARM_UP: u32 = 32;
 
 impl Deferred {
-    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(shared: &Arc<Serving>) -> Self {
         Self {
             seen: Cell::new(shared.promotions.load(Ordering::Acquire)),
             shared: Arc::clone(shared),
@@ -91,6 +108,10 @@ impl Deferred {
                     device(at, &mut data[done..done + bytes]);
                     done += bytes;
                 }
+                Part::Fault => {
+                    all.fault = Some(at);
+                    return all;
+                }
             }
         }
         all
@@ -113,6 +134,10 @@ impl Deferred {
                     device(at, &data[done..done + bytes]);
                     done += bytes;
                 }
+                Part::Fault => {
+                    all.fault = Some(at);
+                    return all;
+                }
             }
         }
         all
@@ -121,41 +146,56 @@ impl Deferred {
     /// The first step of [`read`](Self::read): for callers that can't be called
     /// back. At least one byte, of `data` that has any.
     pub fn read_part(&self, gpa: u64, data: &mut [u8]) -> Part {
-        self.part(gpa, data.len(), |_, hva, len| {
+        self.part(gpa, data.len(), |entry, hva, len| {
+            let data = &mut data[..len];
+            if !entry.never_faults {
+                return if access::try_read(self.shared.pid, hva, data) {
+                    Answer::Done
+                } else {
+                    Answer::Fault
+                };
+            }
             // SAFETY: `part` gives out memory of a region, which its owner
             // vouched for until it is taken from the table and nobody has the
-            // table any more.
-            unsafe { access::read(hva, &mut data[..len]) };
-            true
+            // table any more; and it never faults.
+            unsafe { access::read(hva, data) };
+            Answer::Done
         })
     }
 
     /// The first step of [`write`](Self::write).
     pub fn write_part(&self, gpa: u64, data: &[u8]) -> Part {
         self.part(gpa, data.len(), |entry, hva, len| {
+            let data = &data[..len];
             if entry.read_only {
-                return false;
+                return Answer::NotMemory;
             }
-            // SAFETY: as above, and the region is not read-only.
-            unsafe { access::write(hva, &data[..len]) };
+            if entry.never_faults {
+                // SAFETY: as above, and the region is not read-only.
+                unsafe { access::write(hva, data) };
+            // SAFETY: as above, but for the promise that it never faults.
+            } else if !unsafe { access::try_write(self.shared.pid, hva, data) } {
+                return Answer::Fault;
+            }
             entry.life.mark(hva - entry.hva, len as u64);
-            true
+            Answer::Done
         })
     }
 
-    /// Has `serve` do what the region at `gpa` has of `len` bytes; it says
-    /// whether it has done so.
-    fn part(&self, gpa: u64, len: usize, serve: impl FnOnce(&Entry, u64, usize) -> bool) -> Part {
+    /// Has `serve` do what the region at `gpa` has of `len` bytes.
+    fn part(&self, gpa: u64, len: usize, serve: impl FnOnce(&Entry, u64, usize) -> Answer) -> Part {
         let table = self.shared.table.load();
         let fitting = |bytes: u64| usize::try_from(bytes).map_or(len, |bytes| bytes.min(len));
         let entry = match table.at(gpa) {
             Ok(entry) => entry,
             Err(next) => return Part::Device(next.map_or(len, |next| fitting(next - gpa))),
         };
-        let offset = gpa - entry.range.gpa;
-        let bytes = fitting(entry.range.size - offset);
-        if !serve(entry, entry.hva + offset, bytes) {
-            return Part::Device(bytes);
+        let offset = gpa - entry.range.gpa();
+        let bytes = fitting(entry.range.size() - offset);
+        match serve(entry, entry.hva + offset, bytes) {
+            Answer::Done => {}
+            Answer::NotMemory => return Part::Device(bytes),
+            Answer::Fault => return Part::Fault,
         }
         let mut due = false;
         if entry.waits {
@@ -163,7 +203,7 @@ impl Deferred {
             let exits = entry.life.exits.fetch_add(1, Ordering::Relaxed) + 1;
             due = self.shared.is_due(exits);
         }
-        Part::Memory(Served { bytes, due })
+        Part::Memory(Served { bytes, due, fault: None })
     }
 
     /// Every so often, the time from one answer to the next exit.

@@ -7,45 +7,51 @@
 //!
 //! 1. A region is mapped with [`RegionSpec::deferrable`]: committing that costs
 //!    no call.
-//! 2. Each vCPU thread has a [`Deferred`], from [`AddressSpace::deferred`], and
+//! 2. Each vCPU thread has a [`Deferred`], from [`Vm::deferred`], and
 //!    hands every MMIO exit to [`Deferred::read`] or [`Deferred::write`] first.
 //! 3. Where the answer says that a map is [`due`](Served::due), the VMM calls
-//!    [`AddressSpace::promote_due`]: one commit, with all regions that wait.
+//!    [`Vm::promote_due`]: one set of changes, with all regions that wait.
 //! 4. On an exit for an access that KVM could not decode it calls
-//!    [`AddressSpace::undecoded`], and runs the vCPU again if that says so.
+//!    [`Vm::undecoded`], and runs the vCPU again if that says so.
 //!
-//! An unmap is never deferred. When the commit of one returns, no thread serves
+//! An unmap is never deferred. When one has been applied, no thread serves
 //! an access from the region's memory any more.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use kvm_memslots::backend::Model;
+//! # #[cfg(feature = "model")] {
 //! use kvm_memslots::deferred::{Deferral, Policy};
-//! use kvm_memslots::{AddressSpace, Limits, RegionSpec};
+//! use kvm_memslots::{Access, Backing, Changes, RegionSpec, Vm, at};
+//! # use std::sync::Arc;
+//! # use kvm_memslots::{Limits, backend::{EventModel, Irqchip, MemoryModel}};
+//! # let memory = Arc::new(MemoryModel::new(Limits::x86()));
+//! # let events = Arc::new(EventModel::new(Irqchip::Split));
 //!
-//! let mut space = AddressSpace::builder()
+//! let vm = Vm::builder()
 //!     .deferral(Deferral::default().policy(Policy::Fixed { exits: 2 }))
-//!     .open_on(Box::new(Model::new(Limits::x86())))?;
+//!     .open_on(memory, events)?;
 //! // One page of memory that is mapped twice here: in this process.
 //! #[repr(align(4096))]
 //! struct Page([u8; 4096]);
 //! let memory = Box::leak(Box::new(Page([0x5a; 4096])));
 //! let hva = memory.0.as_mut_ptr().expose_provenance() as u64;
-//!
-//! let mut tx = space.begin();
 //! // SAFETY: the page is leaked, and nothing else refers to it.
-//! let bar = unsafe { tx.map(RegionSpec::device(0xf000_0000, 0x1000, hva).deferrable())? };
-//! assert_eq!(tx.commit()?.ioctls, 0);
+//! let page = unsafe { Backing::borrowed(hva, 0x1000, Access::ReadWrite) };
+//!
+//! let mut c = Changes::new();
+//! let bar = c.map(RegionSpec::device(at(0xf000_0000, 0x1000), page).deferrable());
+//! assert_eq!(vm.apply(c)?.ioctls, 0);
 //!
 //! // KVM_EXIT_MMIO, a read of four bytes.
-//! let exits = space.deferred();
+//! let exits = vm.deferred(0)?;
 //! let mut data = [0; 4];
 //! let served = exits.read(0xf000_0010, &mut data, |gpa, _| panic!("no device at {gpa:#x}"));
 //! assert_eq!((served.bytes, data), (4, [0x5a; 4]));
 //! // The next one is enough.
 //! assert!(exits.write(0xf000_0010, &[1, 2], |_, _| {}).due);
-//! assert_eq!(space.promote_due()?.map(|report| report.ioctls), Some(1));
-//! assert!(!space.region(bar)?.deferred);
+//! assert_eq!(vm.promote_due()?.map(|report| report.ioctls), Some(1));
+//! assert!(!vm.region(bar)?.deferred);
+//! # }
 //! # Ok(())
 //! # }
 //! ```
@@ -67,31 +73,29 @@
 //!   Memory that several vCPUs synchronise through is not deferrable.
 //!
 //! # Costs
-//! What a slot costs is measured from this address space's own commits; what an
+//! What a slot costs is measured from the VM's own changes; what an
 //! exit costs, by each [`Deferred`]: it takes the shortest time from one answer
 //! to the next exit, which is the whole round trip and little of the guest.
 //! Both start from [`Costs::UNMEASURED`]; a VMM that has measured itself says
 //! so with [`Deferral::costs`].
 //!
-//! [`RegionSpec::deferrable`]: crate::RegionSpec::deferrable
-//! [`AddressSpace::deferred`]: crate::AddressSpace::deferred
-//! [`AddressSpace::promote_due`]: crate::AddressSpace::promote_due
-//! [`AddressSpace::undecoded`]: crate::AddressSpace::undecoded
 
 mod access;
 mod exits;
+mod maps;
 pub mod policy;
 mod promote;
-mod table;
+mod serving;
 
 pub use exits::{Deferred, Part, Served};
 pub use policy::{Costs, Policy};
 pub use promote::Retry;
 
-pub(crate) use table::DeferredMaps;
+pub(crate) use maps::DeferredMaps;
+pub(crate) use serving::Serving;
 
 #[cfg(doc)]
-use crate::{AddressSpace, RegionSpec};
+use crate::{RegionSpec, Vm};
 
 /// When deferrable regions are mapped, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,12 +1,12 @@
-//! What the address space does about regions that wait.
+//! What a VM does about regions that wait for a slot.
 
 use std::sync::atomic::Ordering;
 
-use kvm_memslots_shim::Extent;
-
 use super::{Costs, Deferred};
-use crate::space::Deferral;
-use crate::{AddressSpace, CommitReport, Error, RegionId};
+use crate::dirty::DirtyState;
+use crate::error::{Error, ErrorKind};
+use crate::vm::{Commit, Tables};
+use crate::{Changes, RegionId, Report, Vm};
 
 /// What to do after an access that KVM could not decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,28 +18,34 @@ pub enum Retry {
     NotDeferred,
 }
 
-impl AddressSpace {
-    /// Serves exits of deferrable regions: one for each vCPU thread.
-    #[must_use]
-    pub fn deferred(&self) -> Deferred {
-        Deferred::new(&self.deferred.shared)
+impl Vm {
+    /// Serves exits of deferrable regions of an address space: one for each vCPU
+    /// thread.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchAddressSpace`].
+    pub fn deferred(&self, as_id: u16) -> Result<Deferred, Error> {
+        let available = self.limits().address_spaces;
+        match self.serving.get(usize::from(as_id)) {
+            Some(serving) => Ok(Deferred::new(serving)),
+            None => Err(ErrorKind::NoSuchAddressSpace { asked: as_id, available }.into()),
+        }
     }
 
     /// How many regions wait for a slot.
     #[must_use]
     pub fn deferred_count(&self) -> usize {
-        self.waiting().count()
+        self.tables().regions.waiting().count()
     }
 
     /// How many exits were served for a region while it waited for a slot, since
     /// it was mapped or a promotion failed.
     ///
     /// # Errors
-    /// Those of an id that is not valid.
+    /// [`ErrorKind::UnknownRegion`].
     pub fn exits_served(&self, id: RegionId) -> Result<u64, Error> {
-        let index = self.regions.index_of(id)?;
-        let life = self.deferred.lives.get(&index);
-        Ok(life.map_or(0, |life| life.exits.load(Ordering::Relaxed)))
+        let region = self.region(id)?;
+        Ok(self.serving[usize::from(region.as_id)].exits(id))
     }
 
     /// What things cost here, as far as it was measured, or as
@@ -47,113 +53,102 @@ impl AddressSpace {
     /// away again, and an exit, in nanoseconds.
     #[must_use]
     pub fn deferral_costs(&self) -> (u64, u64) {
-        let (slot_ns, exit_ns) = self.deferred.shared.costs();
+        let (slot_ns, exit_ns) = self.serving[0].costs();
         (slot_ns, exit_ns.unwrap_or(Costs::UNMEASURED.exit_ns))
     }
 
     /// Does what an exit's [`due`](super::Served::due) asks for: where a region
-    /// is due, maps all that wait for a slot in one commit, or with
+    /// is due, maps all that wait for a slot together, or with
     /// [`Deferral::only_due`](super::Deferral::only_due) those that are due.
     /// `None` where none is any more: another thread was faster, or the region
     /// was unmapped meanwhile.
     ///
     /// # Errors
     /// As [`promote`](Self::promote).
-    pub fn promote_due(&mut self) -> Result<Option<CommitReport>, Error> {
-        let due = |space: &Self, index: u32| space.is_due(index);
-        if self.deferred.only_due {
-            return self.promote_where(due);
-        }
-        let any = self.waiting().any(|index| self.is_due(index));
-        if any { self.promote() } else { Ok(None) }
+    pub fn promote_due(&self) -> Result<Option<Report>, Error> {
+        self.promote_where(|commit, tables| {
+            let due: Vec<u32> =
+                tables.regions.waiting().filter(|index| self.is_due(tables, *index)).collect();
+            let only_due = commit.deferred.first().is_some_and(|maps| maps.only_due);
+            if due.is_empty() || only_due { due } else { tables.regions.waiting().collect() }
+        })
     }
 
-    /// Maps the regions that wait for a slot, all in one commit, whether any is
-    /// due or not. `None` where none waits.
+    /// Maps the regions that wait for a slot, all together, whether any is due or
+    /// not. `None` where none waits.
     ///
     /// # Errors
-    /// Those of a commit. The regions then wait on, their exits are served as
-    /// before, and are counted from zero.
-    pub fn promote(&mut self) -> Result<Option<CommitReport>, Error> {
-        self.promote_where(|_, _| true)
+    /// As [`apply`](Self::apply). The regions then wait on, their exits are
+    /// served as before, and are counted from zero.
+    pub fn promote(&self) -> Result<Option<Report>, Error> {
+        self.promote_where(|_, tables| tables.regions.waiting().collect())
     }
 
-    /// Says what to do after `KVM_EXIT_ARM_NISV`, after `KVM_RUN` has failed
-    /// with `ENOSYS`, or after `KVM_INTERNAL_ERROR_EMULATION`, of the thread
-    /// that `exits` belongs to: maps all regions that wait, or finds that
-    /// another thread has just done so.
+    /// Says what to do after `KVM_EXIT_ARM_NISV`, after `KVM_RUN` has failed with
+    /// `ENOSYS`, or after `KVM_INTERNAL_ERROR_EMULATION`, of the thread that
+    /// `exits` belongs to: maps all regions that wait, or finds that another
+    /// thread has just done so.
     ///
     /// KVM then carries the instruction out anew. On x86 the VM must have
     /// `KVM_CAP_EXIT_ON_EMULATION_FAILURE` enabled for that.
     ///
     /// # Errors
     /// As [`promote`](Self::promote).
-    pub fn undecoded(&mut self, exits: &Deferred) -> Result<Retry, Error> {
+    pub fn undecoded(&self, exits: &Deferred) -> Result<Retry, Error> {
         self.promote()?;
         // One promotion is a reason to try again only once.
         Ok(if exits.promoted_meanwhile() { Retry::Reenter } else { Retry::NotDeferred })
     }
 
     fn promote_where(
-        &mut self,
-        which: impl Fn(&Self, u32) -> bool,
-    ) -> Result<Option<CommitReport>, Error> {
-        // A transaction that was leaked left its edits behind.
-        self.regions.roll_back();
-        let chosen: Vec<u32> = self.waiting().filter(|index| which(self, *index)).collect();
-        if chosen.is_empty() {
-            return Ok(None);
-        }
-        for index in &chosen {
-            self.regions.promote(*index);
-        }
-        let report = self.commit().inspect_err(|_| {
-            // Not to be tried again at the very next exit.
-            for life in chosen.iter().filter_map(|index| self.deferred.lives.get(index)) {
-                life.exits.store(0, Ordering::Relaxed);
-            }
+        &self,
+        which: impl FnOnce(&Commit, &Tables) -> Vec<u32>,
+    ) -> Result<Option<Report>, Error> {
+        let mut chosen: Vec<(u16, RegionId)> = Vec::new();
+        let report = self.apply_with(Changes::new(), |commit| {
+            let tables = self.tables();
+            let indices = which(commit, &tables);
+            let named = |index: &u32| (tables.regions.as_id(*index), tables.regions.id(*index));
+            chosen = indices.iter().map(named).collect();
+            indices
         });
-        let report = report?;
-        self.deferred.shared.promotions.fetch_add(1, Ordering::Release);
+        if chosen.is_empty() {
+            return report.map(|_| None);
+        }
+        let report = report.inspect_err(|_| {
+            // Not to be tried again at the very next exit.
+            for (as_id, id) in &chosen {
+                if let Some(life) = self.serving[usize::from(*as_id)].life(*id) {
+                    life.exits.store(0, Ordering::Relaxed);
+                }
+            }
+        })?;
+        for serving in &self.serving {
+            serving.promotions.fetch_add(1, Ordering::Release);
+        }
         Ok(Some(report))
     }
 
-    fn waiting(&self) -> impl Iterator<Item = u32> + '_ {
-        self.regions.deferrable().filter(|index| self.regions.wanted(*index).is_none())
-    }
-
-    fn is_due(&self, index: u32) -> bool {
-        let exits = |life: &std::sync::Arc<super::table::Life>| life.exits.load(Ordering::Relaxed);
-        self.deferred.shared.is_due(self.deferred.lives.get(&index).map_or(0, exits))
-    }
-
-    /// Whether a deferrable region is to wait.
-    pub(crate) fn deferral_of(&self, extent: &Extent) -> Deferral {
-        // Nothing is gained by waiting where a slot has just that memory.
-        let range = extent.mapping.range;
-        let has_it = |slot: &kvm_memslots_shim::Slot| {
-            let whole = slot.mapping.range;
-            slot.mapping.flags == extent.mapping.flags
-                && slot.mapping.same_host_pages_as(&extent.mapping)
-                && whole.gpa <= range.gpa
-                && whole.end() >= range.end()
-                && (!extent.alone || whole == range)
-        };
-        if self.deferred.shared.is_due(0) || self.slots.overlapping(range).any(|s| has_it(&s)) {
-            Deferral::Over
-        } else {
-            Deferral::Waiting
-        }
+    fn is_due(&self, tables: &Tables, index: u32) -> bool {
+        let serving = &self.serving[usize::from(tables.regions.as_id(index))];
+        serving.is_due(serving.exits(tables.regions.id(index)))
     }
 
     /// Tells the vCPU threads which regions there are.
-    pub(crate) fn publish_deferred(&mut self) {
+    pub(crate) fn publish_deferred(&self, commit: &mut Commit, dirty: &mut DirtyState) {
         let page_size = self.limits().page_size;
-        let regions = &self.regions;
-        let of = |index| {
-            let waits = regions.wanted(index).is_none();
-            (index, regions.extent(index).mapping, waits)
-        };
-        self.deferred.publish(regions.deferrable().map(of), page_size, &mut self.overlay);
+        for (as_id, maps) in (0..).zip(&mut commit.deferred) {
+            let regions: Vec<_> = {
+                let tables = self.tables();
+                let mine = |index: &u32| tables.regions.as_id(*index) == as_id;
+                let of = |index| {
+                    let record = tables.regions.record(index);
+                    let never = record.extra.as_ref().is_some_and(|extra| extra.never_faults);
+                    (tables.regions.id(index), record.mapping, never, record.waits())
+                };
+                tables.regions.deferrable().filter(mine).map(of).collect()
+            };
+            maps.publish(regions.into_iter(), page_size, dirty.overlay(as_id));
+        }
     }
 }

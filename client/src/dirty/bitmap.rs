@@ -1,8 +1,9 @@
-//! The dirty pages of one region.
+//! Dirty pages as bits.
 
-use super::bits;
+use kvm_memslots_shim::bits;
 
-/// The dirty pages of one region: a bit a page, page 0 at the region's start.
+/// Dirty pages: a bit a page, lowest first. Page 0 is the first page of a region,
+/// or of the part of it that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirtyBitmap {
     words: Vec<u64>,
@@ -16,16 +17,16 @@ impl DirtyBitmap {
         Self { words: vec![0; pages.div_ceil(64) as usize], pages }
     }
 
-    /// How many pages the region has.
+    /// How many pages there are.
     #[must_use]
     pub const fn pages(&self) -> u64 {
         self.pages
     }
 
-    /// Whether page `page` of the region is dirty; false beyond its end.
+    /// Whether page `page` is dirty; false beyond the end.
     #[must_use]
     pub fn is_dirty(&self, page: u64) -> bool {
-        page < self.pages && self.words[(page / 64) as usize] >> (page % 64) & 1 == 1
+        self.as_pages().is_dirty(page)
     }
 
     /// How many pages are dirty.
@@ -36,14 +37,7 @@ impl DirtyBitmap {
 
     /// The dirty pages, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        self.words.iter().enumerate().flat_map(|(index, word)| {
-            let mut word = *word;
-            std::iter::from_fn(move || {
-                let bit = word.trailing_zeros();
-                word &= word.wrapping_sub(1);
-                (bit < 64).then(|| index as u64 * 64 + u64::from(bit))
-            })
-        })
+        self.as_pages().iter()
     }
 
     /// The bits, 64 pages a word, the lowest page in the lowest bit: as
@@ -51,6 +45,12 @@ impl DirtyBitmap {
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words
+    }
+
+    /// The same, borrowed.
+    #[must_use]
+    pub fn as_pages(&self) -> DirtyPages<'_> {
+        DirtyPages { words: &self.words, at: 0, pages: self.pages }
     }
 
     /// Marks `n` pages from `page` on as dirty; what is beyond the end is
@@ -62,5 +62,81 @@ impl DirtyBitmap {
 
     pub(super) fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words
+    }
+}
+
+/// Dirty pages of a region, a part of a larger bitmap.
+#[derive(Debug, Clone, Copy)]
+pub struct DirtyPages<'a> {
+    words: &'a [u64],
+    /// The bit of page 0.
+    at: u64,
+    pages: u64,
+}
+
+impl<'a> DirtyPages<'a> {
+    pub(super) const fn new(words: &'a [u64], at: u64, pages: u64) -> Self {
+        Self { words, at, pages }
+    }
+
+    /// How many pages there are.
+    #[must_use]
+    pub const fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Whether none is dirty.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !bits::any(self.words, self.at, self.pages)
+    }
+
+    /// Whether page `page` is dirty; false beyond the end.
+    #[must_use]
+    pub fn is_dirty(&self, page: u64) -> bool {
+        page < self.pages && bits::any(self.words, self.at + page, 1)
+    }
+
+    /// How many pages are dirty.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.words().map(|(word, _)| u64::from(word.count_ones())).sum()
+    }
+
+    /// The dirty pages, in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + use<'a> {
+        self.words().flat_map(|(mut word, page)| {
+            std::iter::from_fn(move || {
+                let bit = word.trailing_zeros();
+                word &= word.wrapping_sub(1);
+                (bit < 64).then(|| page + u64::from(bit))
+            })
+        })
+    }
+
+    /// Words of up to 64 pages, shifted so that the lowest bit is the page that
+    /// comes with it.
+    fn words(&self) -> impl Iterator<Item = (u64, u64)> + use<'a> {
+        let Self { words, at, pages } = *self;
+        let mut page = 0;
+        std::iter::from_fn(move || {
+            if page >= pages {
+                return None;
+            }
+            let (index, shift) = (((at + page) / 64) as usize, (at + page) % 64);
+            let n = (64 - shift).min(pages - page);
+            let word = words[index] >> shift & (!0 >> (64 - n));
+            let first = page;
+            page += n;
+            Some((word, first))
+        })
+    }
+
+    /// A bitmap of its own.
+    #[must_use]
+    pub fn to_bitmap(&self) -> DirtyBitmap {
+        let mut bitmap = DirtyBitmap::new(self.pages);
+        bits::or(&mut bitmap.words, 0, self.words, self.at, self.pages);
+        bitmap
     }
 }

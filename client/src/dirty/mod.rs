@@ -1,9 +1,10 @@
-//! Dirty pages, region by region, whatever slots they are logged in.
+//! Dirty logs of regions, whatever slots they are in.
 
 mod bitmap;
-mod bits;
 mod log;
 mod overlay;
+mod state;
 
-pub use bitmap::DirtyBitmap;
+pub use bitmap::{DirtyBitmap, DirtyPages};
 pub(crate) use overlay::Overlay;
+pub(crate) use state::DirtyState;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bits;
+use kvm_memslots_shim::bits;
 
 /// Pages a chunk: 4 KiB of bits.
 const PAGES: u64 = 64 * 512;
@@ -82,9 +82,7 @@ impl Overlay {
     pub(crate) fn or(&mut self, gfn: u64, src: &[u64], src_at: u64, pages: u64) {
         for part in parts(gfn, pages) {
             let from = src_at + part.offset;
-            let words = &src[(from / 64) as usize..(from + part.pages).div_ceil(64) as usize];
-            // Words at the edges may hold bits of others: a chunk too many.
-            if words.iter().any(|word| *word != 0) {
+            if bits::any(src, from, part.pages) {
                 bits::or(self.bits(part.chunk), part.at, src, from, part.pages);
             }
         }
@@ -113,6 +111,16 @@ impl Overlay {
             }
         }
         self.drop_empty(gfn, pages);
+    }
+
+    /// Whether any page of the run is marked.
+    pub(crate) fn any(&self, gfn: u64, pages: u64) -> bool {
+        !self.is_empty()
+            && parts(gfn, pages).any(|part| match self.chunks.get(&part.chunk) {
+                Some(Chunk::Full) => true,
+                Some(Chunk::Bits(words)) => bits::any(&words[..], part.at, part.pages),
+                None => false,
+            })
     }
 
     /// ORs the run into `dst`, from its first bit on.

@@ -1,34 +1,35 @@
 //! The functions of a VM and the windows that are mapped.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_memslots_shim::{Mapping, Range};
+use kvm_memslots_shim::{Errno, Range};
 
-use super::PciError;
 use super::claims::Claims;
+use super::error::PciError;
+use super::id::FunctionId;
 use super::registers::{Decoded, Registers};
 use super::spec::{FunctionSpec, Window};
-use crate::transaction::check_spec;
-use crate::{AddressSpace, CommitReport, Error, RegionId, RegionSpec, Transaction};
-
-/// Numbers functions, so that an id is not taken for one of another `PciBars`.
-static FUNCTIONS: AtomicU64 = AtomicU64::new(1);
-
-/// Names a function of a [`PciBars`]. Lower for those that were added earlier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FunctionId(u64);
+use crate::error::{Error, ErrorKind};
+use crate::{Changes, RegionId, RegionSpec, Report, Span, Vm};
 
 /// A window: of which function, which of its BARs, which one of those.
 type Key = (FunctionId, usize, usize);
 
-/// Follows the config writes of a VM's PCI functions. For one address space,
-/// always the same one.
+/// A window that KVM refused where it was to be.
+#[derive(Debug)]
+struct Refusal {
+    range: Range,
+    error: Error,
+}
+
+/// Follows the config writes of a VM's PCI functions. For one VM, always the same
+/// one.
 #[derive(Debug)]
 pub struct PciBars {
     end: u64,
     functions: BTreeMap<FunctionId, Registers>,
     mapped: HashMap<Key, RegionId>,
+    refused: HashMap<Key, Refusal>,
     /// Whether the registers say something else than `mapped`.
     moved: bool,
 }
@@ -40,45 +41,48 @@ impl PciBars {
     #[must_use]
     pub fn new(address_bits: u32) -> Self {
         let end = 1_u64.checked_shl(address_bits).unwrap_or(u64::MAX);
-        Self { end, functions: BTreeMap::new(), mapped: HashMap::new(), moved: false }
+        Self {
+            end,
+            functions: BTreeMap::new(),
+            mapped: HashMap::new(),
+            refused: HashMap::new(),
+            moved: false,
+        }
     }
 
     /// Adds a function, as after a reset: nothing is mapped.
     ///
     /// # Errors
-    /// What is wrong with its description, [`PciError::Space`] where that is
-    /// something that `space` could not map.
-    pub fn add(
-        &mut self,
-        space: &AddressSpace,
-        function: FunctionSpec,
-    ) -> Result<FunctionId, PciError> {
+    /// What is wrong with its description, [`PciError::Vm`] where that is
+    /// something that `vm` could not map.
+    pub fn add(&mut self, vm: &Vm, function: FunctionSpec) -> Result<FunctionId, PciError> {
         function.check()?;
-        function.windows().try_for_each(|window| check_spec(&window.spec, space.limits()))?;
-        let id = FunctionId(FUNCTIONS.fetch_add(1, Ordering::Relaxed));
+        function.windows().try_for_each(|window| vm.check_spec(window))?;
+        let id = FunctionId::new();
         self.functions.insert(id, Registers::new(function));
         Ok(id)
     }
 
-    /// Follows one config write of the guest; `None` where that took no commit.
+    /// Follows one config write of the guest; `None` where that took no changes.
     ///
     /// # Errors
-    /// [`PciError::UnknownFunction`]; [`PciError::Space`]: what the registers
-    /// say is not mapped.
+    /// [`PciError::UnknownFunction`]; [`PciError::Vm`]: what the registers say is
+    /// not mapped. That KVM refuses a window where the guest has put it is no
+    /// error, but that window's [`refusal`](Self::refusal).
     pub fn config_write(
         &mut self,
-        space: &mut AddressSpace,
+        vm: &Vm,
         function: FunctionId,
         offset: u16,
         data: &[u8],
-    ) -> Result<Option<CommitReport>, PciError> {
+    ) -> Result<Option<Report>, PciError> {
         self.note_write(function, offset, data)?;
-        self.settle(space)
+        self.settle(vm)
     }
 
     /// The first half of [`config_write`](Self::config_write), for a VMM that
     /// writes many registers itself, before the guest starts or when it restores
-    /// one: [`sync`](Self::sync) then maps all BARs in one commit.
+    /// one: [`sync`](Self::sync) then maps all BARs together.
     ///
     /// # Errors
     /// [`PciError::UnknownFunction`].
@@ -114,25 +118,17 @@ impl PciBars {
     ///
     /// # Errors
     /// As [`config_write`](Self::config_write).
-    pub fn reset(
-        &mut self,
-        space: &mut AddressSpace,
-        function: FunctionId,
-    ) -> Result<Option<CommitReport>, PciError> {
+    pub fn reset(&mut self, vm: &Vm, function: FunctionId) -> Result<Option<Report>, PciError> {
         self.moved |= self.registers(function)?.reset();
-        self.settle(space)
+        self.settle(vm)
     }
 
     /// Unmaps the function's windows and forgets it: for one that is unplugged.
     ///
     /// # Errors
     /// As [`config_write`](Self::config_write); the function stays, reset.
-    pub fn remove(
-        &mut self,
-        space: &mut AddressSpace,
-        function: FunctionId,
-    ) -> Result<Option<CommitReport>, PciError> {
-        let report = self.reset(space, function)?;
+    pub fn remove(&mut self, vm: &Vm, function: FunctionId) -> Result<Option<Report>, PciError> {
+        let report = self.reset(vm, function)?;
         self.functions.remove(&function);
         Ok(report)
     }
@@ -150,107 +146,136 @@ impl PciBars {
         functions.find_map(|(id, registers)| Some((*id, registers.decode(gpa)?)))
     }
 
-    /// Maps and unmaps what the registers say, in one commit; `None` where that
-    /// is so already. To be called after [`note_write`](Self::note_write), after
-    /// a commit that failed, and where regions that are no BARs were unmapped, or
-    /// are about to be mapped where BARs may be.
-    ///
-    /// # Errors
-    /// Those of the commit. What was mapped still is.
-    pub fn sync(&mut self, space: &mut AddressSpace) -> Result<Option<CommitReport>, PciError> {
-        // Until it has worked.
-        self.moved = true;
-        let wanted = self.wanted(space);
-        let stays = |key: &Key, id: &RegionId| {
-            let range = space.region(*id).map(|region| region.range);
-            wanted.get(key).is_some_and(|(wanted, _)| range.is_ok_and(|range| range == *wanted))
-        };
-        let gone: Vec<(Key, RegionId)> = self
-            .mapped
-            .iter()
-            .filter(|(key, id)| !stays(key, id))
-            .map(|(key, id)| (*key, *id))
-            .collect();
-        let left: HashSet<Key> = gone.iter().map(|(key, _)| *key).collect();
-        let new = wanted
-            .into_iter()
-            .filter(|(key, _)| left.contains(key) || !self.mapped.contains_key(key));
-        let new: Vec<_> = new.collect();
-        let (committed, made) = if gone.is_empty() && new.is_empty() {
-            (None, Vec::new())
-        } else {
-            let (report, made) = carry_out(space, &gone, &new)?;
-            (Some(report), made)
-        };
-        for (key, _) in gone {
-            self.mapped.remove(&key);
-        }
-        self.mapped.extend(made);
-        self.moved = false;
-        Ok(committed)
+    /// Why a BAR, for `None` the expansion ROM, is not mapped where it decodes,
+    /// or not all of it: what KVM said of the first of its windows that it
+    /// refused. Accesses to that exit. It is tried anew when the BAR moves, and
+    /// with [`sync`](Self::sync).
+    #[must_use]
+    pub fn refusal(&self, function: FunctionId, bar: Option<usize>) -> Option<&Error> {
+        let bar = bar.unwrap_or(usize::MAX);
+        let mine = self.refused.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
+        mine.min_by_key(|(key, _)| **key).map(|(_, refusal)| &refusal.error)
     }
 
-    fn settle(&mut self, space: &mut AddressSpace) -> Result<Option<CommitReport>, PciError> {
-        if self.moved { self.sync(space) } else { Ok(None) }
+    /// The regions of a BAR's windows that are mapped, for `None` of the
+    /// expansion ROM, by their index.
+    #[must_use]
+    pub fn regions(&self, function: FunctionId, bar: Option<usize>) -> Vec<(usize, RegionId)> {
+        let bar = bar.unwrap_or(usize::MAX);
+        let mine = self.mapped.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
+        let mut mine: Vec<_> = mine.map(|((_, _, window), id)| (*window, *id)).collect();
+        mine.sort_unstable();
+        mine
+    }
+
+    /// Maps and unmaps what the registers say, together; `None` where that is so
+    /// already. To be called after [`note_write`](Self::note_write), after an
+    /// error, and where regions that are no BARs were unmapped, or are about to
+    /// be mapped where BARs may be.
+    ///
+    /// # Errors
+    /// As [`Vm::apply`], but for what is a window's [`refusal`](Self::refusal).
+    /// What was mapped still is.
+    pub fn sync(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
+        self.refused.clear();
+        self.follow(vm)
+    }
+
+    fn settle(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
+        if self.moved { self.follow(vm) } else { Ok(None) }
+    }
+
+    /// Maps and unmaps what the registers say, without what KVM refuses.
+    fn follow(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
+        // Until it has worked.
+        self.moved = true;
+        loop {
+            self.forget_refusals();
+            let wanted = self.wanted(vm);
+            let is = |id: &RegionId| vm.region(*id).ok().map(|region| region.range);
+            let gone: Vec<(Key, RegionId)> = self
+                .mapped
+                .iter()
+                .filter(|(key, id)| is(id) != wanted.get(*key).map(|(range, _)| *range))
+                .map(|(key, id)| (*key, *id))
+                .collect();
+            let left: HashSet<Key> = gone.iter().map(|(key, _)| *key).collect();
+            let mut changes = Changes::new();
+            // Somebody else may have unmapped it.
+            let there = gone.iter().filter(|(_, id)| is(id).is_some());
+            there.for_each(|(_, id)| changes.unmap(*id));
+            let mut made: Vec<(Key, Range, RegionId)> = Vec::new();
+            for (key, (range, window)) in &wanted {
+                if left.contains(key) || !self.mapped.contains_key(key) {
+                    let spec = RegionSpec { span: (*range).into(), ..(*window).clone() };
+                    made.push((*key, *range, changes.map(spec)));
+                }
+            }
+            let report = match vm.apply_if_any(changes) {
+                Ok(report) => report,
+                Err(error) => {
+                    self.refuse(&made, error)?;
+                    continue;
+                }
+            };
+            for (key, _) in gone {
+                self.mapped.remove(&key);
+            }
+            self.mapped.extend(made.into_iter().map(|(key, _, id)| (key, id)));
+            self.moved = false;
+            return Ok(report);
+        }
+    }
+
+    /// Keeps what KVM says of a window; the others are tried without it.
+    fn refuse(&mut self, made: &[(Key, Range, RegionId)], error: Error) -> Result<(), Error> {
+        // That it is out of memory, say, is no mistake of the guest's.
+        let guests = matches!(error.errno(), Errno::EINVAL | Errno::EEXIST);
+        let refused = guests && matches!(error.kind(), ErrorKind::Refused { .. });
+        let blamed = error.region().filter(|_| refused).map(|region| region.id);
+        match made.iter().find(|(_, _, id)| Some(*id) == blamed) {
+            Some((key, range, _)) => {
+                self.refused.insert(*key, Refusal { range: *range, error });
+                Ok(())
+            }
+            None => Err(error),
+        }
     }
 
     fn registers(&mut self, function: FunctionId) -> Result<&mut Registers, PciError> {
         self.functions.get_mut(&function).ok_or(PciError::UnknownFunction(function))
     }
 
-    /// What is to be mapped where, as the registers alone say.
-    fn wanted(&self, space: &AddressSpace) -> BTreeMap<Key, (Range, &Window)> {
+    /// What is to be mapped where, as the registers alone say, and what KVM
+    /// refused there before.
+    fn wanted(&self, vm: &Vm) -> BTreeMap<Key, (Range, &Window)> {
         let ours: HashSet<RegionId> = self.mapped.values().copied().collect();
-        let others = |range: Range| {
-            let mut there = space.regions.overlapping(range).map(|index| space.regions.id(index));
-            there.any(|id| !ours.contains(&id))
-        };
         let mut claims = Claims::default();
         let mut wanted = BTreeMap::new();
-        for (id, registers) in &self.functions {
-            for (bar, window, base, spec) in registers.windows() {
-                let range = spec.at(base);
-                if !others(range) && claims.claim(range) {
-                    wanted.insert((*id, bar, window), (range, spec));
-                }
+        for (key, range, spec) in self.places() {
+            let refused = self.refused.contains_key(&key);
+            if !refused && !vm.is_taken(spec.as_id, range, &ours) && claims.claim(range) {
+                wanted.insert(key, (range, spec));
             }
         }
         wanted
     }
-}
 
-type Made = Vec<(Key, RegionId)>;
-
-/// Unmaps what is gone and maps what is new.
-fn carry_out(
-    space: &mut AddressSpace,
-    gone: &[(Key, RegionId)],
-    new: &[(Key, (Range, &Window))],
-) -> Result<(CommitReport, Made), Error> {
-    let mut tx = space.begin();
-    for (_, id) in gone {
-        match tx.unmap(*id) {
-            // Somebody else has unmapped it.
-            Err(Error::StaleRegion { .. } | Error::UnknownRegion { .. }) | Ok(()) => {}
-            Err(error) => return Err(error),
-        }
+    /// A window that is somewhere else by now may be mapped there.
+    fn forget_refusals(&mut self) {
+        let places: HashMap<Key, Range> =
+            self.places().map(|(key, range, _)| (key, range)).collect();
+        self.refused.retain(|key, refusal| places.get(key) == Some(&refusal.range));
     }
-    let mut made = Made::with_capacity(new.len());
-    for (key, (range, window)) in new {
-        made.push((*key, map(&mut tx, *range, window)?));
-    }
-    Ok((tx.commit()?, made))
-}
 
-fn map(tx: &mut Transaction<'_>, range: Range, window: &Window) -> Result<RegionId, Error> {
-    let extent = window.spec.extent;
-    let mapping = Mapping { range, ..extent.mapping };
-    let extent = kvm_memslots_shim::Extent { mapping, ..extent };
-    let spec = RegionSpec { extent, ..window.spec.clone() };
-    match &window.memory {
-        Some(memory) => tx.map_owned(spec, memory.clone()),
-        // SAFETY: whoever described the window promised it
-        // (`BarSpec::window`).
-        None => unsafe { tx.map(spec) },
+    /// The windows of BARs that are somewhere, in the order in which they count.
+    fn places(&self) -> impl Iterator<Item = (Key, Range, &Window)> + '_ {
+        self.functions.iter().flat_map(|(id, registers)| {
+            registers.windows().filter_map(|(bar, window, base, spec)| {
+                let Span { gpa, size } = spec.span();
+                // A BAR that would wrap is nowhere.
+                Some(((*id, bar, window), Range::new(base.checked_add(gpa)?, size)?, spec))
+            })
+        })
     }
 }

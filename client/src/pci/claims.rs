@@ -15,9 +15,9 @@ impl Claims {
     /// Claims the range, unless part of it is taken.
     pub(super) fn claim(&mut self, range: Range) -> bool {
         let before = self.taken.range(..range.end()).next_back();
-        let free = before.is_none_or(|(_, end)| *end <= range.gpa);
+        let free = before.is_none_or(|(_, end)| *end <= range.gpa());
         if free {
-            self.taken.insert(range.gpa, range.end());
+            self.taken.insert(range.gpa(), range.end());
         }
         free
     }

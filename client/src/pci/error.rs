@@ -1,8 +1,9 @@
 //! What can be wrong with a function, or with a config write.
 
+use kvm_memslots_shim::Errno;
 use thiserror::Error;
 
-use super::FunctionId;
+use super::id::FunctionId;
 
 /// What can be wrong with a function, or with a config write.
 #[derive(Debug, Error)]
@@ -51,8 +52,21 @@ pub enum PciError {
     /// I/O ports are no memory.
     #[error("an I/O BAR has no memory")]
     WindowInPorts,
-    /// The commit failed. The registers have the new values all the same;
-    /// [`PciBars::sync`](super::PciBars::sync) tries again.
+    /// The changes were not applied. The registers have the new values all the
+    /// same; [`PciBars::sync`](super::PciBars::sync) tries again.
     #[error(transparent)]
-    Space(#[from] crate::Error),
+    Vm(#[from] crate::Error),
+}
+
+impl PciError {
+    /// KVM's errno where KVM refused something; else what says best what was
+    /// wrong.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Vm(error) => error.errno(),
+            Self::UnknownFunction(_) => Errno::ENOENT,
+            _ => Errno::EINVAL,
+        }
+    }
 }

@@ -16,36 +16,42 @@
 //! | write | memslot changes |
 //! | --- | --- |
 //! | anything while decoding (bit 1 of the command register) is off | none |
-//! | decoding goes on or off | one commit for all BARs of the function |
-//! | another address of a BAR that decodes | one commit |
+//! | decoding goes on or off | one set for all BARs of the function |
+//! | another address of a BAR that decodes | one set |
 //! | all ones, or the old address again, to a BAR that decodes | none |
 //! | anything else | none |
 //!
 //! With windows that are [`deferrable`](crate::RegionSpec::deferrable), going
 //! on costs no call either: BARs of many devices, enabled one after the other,
-//! are mapped by the one commit of [`AddressSpace::promote`].
+//! are mapped together by [`Vm::promote`].
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use kvm_memslots::backend::Model;
+//! # #[cfg(feature = "model")] {
 //! use kvm_memslots::pci::{BarSpec, FunctionSpec, PciBars};
-//! use kvm_memslots::{AddressSpace, Limits, RegionSpec};
+//! use kvm_memslots::{Access, Backing, RegionSpec, Vm, at};
+//! # use std::sync::Arc;
+//! # use kvm_memslots::{Limits, backend::{EventModel, Irqchip, MemoryModel}};
+//! # let memory = Arc::new(MemoryModel::new(Limits::x86()));
+//! # let events = Arc::new(EventModel::new(Irqchip::Split));
 //!
-//! let mut space = AddressSpace::builder().open_on(Box::new(Model::new(Limits::x86())))?;
+//! let vm = Vm::builder().open_on(memory, events)?;
 //! let mut bars = PciBars::new(40);
 //! // 64 KiB, all but the first page of which is memory.
-//! let memory = RegionSpec::device(0x1000, 0xf000, 0x7f00_0000_1000);
 //! // SAFETY: the model touches no memory.
-//! let bar = unsafe { BarSpec::memory64(0x1_0000).prefetchable().window(memory) };
-//! let gpu = bars.add(&space, FunctionSpec::new().bar(0, bar))?;
+//! let memory = unsafe { Backing::borrowed(0x7f00_0000_1000, 0xf000, Access::ReadWrite) };
+//! let window = RegionSpec::device(at(0x1000, 0xf000), memory);
+//! let bar = BarSpec::memory64(0x1_0000).prefetchable().window(window);
+//! let gpu = bars.add(&vm, FunctionSpec::new().bar(0, bar))?;
 //!
-//! let mut write = |offset, data: &[u8]| bars.config_write(&mut space, gpu, offset, data);
+//! let mut write = |offset, data: &[u8]| bars.config_write(&vm, gpu, offset, data);
 //! assert!(write(0x10, &[0xff; 4])?.is_none());
 //! assert!(write(0x10, &0xe000_0000_u32.to_le_bytes())?.is_none());
 //! assert!(write(0x14, &[0; 4])?.is_none());
-//! let report = write(0x04, &[0b10, 0])?.expect("a commit");
+//! let report = write(0x04, &[0b10, 0])?.expect("changes");
 //! assert_eq!(report.ioctls, 1);
-//! assert!(space.region_at(0xe000_1000).is_some());
+//! assert!(vm.region_at(0, 0xe000_1000).is_some());
+//! # }
 //! # Ok(())
 //! # }
 //! ```
@@ -58,7 +64,7 @@
 //! read-only, so no address is unaligned.
 //!
 //! As Cloud Hypervisor has it (and unlike QEMU, which moves the BAR out of
-//! sight and back, in two commits), all ones in a BAR that decodes are taken for
+//! sight and back, in two steps), all ones in a BAR that decodes are taken for
 //! what they are, a question about its size: it stays where it was until
 //! something else is written. All ones that are still there when decoding goes
 //! on are no address.
@@ -76,14 +82,14 @@
 //!   alone, not on how they came to be so.
 //! - A window that comes later and overlaps is not mapped at all: accesses to
 //!   it exit. Once what was in its way has gone, it is mapped in the same
-//!   commit ([`PciBars::sync`], where that was not a BAR).
+//!   set ([`PciBars::sync`], where that was not a BAR).
 //!
-//! # Holes
-//! Windows that are mapped in one commit and carry on in guest and host share a
-//! slot. Call by call, taking one of them out again replaces the slot of the
-//! others: the address space needs a gate
-//! ([`HolePolicy::Gate`](crate::HolePolicy::Gate)), or windows that are
-//! [`alone`](crate::RegionSpec::alone), which never share.
+//! # What KVM refuses
+//! A BAR above the addresses that KVM has, or over a memslot of KVM's own, is not
+//! mapped, and its accesses exit: that is a guest's mistake, too, and nobody
+//! else's trouble. All other BARs are followed as if it were not there,
+//! [`PciBars::refusal`] says why it is not, and it comes right by itself when the
+//! guest moves it.
 //!
 //! # What is not followed
 //! Windows of bridges: a function behind a bridge is taken to be reachable. A
@@ -93,13 +99,15 @@
 mod bars;
 mod claims;
 mod error;
+mod id;
 mod registers;
 mod spec;
 
-pub use bars::{FunctionId, PciBars};
+pub use bars::PciBars;
 pub use error::PciError;
+pub use id::FunctionId;
 pub use registers::Decoded;
 pub use spec::{BarSpec, FunctionSpec};
 
 #[cfg(doc)]
-use crate::AddressSpace;
+use crate::Vm;

@@ -1,12 +1,7 @@
 //! What a function's BARs are.
 
-use std::fmt;
-use std::sync::Arc;
-
-use kvm_memslots_shim::Range;
-
 use super::PciError;
-use crate::region::{HostMemory, RegionSpec};
+use crate::region::{RegionSpec, Span};
 
 /// BARs of an ordinary function, and of a bridge.
 const BARS: usize = 6;
@@ -20,31 +15,9 @@ pub(super) enum Kind {
     Rom,
 }
 
-/// A part of a BAR that is host memory.
-#[derive(Clone)]
-pub(super) struct Window {
-    /// Its guest address is the offset in the BAR.
-    pub(super) spec: RegionSpec,
-    pub(super) memory: Option<Arc<dyn HostMemory>>,
-}
-
-impl fmt::Debug for Window {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Window").field("spec", &self.spec).finish_non_exhaustive()
-    }
-}
-
-impl Window {
-    pub(super) fn range(&self) -> Range {
-        self.spec.extent.mapping.range
-    }
-
-    /// The window where its BAR is at `base`.
-    pub(super) fn at(&self, base: u64) -> Range {
-        let Range { gpa, size } = self.range();
-        Range::new(base + gpa, size)
-    }
-}
+/// A part of a BAR that is host memory: its guest address is the offset in the
+/// BAR.
+pub(super) type Window = RegionSpec;
 
 /// A BAR.
 #[derive(Debug, Clone)]
@@ -91,24 +64,14 @@ impl BarSpec {
         self
     }
 
-    /// A part of the BAR is the host memory that `region` says: its guest
-    /// address is the offset in the BAR. Flags, label, `alone` and `deferrable`
-    /// are the region's.
-    ///
-    /// # Safety
-    /// What is said of [`Transaction::map`](crate::Transaction::map) holds for
-    /// as long as the function is in a [`PciBars`](super::PciBars), and until
-    /// the window has been unmapped then.
+    /// A part of the BAR is the host memory that `region` says: its guest address
+    /// is the offset in the BAR. Everything else is the region's. What
+    /// [`Backing`](crate::Backing) asks for holds for as long as the function is
+    /// in a [`PciBars`](super::PciBars), and until the window has been unmapped
+    /// then.
     #[must_use]
-    pub unsafe fn window(mut self, region: RegionSpec) -> Self {
-        self.windows.push(Window { spec: region, memory: None });
-        self
-    }
-
-    /// A part of the BAR is inside `memory`, which is kept alive.
-    #[must_use]
-    pub fn window_owned(mut self, region: RegionSpec, memory: Arc<dyn HostMemory>) -> Self {
-        self.windows.push(Window { spec: region, memory: Some(memory) });
+    pub fn window(mut self, region: RegionSpec) -> Self {
+        self.windows.push(region);
         self
     }
 
@@ -125,15 +88,16 @@ impl BarSpec {
         if self.kind == Kind::Io && !self.windows.is_empty() {
             return Err(PciError::WindowInPorts);
         }
-        let mut ranges: Vec<Range> = self.windows.iter().map(Window::range).collect();
-        for Range { gpa, size } in &ranges {
+        let mut ranges: Vec<Span> = self.windows.iter().map(RegionSpec::span).collect();
+        for Span { gpa, size } in &ranges {
             let inside = gpa.checked_add(*size).is_some_and(|end| end <= self.size);
             if *size == 0 || !inside {
                 return Err(PciError::Outside { offset: *gpa, size: *size, bar: self.size });
             }
         }
-        ranges.sort_unstable();
-        match ranges.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
+        ranges.sort_unstable_by_key(|span| span.gpa);
+        // They lie in the BAR: nothing overflows.
+        match ranges.windows(2).find(|pair| pair[0].gpa + pair[0].size > pair[1].gpa) {
             Some(pair) => Err(PciError::WindowsOverlap { offset: pair[1].gpa }),
             None => Ok(()),
         }

@@ -1,21 +1,88 @@
-//! Random transactions, a reference that knows regions only, and what a guest
+//! Random sets of changes, a reference that knows regions only, and what a guest
 //! sees of either.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+#[macro_use]
+pub mod fixture;
+pub mod naive;
 
-use kvm_memslots::backend::model::{GuestAccess, SharedModel};
-use kvm_memslots::backend::{Memslots, Model};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kvm_memslots::backend::model::memory::GuestAccess;
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::{
-    AddressSpace, Builder, Error, Limits, MemFlags, RegionId, RegionSpec, Transaction,
+    Access, Backing, Builder, Changes, ErrorKind, GateError, HolePolicy, HostMemory, Limits,
+    MemFlags, RegionId, RegionSpec, VcpuGate, Vm, at,
 };
 use proptest::prelude::*;
 
 pub const PAGE: u64 = 4096;
 pub const PAGES: u64 = 64;
 pub const HVA: u64 = 0x7000_0000_0000;
+/// How many pages the backing of a random region has.
+pub const REACH: u64 = 16;
 
-/// One step of a transaction. Regions are named by their place in the list of
+/// Memory that is on paper only.
+pub const fn memory(hva: u64, len: u64) -> Backing {
+    // SAFETY: only ever mapped into a model, which touches nothing.
+    unsafe { Backing::borrowed(hva, len, Access::ReadWrite) }
+}
+
+/// RAM over `pages` pages from `page` on, whose host addresses carry on from one
+/// region to the next.
+pub fn ram(page: u64, pages: u64) -> RegionSpec {
+    let size = pages * PAGE;
+    RegionSpec::ram(at(page * PAGE, size), memory(HVA + page * PAGE, size))
+}
+
+/// Host memory that is on paper only, with an owner.
+#[derive(Debug)]
+pub struct Paper(pub u64, pub u64);
+
+// SAFETY: only ever mapped into a model.
+unsafe impl HostMemory for Paper {
+    fn range(&self) -> (u64, u64) {
+        (self.0, self.1)
+    }
+}
+
+/// A gate that counts.
+#[derive(Default)]
+pub struct Gate {
+    paused: AtomicU32,
+    resumed: AtomicU32,
+}
+
+impl Gate {
+    /// How often vCPUs were paused; they run now.
+    pub fn pauses(&self) -> u32 {
+        let paused = self.paused.load(Ordering::SeqCst);
+        assert_eq!(paused, self.resumed.load(Ordering::SeqCst));
+        paused
+    }
+}
+
+impl VcpuGate for Gate {
+    fn pause(&self) -> Result<(), GateError> {
+        assert_eq!(self.paused.fetch_add(1, Ordering::SeqCst), self.resumed.load(Ordering::SeqCst));
+        Ok(())
+    }
+
+    fn resume(&self) {
+        let resumed = self.resumed.fetch_add(1, Ordering::SeqCst) + 1;
+        assert_eq!(resumed, self.paused.load(Ordering::SeqCst));
+    }
+}
+
+/// All hole policies.
+pub fn policies() -> [HolePolicy; 4] {
+    let gate = HolePolicy::Gate(Arc::new(Gate::default()));
+    [HolePolicy::Refuse, HolePolicy::Named, HolePolicy::NoVcpuRuns, gate]
+}
+
+/// One step of a set of changes. Regions are named by their place in the list of
 /// those mapped, modulo its length.
 #[derive(Debug, Clone)]
 pub enum Step {
@@ -25,15 +92,19 @@ pub enum Step {
         arena: u64,
         flags: MemFlags,
         alone: bool,
+        permanent: bool,
     },
     Unmap(usize),
     Resize(usize, u64),
     Split(usize, u64),
-    SetFlags(usize, MemFlags),
+    Log(usize, bool),
+    ReadOnly(usize, bool),
     /// Unmap, and map the same again.
     Remap(usize),
-    /// Unmap, and map the same memory elsewhere.
     Move(usize, u64),
+    /// Other memory behind it.
+    Replace(usize, u64),
+    Join(usize),
 }
 
 fn flags() -> impl Strategy<Value = MemFlags> {
@@ -45,22 +116,38 @@ fn flags() -> impl Strategy<Value = MemFlags> {
 }
 
 pub fn step() -> impl Strategy<Value = Step> {
-    let map = (0..PAGES, 1..8_u64, 0..2_u64, flags(), prop::bool::weighted(0.1)).prop_map(
-        |(page, pages, arena, flags, alone)| Step::Map { page, pages, arena, flags, alone },
+    let map = (
+        0..PAGES,
+        1..8_u64,
+        0..2_u64,
+        flags(),
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.6),
     );
+    let map = map.prop_map(|(page, pages, arena, flags, alone, permanent)| Step::Map {
+        page,
+        pages,
+        arena,
+        flags,
+        alone,
+        permanent,
+    });
     let any = || 0..64_usize;
     prop_oneof![
         12 => map,
         3 => any().prop_map(Step::Unmap),
-        3 => (any(), 0..12_u64).prop_map(|(n, pages)| Step::Resize(n, pages)),
+        3 => (any(), 0..18_u64).prop_map(|(n, pages)| Step::Resize(n, pages)),
         3 => (any(), 0..8_u64).prop_map(|(n, at)| Step::Split(n, at)),
-        3 => (any(), flags()).prop_map(|(n, flags)| Step::SetFlags(n, flags)),
+        2 => (any(), prop::bool::ANY).prop_map(|(n, on)| Step::Log(n, on)),
+        1 => (any(), prop::bool::ANY).prop_map(|(n, on)| Step::ReadOnly(n, on)),
         1 => any().prop_map(Step::Remap),
-        1 => (any(), 0..PAGES).prop_map(|(n, page)| Step::Move(n, page)),
+        2 => (any(), 0..PAGES).prop_map(|(n, page)| Step::Move(n, page)),
+        1 => (any(), 2..4_u64).prop_map(|(n, arena)| Step::Replace(n, arena)),
+        1 => any().prop_map(Step::Join),
     ]
 }
 
-pub fn transactions() -> impl Strategy<Value = Vec<Vec<Step>>> {
+pub fn sets() -> impl Strategy<Value = Vec<Vec<Step>>> {
     prop::collection::vec(prop::collection::vec(step(), 0..14), 1..8)
 }
 
@@ -70,20 +157,31 @@ pub struct Reg {
     pub page: u64,
     pub pages: u64,
     pub hva: u64,
+    /// Pages of the backing that it may grow to.
+    pub reach: u64,
     pub flags: MemFlags,
     pub alone: bool,
+    pub permanent: bool,
 }
 
 impl Reg {
-    fn spec(&self) -> RegionSpec {
-        let mut spec = RegionSpec::ram(self.page * PAGE, self.pages * PAGE, self.hva);
+    pub fn spec(&self) -> RegionSpec {
+        let backing = memory(self.hva, self.reach * PAGE);
+        let mut spec = RegionSpec::ram(at(self.page * PAGE, self.pages * PAGE), backing);
         if self.flags.contains(MemFlags::READONLY) {
             spec = spec.read_only();
         }
         if self.flags.contains(MemFlags::LOG_DIRTY_PAGES) {
             spec = spec.log_dirty();
         }
+        if self.permanent {
+            spec = spec.permanent();
+        }
         if self.alone { spec.alone() } else { spec }
+    }
+
+    pub fn is_logged(&self) -> bool {
+        self.flags.contains(MemFlags::LOG_DIRTY_PAGES)
     }
 }
 
@@ -95,8 +193,13 @@ pub struct Reference {
     pub unmerged: bool,
 }
 
+/// What a step should be refused with.
+type Refusal = fn(&ErrorKind) -> bool;
+
+const OVERLAP: Refusal = |kind| matches!(kind, ErrorKind::Overlap { .. });
+
 impl Reference {
-    fn pick(&self, n: usize) -> Option<usize> {
+    pub fn pick(&self, n: usize) -> Option<usize> {
         (!self.regions.is_empty()).then(|| n % self.regions.len())
     }
 
@@ -106,77 +209,116 @@ impl Reference {
         })
     }
 
-    fn map(&mut self, tx: &mut Transaction<'_>, mut reg: Reg) {
-        reg.alone |= self.unmerged;
-        // SAFETY: the model maps nothing.
-        let result = unsafe { tx.map(reg.spec()) };
-        if self.is_free(reg.page, reg.pages, None) {
-            reg.id = result.unwrap();
-            self.regions.push(reg);
+    /// Adds the step to `c` and makes it here. One that can't be is only tried:
+    /// the VM has to find that out, and which change it is.
+    pub fn take(&mut self, vm: &Vm, c: &mut Changes, step: &Step) {
+        let mut with = c.clone();
+        let before = self.clone();
+        if let Some(refusal) = self.make(&mut with, step) {
+            let error = vm.preview(&with).unwrap_err();
+            assert!(refusal(error.kind()), "{step:?}: {error}");
+            assert_eq!(error.change(), Some(with.len() - 1), "{error}");
+            *self = before;
         } else {
-            assert!(matches!(result, Err(Error::Overlap { .. })), "{result:?}");
+            *c = with;
         }
     }
 
-    /// Makes the step in `tx` and here, and holds the one against the other.
-    pub fn apply(&mut self, tx: &mut Transaction<'_>, step: &Step) {
+    /// Adds the step to `c` and makes it here, if it can be.
+    pub fn try_take(&mut self, c: &mut Changes, step: &Step) -> bool {
+        self.make(c, step).is_none()
+    }
+
+    /// Makes the step in `c` and here; with what it is refused if it can't be.
+    fn make(&mut self, c: &mut Changes, step: &Step) -> Option<Refusal> {
         match *step {
-            Step::Map { page, pages, arena, flags, alone } => {
-                let id = RegionId::from_raw(0, 0, 0);
+            Step::Map { page, pages, arena, flags, alone, permanent } => {
                 let hva = HVA + arena * 0x1000_0000 + page * PAGE;
-                self.map(tx, Reg { id, page, pages, hva, flags, alone });
+                let id = RegionId::new();
+                let (alone, reach) = (alone || self.unmerged, REACH);
+                let reg = Reg { id, page, pages, hva, reach, flags, alone, permanent };
+                let free = self.is_free(page, pages, None);
+                c.map_as(id, reg.spec());
+                self.regions.push(reg);
+                (!free).then_some(OVERLAP)
             }
             Step::Unmap(n) => {
-                let Some(n) = self.pick(n) else { return };
-                tx.unmap(self.regions.remove(n).id).unwrap();
+                let n = self.pick(n)?;
+                c.unmap(self.regions.remove(n).id);
+                None
             }
             Step::Resize(n, pages) => {
-                let Some(n) = self.pick(n) else { return };
-                let Reg { id, page, .. } = self.regions[n];
-                // SAFETY: the model maps nothing.
-                let result = unsafe { tx.resize(id, pages * PAGE) };
-                if pages == 0 {
-                    assert!(matches!(result, Err(Error::Empty { .. })), "{result:?}");
-                } else if self.is_free(page, pages, Some(n)) {
-                    result.unwrap();
-                    self.regions[n].pages = pages;
-                } else {
-                    assert!(matches!(result, Err(Error::Overlap { .. })), "{result:?}");
+                let n = self.pick(n)?;
+                let Reg { id, page, reach, pages: old, .. } = self.regions[n];
+                c.resize(id, pages * PAGE);
+                self.regions[n].pages = pages;
+                if pages < old {
+                    self.regions[n].reach = pages;
+                }
+                match pages {
+                    0 => Some(|kind| matches!(kind, ErrorKind::Empty { .. })),
+                    _ if pages > reach => {
+                        Some(|kind| matches!(kind, ErrorKind::OutsideBacking { .. }))
+                    }
+                    _ => (!self.is_free(page, pages, Some(n))).then_some(OVERLAP),
                 }
             }
             Step::Split(n, at) => {
-                let Some(n) = self.pick(n) else { return };
+                let n = self.pick(n)?;
                 let whole = self.regions[n];
-                let result = tx.split(whole.id, at * PAGE);
+                let id = c.split(whole.id, at * PAGE);
                 if at == 0 || at >= whole.pages {
-                    assert!(matches!(result, Err(Error::SplitOutside { .. })), "{result:?}");
-                    return;
+                    return Some(|kind| matches!(kind, ErrorKind::SplitOutside { .. }));
                 }
-                self.regions[n].pages = at;
+                (self.regions[n].pages, self.regions[n].reach) = (at, at);
                 self.regions.push(Reg {
-                    id: result.unwrap(),
+                    id,
                     page: whole.page + at,
                     pages: whole.pages - at,
                     hva: whole.hva + at * PAGE,
+                    reach: whole.reach - at,
                     ..whole
                 });
+                None
             }
-            Step::SetFlags(n, flags) => {
-                let Some(n) = self.pick(n) else { return };
-                tx.set_flags(self.regions[n].id, flags).unwrap();
-                self.regions[n].flags = flags;
+            Step::Log(n, on) => {
+                let n = self.pick(n)?;
+                c.set_log_dirty(self.regions[n].id, on);
+                self.regions[n].flags.set(MemFlags::LOG_DIRTY_PAGES, on);
+                None
+            }
+            Step::ReadOnly(n, on) => {
+                let n = self.pick(n)?;
+                c.set_read_only(self.regions[n].id, on);
+                self.regions[n].flags.set(MemFlags::READONLY, on);
+                None
             }
             Step::Remap(n) => {
-                let Some(n) = self.pick(n) else { return };
-                let reg = self.regions.remove(n);
-                tx.unmap(reg.id).unwrap();
-                self.map(tx, reg);
+                let n = self.pick(n)?;
+                let mut reg = self.regions.remove(n);
+                c.unmap(reg.id);
+                reg.id = c.map(reg.spec());
+                self.regions.push(reg);
+                None
             }
             Step::Move(n, page) => {
-                let Some(n) = self.pick(n) else { return };
-                let reg = self.regions.remove(n);
-                tx.unmap(reg.id).unwrap();
-                self.map(tx, Reg { page, ..reg });
+                let n = self.pick(n)?;
+                let Reg { id, pages, .. } = self.regions[n];
+                c.move_to(id, page * PAGE);
+                self.regions[n].page = page;
+                (!self.is_free(page, pages, Some(n))).then_some(OVERLAP)
+            }
+            Step::Replace(n, arena) => {
+                let n = self.pick(n)?;
+                let reg = &mut self.regions[n];
+                reg.hva = HVA + arena * 0x1000_0000 + reg.page * PAGE;
+                reg.reach = REACH.max(reg.pages);
+                c.replace(reg.id, memory(reg.hva, reg.reach * PAGE));
+                None
+            }
+            Step::Join(n) => {
+                c.join(self.regions[self.pick(n)?].id);
+                None
             }
         }
     }
@@ -187,20 +329,16 @@ impl Reference {
         self.regions.iter().flat_map(|r| (0..r.pages).map(move |n| page(r, n))).collect()
     }
 
-    /// How many calls one for each region would have taken to get here from
-    /// `before`: what is new is created, what is gone deleted, what has another
-    /// size or is read-only or not any more deleted and created, and dirty
-    /// logging is switched.
-    pub fn calls_from(&self, before: &Self) -> u64 {
-        let find = |all: &[Reg], id| all.iter().find(|r| r.id == id).copied();
-        let gone = before.regions.iter().filter(|r| find(&self.regions, r.id).is_none()).count();
-        let made = |r: &Reg| match find(&before.regions, r.id) {
-            None => 1,
-            Some(old) if old.pages != r.pages => 2,
-            Some(old) if (old.flags ^ r.flags).contains(MemFlags::READONLY) => 2,
-            Some(old) => u64::from(old.flags != r.flags),
-        };
-        gone as u64 + self.regions.iter().map(made).sum::<u64>()
+    /// The regions of the VM are these.
+    pub fn assert_regions(&self, vm: &Vm) {
+        for expected in &self.regions {
+            let region = vm.region(expected.id).unwrap();
+            assert_eq!(region.range.gpa(), expected.page * PAGE);
+            assert_eq!(region.range.size(), expected.pages * PAGE);
+            assert_eq!(region.hva, expected.hva);
+            assert_eq!(region.flags, expected.flags);
+        }
+        assert_eq!(vm.regions().len(), self.regions.len());
     }
 }
 
@@ -208,42 +346,66 @@ pub fn limits() -> Limits {
     Limits::x86()
 }
 
-/// An address space on a model, and a handle to look at what the model has.
-pub fn on_model(builder: Builder, model: Model) -> (AddressSpace, SharedModel) {
-    let model = model.shared();
-    let backend: Box<dyn Memslots> = Box::new(model.clone());
-    (builder.open_on(backend).unwrap(), model)
+/// The same, with or without the batch ioctl.
+pub fn batched(limits: Limits, entries: Option<u32>) -> Limits {
+    entries.map_or(limits, |entries| limits.with_batch(entries))
+}
+
+/// A VM on a model, and a handle to look at what the model has.
+pub fn on_model(builder: Builder, model: MemoryModel) -> (Vm, MemoryModel) {
+    let events = Arc::new(EventModel::new(Irqchip::Split));
+    (builder.open_on(Arc::new(model.clone()), events).unwrap(), model)
+}
+
+/// The same with these limits, and nothing else.
+pub fn vm(limits: Limits) -> (Vm, MemoryModel) {
+    on_model(Vm::builder(), MemoryModel::new(limits))
+}
+
+/// Maps these, in one set.
+pub fn map_all<const N: usize>(vm: &Vm, specs: [RegionSpec; N]) -> [RegionId; N] {
+    let mut c = Changes::new();
+    let ids = specs.map(|spec| c.map(spec));
+    vm.apply(c).unwrap();
+    ids
+}
+
+/// A set of changes that `f` makes.
+pub fn changes(f: impl FnOnce(&mut Changes)) -> Changes {
+    let mut c = Changes::new();
+    f(&mut c);
+    c
+}
+
+/// Calls and grace periods since they were last counted.
+pub fn cost(model: &MemoryModel) -> (u64, u64) {
+    let counts = model.counts();
+    model.reset_counts();
+    (counts.ioctls, counts.grace_periods)
 }
 
 /// What a guest finds at each page.
-pub fn guest_pages(model: &SharedModel) -> BTreeMap<u64, (u64, MemFlags)> {
-    let model = model.lock();
+pub fn guest_pages(model: &MemoryModel) -> BTreeMap<u64, (u64, MemFlags)> {
+    let slots = model.slots(0);
     (0..PAGES * 2)
         .filter_map(|page| match model.guest_at(0, page * PAGE) {
             GuestAccess::Ram { hva } => {
-                let over = model.slots(0).find(|slot| {
-                    let range = slot.mapping.range;
-                    (range.gpa..range.end()).contains(&(page * PAGE))
-                });
-                Some((page, (hva, over.unwrap().mapping.flags)))
+                let over = slots.iter().find(|slot| slot.mapping.range().contains(page * PAGE));
+                Some((page, (hva, over.unwrap().mapping.flags())))
             }
             _ => None,
         })
         .collect()
 }
 
-/// The slots of `space` are those of the model; the model knows no kinds.
-pub fn assert_same_slots(space: &AddressSpace, model: &SharedModel) {
-    let own: Vec<_> = space.slots().collect();
-    let real: Vec<_> = model.lock().slots(space.as_id()).collect();
-    assert_eq!(own, real);
-    assert_eq!(space.slot_count(), real.len());
-}
-
-/// And each of them leads back to a region.
-pub fn assert_slots_have_regions(space: &AddressSpace) {
-    for slot in space.slots() {
-        let (region, page) = space.region_at_slot(slot.id, 0).unwrap();
-        assert_eq!(region.range.gpa + page * PAGE, slot.mapping.range.gpa);
+/// The slots of the VM are those of the model, and each of them leads back to a
+/// region; the model knows no kinds.
+pub fn assert_same_slots(vm: &Vm, model: &MemoryModel) {
+    let own: Vec<_> = vm.slots(0);
+    assert_eq!(own, model.slots(0));
+    assert_eq!(vm.slot_usage(0).unwrap().used as usize, own.len());
+    for slot in own {
+        let (region, page) = vm.region_at_slot(0, slot.id, 0).unwrap();
+        assert_eq!(region.range.gpa() + page * PAGE, slot.mapping.range().gpa());
     }
 }

@@ -1,14 +1,15 @@
-//! Random transactions, promotions and accesses: a guest finds the memory that
+//! Random sets of changes, promotions and accesses: a guest finds the memory that
 //! the regions say, with a slot or without, and its writes are in the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvm_memslots::backend::model::{GuestAccess, SharedModel};
+use kvm_memslots::backend::MemoryModel;
+use kvm_memslots::backend::model::memory::GuestAccess;
 use kvm_memslots::deferred::Deferred;
-use kvm_memslots::{AddressSpace, MemFlags, RegionId, RegionSpec};
+use kvm_memslots::{Changes, MemFlags, RegionId, Vm};
 use proptest::prelude::*;
 
-use crate::memory::{Memory, PAGE, map, space};
+use crate::memory::{Memory, PAGE, open, ram};
 
 const PAGES: u64 = 24;
 
@@ -83,8 +84,8 @@ impl Reference {
 
 struct World {
     // Before the memory that it maps.
-    space: AddressSpace,
-    model: SharedModel,
+    vm: Vm,
+    model: MemoryModel,
     exits: Deferred,
     memory: Memory,
     now: Reference,
@@ -95,11 +96,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (space, model) = space(3);
-        let exits = space.deferred();
+        let (vm, model) = open(3);
+        let exits = vm.deferred(0).unwrap();
         let memory = Memory::new(2 * PAGES);
         let (now, next) = Default::default();
-        Self { space, model, exits, memory, now, next, pending: Vec::new() }
+        Self { vm, model, exits, memory, now, next, pending: Vec::new() }
     }
 
     fn step(&mut self, step: &Step) {
@@ -110,26 +111,26 @@ impl World {
             Step::Commit => self.transact(true),
             Step::Abandon => self.transact(false),
             Step::Promote => {
-                let waiting = self.space.deferred_count();
-                let report = self.space.promote().unwrap();
+                let waiting = self.vm.deferred_count();
+                let report = self.vm.promote().unwrap();
                 assert_eq!(report.is_some(), waiting > 0);
-                assert_eq!(self.space.deferred_count(), 0);
+                assert_eq!(self.vm.deferred_count(), 0);
             }
             Step::Write { at, data } => self.guest_writes(*at, data),
             Step::Dirty(n) => self.check_log(*n),
         }
     }
 
-    /// The pending steps, in one transaction.
+    /// The pending steps, in one set.
     fn transact(&mut self, commit: bool) {
         let mut next = self.now.clone();
         let hva = self.memory.hva();
-        let mut tx = self.space.begin();
+        let mut c = Changes::new();
         for step in self.pending.drain(..) {
-            apply(&mut next, &mut tx, hva, &step);
+            apply(&mut next, &mut c, hva, &step);
         }
         if commit {
-            tx.commit().unwrap();
+            self.vm.apply(c).unwrap();
             let logged = |page: &u64| next.is_logged(*page);
             let same = |page: &u64| {
                 self.now.at(*page).map(|(_, host)| host) == next.at(*page).map(|(_, host)| host)
@@ -147,7 +148,7 @@ impl World {
         for (gpa, byte) in (at..).zip(data) {
             let page = gpa / PAGE;
             let mut device = false;
-            let pieces = self.model.lock().guest_write(0, gpa, 1);
+            let pieces = self.model.guest_write(0, gpa, 1);
             if let GuestAccess::Ram { hva } = pieces[0].access {
                 self.memory.write(hva - self.memory.hva(), &[*byte]);
             } else {
@@ -172,7 +173,7 @@ impl World {
             let gpa = page * PAGE + (page * 37) % PAGE;
             let mut found = [0];
             let mut device = false;
-            match self.model.lock().guest_at(0, gpa) {
+            match self.model.guest_at(0, gpa) {
                 GuestAccess::Ram { hva } => {
                     found.copy_from_slice(&self.memory.read(hva - self.memory.hva(), 1));
                 }
@@ -198,7 +199,7 @@ impl World {
             .collect();
         let Some(reg) = logged.get(n % logged.len().max(1)) else { return };
         let reported: BTreeSet<u64> =
-            self.space.dirty_log(reg.id).unwrap().iter().map(|page| reg.page + page).collect();
+            self.vm.dirty_log(reg.id).unwrap().iter().map(|page| reg.page + page).collect();
         let pages = reg.page..reg.page + reg.pages;
         for page in pages.clone().filter(|page| self.now.written.contains(page)) {
             assert!(reported.contains(&page), "page {page} was written and is not in the log");
@@ -207,7 +208,7 @@ impl World {
     }
 }
 
-fn apply(next: &mut Reference, tx: &mut kvm_memslots::Transaction<'_>, hva: u64, step: &Step) {
+fn apply(next: &mut Reference, c: &mut Changes, hva: u64, step: &Step) {
     let count = next.regions.len();
     match *step {
         Step::Map { page, pages, host, deferrable, flags } => {
@@ -215,7 +216,7 @@ fn apply(next: &mut Reference, tx: &mut kvm_memslots::Transaction<'_>, hva: u64,
             if !free || page + pages > PAGES {
                 return;
             }
-            let mut spec = RegionSpec::ram(page * PAGE, pages * PAGE, hva + host * PAGE);
+            let mut spec = ram(page * PAGE, pages * PAGE, hva + host * PAGE);
             if flags.contains(MemFlags::READONLY) {
                 spec = spec.read_only();
             }
@@ -223,15 +224,15 @@ fn apply(next: &mut Reference, tx: &mut kvm_memslots::Transaction<'_>, hva: u64,
                 spec = spec.log_dirty();
             }
             let spec = if deferrable { spec.deferrable() } else { spec };
-            next.regions.push(Reg { id: map(tx, spec), page, pages, host, flags });
+            next.regions.push(Reg { id: c.map(spec), page, pages, host, flags });
         }
-        Step::Unmap(n) if count > 0 => tx.unmap(next.regions.remove(n % count).id).unwrap(),
+        Step::Unmap(n) if count > 0 => c.unmap(next.regions.remove(n % count).id),
         Step::Split(n) if count > 0 => {
             let whole = next.regions[n % count];
             if whole.pages < 2 {
                 return;
             }
-            let id = tx.split(whole.id, PAGE).unwrap();
+            let id = c.split(whole.id, PAGE);
             next.regions[n % count].pages = 1;
             next.regions.push(Reg {
                 id,
@@ -244,7 +245,7 @@ fn apply(next: &mut Reference, tx: &mut kvm_memslots::Transaction<'_>, hva: u64,
         Step::Log(n, on) if count > 0 => {
             let reg = &mut next.regions[n % count];
             reg.flags.set(MemFlags::LOG_DIRTY_PAGES, on);
-            tx.set_flags(reg.id, reg.flags).unwrap();
+            c.set_log_dirty(reg.id, on);
         }
         _ => {}
     }
@@ -261,10 +262,10 @@ proptest! {
             world.check_reads();
         }
         let waiting: BTreeMap<u64, bool> =
-            world.space.regions().map(|r| (r.range.gpa, r.deferred)).collect();
-        for slot in world.space.slots() {
-            let whole = slot.mapping.range;
-            prop_assert!(waiting.range(whole.gpa..whole.end()).all(|(_, waits)| !waits));
+            world.vm.regions().iter().map(|r| (r.range.gpa(), r.deferred)).collect();
+        for slot in world.vm.slots(0) {
+            let whole = slot.mapping.range();
+            prop_assert!(waiting.range(whole.gpa()..whole.end()).all(|(_, waits)| !waits));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Deferred maps: on the model, with real memory behind the regions.
 #![allow(clippy::unwrap_used)]
 
+mod faults;
 mod layouts;
 mod memory;
 mod promotion;

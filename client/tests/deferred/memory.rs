@@ -1,12 +1,12 @@
-//! Memory for regions, and address spaces that defer.
+//! Memory for regions, and VMs that defer.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use kvm_memslots::backend::model::SharedModel;
-use kvm_memslots::backend::{Memslots, Model};
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots::{
-    AddressSpace, HolePolicy, HostMemory, Limits, RegionId, RegionSpec, Transaction,
+    Access, Backing, Changes, HolePolicy, HostMemory, Limits, RegionId, RegionSpec, Report, Vm, at,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -69,26 +69,48 @@ unsafe impl HostMemory for Memory {
     }
 }
 
-pub(crate) fn space_with(deferral: Deferral, limits: Limits) -> (AddressSpace, SharedModel) {
-    let model = Model::new(limits).shared();
-    let backend: Box<dyn Memslots> = Box::new(model.clone());
-    let builder = AddressSpace::builder().holes(HolePolicy::NoVcpuRuns).deferral(deferral);
-    (builder.open_on(backend).unwrap(), model)
+/// `size` bytes at `hva`, which never fault.
+pub(crate) fn memory(hva: u64, size: u64) -> Backing {
+    // SAFETY: the tests keep their memory for longer than it is mapped, and
+    // access it as volatile bytes.
+    let memory = unsafe { Backing::borrowed(hva, size, Access::ReadWrite) };
+    // SAFETY: the same.
+    unsafe { memory.never_faults() }
+}
+
+pub(crate) fn ram(gpa: u64, size: u64, hva: u64) -> RegionSpec {
+    RegionSpec::ram(at(gpa, size), memory(hva, size))
+}
+
+pub(crate) fn rom(gpa: u64, size: u64, hva: u64) -> RegionSpec {
+    RegionSpec::rom(at(gpa, size), memory(hva, size))
+}
+
+pub(crate) fn device(gpa: u64, size: u64, hva: u64) -> RegionSpec {
+    RegionSpec::device(at(gpa, size), memory(hva, size))
+}
+
+pub(crate) fn open_with(deferral: Deferral, limits: Limits) -> (Vm, MemoryModel) {
+    let model = MemoryModel::new(limits);
+    let events = Arc::new(EventModel::new(Irqchip::Split));
+    let builder = Vm::builder().holes(HolePolicy::NoVcpuRuns).deferral(deferral);
+    (builder.open_on(Arc::new(model.clone()), events).unwrap(), model)
 }
 
 /// One that promotes after `exits` exits.
-pub(crate) fn space(exits: u64) -> (AddressSpace, SharedModel) {
-    space_with(Deferral::default().policy(Policy::Fixed { exits }), Limits::x86())
+pub(crate) fn open(exits: u64) -> (Vm, MemoryModel) {
+    open_with(Deferral::default().policy(Policy::Fixed { exits }), Limits::x86())
 }
 
-pub(crate) fn map(tx: &mut Transaction<'_>, spec: RegionSpec) -> RegionId {
-    // SAFETY: the tests keep their memory for longer than the address space.
-    unsafe { tx.map(spec) }.unwrap()
-}
-
-pub(crate) fn map_now(space: &mut AddressSpace, spec: RegionSpec) -> RegionId {
-    let mut tx = space.begin();
-    let id = map(&mut tx, spec);
-    tx.commit().unwrap();
+pub(crate) fn map_now(vm: &Vm, spec: RegionSpec) -> RegionId {
+    let mut c = Changes::new();
+    let id = c.map(spec);
+    vm.apply(c).unwrap();
     id
+}
+
+pub(crate) fn unmap_now(vm: &Vm, id: RegionId) -> Report {
+    let mut c = Changes::new();
+    c.unmap(id);
+    vm.apply(c).unwrap()
 }

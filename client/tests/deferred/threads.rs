@@ -1,13 +1,13 @@
 //! vCPU threads against the thread that maps, promotes and unmaps.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 
-use kvm_memslots::RegionSpec;
 use kvm_memslots::deferred::Retry;
+use kvm_memslots::{Backing, RegionSpec, at};
 
-use crate::memory::{Memory, PAGE, map, map_now, space};
+use crate::memory::{Memory, PAGE, device, map_now, open, ram, unmap_now};
 
 /// Sets the flag when dropped, also by a panic: threads that wait for it end.
 struct Stop<'a>(&'a AtomicBool);
@@ -25,13 +25,13 @@ const ROUNDS: u64 = 400;
 /// is still at it dies of it.
 #[test]
 fn nobody_is_left_in_memory_that_is_gone() {
-    let (mut space, _) = space(5);
+    let (vm, _) = open(5);
     let stop = AtomicBool::new(false);
-    let (served, device) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (served, missed) = (AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         for n in 0..READERS {
-            let exits = space.deferred();
-            let (stop, served, device) = (&stop, &served, &device);
+            let exits = vm.deferred(0).unwrap();
+            let (stop, served, missed) = (&stop, &served, &missed);
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let mut data = [0; 64];
@@ -39,7 +39,7 @@ fn nobody_is_left_in_memory_that_is_gone() {
                     let got = exits.read(PAGE - 32, &mut data, |_, data| data.fill(0xee));
                     assert!(data.iter().all(|b| [0x5a, 0xa5, 0xee].contains(b)), "{data:x?}");
                     let _ = exits.write(n * 8, &[0x11; 8], |_, _| {});
-                    let of = if got.bytes == 64 { served } else { device };
+                    let of = if got.bytes == 64 { served } else { missed };
                     of.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -48,39 +48,32 @@ fn nobody_is_left_in_memory_that_is_gone() {
         for round in 0..ROUNDS {
             let memory = Arc::new(Memory::new(2));
             memory.write(PAGE - 32, &[[0x5a, 0xa5][(round % 2) as usize]; 64]);
-            let mut tx = space.begin();
-            let spec = RegionSpec::device(0, 2 * PAGE, memory.hva()).deferrable();
-            // In half of the rounds without an owner: it is the commit alone
+            // In half of the rounds without an owner: it is the change alone
             // that keeps readers out.
-            let id = if round % 4 < 2 {
-                let owner: Arc<dyn kvm_memslots::HostMemory> = Arc::clone(&memory) as _;
-                tx.map_owned(spec, owner).unwrap()
+            let spec = if round % 4 < 2 {
+                RegionSpec::device(at(0, 2 * PAGE), Backing::owned(Arc::clone(&memory) as _, 0))
             } else {
-                map(&mut tx, spec)
+                device(0, 2 * PAGE, memory.hva())
             };
-            tx.commit().unwrap();
+            let id = map_now(&vm, spec.deferrable());
             if round % 3 == 0 {
-                space.promote().unwrap();
+                vm.promote().unwrap();
             }
             if round % 8 == 0 {
                 thread::yield_now();
             }
-            let mut tx = space.begin();
-            tx.unmap(id).unwrap();
-            tx.commit().unwrap();
+            unmap_now(&vm, id);
             drop(Arc::into_inner(memory).expect("nobody else has it any more"));
         }
         // On a busy machine the readers may have seen little: both must have
         // happened, often.
         let memory = Memory::new(2);
         memory.write(PAGE - 32, &[0x5a; 64]);
-        let id = map_now(&mut space, RegionSpec::device(0, 2 * PAGE, memory.hva()).deferrable());
+        let id = map_now(&vm, device(0, 2 * PAGE, memory.hva()).deferrable());
         await_more(&served);
-        let mut tx = space.begin();
-        tx.unmap(id).unwrap();
-        tx.commit().unwrap();
+        unmap_now(&vm, id);
         drop(memory);
-        await_more(&device);
+        await_more(&missed);
     });
 }
 
@@ -96,17 +89,16 @@ fn await_more(count: &AtomicU64) {
 #[test]
 fn no_write_is_lost() {
     let memory = Memory::new(1);
-    let (space, _) = space(50);
-    let exits: Vec<_> = (0..READERS).map(|_| space.deferred()).collect();
-    let space = Mutex::new(space);
+    let (vm, _) = open(50);
+    let exits: Vec<_> = (0..READERS).map(|_| vm.deferred(0).unwrap()).collect();
     let stop = AtomicBool::new(false);
     let counts: Vec<u64> = thread::scope(|scope| {
-        let spec = || RegionSpec::device(0, PAGE, memory.hva()).deferrable().log_dirty();
+        let spec = || device(0, PAGE, memory.hva()).deferrable().log_dirty();
         let vcpus: Vec<_> = exits
             .into_iter()
             .zip(0..READERS)
             .map(|(exits, n)| {
-                let (space, stop) = (&space, &stop);
+                let (vm, stop) = (&vm, &stop);
                 scope.spawn(move || {
                     let mut count = 0_u64;
                     while !stop.load(Ordering::Relaxed) {
@@ -124,7 +116,7 @@ fn no_write_is_lost() {
                         });
                         assert_eq!(u64::from_le_bytes(back), count);
                         if wrote.due || read.due {
-                            space.lock().unwrap().promote_due().unwrap();
+                            vm.promote_due().unwrap();
                         }
                     }
                     count
@@ -133,20 +125,17 @@ fn no_write_is_lost() {
             .collect();
         let stopped = Stop(&stop);
         for _ in 0..ROUNDS / 2 {
-            let id = map_now(&mut space.lock().unwrap(), spec());
+            let id = map_now(&vm, spec());
             thread::yield_now();
-            let mut space = space.lock().unwrap();
-            let mut tx = space.begin();
-            tx.unmap(id).unwrap();
-            tx.commit().unwrap();
+            unmap_now(&vm, id);
         }
-        let id = map_now(&mut space.lock().unwrap(), spec());
-        while space.lock().unwrap().exits_served(id).unwrap() < 20 {
+        let id = map_now(&vm, spec());
+        while vm.exits_served(id).unwrap() < 20 {
             thread::yield_now();
         }
         drop(stopped);
         let counts = vcpus.into_iter().map(|vcpu| vcpu.join().unwrap()).collect();
-        assert!(space.lock().unwrap().dirty_log(id).unwrap().is_dirty(0));
+        assert!(vm.dirty_log(id).unwrap().is_dirty(0));
         counts
     });
     for (n, count) in counts.iter().enumerate() {
@@ -161,11 +150,11 @@ const LONG: u64 = 1024;
 /// A thread that is in the midst of an access when its memory is unmapped.
 #[test]
 fn an_unmap_waits_for_an_access_under_way() {
-    let (mut space, _) = space(u64::MAX);
+    let (vm, _) = open(u64::MAX);
     let began = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let exits = space.deferred();
+        let exits = vm.deferred(0).unwrap();
         scope.spawn(|| {
             let exits = exits;
             let mut data = vec![0; (LONG * PAGE) as usize];
@@ -177,15 +166,13 @@ fn an_unmap_waits_for_an_access_under_way() {
         let _stop = Stop(&stop);
         for _ in 0..20 {
             let memory = Memory::new(LONG);
-            let spec = RegionSpec::device(0, LONG * PAGE, memory.hva()).deferrable();
-            let id = map_now(&mut space, spec);
+            let spec = device(0, LONG * PAGE, memory.hva()).deferrable();
+            let id = map_now(&vm, spec);
             let before = began.load(Ordering::Relaxed);
             while began.load(Ordering::Relaxed) < before + 2 {
                 thread::yield_now();
             }
-            let mut tx = space.begin();
-            tx.unmap(id).unwrap();
-            tx.commit().unwrap();
+            unmap_now(&vm, id);
             drop(memory);
         }
     });
@@ -196,12 +183,12 @@ fn an_unmap_waits_for_an_access_under_way() {
 #[test]
 fn no_dirty_page_is_lost() {
     let memory = Memory::new(LONG);
-    let (mut space, _) = space(u64::MAX);
-    let spec = RegionSpec::ram(0, LONG * PAGE, memory.hva()).deferrable().log_dirty();
-    let id = map_now(&mut space, spec);
+    let (vm, _) = open(u64::MAX);
+    let spec = ram(0, LONG * PAGE, memory.hva()).deferrable().log_dirty();
+    let id = map_now(&vm, spec);
     let mut copy = vec![0; LONG as usize];
     for round in 1..10 {
-        let exits = space.deferred();
+        let exits = vm.deferred(0).unwrap();
         thread::scope(|scope| {
             let writer = scope.spawn(move || {
                 let data = vec![round; (LONG * PAGE) as usize];
@@ -210,7 +197,7 @@ fn no_dirty_page_is_lost() {
             let mut over = false;
             while !over {
                 over = writer.is_finished();
-                for page in space.dirty_log(id).unwrap().iter() {
+                for page in vm.dirty_log(id).unwrap().iter() {
                     copy[page as usize] = memory.read((page + 1) * PAGE - 1, 1)[0];
                 }
             }
@@ -224,26 +211,19 @@ fn no_dirty_page_is_lost() {
 #[test]
 fn nobody_who_could_not_be_decoded_is_left_behind() {
     let memory = Memory::new(1);
-    let (space, _) = space(u64::MAX);
-    let exits: Vec<_> = (0..READERS).map(|_| space.deferred()).collect();
-    let space = Mutex::new(space);
+    let (vm, _) = open(u64::MAX);
+    let exits: Vec<_> = (0..READERS).map(|_| vm.deferred(0).unwrap()).collect();
     for _ in 0..200 {
-        let id = map_now(
-            &mut space.lock().unwrap(),
-            RegionSpec::device(0, PAGE, memory.hva()).deferrable(),
-        );
+        let id = map_now(&vm, device(0, PAGE, memory.hva()).deferrable());
         thread::scope(|scope| {
             for exits in exits.iter().map(Clone::clone) {
-                let space = &space;
+                let vm = &vm;
                 scope.spawn(move || {
-                    let retry = space.lock().unwrap().undecoded(&exits).unwrap();
+                    let retry = vm.undecoded(&exits).unwrap();
                     assert_eq!(retry, Retry::Reenter);
                 });
             }
         });
-        let mut space = space.lock().unwrap();
-        let mut tx = space.begin();
-        tx.unmap(id).unwrap();
-        tx.commit().unwrap();
+        unmap_now(&vm, id);
     }
 }

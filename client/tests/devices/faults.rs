@@ -1,65 +1,78 @@
 //! KVM refuses a call, at every place where it can.
 
-use kvm_memslots::backend::Errno;
-use kvm_memslots::backend::model::{Call, Fault};
-use kvm_memslots::device::{DeviceError, DeviceErrorKind, DeviceId, EventCall, EventFault, Route};
+use kvm_memslots::backend::model::{events, memory};
+use kvm_memslots::backend::{EventState, Irqchip};
+use kvm_memslots::device::{Device, DeviceId, Route};
+use kvm_memslots::{Errno, Error, ErrorKind, HolePolicy, RegionId};
 
-use kvm_memslots::{Error, HolePolicy};
+use crate::rig::{BAR, BAR_SIZE, HVA, Rig, device, eventfd, msi};
 
-use crate::rig::{Rig, device, msi};
-
-fn nth(nth: u64, forever: bool) -> EventFault {
-    EventFault { only: None, nth, forever, errno: Errno::ENOMEM }
-}
+const ENOMEM: Errno = Errno::ENOMEM;
 
 /// One device is attached, with a line; the work is about two others.
 fn rig() -> (Rig, DeviceId) {
-    let mut rig = Rig::new();
-    let id = rig.eventing.attach(&mut rig.space, device(7, 9)).unwrap();
+    let rig = Rig::new();
+    let id = rig.attach(device(7, 9)).unwrap();
     (rig, id)
 }
 
-fn attach(rig: &mut Rig) -> Result<Vec<DeviceId>, DeviceError> {
-    let setups = [device(0, 5), device(1, 9)];
-    rig.eventing.attach_all(&mut rig.space, setups).map(|(ids, _)| ids)
+fn attach(rig: &Rig) -> Result<Vec<DeviceId>, Error> {
+    rig.attach_all([device(0, 5), device(1, 9)]).map(|(ids, _)| ids)
 }
 
 /// Calls to routes, irqfds and ioeventfds of one attach, or of one detach.
-const CALLS: u64 = 1 + 2 * (4 + 2);
+const CALLS: u64 = 1 + GONE;
+/// Those of a detach that come before memory: all but the routes.
+const GONE: u64 = 2 * (4 + 2);
+
+fn is_refused(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::EventRefused { errno: ENOMEM, .. })
+}
+
+/// What the error says is wrong, is.
+fn assert_stuck(rig: &Rig, error: &Error, before: &EventState) {
+    let ErrorKind::Stuck { surplus, missing, .. } = error.kind() else { panic!("{error}") };
+    rig.assert_known();
+    let real = rig.events.state();
+    assert_eq!((&**surplus, &**missing), (&real.without(before), &before.without(&real)));
+}
 
 #[test]
 fn an_attach_that_fails_leaves_everything_as_it_was() {
     for k in 1..=CALLS {
-        let (mut rig, _) = rig();
+        let (rig, id) = rig();
         let before = rig.seen();
-        rig.events.lock().inject(nth(k, false));
-        let error = attach(&mut rig).unwrap_err();
-        assert!(matches!(*error.kind, DeviceErrorKind::Refused { errno: Errno::ENOMEM, .. }));
-        let text = error.to_string();
-        assert!(text.starts_with("device \"dev"), "{text}");
-        assert_eq!(rig.seen(), before, "call {k}: {text}");
+        rig.events.inject(events::Fault::nth(k, ENOMEM));
+        let error = attach(&rig).unwrap_err();
+        assert!(is_refused(&error), "{error}");
+        assert!(error.device().is_some_and(|name| name.starts_with("dev")), "{error}");
+        assert!(error.part().is_some() && error.change().is_some(), "{error}");
+        assert_eq!(rig.seen(), before, "call {k}: {error}");
         rig.assert_known();
-        assert_eq!(rig.eventing.len(), 1);
-        attach(&mut rig).unwrap();
+        assert_eq!(rig.vm.devices(), [id]);
+        attach(&rig).unwrap();
         rig.assert_known();
     }
-    let (mut rig, _) = rig();
-    rig.events.lock().inject(nth(CALLS + 1, false));
-    attach(&mut rig).expect("there is no such call");
+    let (rig, _) = rig();
+    rig.events.inject(events::Fault::nth(CALLS + 1, ENOMEM));
+    attach(&rig).expect("there is no such call");
 }
 
 #[test]
 fn the_error_names_device_and_part() {
+    use kvm_memslots::backend::model::events::Call;
     let cases = [
-        (EventCall::Routing, 1, "device \"dev0\", interrupt routes: "),
-        (EventCall::AssignIrqfd, 1, "device \"dev"),
-        (EventCall::AssignIoeventfd, 3, "device \"dev1\", ioeventfd 0 at GPA 0xd0001000: "),
+        (Call::Routing, 1, "device \"dev0\", interrupt routes: "),
+        (Call::AssignIrqfd, 1, "device \"dev"),
+        (Call::AssignIoeventfd, 3, "device \"dev1\", ioeventfd 0: "),
     ];
-    for (only, nth, start) in cases {
-        let (mut rig, _) = rig();
-        let fault = EventFault { only: Some(only), nth, forever: false, errno: Errno::ENOMEM };
-        rig.events.lock().inject(fault);
-        let text = attach(&mut rig).unwrap_err().to_string();
+    for (call, nth, start) in cases {
+        let (rig, _) = rig();
+        rig.events.inject(events::Fault::nth(nth, ENOMEM).only(call));
+        let error = attach(&rig).unwrap_err();
+        let text = error.to_string();
+        let change = error.change().unwrap();
+        let text = text.strip_prefix(&format!("change {change}: ")).unwrap();
         assert!(text.starts_with(start), "{text}");
         assert!(text.ends_with("out of kernel memory, or over the cgroup's limit"), "{text}");
     }
@@ -67,117 +80,108 @@ fn the_error_names_device_and_part() {
 
 #[test]
 fn memory_that_is_refused_attaches_nothing() {
-    let (mut rig, _) = rig();
+    let (rig, _) = rig();
     let before = rig.seen();
-    let calls = rig.events.lock().counts().clone();
-    rig.memory.lock().inject(Fault::nth(1, Errno::ENOMEM).only(Call::SetRegion));
-    let error = attach(&mut rig).unwrap_err();
-    assert!(matches!(*error.kind, DeviceErrorKind::Memory(_)), "{error}");
-    assert!(error.to_string().starts_with("device \"dev0\", region 0: "), "{error}");
+    let calls = rig.events.counts();
+    rig.memory.inject(memory::Fault::nth(1, ENOMEM).only(memory::Call::SetRegion));
+    let error = attach(&rig).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Refused { errno: ENOMEM, .. }), "{error}");
+    assert_eq!(error.region().map(|region| region.gpa), Some(BAR), "{error}");
+    assert_eq!((error.change(), error.device()), (Some(0), Some("dev0")), "{error}");
     assert_eq!(rig.seen(), before);
-    assert_eq!(*rig.events.lock().counts(), calls, "memory comes first");
-    attach(&mut rig).unwrap();
+    assert_eq!(rig.events.counts(), calls, "memory comes first");
+    attach(&rig).unwrap();
 }
 
 #[test]
 fn a_detach_that_fails_leaves_everything_as_it_was() {
     for k in 1..=CALLS {
-        let (mut rig, _) = rig();
-        let ids = attach(&mut rig).unwrap();
+        let (rig, _) = rig();
+        let ids = attach(&rig).unwrap();
         let before = rig.seen();
-        rig.events.lock().inject(nth(k, false));
-        let error = rig.eventing.detach_all(&mut rig.space, &ids).unwrap_err();
-        assert!(matches!(*error.kind, DeviceErrorKind::Refused { .. }), "{error}");
-        assert!(error.to_string().starts_with("device \"dev"), "call {k}: {error}");
+        rig.events.inject(events::Fault::nth(k, ENOMEM));
+        let error = rig.detach_all(&ids).unwrap_err();
+        assert!(is_refused(&error), "{error}");
+        assert!(error.device().is_some_and(|name| name.starts_with("dev")), "{k}: {error}");
         assert_eq!(rig.seen(), before, "call {k}: {error}");
         rig.assert_known();
-        rig.eventing.detach_all(&mut rig.space, &ids).unwrap();
+        rig.detach_all(&ids).unwrap();
         rig.assert_known();
     }
 }
 
 #[test]
 fn memory_that_stays_keeps_the_devices_attached() {
-    let (mut rig, _) = rig();
-    let ids = attach(&mut rig).unwrap();
+    let (rig, _) = rig();
+    let ids = attach(&rig).unwrap();
     let before = rig.seen();
-    rig.memory.lock().inject(Fault::nth(1, Errno::ENOMEM).only(Call::SetRegion));
-    let error = rig.eventing.detach_all(&mut rig.space, &ids).unwrap_err();
-    assert!(matches!(*error.kind, DeviceErrorKind::Memory(_)), "{error}");
-    assert!(error.to_string().starts_with("device \"dev0\", region 0: "), "{error}");
+    rig.memory.inject(memory::Fault::nth(1, ENOMEM).only(memory::Call::SetRegion));
+    let error = rig.detach_all(&ids).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Refused { errno: ENOMEM, .. }), "{error}");
+    assert!(error.region().is_some_and(|region| region.gpa < BAR + 2 * BAR_SIZE), "{error}");
     assert_eq!(rig.seen(), before);
     rig.assert_known();
-    rig.eventing.detach_all(&mut rig.space, &ids).unwrap();
+    rig.detach_all(&ids).unwrap();
 }
 
 /// All calls fail from the k-th on: nothing can be taken back. The error says
-/// what is live, and the next commit repairs it.
+/// what is live, and the next set of changes repairs it.
 #[test]
 fn what_is_stuck_is_known_and_repaired() {
     for detach in [false, true] {
         for k in 2..=CALLS {
-            let (mut rig, _) = rig();
-            let ids = if detach { attach(&mut rig).unwrap() } else { Vec::new() };
-            let (_, before) = rig.seen();
-            rig.events.lock().inject(nth(k, true));
-            let error = if detach {
-                rig.eventing.detach_all(&mut rig.space, &ids).unwrap_err()
-            } else {
-                attach(&mut rig).unwrap_err()
-            };
-            let DeviceErrorKind::Stuck { surplus, missing, .. } = &*error.kind else {
-                panic!("call {k}: {error}")
-            };
-            rig.assert_known();
-            let real = rig.events.lock().state().clone();
-            assert_eq!((&**surplus, &**missing), (&real.without(&before), &before.without(&real)));
-            assert_ne!(real, before, "call {k}");
+            let (rig, _) = rig();
+            let ids = if detach { attach(&rig).unwrap() } else { Vec::new() };
+            let before = rig.seen();
+            rig.events.inject(events::Fault::from_nth(k, ENOMEM));
+            let error =
+                if detach { rig.detach_all(&ids).map(drop) } else { attach(&rig).map(drop) };
+            assert_stuck(&rig, &error.unwrap_err(), &before.1);
+            assert_ne!(rig.events.state(), before.1, "call {k}");
 
-            rig.eventing.commit().expect_err("KVM refuses everything");
-            rig.events.lock().clear_faults();
-            rig.eventing.commit().unwrap();
+            rig.detach_all(&[]).expect_err("KVM refuses everything");
+            rig.events.clear_faults();
+            rig.detach_all(&[]).unwrap();
             rig.assert_known();
-            assert_eq!(*rig.events.lock().state(), before, "call {k}");
-            if detach {
-                rig.eventing.detach_all(&mut rig.space, &ids).unwrap();
-            } else {
-                attach(&mut rig).unwrap();
-            }
+            assert_eq!(rig.seen(), before, "call {k}");
+            if detach { rig.detach_all(&ids).map(drop) } else { attach(&rig).map(drop) }.unwrap();
         }
     }
 }
 
 #[test]
 fn memory_that_can_not_be_unmapped_again_is_named() {
-    let (mut rig, _) = rig();
-    rig.events.lock().inject(nth(3, false));
-    rig.memory.lock().inject(Fault::from_nth(2, Errno::ENOMEM).only(Call::SetRegion));
-    let error = attach(&mut rig).unwrap_err();
-    let DeviceErrorKind::MemoryStuck { regions, because, .. } = &*error.kind else {
-        panic!("{error}")
-    };
-    assert!(matches!(*because.kind, DeviceErrorKind::Refused { .. }));
-    rig.memory.lock().clear_faults();
-    let mut tx = rig.space.begin();
-    for region in regions {
-        tx.unmap(*region).unwrap();
-    }
-    tx.commit().unwrap();
-    attach(&mut rig).unwrap();
+    let (rig, _) = rig();
+    let before = rig.seen();
+    rig.events.inject(events::Fault::nth(3, ENOMEM));
+    // The first two map the BARs.
+    rig.memory.inject(memory::Fault::from_nth(3, ENOMEM).only(memory::Call::SetRegion));
+    let error = attach(&rig).unwrap_err();
+    let ErrorKind::Stuck { live, .. } = error.kind() else { panic!("{error}") };
+    assert!(!live.is_empty(), "{error}");
+    assert!(live.iter().all(|(_, slot)| rig.memory.slots(0).contains(slot)), "{live:?}");
+    rig.assert_known();
+    rig.memory.clear_faults();
+    rig.detach_all(&[]).unwrap();
+    assert_eq!(rig.seen(), before);
+    attach(&rig).unwrap();
 }
 
 #[test]
-fn a_commit_that_fails_forgets_what_was_staged() {
+fn vectors_that_are_refused_stay_as_they_were() {
     for k in 1..=3 {
-        let (mut rig, id) = rig();
+        let (rig, id) = rig();
         let before = rig.seen();
-        rig.eventing.set_vector(id, 0, None).unwrap();
-        rig.eventing.set_vector(id, 3, Some(msi(0x80))).unwrap();
-        rig.events.lock().inject(nth(k, false));
-        let error = rig.eventing.commit().unwrap_err();
-        assert!(error.to_string().starts_with("device \"dev7\", "), "{error}");
+        rig.events.inject(events::Fault::nth(k, ENOMEM));
+        let error = rig
+            .apply(|c| {
+                c.set_vector(id, 0, None);
+                c.set_vector(id, 3, Some(msi(0x80)));
+            })
+            .unwrap_err();
+        assert_eq!(error.device(), Some("dev7"), "{error}");
         assert_eq!(rig.seen(), before);
-        assert_eq!(rig.eventing.commit().unwrap().ioctls(), 0);
+        assert_eq!(rig.detach_all(&[]).unwrap().calls(), 0);
         rig.assert_known();
     }
 }
@@ -185,59 +189,69 @@ fn a_commit_that_fails_forgets_what_was_staged() {
 /// Routes that KVM refuses for a reason of its own: the model has no pins.
 #[test]
 fn pins_that_there_are_not() {
-    let mut rig = Rig::with(kvm_memslots::device::Irqchip::Split, |builder| builder);
-    let mut setup = device(0, 0);
-    setup.line(30, Some((2, 3)), crate::rig::eventfd(), None).unwrap();
+    let rig = Rig::with(Irqchip::Split, |builder| builder);
+    let device = device(0, 0).line(30, Some((2, 3)), eventfd(), None);
     let before = rig.seen();
-    let error = rig.eventing.attach(&mut rig.space, setup).unwrap_err();
+    let error = rig.attach(device).unwrap_err();
     assert!(error.to_string().contains("pin that it does not have"), "{error}");
     assert_eq!(rig.seen(), before);
     assert!(!before.1.routes.contains(&Route::irqchip(30, 2, 3)));
 }
 
-/// The BARs of neighbours share a slot. Detaching one of them would, call by
-/// call, unmap the other's for a moment: that needs a gate.
+/// Permanent BARs of neighbours share a slot. Detaching one of them would, call
+/// by call, unmap the other's for a moment: that needs a gate.
 #[test]
 fn a_detach_that_opens_a_hole_is_refused_without_a_gate() {
-    let mut rig = Rig::new();
-    rig.space.set_hole_policy(HolePolicy::Refuse);
-    let (ids, _) = rig.eventing.attach_all(&mut rig.space, [device(0, 0), device(1, 0)]).unwrap();
-    rig.eventing.set_vector(ids[1], 3, Some(msi(0x80))).unwrap();
+    let rig = Rig::new();
+    let permanent = |n: u64| {
+        // SAFETY: the model maps nothing.
+        let memory = unsafe {
+            let access = kvm_memslots::Access::ReadWrite;
+            kvm_memslots::Backing::borrowed(HVA + n * BAR_SIZE, BAR_SIZE, access)
+        };
+        let span = kvm_memslots::at(BAR + n * BAR_SIZE, BAR_SIZE);
+        let spec = kvm_memslots::RegionSpec::ram(span, memory).permanent();
+        Device::new(format!("dev{n}"))
+            .region(RegionId::new(), spec)
+            .vector(eventfd(), Some(msi(0x30)))
+            .vector(eventfd(), None)
+    };
+    let (ids, report) = rig.attach_all([permanent(0), permanent(1)]).unwrap();
+    assert_eq!(report.ioctls, 1);
     let before = rig.seen();
-    let error = rig.eventing.detach(&mut rig.space, ids[0]).unwrap_err();
-    assert!(matches!(&*error.kind, DeviceErrorKind::Memory(Error::Hole { .. })), "{error}");
-    assert_eq!(rig.seen(), before);
-    // What is staged still is: a commit that fails forgets it.
-    rig.events.lock().inject(nth(1, false));
-    rig.eventing.commit().unwrap_err();
-    assert_eq!(rig.eventing.commit().unwrap().ioctls(), 0);
-    assert_eq!(rig.seen(), before);
-    rig.space.set_hole_policy(HolePolicy::NoVcpuRuns);
-    rig.eventing.detach(&mut rig.space, ids[0]).unwrap();
+    for policy in [HolePolicy::Refuse, HolePolicy::Named] {
+        rig.vm.set_hole_policy(policy).unwrap();
+        let error = rig
+            .apply(|c| {
+                c.set_vector(ids[1], 1, Some(msi(0x80)));
+                c.detach(ids[0]);
+            })
+            .unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Hole { named: false, .. }), "{error}");
+        assert_eq!(rig.seen(), before);
+        assert_eq!(rig.detach_all(&[]).unwrap().calls(), 0);
+        assert_eq!(rig.seen(), before);
+    }
+    rig.vm.set_hole_policy(HolePolicy::NoVcpuRuns).unwrap();
+    rig.detach(ids[0]).unwrap();
     rig.assert_known();
 }
 
 /// Memory stays, and then KVM does not take the interrupts back.
 #[test]
 fn a_detach_that_is_stuck_half_way_is_known_and_repaired() {
-    for k in 1..=CALLS {
-        let (mut rig, _) = rig();
-        let ids = attach(&mut rig).unwrap();
+    for k in 1..=GONE {
+        let (rig, _) = rig();
+        let ids = attach(&rig).unwrap();
         let before = rig.seen();
-        rig.memory.lock().inject(Fault::nth(1, Errno::ENOMEM).only(Call::SetRegion));
+        rig.memory.inject(memory::Fault::nth(1, ENOMEM).only(memory::Call::SetRegion));
         // The calls of the detach itself pass.
-        rig.events.lock().inject(nth(CALLS + k, true));
-        let error = rig.eventing.detach_all(&mut rig.space, &ids).unwrap_err();
-        let DeviceErrorKind::Stuck { surplus, missing, .. } = &*error.kind else {
-            panic!("call {k}: {error}")
-        };
-        rig.assert_known();
-        let real = rig.events.lock().state().clone();
-        assert_eq!(**surplus, real.without(&before.1));
-        assert_eq!(**missing, before.1.without(&real));
-        rig.events.lock().clear_faults();
-        rig.eventing.commit().unwrap();
+        rig.events.inject(events::Fault::from_nth(GONE + k, ENOMEM));
+        let error = rig.detach_all(&ids).unwrap_err();
+        assert_stuck(&rig, &error, &before.1);
+        rig.events.clear_faults();
+        rig.detach_all(&[]).unwrap();
         assert_eq!(rig.seen(), before, "call {k}");
-        rig.eventing.detach_all(&mut rig.space, &ids).unwrap();
+        rig.detach_all(&ids).unwrap();
     }
 }

@@ -1,69 +1,71 @@
 //! Attach, change, detach: what KVM is asked, and what it has then.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use kvm_memslots::device::{
-    Bus, DeviceErrorKind, DeviceSetup, EventCall, EventLimits, EventModel, Eventing, Irqchip,
-    Route, RouteTarget, State,
-};
+use kvm_memslots::backend::model::events::{Call, Fault};
+use kvm_memslots::backend::{EventLimits, EventModel, Irqchip};
+use kvm_memslots::device::{Bus, Device, Doorbell, Route, RouteTarget};
+use kvm_memslots::{Errno, ErrorKind, Limits};
 
 use crate::rig::{Rig, device, eventfd, msi};
 
 #[test]
-fn sixteen_devices_are_one_transaction_and_one_table() {
-    let mut rig = Rig::new();
-    let before = rig.seen();
-    let setups = (0..16).map(|n| device(n, 0));
-    let (ids, report) = rig.eventing.attach_all(&mut rig.space, setups).unwrap();
-    rig.assert_known();
-    // The BARs are neighbours, and share a slot.
-    assert_eq!(report.memory.unwrap().ioctls, 1);
-    assert_eq!(report.events.routing_calls, 1);
-    assert_eq!((report.events.irqfd_calls, report.events.ioeventfd_calls), (48, 32));
-    assert_eq!(report.grace_periods(), 2);
+fn sixteen_devices_are_one_set_and_one_table() {
+    for (limits, slots) in [(Limits::x86(), 16), (Limits::x86().with_batch(64), 1)] {
+        let events = EventModel::new(Irqchip::Full);
+        let rig = Rig::on(limits, events, |b| b.own_routes(Route::x86_defaults()));
+        let before = rig.seen();
+        let (ids, report) = rig.attach_all((0..16).map(|n| device(n, 0))).unwrap();
+        rig.assert_known();
+        assert_eq!((report.ioctls, report.events.routing_calls), (slots, 1));
+        assert_eq!((report.events.irqfd_calls, report.events.ioeventfd_calls), (48, 32));
+        assert_eq!(report.waits(), slots + 1);
 
-    let report = rig.eventing.detach_all(&mut rig.space, &ids).unwrap();
-    assert_eq!(report.events.routing_calls, 1);
-    assert_eq!(report.events.waits.in_irqfd_shutdown, 48);
-    let beyond = report.grace_periods() - report.events.waits.in_ioeventfd_deassign;
-    assert_eq!(beyond, 3, "two for the slot's delete, one for the routes");
-    assert_eq!(rig.seen(), before);
-    rig.assert_known();
+        let report = rig.detach_all(&ids).unwrap();
+        assert_eq!(report.events.routing_calls, 1);
+        assert_eq!(report.events.waits.in_irqfd_shutdown, 48);
+        let beyond = report.waits() - report.events.waits.in_ioeventfd_deassign;
+        assert_eq!(beyond, report.grace_periods + 1, "and one for the routes");
+        assert!(report.grace_periods <= 2 * slots);
+        assert_eq!(rig.seen(), before);
+        rig.assert_known();
+    }
 }
 
 #[test]
-fn vectors_enabled_one_by_one_are_one_table() {
-    let mut rig = Rig::new();
-    let mut setup = DeviceSetup::new("net0");
-    for _ in 0..64 {
-        setup.vector(eventfd(), None).unwrap();
-    }
-    let id = rig.eventing.attach(&mut rig.space, setup).unwrap();
-    assert_eq!(rig.events.lock().counts().calls.len(), 0, "masked vectors cost nothing");
-    for vector in 0..64 {
-        rig.eventing.set_vector(id, vector, Some(msi(0x20 + vector as u32))).unwrap();
-    }
-    let report = rig.eventing.commit().unwrap();
+fn vectors_enabled_together_are_one_table() {
+    let rig = Rig::new();
+    let net = (0..64).fold(Device::new("net0"), |device, _| device.vector(eventfd(), None));
+    let id = rig.attach(net).unwrap();
+    assert_eq!(rig.events.counts().calls.len(), 0, "masked vectors cost nothing");
+    let (_, report) = rig
+        .apply(|c| {
+            (0..64).for_each(|vector| c.set_vector(id, vector, Some(msi(0x20 + vector as u32))));
+        })
+        .unwrap();
     assert_eq!((report.events.routing_calls, report.events.irqfd_calls), (1, 64));
     rig.assert_known();
 
     // The same again, and there and back, cost nothing.
-    rig.eventing.set_vector(id, 3, Some(msi(0x23))).unwrap();
-    rig.eventing.set_vector(id, 4, None).unwrap();
-    rig.eventing.set_vector(id, 4, Some(msi(0x24))).unwrap();
-    assert_eq!(rig.eventing.commit().unwrap().ioctls(), 0);
+    let (_, report) = rig
+        .apply(|c| {
+            c.set_vector(id, 3, Some(msi(0x23)));
+            c.set_vector(id, 4, None);
+            c.set_vector(id, 4, Some(msi(0x24)));
+        })
+        .unwrap();
+    assert_eq!(report.calls(), 0);
 
     // Another message is the table alone: no event can get lost.
-    rig.eventing.set_vector(id, 5, Some(msi(0x99))).unwrap();
-    let report = rig.eventing.commit().unwrap();
+    let report = rig.set_vector(id, 5, Some(msi(0x99))).unwrap();
     assert_eq!((report.events.routing_calls, report.events.irqfd_calls), (1, 0));
 
     // A masked vector keeps its events in the eventfd: no irqfd, no route.
-    let gsi = rig.eventing.gsi(id, 5).unwrap().unwrap();
-    rig.eventing.set_vector(id, 5, None).unwrap();
-    let report = rig.eventing.commit().unwrap();
+    let gsi = rig.vm.gsi(id, 5).unwrap().unwrap();
+    let report = rig.set_vector(id, 5, None).unwrap();
     assert_eq!((report.events.routing_calls, report.events.irqfd_calls), (1, 1));
-    let state = rig.events.lock().state().clone();
+    let state = rig.events.state();
     assert!(state.irqfds.iter().all(|irqfd| irqfd.gsi != gsi));
     assert!(state.routes.iter().all(|route| route.gsi != gsi));
 }
@@ -71,64 +73,62 @@ fn vectors_enabled_one_by_one_are_one_table() {
 #[test]
 fn the_vmms_own_routes_stay() {
     let own = Route::msi(40, msi(0x77));
-    let options = |builder: kvm_memslots::device::EventingBuilder| {
-        builder.routes(Route::x86_defaults()).routes([own]).reserve_gsis(24..=30)
-    };
-    let mut rig = Rig::with(Irqchip::Full, options);
-    let id = rig.eventing.attach(&mut rig.space, device(0, 0)).unwrap();
-    let routes = rig.events.lock().state().routes.clone();
+    let rig = Rig::with(Irqchip::Full, |builder| {
+        builder.own_routes(Route::x86_defaults().into_iter().chain([own])).reserve_gsis(24..=30)
+    });
+    let id = rig.attach(device(0, 0)).unwrap();
+    let routes = rig.events.state().routes;
     assert!(routes.contains(&own));
     assert!(Route::x86_defaults().iter().all(|route| routes.contains(route)));
     for vector in 0..3 {
-        let gsi = rig.eventing.gsi(id, vector).unwrap().unwrap();
+        let gsi = rig.vm.gsi(id, vector).unwrap().unwrap();
         assert_eq!(gsi, 31 + vector as u32, "the lowest that is free");
     }
-    // A change of its own goes along with the next commit.
+    // A change of its own.
     let other = Route::msi(41, msi(0x78));
-    rig.eventing.set_own_routes(Route::x86_defaults().into_iter().chain([other])).unwrap();
-    assert_eq!(rig.eventing.commit().unwrap().events.routing_calls, 1);
-    let routes = rig.events.lock().state().routes.clone();
+    let all = Route::x86_defaults().into_iter().chain([other]);
+    let (_, report) = rig.apply(|c| c.set_own_routes(all)).unwrap();
+    assert_eq!(report.events.routing_calls, 1);
+    let routes = rig.events.state().routes;
     assert!(routes.contains(&other) && !routes.contains(&own));
 
-    rig.eventing.detach(&mut rig.space, id).unwrap();
-    assert_eq!(rig.events.lock().state().routes.len(), 41);
+    rig.detach(id).unwrap();
+    assert_eq!(rig.events.state().routes.len(), 41);
 }
 
 #[test]
 fn gsis_are_used_again() {
-    let mut rig = Rig::new();
+    let rig = Rig::new();
     for round in 0..3000 {
-        let id = rig.eventing.attach(&mut rig.space, device(0, 0)).unwrap();
-        assert_eq!(rig.eventing.gsi(id, 2).unwrap(), Some(26), "round {round}");
-        rig.eventing.detach(&mut rig.space, id).unwrap();
+        let id = rig.attach(device(0, 0)).unwrap();
+        assert_eq!(rig.vm.gsi(id, 2).unwrap(), Some(26), "round {round}");
+        rig.detach(id).unwrap();
     }
 }
 
 #[test]
 fn level_triggered_lines_share_a_gsi() {
-    let mut rig = Rig::new();
-    let one = rig.eventing.attach(&mut rig.space, device(0, 5)).unwrap();
-    let two = rig.eventing.attach(&mut rig.space, device(1, 5)).unwrap();
-    let raises =
-        |rig: &Rig| rig.events.lock().state().irqfds.iter().filter(|irqfd| irqfd.gsi == 5).count();
-    assert_eq!(raises(&rig), 2);
-    rig.eventing.detach(&mut rig.space, one).unwrap();
-    assert_eq!(raises(&rig), 1);
-    rig.eventing.detach(&mut rig.space, two).unwrap();
-    assert_eq!(raises(&rig), 0);
-    assert_eq!(rig.events.lock().state().routes.len(), 40);
+    let rig = Rig::new();
+    let one = rig.attach(device(0, 5)).unwrap();
+    let two = rig.attach(device(1, 5)).unwrap();
+    let raises = || rig.events.state().irqfds.iter().filter(|irqfd| irqfd.gsi == 5).count();
+    assert_eq!(raises(), 2);
+    rig.detach(one).unwrap();
+    assert_eq!(raises(), 1);
+    rig.detach(two).unwrap();
+    assert_eq!(raises(), 0);
+    assert_eq!(rig.events.state().routes.len(), 40);
 }
 
 #[test]
 fn what_is_signalled_goes_where_it_should() {
-    let mut rig = Rig::with(Irqchip::Full, |builder| builder.routes(Route::x86_defaults()));
-    let mut setup = DeviceSetup::new("serial");
-    setup.ioeventfd(Bus::Pio, 0x3f8, 1, None, eventfd()).unwrap();
-    setup.vector(eventfd(), Some(msi(0x55))).unwrap();
-    setup.line(4, None, eventfd(), None).unwrap();
-    rig.eventing.attach(&mut rig.space, setup).unwrap();
-    let events = rig.events.lock();
-    let state = events.state();
+    let rig = Rig::new();
+    let serial = Device::new("serial")
+        .ioeventfd(Doorbell::at(Bus::Pio, 0x3f8).len(1), eventfd())
+        .vector(eventfd(), Some(msi(0x55)))
+        .line(4, None, eventfd(), None);
+    rig.attach(serial).unwrap();
+    let (events, state) = (&rig.events, rig.events.state());
     let irqfd = |gsi| state.irqfds.iter().find(|irqfd| irqfd.gsi == gsi).unwrap().fd;
     assert_eq!(events.signalled(irqfd(24)), [RouteTarget::Msi(msi(0x55))]);
     let pins = [RouteTarget::Irqchip { chip: 0, pin: 4 }, RouteTarget::Irqchip { chip: 2, pin: 4 }];
@@ -140,81 +140,77 @@ fn what_is_signalled_goes_where_it_should() {
 }
 
 #[test]
-fn devices_without_hardware_behind_them_ask_for_no_irqbypass() {
+fn devices_without_hardware_behind_them_ask_for_no_bypass() {
     let limits = EventLimits { routes: 4096, no_irqbypass: true, devid: false };
-    let events = EventModel::new(Irqchip::Split).with_limits(limits).shared();
-    let mut space = Rig::new().space;
-    let mut eventing = Eventing::builder().open_on(Box::new(events.clone())).unwrap();
-    let mut vfio = DeviceSetup::new("vfio");
-    vfio.vector(eventfd(), Some(msi(1))).unwrap().may_bypass();
-    let mut virtio = DeviceSetup::new("virtio");
-    virtio.vector(eventfd(), Some(msi(2))).unwrap();
-    eventing.attach_all(&mut space, [vfio, virtio]).unwrap();
-    let flags: Vec<bool> =
-        events.lock().state().irqfds.iter().map(|irqfd| irqfd.no_irqbypass).collect();
+    let events = EventModel::new(Irqchip::Split).with_limits(limits);
+    let rig = Rig::on(Limits::x86(), events, |builder| builder);
+    let vfio = Device::new("vfio").vector(eventfd(), Some(msi(1))).may_bypass();
+    let virtio = Device::new("virtio").vector(eventfd(), Some(msi(2)));
+    rig.attach_all([vfio, virtio]).unwrap();
+    let irqfds = rig.events.state().irqfds;
+    let flags: Vec<bool> = irqfds.iter().map(|irqfd| irqfd.no_irqbypass).collect();
     assert_eq!(flags, [false, true]);
 }
 
 #[test]
 fn ids_are_never_used_again() {
-    let mut rig = Rig::new();
-    let mut other = Rig::new();
-    let first = rig.eventing.attach(&mut rig.space, device(0, 0)).unwrap();
-    rig.eventing.detach(&mut rig.space, first).unwrap();
-    let second = rig.eventing.attach(&mut rig.space, device(0, 0)).unwrap();
+    let (rig, other) = (Rig::new(), Rig::new());
+    let first = rig.attach(device(0, 0)).unwrap();
+    rig.detach(first).unwrap();
+    let second = rig.attach(device(0, 0)).unwrap();
     assert_ne!(first, second);
-    for (error, device) in [
-        (rig.eventing.detach(&mut rig.space, first).unwrap_err(), first),
-        (other.eventing.detach(&mut other.space, second).unwrap_err(), second),
-    ] {
-        let DeviceErrorKind::NotAttached { id } = *error.kind else { panic!("{error}") };
+    let errors = [
+        (rig.detach(first), first),
+        (other.detach(second), second),
+        (rig.detach_all(&[second, second]), second),
+    ];
+    for (result, device) in errors {
+        let error = result.unwrap_err();
+        let ErrorKind::UnknownDevice { id } = *error.kind() else { panic!("{error}") };
         assert_eq!(id, device);
     }
-    let error = rig.eventing.detach_all(&mut rig.space, &[second, second]).unwrap_err();
-    assert!(matches!(*error.kind, DeviceErrorKind::NamedTwice { .. }), "{error}");
-    assert_eq!(rig.eventing.len(), 1);
+    assert_eq!(rig.vm.devices(), [second]);
+    // A set that was applied already, in this VM.
+    let mut c = kvm_memslots::Changes::new();
+    c.attach(device(1, 0));
+    rig.vm.apply(c.clone()).unwrap();
+    let error = rig.vm.apply(c).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Twice { .. }), "{error}");
 }
 
-/// The device holds its own descriptors: the caller's may be closed.
+/// The descriptors are the caller's own, held until the device is detached.
 #[test]
-fn eventfds_are_duplicated() {
-    let mut rig = Rig::new();
-    let mine = eventfd();
-    let mut setup = DeviceSetup::new("dev");
-    setup.vector(&mine, Some(msi(1))).unwrap();
-    let raw = mine.as_raw_fd();
-    drop(mine);
-    rig.eventing.attach(&mut rig.space, setup).unwrap();
-    let state: State = rig.eventing.live().clone();
-    assert!(state.irqfds.iter().all(|irqfd| irqfd.fd != raw));
-    assert_eq!(rig.events.lock().counts().of(EventCall::AssignIrqfd), 1);
+fn eventfds_are_held_as_they_are() {
+    let rig = Rig::new();
+    let mine = Arc::new(eventfd());
+    let device = Device::new("dev").vector(Arc::clone(&mine), Some(msi(1)));
+    let id = rig.attach(device).unwrap();
+    let state = rig.vm.event_state().unwrap();
+    assert!(state.irqfds.iter().all(|irqfd| irqfd.fd == mine.as_raw_fd()));
+    assert_eq!(rig.events.counts().of(Call::AssignIrqfd), 1);
+    assert!(Arc::strong_count(&mine) > 1, "held");
+    rig.set_vector(id, 0, None).unwrap();
+    rig.detach(id).unwrap();
+    assert_eq!(Arc::strong_count(&mine), 1, "let go");
 }
 
 #[test]
-fn ioeventfds_can_be_left_to_the_commit() {
-    let mut rig = Rig::new();
-    let ids: Vec<_> = (0..3)
-        .map(|n| {
-            let mut setup = device(n, 0);
-            setup.defer_ioeventfds();
-            rig.eventing.attach(&mut rig.space, setup).unwrap()
-        })
-        .collect();
-    assert_eq!(rig.events.lock().counts().of(EventCall::AssignIoeventfd), 0);
+fn ioeventfds_can_be_left_to_later() {
+    let rig = Rig::new();
+    let attach = |n| rig.attach(device(n, 0).defer_ioeventfds()).unwrap();
+    let ids: Vec<_> = (0..3).map(attach).collect();
+    assert_eq!(rig.events.counts().of(Call::AssignIoeventfd), 0);
     // One that collides is seen all the same.
-    let mut other = DeviceSetup::new("other");
-    other.ioeventfd(Bus::Mmio, 0xd000_1000, 0, None, eventfd()).unwrap();
-    rig.eventing.attach(&mut rig.space, other).map(drop).unwrap_err();
+    let doorbell = Doorbell::at(Bus::Mmio, 0xd000_1000);
+    rig.attach(Device::new("other").ioeventfd(doorbell, eventfd())).map(drop).unwrap_err();
 
-    rig.eventing.detach(&mut rig.space, ids[0]).unwrap();
-    let errno = kvm_memslots::backend::Errno::ENOMEM;
-    let fault = kvm_memslots::device::EventFault { only: None, nth: 3, forever: false, errno };
-    rig.events.lock().inject(fault);
-    rig.eventing.commit().unwrap_err();
-    assert_eq!(rig.events.lock().state().ioeventfds.len(), 0);
-    let report = rig.eventing.commit().unwrap();
-    assert_eq!((report.ioctls(), report.events.ioeventfd_calls), (4, 4));
+    rig.detach(ids[0]).unwrap();
+    rig.events.inject(Fault::nth(3, Errno::ENOMEM));
+    rig.apply(kvm_memslots::Changes::assign_deferred).unwrap_err();
+    assert_eq!(rig.events.state().ioeventfds.len(), 0);
+    let (_, report) = rig.apply(kvm_memslots::Changes::assign_deferred).unwrap();
+    assert_eq!((report.calls(), report.events.ioeventfd_calls), (4, 4));
     rig.assert_known();
-    rig.eventing.detach_all(&mut rig.space, &ids[1..]).unwrap();
-    assert_eq!(rig.events.lock().state().ioeventfds.len(), 0);
+    rig.detach_all(&ids[1..]).unwrap();
+    assert_eq!(rig.events.state().ioeventfds.len(), 0);
 }

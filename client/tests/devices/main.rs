@@ -1,7 +1,8 @@
 //! Whole devices on the models of KVM.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::needless_for_each, clippy::ignored_unit_patterns)]
 
 mod bad_input;
+mod doorbells;
 mod faults;
 mod lifecycle;
 mod random;

@@ -3,28 +3,30 @@
 
 use std::collections::BTreeMap;
 
-use kvm_memslots::backend::Errno;
-use kvm_memslots::device::{DeviceId, EventFault, Msi};
+use kvm_memslots::Errno;
+use kvm_memslots::backend::model::events::Fault;
+use kvm_memslots::device::{DeviceId, Msi, RouteTarget};
 use proptest::prelude::*;
 
-use crate::rig::{Rig, device, msi};
+use crate::rig::{BAR_SIZE, Rig, device, msi};
 
 #[derive(Debug, Clone)]
 enum Op {
     Attach(Vec<u64>),
     Detach(Vec<u64>),
-    Vector(u64, usize, Option<u32>),
-    Commit,
+    Vectors(Vec<(u64, usize, Option<u32>)>),
+    /// Nothing, which repairs.
+    Empty,
 }
 
 fn op() -> impl Strategy<Value = (Op, Option<(u64, bool)>)> {
     let devices = || prop::collection::btree_set(0..6_u64, 1..4).prop_map(Vec::from_iter);
+    let vector = (0..6_u64, 0..4_usize, prop::option::of(0x20..0x28_u32));
     let op = prop_oneof![
         3 => devices().prop_map(Op::Attach),
         2 => devices().prop_map(Op::Detach),
-        4 => (0..6_u64, 0..4_usize, prop::option::of(0x20..0x28_u32))
-            .prop_map(|(device, vector, msi)| Op::Vector(device, vector, msi)),
-        2 => Just(Op::Commit),
+        4 => prop::collection::vec(vector, 1..6).prop_map(Op::Vectors),
+        1 => Just(Op::Empty),
     ];
     (op, prop::option::weighted(0.3, (1..20_u64, any::<bool>())))
 }
@@ -34,22 +36,21 @@ type Expected = BTreeMap<u64, (DeviceId, [Option<Msi>; 4])>;
 
 fn check(rig: &Rig, expected: &Expected) {
     rig.assert_known();
-    let state = rig.events.lock().state().clone();
+    let state = rig.events.state();
     assert_eq!(
-        rig.memory.lock().slots(0).map(|slot| slot.mapping.range.size).sum::<u64>(),
-        expected.len() as u64 * crate::rig::BAR_SIZE
+        rig.memory.slots(0).iter().map(|slot| slot.mapping.range().size()).sum::<u64>(),
+        expected.len() as u64 * BAR_SIZE
     );
     assert_eq!(state.ioeventfds.len(), expected.len() * 2);
     let mut wanted: Vec<Msi> =
         expected.values().flat_map(|(_, msis)| msis.iter().copied().flatten()).collect();
     assert_eq!(state.irqfds.len(), wanted.len());
     // Each irqfd raises one message, of its own GSI.
-    let events = rig.events.lock();
     let mut raised: Vec<Msi> = state
         .irqfds
         .iter()
-        .map(|irqfd| match events.signalled(irqfd.fd)[..] {
-            [kvm_memslots::device::RouteTarget::Msi(msi)] => msi,
+        .map(|irqfd| match rig.events.signalled(irqfd.fd)[..] {
+            [RouteTarget::Msi(msi)] => msi,
             ref other => panic!("{other:?}"),
         })
         .collect();
@@ -60,59 +61,50 @@ fn check(rig: &Rig, expected: &Expected) {
 }
 
 fn run(ops: Vec<(Op, Option<(u64, bool)>)>) {
-    let mut rig = Rig::new();
+    let rig = Rig::new();
     let mut expected = Expected::new();
-    let mut staged = Expected::new();
     for (op, fault) in ops {
         if let Some((nth, forever)) = fault {
             let errno = Errno::ENOMEM;
-            rig.events.lock().inject(EventFault { only: None, nth, forever, errno });
+            let fault = if forever { Fault::from_nth(nth, errno) } else { Fault::nth(nth, errno) };
+            rig.events.inject(fault);
         }
-        let mut changed = false;
-        match op {
+        let mut wanted = expected.clone();
+        let done = match op {
             Op::Attach(numbers) => {
-                let setups = numbers.iter().map(|n| device(*n, 0));
                 let free = numbers.iter().all(|n| !expected.contains_key(n));
-                let attached = rig.eventing.attach_all(&mut rig.space, setups);
+                let attached = rig.attach_all(numbers.iter().map(|n| device(*n, 0)));
                 assert!(free || attached.is_err());
-                if let Ok((ids, _)) = attached {
+                attached.map(|(ids, _)| {
                     let first = [Some(msi(0x30)), Some(msi(0x31)), Some(msi(0x32)), None];
-                    staged.extend(numbers.iter().zip(ids).map(|(n, id)| (*n, (id, first))));
-                    changed = true;
-                }
+                    wanted.extend(numbers.iter().zip(ids).map(|(n, id)| (*n, (id, first))));
+                })
             }
             Op::Detach(numbers) => {
-                let ids: Option<Vec<DeviceId>> =
-                    numbers.iter().map(|n| expected.get(n).map(|(id, _)| *id)).collect();
-                if let Some(ids) = ids {
-                    if rig.eventing.detach_all(&mut rig.space, &ids).is_ok() {
-                        staged.retain(|n, _| !numbers.contains(n));
-                        changed = true;
+                let ids = numbers.iter().filter_map(|n| wanted.remove(n));
+                let ids: Vec<DeviceId> = ids.map(|(id, _)| id).collect();
+                rig.detach_all(&ids).map(drop)
+            }
+            Op::Vectors(vectors) => rig
+                .apply(|c| {
+                    for (n, vector, data) in vectors {
+                        let Some((id, msis)) = wanted.get_mut(&n) else { continue };
+                        c.set_vector(*id, vector, data.map(msi));
+                        msis[vector] = data.map(msi);
                     }
-                }
-            }
-            Op::Vector(n, vector, data) => {
-                if let Some((id, msis)) = staged.get_mut(&n) {
-                    rig.eventing.set_vector(*id, vector, data.map(msi)).unwrap();
-                    msis[vector] = data.map(msi);
-                }
-            }
-            Op::Commit => match rig.eventing.commit() {
-                Ok(_) => changed = true,
-                Err(_) => staged = expected.clone(),
-            },
-        }
-        if changed {
-            expected = staged.clone();
-        }
+                })
+                .map(drop),
+            Op::Empty => rig.detach_all(&[]).map(drop),
+        };
         rig.assert_known();
-        rig.events.lock().clear_faults();
-        if changed {
+        rig.events.clear_faults();
+        if done.is_ok() {
+            expected = wanted;
             check(&rig, &expected);
         }
     }
-    rig.eventing.commit().unwrap();
-    check(&rig, &staged);
+    rig.detach_all(&[]).unwrap();
+    check(&rig, &expected);
 }
 
 proptest! {

@@ -1,14 +1,11 @@
 //! A call fails, whichever it is: the layout is what it was, or the error
 //! says what it is.
 
-use kvm_memslots_shim::backend::Errno;
-use kvm_memslots_shim::backend::model::Fault;
-use kvm_memslots_shim::exec::{ExecError, Holes, How};
-use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
-use kvm_memslots_shim::{Op, Slot};
+use kvm_memslots_shim::memory::model::Fault;
+use kvm_memslots_shim::memory::{How, MemoryCalls, Op, Why};
+use kvm_memslots_shim::{Errno, Slot};
 use proptest::prelude::*;
 
-use crate::gate::Count;
 use crate::script::Script;
 use crate::worlds::{World, any_changes};
 
@@ -21,11 +18,11 @@ pub(crate) const WAYS: [How; 4] = [
 
 /// How many calls change something.
 pub(crate) fn calls(world: &World, how: How) -> u64 {
-    how.cost(&world.plan).ioctls
+    world.plan.cost(how).ioctls
 }
 
 /// The slots of `all` that `ops` name, by id.
-fn named(ops: &[Op], all: Vec<Slot>) -> Vec<Slot> {
+pub(crate) fn named(ops: &[Op], all: Vec<Slot>) -> Vec<Slot> {
     let mut named: Vec<Slot> =
         all.into_iter().filter(|slot| ops.iter().any(|op| op.slot_id() == slot.id)).collect();
     named.sort_by_key(|slot| slot.id);
@@ -36,8 +33,8 @@ proptest! {
     #[test]
     fn a_plan_that_nothing_stops_is_carried_out(world in any_changes(false)) {
         for how in WAYS {
-            let mut vm = Script::new(&world.start);
-            let done = vm.execute(&world.plan, how, Holes::Refuse, &mut vec![]).unwrap();
+            let vm = Script::new(&world.start);
+            let done = vm.execute(&world.plan, how, false, &mut vec![]).unwrap();
             prop_assert_eq!(done.ioctls, vm.model.counts().ioctls);
             prop_assert_eq!(done.ioctls, calls(&world, how));
             let waited = vm.model.counts().grace_periods;
@@ -47,13 +44,10 @@ proptest! {
                 // nothing; no planner makes such a plan.
                 How::Batch { .. } => prop_assert!(waited <= done.grace_periods),
             }
-            let mut one_by_one = Script::new(&world.start);
+            let one_by_one = Script::new(&world.start);
             for op in &world.plan.ops {
-                let region = match op.after() {
-                    Some(slot) => slot.to_kvm(0),
-                    None => delete(op.slot_id()),
-                };
-                one_by_one.model.set_user_memory_region2(&region).unwrap();
+                // SAFETY: the model maps nothing.
+                unsafe { one_by_one.model.change(0, op) }.unwrap();
             }
             prop_assert_eq!(vm.slots(), one_by_one.slots());
         }
@@ -64,12 +58,12 @@ proptest! {
         for how in WAYS {
             let start = Script::new(&world.start);
             for nth in 1..=calls(&world, how) {
-                let mut vm = start.clone().failing([Fault::nth(nth, Errno::ENOMEM)]);
+                let vm = start.fork().failing([Fault::nth(nth, Errno::ENOMEM)]);
                 let error = vm
-                    .execute(&world.plan, how, Holes::NoVcpuRuns, &mut vec![])
+                    .execute(&world.plan, how, false, &mut vec![])
                     .unwrap_err();
                 prop_assert_eq!(vm.slots(), start.slots(), "{:?}, call {}", how, nth);
-                let ExecError::Refused { index, op, errno: Errno::ENOMEM } = error else {
+                let Why::Refused { index, op, errno: Errno::ENOMEM } = error.why else {
                     panic!("{error:?}");
                 };
                 match how {
@@ -101,15 +95,17 @@ proptest! {
             let undos = [Fault::nth(undo, Errno::EIO), Fault::from_nth(undo, Errno::EIO)];
             for undo in undos {
                 let faults = [Fault::nth(nth, Errno::ENOMEM), undo];
-                let mut vm = Script::new(&world.start).failing(faults);
+                let vm = Script::new(&world.start).failing(faults);
                 let error = vm
-                    .execute(&world.plan, how, Holes::NoVcpuRuns, &mut vec![])
+                    .execute(&world.plan, how, false, &mut vec![])
                     .unwrap_err();
-                let ExecError::Stuck { index, errno, undo_errno, live } = error else {
+                let Why::Stuck { index, op, errno, undo_errno, live, unsure } = error.why else {
                     panic!("{error:?}");
                 };
                 prop_assert_eq!((errno, undo_errno), (Errno::ENOMEM, Errno::EIO));
                 prop_assert_eq!(index.is_some(), how == How::PerRegion);
+                prop_assert_eq!(op, index.map(|index| world.plan.ops[index]));
+                prop_assert!(unsure.is_empty() && error.panic.is_none());
                 prop_assert_eq!(live, named(&world.plan.ops, vm.slots()));
             }
         }
@@ -117,22 +113,17 @@ proptest! {
 
     #[test]
     fn interruptions_that_do_not_end_are_a_refusal_like_any_other(world in any_changes(true)) {
-        let gate = Count::default();
-        let mut vm = Script::new(&world.start).failing([Fault::every(Errno::EINTR)]);
+        let vm = Script::new(&world.start).failing([Fault::every(Errno::EINTR)]);
         let error = vm
-            .execute(&world.plan, How::PerRegion, Holes::Gate(&gate), &mut vec![])
+            .execute(&world.plan, How::PerRegion, true, &mut vec![])
             .unwrap_err();
         let interrupted = matches!(
-            error,
-            ExecError::Refused { errno: Errno::EINTR, index: Some(0), .. }
-                | ExecError::DirtyLog { errno: Errno::EINTR, .. }
+            error.why,
+            Why::Refused { errno: Errno::EINTR, index: Some(0), .. }
+                | Why::DirtyLog { errno: Errno::EINTR, .. }
         );
         prop_assert!(interrupted, "{:?}", error);
         prop_assert_eq!(vm.slots(), Script::new(&world.start).slots());
-        prop_assert_eq!(vm.calls, 1, "a backend has retried already");
+        prop_assert_eq!(vm.calls(), 1, "a backend has retried already");
     }
-}
-
-fn delete(id: u16) -> kvm_userspace_memory_region2 {
-    kvm_userspace_memory_region2 { slot: u32::from(id), ..Default::default() }
 }

@@ -2,32 +2,56 @@
 //! calls that fail.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvm_memslots_shim::backend::model::{Fault, GuestAccess, ModelConfig};
-use kvm_memslots_shim::backend::{Errno, Memslots, Model};
-use kvm_memslots_shim::exec::{self, Done, ExecError, Holes, How, SavedDirty};
-use kvm_memslots_shim::uapi::{MemoryRegions, kvm_userspace_memory_region2};
-use kvm_memslots_shim::{Limits, Plan, Slot};
+use kvm_memslots_shim::memory::model::{Fault, GuestAccess, Model, ModelConfig};
+use kvm_memslots_shim::memory::{
+    BatchRefusal, Carry, Done, Failed, How, MemoryCalls, Op, Plan, SavedDirty, execute,
+};
+use kvm_memslots_shim::{Errno, Kind, Limits, Mapping, MemFlags, Range, Slot};
 
 pub(crate) const PAGE: u64 = 4096;
+
+pub(crate) fn range(gpa: u64, size: u64) -> Range {
+    Range::new(gpa, size).unwrap()
+}
+
+pub(crate) fn mapping(gpa: u64, size: u64, hva: u64) -> Mapping {
+    Mapping::new(range(gpa, size), hva, Kind::Ram).unwrap()
+}
 
 /// A kernel with the batch ioctl.
 pub(crate) fn limits() -> Limits {
     Limits::x86().with_batch(1 << 16)
 }
 
+/// A logged slot of 100 pages that becomes two.
+pub(crate) fn split() -> (Slot, Plan) {
+    let mapping = mapping(0x10_0000, 100 * PAGE, 0x7f00_0000_0000);
+    let old = Slot { id: 0, mapping: mapping.with_flags(MemFlags::LOG_DIRTY_PAGES) };
+    let part = |id, gpa, pages| {
+        let mapping = old.mapping.clipped_to(range(gpa, pages * PAGE)).unwrap();
+        Slot { id, mapping }
+    };
+    let (low, high) = (part(0, 0x10_0000, 30), part(1, 0x10_0000 + 30 * PAGE, 70));
+    let plan = Plan {
+        ops: vec![Op::Delete(old), Op::Create(low), Op::Create(high)],
+        holes: vec![mapping.range()],
+        carries: [low, high].map(|new| Carry { slot: old, range: new.mapping.range() }).to_vec(),
+        ..Plan::default()
+    };
+    (old, plan)
+}
+
 /// The model, with a guest and a fate.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Script {
     pub(crate) model: Model,
     /// Before each call, the guest writes to the next of these pages.
     pub(crate) writes: Vec<Vec<u64>>,
-    /// Panic instead of making this call, the first is 0.
-    pub(crate) panic_at: Option<usize>,
-    /// Calls so far.
-    pub(crate) calls: usize,
-    /// Host addresses that the guest has written to.
-    pub(crate) written: BTreeSet<u64>,
+    calls: AtomicUsize,
+    written: Mutex<BTreeSet<u64>>,
 }
 
 impl Script {
@@ -37,30 +61,50 @@ impl Script {
     }
 
     pub(crate) fn with_config(config: ModelConfig, slots: &[Slot]) -> Self {
-        let mut model = Model::with_config(config);
+        let model = Model::with_config(config);
         for slot in slots {
-            model.set_user_memory_region2(&slot.to_kvm(0)).unwrap();
+            // SAFETY: the model maps nothing.
+            unsafe { model.change(0, &Op::Create(*slot)) }.unwrap();
         }
         model.reset_counts();
-        let writes = Vec::new();
-        Self { model, writes, panic_at: None, calls: 0, written: BTreeSet::new() }
+        Self { model, writes: Vec::new(), calls: AtomicUsize::default(), written: Mutex::default() }
+    }
+
+    /// Another VM that is as this one is now.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            model: self.model.fork(),
+            writes: self.writes.clone(),
+            calls: AtomicUsize::new(self.calls()),
+            written: Mutex::new(self.written().clone()),
+        }
+    }
+
+    /// Calls so far.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Host addresses that the guest has written to.
+    pub(crate) fn written(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The guest writes to a page.
-    pub(crate) fn write(&mut self, page: u64) {
+    pub(crate) fn write(&self, page: u64) {
         for piece in self.model.guest_write(0, page * PAGE, 1) {
             if let GuestAccess::Ram { hva } = piece.access {
-                self.written.insert(hva);
+                self.written().insert(hva);
             }
         }
     }
 
     /// The slots, by guest address.
     pub(crate) fn slots(&self) -> Vec<Slot> {
-        self.model.slots(0).collect()
+        self.model.slots(0)
     }
 
-    pub(crate) fn failing(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
+    pub(crate) fn failing(self, faults: impl IntoIterator<Item = Fault>) -> Self {
         for fault in faults {
             self.model.inject(fault);
         }
@@ -68,33 +112,40 @@ impl Script {
     }
 
     /// Carries `plan` out in address space 0.
+    #[allow(clippy::result_large_err)]
     pub(crate) fn execute(
-        &mut self,
+        &self,
         plan: &Plan,
         how: How,
-        holes: Holes<'_>,
+        read_logs: bool,
         saved: &mut Vec<SavedDirty>,
-    ) -> Result<Done, ExecError> {
+    ) -> Result<Done, Failed> {
         // SAFETY: the model maps nothing.
-        unsafe { exec::execute(self, 0, plan, how, holes, saved) }
+        unsafe { execute(self, 0, plan, how, read_logs, saved) }
     }
 
     /// The pages that the model's logs or `saved` call dirty.
-    pub(crate) fn reported(&mut self, saved: &[SavedDirty]) -> BTreeSet<u64> {
+    pub(crate) fn reported(&self, saved: &[SavedDirty]) -> BTreeSet<u64> {
+        self.reported_without(&[], saved)
+    }
+
+    /// The same, to somebody who does not know of these slots.
+    pub(crate) fn reported_without(&self, ids: &[u16], saved: &[SavedDirty]) -> BTreeSet<u64> {
         let mut pages = BTreeSet::new();
         self.model.clear_faults();
-        for slot in self.slots().into_iter().filter(|slot| slot.mapping.is_logged()) {
-            let count = slot.mapping.range.size / PAGE;
+        let known = |slot: &Slot| slot.mapping.is_logged() && !ids.contains(&slot.id);
+        for slot in self.slots().into_iter().filter(known) {
+            let count = slot.mapping.range().size() / PAGE;
             let mut bits = vec![0; count.div_ceil(64) as usize];
             match self.model.get_dirty_log(0, slot.id, &mut bits) {
                 // The VMM looks at its ring instead.
                 Ok(()) | Err(Errno::ENXIO) => {}
                 Err(errno) => panic!("{slot}: {errno}"),
             }
-            pages.extend(set_bits(&bits).map(|bit| slot.mapping.range.gpa / PAGE + bit));
+            pages.extend(set_bits(&bits).map(|bit| slot.mapping.range().gpa() / PAGE + bit));
         }
         for SavedDirty { range, pages: bits } in saved {
-            let (first, count) = (range.gpa / PAGE, range.size / PAGE);
+            let (first, count) = (range.gpa() / PAGE, range.size() / PAGE);
             match bits {
                 Some(bits) => {
                     assert_eq!(bits.len() as u64, count.div_ceil(64));
@@ -107,12 +158,11 @@ impl Script {
         pages
     }
 
-    fn call(&mut self) {
-        assert_ne!(self.panic_at, Some(self.calls), "as scripted");
-        for page in self.writes.get(self.calls).cloned().unwrap_or_default() {
-            self.write(page);
+    fn call(&self) {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        for page in self.writes.get(call).into_iter().flatten() {
+            self.write(*page);
         }
-        self.calls += 1;
     }
 }
 
@@ -120,7 +170,7 @@ fn set_bits(bits: &[u64]) -> impl Iterator<Item = u64> + '_ {
     (0..bits.len() as u64 * 64).filter(|bit| bits[(bit / 64) as usize] >> (bit % 64) & 1 == 1)
 }
 
-impl Memslots for Script {
+impl MemoryCalls for Script {
     fn limits(&self) -> Limits {
         self.model.limits()
     }
@@ -129,25 +179,30 @@ impl Memslots for Script {
         "script"
     }
 
-    unsafe fn set_region(&mut self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
+    unsafe fn change(&self, as_id: u16, op: &Op) -> Result<(), Errno> {
         self.call();
         // SAFETY: the model maps nothing.
-        unsafe { self.model.set_region(region) }
+        unsafe { self.model.change(as_id, op) }
     }
 
-    unsafe fn set_regions(&mut self, regions: &mut MemoryRegions) -> Result<(), Errno> {
+    unsafe fn change_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
         self.call();
         // SAFETY: the model maps nothing.
-        unsafe { self.model.set_regions(regions) }
+        unsafe { self.model.change_all(as_id, ops) }
     }
 
-    fn dirty_log(&mut self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno> {
+    fn check_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
+        self.call();
+        self.model.check_all(as_id, ops)
+    }
+
+    fn dirty_log(&self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno> {
         self.call();
         self.model.dirty_log(as_id, slot, bitmap)
     }
 
     fn clear_dirty_log(
-        &mut self,
+        &self,
         as_id: u16,
         slot: &Slot,
         first: u64,

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use kvm_memslots_shim::planner::{Request, plan};
-use kvm_memslots_shim::{Carry, Extent, Mapping, MemFlags, Op, Plan, Range, Slot, SlotIds};
+use kvm_memslots_shim::memory::{Carry, Extent, Op, Plan, Request, plan};
+use kvm_memslots_shim::{MemFlags, Range, Slot, SlotIds};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::script::{PAGE, limits};
+use crate::script::{PAGE, limits, mapping, range};
 
 /// Guest pages that are played with.
 pub(crate) const PAGES: u64 = 160;
@@ -40,7 +40,7 @@ pub(crate) fn any_changes(holes: bool) -> impl Strategy<Value = World> {
                 changes.into_iter().flat_map(|choice| layout.change(choice)).collect();
             let mut plan = Plan { ops, ..Plan::default() };
             if holes {
-                plan.holes = vec![Range::new(0, PAGE)];
+                plan.holes = vec![range(0, PAGE)];
                 plan.carries = carries(&start, &plan.ops);
             }
             (!plan.ops.is_empty()).then_some(World { start, plan, written, writes })
@@ -66,13 +66,24 @@ pub(crate) fn planned() -> impl Strategy<Value = World> {
             let wanted: Vec<Extent> = layout
                 .slots()
                 .into_iter()
-                .map(|slot| Extent { mapping: slot.mapping, alone: slot.id % 3 == 0 })
+                .map(|slot| Extent {
+                    mapping: slot.mapping,
+                    alone: slot.id % 3 == 0,
+                    joins: slot.id % 5 != 0,
+                })
                 .collect();
             let mut ids = SlotIds::new(limits().slots);
             for slot in &start {
                 assert!(ids.take(slot.id));
             }
-            let request = Request { live: &start, wanted: &wanted, ids: &ids, limits: &limits() };
+            let limits = limits();
+            let request = Request {
+                live: &start,
+                wanted: &wanted,
+                ids: &ids,
+                limits: &limits,
+                make_room: None,
+            };
             let plan = plan(&request).unwrap();
             (!plan.ops.is_empty()).then_some(World { start, plan, written, writes })
         },
@@ -93,12 +104,11 @@ fn carries(start: &[Slot], ops: &[Op]) -> Vec<Carry> {
     });
     deleted
         .flat_map(|slot| {
-            let Range { gpa, size } = slot.mapping.range;
+            let (gpa, size) = (slot.mapping.range().gpa(), slot.mapping.range().size());
             let split = size / PAGE / 2 * PAGE;
-            [Range::new(gpa, split), Range::new(gpa + split, size - split)]
-                .map(|range| Carry { slot, range })
+            let parts = [Range::new(gpa, split), Range::new(gpa + split, size - split)];
+            parts.into_iter().flatten().map(move |range| Carry { slot, range })
         })
-        .filter(|carry| carry.range.size > 0)
         .collect()
 }
 
@@ -112,7 +122,7 @@ struct Layout {
 impl Layout {
     fn slots(&self) -> Vec<Slot> {
         let mut slots: Vec<Slot> = self.slots.values().copied().collect();
-        slots.sort_by_key(|slot| slot.mapping.range);
+        slots.sort_by_key(|slot| slot.mapping.range());
         slots
     }
 
@@ -124,7 +134,7 @@ impl Layout {
             (1, Some(slot)) => Some(self.apply(Op::Delete(slot))),
             (2, Some(from)) => self.slide(from, u64::from(to) % PAGES * PAGE),
             (3, Some(from)) => {
-                let flags = from.mapping.flags ^ MemFlags::LOG_DIRTY_PAGES;
+                let flags = from.mapping.flags() ^ MemFlags::LOG_DIRTY_PAGES;
                 Some(self.apply(Op::SetFlags { from, flags }))
             }
             (_, Some(slot)) => return self.replace(slot, u64::from(to), logged),
@@ -134,12 +144,13 @@ impl Layout {
 
     /// The same memory in two slots.
     fn replace(&mut self, slot: Slot, at: u64, logged: bool) -> Vec<Op> {
-        let Range { gpa, size } = slot.mapping.range;
+        let (gpa, size) = (slot.mapping.range().gpa(), slot.mapping.range().size());
         let split = at % (size / PAGE) * PAGE;
         let mut ops = vec![self.apply(Op::Delete(slot))];
         for part in [Range::new(gpa, split), Range::new(gpa + split, size - split)] {
-            let Some(mapping) = slot.mapping.clipped_to(part) else { continue };
-            let mapping = Mapping { flags: flags(logged), ..mapping };
+            let part = part.and_then(|part| slot.mapping.clipped_to(part));
+            let Some(mapping) = part else { continue };
+            let mapping = mapping.with_flags(flags(logged));
             ops.push(self.apply(Op::Create(Slot { id: self.free_id(), mapping })));
         }
         ops
@@ -148,28 +159,27 @@ impl Layout {
     fn create(&mut self, (_, at, size, logged): Choice) -> Option<Op> {
         let gpa = u64::from(at) % PAGES * PAGE;
         let size = (1 + u64::from(size) % 70).min(PAGES - gpa / PAGE) * PAGE;
-        let range = Range::new(gpa, size);
-        if self.overlaps(range, None) {
+        if self.overlaps(range(gpa, size), None) {
             return None;
         }
-        let mut mapping = Mapping::ram(gpa, size, NATIVE + gpa);
+        let mut made = mapping(gpa, size, NATIVE + gpa);
         let used = |slot: &Slot| {
-            let hva = slot.mapping.hva;
-            Range::new(hva, slot.mapping.range.size).overlaps(Range::new(mapping.hva, size))
+            let hva = slot.mapping.hva();
+            range(hva, slot.mapping.range().size()).overlaps(range(made.hva(), size))
         };
         // No host page is mapped twice: what one slot's log says of it would
         // not be all there is.
         if self.slots.values().any(used) {
             self.fresh += PAGES * PAGE;
-            mapping.hva = FRESH + self.fresh;
+            made = mapping(gpa, size, FRESH + self.fresh);
         }
-        mapping.flags = flags(logged);
+        let mapping = made.with_flags(flags(logged));
         Some(self.apply(Op::Create(Slot { id: self.free_id(), mapping })))
     }
 
     fn slide(&mut self, from: Slot, gpa: u64) -> Option<Op> {
-        let to = Range::new(gpa, from.mapping.range.size);
-        let stays = gpa == from.mapping.range.gpa;
+        let to = range(gpa, from.mapping.range().size());
+        let stays = gpa == from.mapping.range().gpa();
         let free = !stays && to.end() <= PAGES * PAGE && !self.overlaps(to, Some(from.id));
         free.then(|| self.apply(Op::Move { from, gpa }))
     }
@@ -184,7 +194,7 @@ impl Layout {
 
     fn overlaps(&self, range: Range, but: Option<u16>) -> bool {
         let mut others = self.slots.values().filter(|slot| Some(slot.id) != but);
-        others.any(|slot| slot.mapping.range.overlaps(range))
+        others.any(|slot| slot.mapping.range().overlaps(range))
     }
 
     fn free_id(&self) -> u16 {

@@ -5,9 +5,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use kvm_ioctls::VmFd;
-use kvm_memslots_shim::backend::{Errno, Kvm, Memslots};
-use kvm_memslots_shim::uapi::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
-use kvm_memslots_shim::{Mapping, Slot};
+use kvm_memslots_shim::memory::{MemoryCalls, Op};
+use kvm_memslots_shim::uapi::kvm_userspace_memory_region;
+use kvm_memslots_shim::{Errno, Kind, Kvm, KvmOptions, Mapping, Range, Slot};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 pub(crate) const PAGE: u64 = 4096;
@@ -44,7 +44,9 @@ impl Ram {
     /// This memory as a slot, from its start.
     pub(crate) fn slot(&self, id: u16, gpa: u64, pages: u64) -> Slot {
         assert!(pages * PAGE <= self.size as u64);
-        Slot { id, mapping: Mapping::ram(gpa, pages * PAGE, self.base.addr().get() as u64) }
+        let range = Range::new(gpa, pages * PAGE).unwrap();
+        let hva = self.base.addr().get() as u64;
+        Slot { id, mapping: Mapping::new(range, hva, Kind::Ram).unwrap() }
     }
 }
 
@@ -74,26 +76,32 @@ impl Machine {
                 return None;
             }
         };
-        let kvm = Kvm::open(borrowed(&vm)).unwrap();
+        let kvm = Kvm::open(borrowed(&vm), KvmOptions { scratch_vm: true }).unwrap();
         Some(Self { kvm, vm, ram: Ram::new(pages) })
     }
 
-    pub(crate) fn set(&mut self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
+    pub(crate) fn change(&self, op: &Op) -> Result<(), Errno> {
         // SAFETY: tests give the memory of `ram`, which outlives the VM, and
         // which no reference is made to.
-        unsafe { self.kvm.set_region(region) }
+        unsafe { self.kvm.change(0, op) }
     }
 
-    pub(crate) fn create(&mut self, slot: &Slot) -> Result<(), Errno> {
-        self.set(&slot.to_kvm(0))
+    pub(crate) fn create(&self, slot: &Slot) -> Result<(), Errno> {
+        self.change(&Op::Create(*slot))
     }
 
-    pub(crate) fn delete(&mut self, id: u16) -> Result<(), Errno> {
-        self.set(&deletion(id))
+    pub(crate) fn delete(&self, id: u16) -> Result<(), Errno> {
+        self.change(&self.deletion(id))
     }
 
-    /// Sets or deletes a slot as somebody else who has the VM fd.
-    pub(crate) fn behind_the_back(&self, region: &kvm_userspace_memory_region2) {
+    /// A delete says which slot, and nothing else that counts.
+    pub(crate) fn deletion(&self, id: u16) -> Op {
+        Op::Delete(self.ram.slot(id, 0, 1))
+    }
+
+    /// Changes a slot as somebody else who has the VM fd.
+    pub(crate) fn behind_the_back(&self, op: &Op) {
+        let region = op.to_kvm(0);
         let region = kvm_userspace_memory_region {
             slot: region.slot,
             flags: region.flags,
@@ -101,13 +109,13 @@ impl Machine {
             memory_size: region.memory_size,
             userspace_addr: region.userspace_addr,
         };
-        // SAFETY: as in `set`.
+        // SAFETY: as in `change`.
         unsafe { self.vm.set_user_memory_region(region) }.unwrap();
     }
 
     /// Whether exactly these slots are there: each can be deleted and, as
     /// nothing else is in its way, created again.
-    pub(crate) fn assert_live(&mut self, slots: &[Slot]) {
+    pub(crate) fn assert_live(&self, slots: &[Slot]) {
         for slot in slots {
             // What is there already is no change; all else is refused.
             assert_eq!(self.create(slot), Ok(()), "{slot} is not there");
@@ -120,10 +128,6 @@ impl Machine {
             assert_eq!(self.create(slot), Ok(()));
         }
     }
-}
-
-pub(crate) fn deletion(id: u16) -> kvm_userspace_memory_region2 {
-    kvm_userspace_memory_region2 { slot: u32::from(id), ..Default::default() }
 }
 
 pub(crate) fn borrowed(fd: &impl AsRawFd) -> BorrowedFd<'_> {

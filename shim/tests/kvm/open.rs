@@ -6,11 +6,15 @@ use std::process::Command;
 
 use kvm_bindings::KVM_CAP_MULTI_ADDRESS_SPACE;
 use kvm_ioctls::Cap;
-use kvm_memslots_shim::backend::{Errno, Kvm, Memslots, OpenError};
+use kvm_memslots_shim::memory::{MemoryCalls, Op};
 use kvm_memslots_shim::uapi::probe::Support;
-use kvm_memslots_shim::uapi::{MemoryRegions, MemoryRegionsFlags};
+use kvm_memslots_shim::{Errno, Kvm, KvmOptions, OpenError};
 
 use crate::machine::{Machine, borrowed};
+
+fn open(fd: BorrowedFd<'_>) -> Result<Kvm, OpenError> {
+    Kvm::open(fd, KvmOptions::default())
+}
 
 #[test]
 fn limits_are_those_of_the_vm() {
@@ -29,10 +33,8 @@ fn limits_are_those_of_the_vm() {
 #[test]
 fn the_batch_ioctl_is_there_if_the_probe_says_so() {
     let test = "the_batch_ioctl_is_there_if_the_probe_says_so";
-    let Some(mut machine) = Machine::new(test, 1) else { return };
-    let mut regions = MemoryRegions::new(0, MemoryRegionsFlags::DRY_RUN);
-    // SAFETY: nothing is asked of a dry run.
-    let answer = unsafe { machine.kvm.set_regions(&mut regions) };
+    let Some(machine) = Machine::new(test, 1) else { return };
+    let answer = machine.kvm.check_all(0, &[]).map_err(|refused| refused.errno);
     match machine.kvm.support() {
         Support::Present { max_entries } => {
             assert_eq!(answer, Ok(()));
@@ -48,10 +50,10 @@ fn the_batch_ioctl_is_there_if_the_probe_says_so() {
 #[test]
 fn the_vm_fd_may_be_closed() {
     let Some(machine) = Machine::new("the_vm_fd_may_be_closed", 1) else { return };
-    let Machine { mut kvm, vm, ram } = machine;
+    let Machine { kvm, vm, ram } = machine;
     drop(vm);
     // SAFETY: the memory is dropped after the VM, and not referred to.
-    assert_eq!(unsafe { kvm.set_region(&ram.slot(0, 0, 1).to_kvm(0)) }, Ok(()));
+    assert_eq!(unsafe { kvm.change(0, &Op::Create(ram.slot(0, 0, 1))) }, Ok(()));
     drop(kvm);
 }
 
@@ -59,7 +61,7 @@ fn the_vm_fd_may_be_closed() {
 fn dev_kvm_itself_is_recognised() {
     let Some(_machine) = Machine::new("dev_kvm_itself_is_recognised", 1) else { return };
     let kvm = kvm_ioctls::Kvm::new().unwrap();
-    let error = Kvm::open(borrowed(&kvm)).unwrap_err();
+    let error = open(borrowed(&kvm)).unwrap_err();
     assert!(matches!(error, OpenError::SystemFd { fd } if fd == kvm.as_raw_fd()));
     assert!(error.to_string().contains("/dev/kvm itself"));
     assert!(error.to_string().contains("KVM_CREATE_VM"));
@@ -69,7 +71,7 @@ fn dev_kvm_itself_is_recognised() {
 fn a_vcpu_fd_is_named() {
     let Some(machine) = Machine::new("a_vcpu_fd_is_named", 1) else { return };
     let vcpu = machine.vm.create_vcpu(0).unwrap();
-    let error = Kvm::open(borrowed(&vcpu)).unwrap_err();
+    let error = open(borrowed(&vcpu)).unwrap_err();
     assert!(
         matches!(&error, OpenError::NotAVm { what, .. } if what.contains("kvm-vcpu")),
         "{error}"
@@ -85,7 +87,7 @@ fn other_files_are_named() {
     let files =
         [(borrowed(&pipe), "pipe:"), (borrowed(&null), "/dev/null"), (borrowed(&exe), &executable)];
     for (fd, name) in files {
-        let error = Kvm::open(fd).unwrap_err();
+        let error = open(fd).unwrap_err();
         let message = error.to_string();
         assert!(message.contains(name) && message.contains("ENOTTY"), "{message}");
         assert!(matches!(error, OpenError::NotAVm { errno: Errno::ENOTTY, .. }));
@@ -97,7 +99,7 @@ fn a_closed_fd_is_named() {
     const CLOSED: i32 = 1_000_000;
     // SAFETY: no descriptor has so high a number, so nobody's is used.
     let closed = unsafe { BorrowedFd::borrow_raw(CLOSED) };
-    let error = Kvm::open(closed).unwrap_err();
+    let error = open(closed).unwrap_err();
     assert!(matches!(error, OpenError::Duplicate { fd: CLOSED, errno: Errno::EBADF }), "{error}");
 }
 
@@ -109,7 +111,7 @@ fn a_vm_of_another_process_is_named() {
     if let Ok(fd) = std::env::var(FOREIGN) {
         // SAFETY: the process that started this one left it open.
         let fd = unsafe { BorrowedFd::borrow_raw(fd.parse().unwrap()) };
-        let error = Kvm::open(fd).unwrap_err();
+        let error = open(fd).unwrap_err();
         assert!(matches!(error, OpenError::NotUsable { .. }), "{error}");
         assert!(error.to_string().contains("another process"));
         return;
@@ -128,4 +130,21 @@ fn a_vm_of_another_process_is_named() {
     let output = String::from_utf8_lossy(&child.stdout);
     assert!(child.status.success(), "{output}");
     assert!(output.contains("1 passed"), "{output}");
+}
+
+#[test]
+fn one_vm_is_told_from_another() {
+    let Some(machine) = Machine::new("one_vm_is_told_from_another", 1) else { return };
+    let duplicate = borrowed(&machine.vm).try_clone_to_owned().unwrap();
+    let Some(same) = machine.kvm.same_vm(borrowed(&machine.vm)) else {
+        eprintln!("SKIPPED one_vm_is_told_from_another: the kernel has no kcmp");
+        return;
+    };
+    assert!(same);
+    assert_eq!(machine.kvm.same_vm(borrowed(&duplicate)), Some(true));
+    let other = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+    assert_eq!(machine.kvm.same_vm(borrowed(&other)), Some(false));
+    // SAFETY: no descriptor has so high a number, so nobody's is used.
+    let closed = unsafe { BorrowedFd::borrow_raw(1_000_000) };
+    assert_eq!(machine.kvm.same_vm(closed), None);
 }

@@ -35,6 +35,7 @@ pub(crate) use kvm_itself::Writer;
 mod guest {
     use kvm_bindings::{KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_SIZE_U64, kvm_vcpu_init};
     use kvm_ioctls::{VcpuExit, VcpuFd};
+    use kvm_memslots_shim::memory::Op;
 
     use crate::machine::{Machine, Ram};
 
@@ -59,7 +60,7 @@ mod guest {
         pub(crate) fn new(machine: &Machine) -> Self {
             let code = Ram::new(1);
             code.fill(&LOOP);
-            machine.behind_the_back(&code.slot(CODE_SLOT, CODE, 1).to_kvm(0));
+            machine.behind_the_back(&Op::Create(code.slot(CODE_SLOT, CODE, 1)));
             let vcpu = machine.vm.create_vcpu(0).unwrap();
             let mut target = kvm_vcpu_init::default();
             machine.vm.get_preferred_target(&mut target).unwrap();

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use kvm_memslots_shim::exec::{GateError, VcpuGate};
+use kvm_memslots::{GateError, VcpuGate};
 
 use super::code::{DOORBELL_GPA, Program, mailbox};
 use super::platform::Platform;

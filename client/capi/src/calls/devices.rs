@@ -1,0 +1,186 @@
+//! Describing devices, attaching them and detaching them.
+
+use std::ffi::{c_char, c_int};
+
+use kvm_memslots::device::{Device, DeviceId};
+
+use crate::failure::report;
+use crate::handles::{CChanges, CDevice, add, describe, give, take};
+use crate::record::{null, put, read};
+use crate::types::{CDoorbell, CLine, CMsi, CSpec, descriptor, known, text};
+
+const MAY_BYPASS: u32 = 1 << 0;
+const DEFER_IOEVENTFDS: u32 = 1 << 1;
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_new(
+    name: *const c_char,
+    flags: u32,
+    device: *mut *mut CDevice,
+) -> c_int {
+    report(|| {
+        known(flags.into(), (MAY_BYPASS | DEFER_IOEVENTFDS).into(), "a device")?;
+        if device.is_null() {
+            return Err(null("device"));
+        }
+        // SAFETY: as the caller says.
+        let mut new = Device::new(unsafe { text(name) }.ok_or_else(|| null("name"))?);
+        if flags & MAY_BYPASS != 0 {
+            new = new.may_bypass();
+        }
+        if flags & DEFER_IOEVENTFDS != 0 {
+            new = new.defer_ioeventfds();
+        }
+        // SAFETY: not null, so there is room for a pointer.
+        unsafe { device.write(give(CDevice::new(new))) };
+        Ok(())
+    })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_free(device: *mut CDevice) {
+    report(|| {
+        // SAFETY: null, or a device that the caller does not use any more.
+        drop(unsafe { take(device) });
+        Ok(())
+    });
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_region(
+    device: *mut CDevice,
+    spec: *const CSpec,
+    id: *mut u64,
+) -> c_int {
+    let region = || {
+        // SAFETY: as the caller says.
+        let spec = unsafe { read(spec) }?;
+        // SAFETY: as the caller says.
+        let (name, spec) = unsafe { spec.spec() }?;
+        // SAFETY: null or room for an id, as the caller says.
+        unsafe { put(id, name.to_raw()) };
+        Ok(move |device: Device| device.region(name, spec))
+    };
+    // SAFETY: as the caller says.
+    unsafe { describe(device, region) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_ioeventfd(
+    device: *mut CDevice,
+    doorbell: *const CDoorbell,
+    eventfd: c_int,
+) -> c_int {
+    let ioeventfd = || {
+        // SAFETY: as the caller says.
+        let doorbell = unsafe { read(doorbell) }?.doorbell()?;
+        let eventfd = descriptor(eventfd, "eventfd")?;
+        Ok(move |device: Device| device.ioeventfd(doorbell, eventfd))
+    };
+    // SAFETY: as the caller says.
+    unsafe { describe(device, ioeventfd) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_vector(
+    device: *mut CDevice,
+    eventfd: c_int,
+    msi: *const CMsi,
+) -> c_int {
+    let vector = || {
+        let eventfd = descriptor(eventfd, "eventfd")?;
+        // SAFETY: as the caller says.
+        let msi = (!msi.is_null()).then(|| unsafe { read(msi) }?.msi()).transpose()?;
+        Ok(move |device: Device| device.vector(eventfd, msi))
+    };
+    // SAFETY: as the caller says.
+    unsafe { describe(device, vector) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_line(
+    device: *mut CDevice,
+    line: *const CLine,
+) -> c_int {
+    // SAFETY: as the caller says.
+    let line = || unsafe { read(line) }?.line();
+    // SAFETY: as the caller says.
+    unsafe { describe(device, line) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_attach(
+    changes: *mut CChanges,
+    device: *mut CDevice,
+    id: *mut u64,
+) -> c_int {
+    // Whatever comes of it, the description is gone.
+    // SAFETY: null, or a device that the caller does not use any more.
+    let device = unsafe { take(device) };
+    let attach = |changes: &mut kvm_memslots::Changes| {
+        let device = device.ok_or_else(|| null("device"))?;
+        let name = changes.attach(device.into_device()?);
+        // SAFETY: null or room for an id, as the caller says.
+        unsafe { put(id, name.to_raw()) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, attach) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_detach(changes: *mut CChanges, device: u64) -> c_int {
+    let detach = |changes: &mut kvm_memslots::Changes| {
+        changes.detach(DeviceId::from_raw(device));
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, detach) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_set_vector(
+    changes: *mut CChanges,
+    device: u64,
+    vector: usize,
+    msi: *const CMsi,
+) -> c_int {
+    let set = |changes: &mut kvm_memslots::Changes| {
+        // SAFETY: as the caller says.
+        let msi = (!msi.is_null()).then(|| unsafe { read(msi) }?.msi()).transpose()?;
+        changes.set_vector(DeviceId::from_raw(device), vector, msi);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, set) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_assign_deferred(changes: *mut CChanges) -> c_int {
+    let assign = |changes: &mut kvm_memslots::Changes| {
+        changes.assign_deferred();
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, assign) }
+}

@@ -1,0 +1,95 @@
+//! What a device is made of.
+
+use std::ffi::c_int;
+
+use kvm_memslots::RegionId;
+use kvm_memslots::device::{Bus, Device, Doorbell, Event, Msi};
+
+use super::{descriptor, known};
+use crate::failure::Failure;
+use crate::record::{invalid, record};
+
+/// `struct kvm_memslots_doorbell`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CDoorbell {
+    pub size: usize,
+    pub region: u64,
+    pub addr: u64,
+    pub value: u64,
+    pub len: u32,
+    pub flags: u32,
+}
+record!(CDoorbell, "kvm_memslots_doorbell");
+
+const PIO: u32 = 1 << 0;
+const VALUE: u32 = 1 << 1;
+
+impl CDoorbell {
+    pub(crate) fn doorbell(&self) -> Result<Doorbell, Failure> {
+        known(self.flags.into(), (PIO | VALUE).into(), "a doorbell")?;
+        let place = match (self.region, self.flags & PIO != 0) {
+            (0, false) => Doorbell::at(Bus::Mmio, self.addr),
+            (0, true) => Doorbell::at(Bus::Pio, self.addr),
+            (region, false) => Doorbell::in_region(RegionId::from_raw(region), self.addr),
+            (_, true) => return Err(invalid("a doorbell in a region is not at a port")),
+        };
+        let doorbell = place.len(self.len);
+        Ok(if self.flags & VALUE == 0 { doorbell } else { doorbell.value(self.value) })
+    }
+}
+
+/// `struct kvm_memslots_msi`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CMsi {
+    pub size: usize,
+    pub address: u64,
+    pub data: u32,
+    pub devid: u32,
+    pub flags: u64,
+}
+record!(CMsi, "kvm_memslots_msi");
+
+const DEVID: u64 = 1 << 0;
+
+impl CMsi {
+    pub(crate) fn msi(&self) -> Result<Msi, Failure> {
+        known(self.flags, DEVID, "a message")?;
+        let devid = (self.flags & DEVID != 0).then_some(self.devid);
+        Ok(Msi { address: self.address, data: self.data, devid })
+    }
+}
+
+/// `struct kvm_memslots_line`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CLine {
+    pub size: usize,
+    pub gsi: u32,
+    pub irqchip: u32,
+    pub pin: u32,
+    pub flags: u32,
+    pub eventfd: c_int,
+    pub resample: c_int,
+}
+record!(CLine, "kvm_memslots_line");
+
+const PIN: u32 = 1 << 0;
+const RESAMPLE: u32 = 1 << 1;
+
+impl CLine {
+    /// What adds it to a device.
+    pub(crate) fn line(&self) -> Result<impl FnOnce(Device) -> Device + use<>, Failure> {
+        known(self.flags.into(), (PIN | RESAMPLE).into(), "a line")?;
+        let gsi = self.gsi;
+        let pin = (self.flags & PIN != 0).then_some((self.irqchip, self.pin));
+        let eventfd = descriptor(self.eventfd, "eventfd")?;
+        let resample = (self.flags & RESAMPLE != 0).then(|| descriptor(self.resample, "resample"));
+        let resample = resample.transpose()?.map(Event::new);
+        Ok(move |device: Device| device.line(gsi, pin, eventfd, resample))
+    }
+}

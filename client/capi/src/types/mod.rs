@@ -1,0 +1,45 @@
+//! The structures of the header.
+
+mod callbacks;
+mod device;
+mod options;
+mod region;
+mod report;
+
+pub use crate::record::LABEL_SIZE;
+pub use callbacks::{CGate, CHarvest, CObserver};
+pub use device::{CDoorbell, CLine, CMsi};
+pub use options::{CGsiRange, CLimits, COptions, CSlotRange};
+pub use region::{CBacking, CRegion, CSlot, CSpec};
+pub use report::{CPreview, CReport, CSlotUsage};
+
+pub(crate) use options::{hole_policy, limits};
+
+use std::ffi::{CStr, c_char, c_int};
+
+use kvm_memslots::Errno;
+
+use crate::failure::Failure;
+use crate::record::invalid;
+
+/// Refuses what is not among the flags that are `known`.
+pub(crate) fn known(flags: u64, known: u64, what: &str) -> Result<(), Failure> {
+    match flags & !known {
+        0 => Ok(()),
+        unknown => Err(invalid(format!("unknown flags {unknown:#x} of {what}"))),
+    }
+}
+
+pub(crate) fn descriptor(fd: c_int, what: &str) -> Result<c_int, Failure> {
+    match fd {
+        0.. => Ok(fd),
+        _ => Err(Failure::new(Errno::EBADF, format!("{what} {fd} is no file descriptor"))),
+    }
+}
+
+/// # Safety
+/// `text` is null or a string, for as long as the call takes.
+pub(crate) unsafe fn text(text: *const c_char) -> Option<String> {
+    // SAFETY: not null, and as the caller says.
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}

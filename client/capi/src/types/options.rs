@@ -1,0 +1,210 @@
+//! What a VM is opened with, and what it allows.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_irq_routing_entry;
+use kvm_memslots::device::Route;
+use kvm_memslots::{Builder, Executor, HolePolicy, Limits, Vm};
+
+use super::callbacks::{CGate, CHarvest, CObserver, Told, harvest};
+use super::known;
+use crate::failure::Failure;
+use crate::record::{invalid, list, null, read, record};
+
+/// `struct kvm_memslots_slot_range`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CSlotRange {
+    pub as_id: u16,
+    pub first: u16,
+    pub last: u16,
+}
+
+/// `struct kvm_memslots_gsi_range`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CGsiRange {
+    pub first: u32,
+    pub last: u32,
+}
+
+/// `struct kvm_memslots_options`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct COptions {
+    pub size: usize,
+    pub flags: u32,
+    pub executor: u32,
+    pub holes: u32,
+    pub first_gsi: u32,
+    pub gate: *const CGate,
+    pub reserved_slots: *const CSlotRange,
+    pub nr_reserved_slots: usize,
+    pub observers: *const *const CObserver,
+    pub nr_observers: usize,
+    pub harvest: Option<CHarvest>,
+    pub harvest_opaque: *mut c_void,
+    pub own_routes: *const kvm_irq_routing_entry,
+    pub nr_own_routes: usize,
+    pub reserved_gsis: *const CGsiRange,
+    pub nr_reserved_gsis: usize,
+}
+record!(COptions, "kvm_memslots_options");
+
+const MANUAL_DIRTY_LOG: u32 = 1 << 0;
+const ALLOW_SCRATCH_VM: u32 = 1 << 1;
+const ALLOW_BYPASS: u32 = 1 << 2;
+const X86_ROUTES: u32 = 1 << 3;
+
+/// # Safety
+/// As [the crate](crate#safety).
+pub(crate) unsafe fn hole_policy(holes: u32, gate: *const CGate) -> Result<HolePolicy, Failure> {
+    match holes {
+        0 => Ok(HolePolicy::Named),
+        1 => Ok(HolePolicy::Refuse),
+        2 => Ok(HolePolicy::NoVcpuRuns),
+        3 if gate.is_null() => Err(null("gate")),
+        // SAFETY: not null, and as the caller says.
+        3 => Ok(HolePolicy::Gate(unsafe { read(gate) }?.gate()?)),
+        other => Err(invalid(format!("{other} is no kvm_memslots_holes"))),
+    }
+}
+
+impl COptions {
+    /// # Safety
+    /// As [the crate](crate#safety).
+    pub(crate) unsafe fn builder(&self) -> Result<Builder, Failure> {
+        let all = MANUAL_DIRTY_LOG | ALLOW_SCRATCH_VM | ALLOW_BYPASS | X86_ROUTES;
+        known(self.flags.into(), all.into(), "the options")?;
+        let has = |flag| self.flags & flag != 0;
+        let executor = match self.executor {
+            0 => Executor::Auto,
+            1 => Executor::Batch,
+            2 => Executor::PerRegion,
+            other => return Err(invalid(format!("{other} is no kvm_memslots_executor"))),
+        };
+        let mut builder = Vm::builder()
+            .executor(executor)
+            // SAFETY: as the caller says.
+            .holes(unsafe { hole_policy(self.holes, self.gate) }?)
+            .manual_dirty_log(has(MANUAL_DIRTY_LOG))
+            .allow_scratch_vm(has(ALLOW_SCRATCH_VM))
+            .no_irqbypass(!has(ALLOW_BYPASS));
+        if has(X86_ROUTES) {
+            builder = builder.own_routes(Route::x86_defaults());
+        }
+        if self.first_gsi != 0 {
+            builder = builder.first_gsi(self.first_gsi);
+        }
+        if let Some(function) = self.harvest {
+            builder = builder.harvest(harvest(function, self.harvest_opaque));
+        }
+        // SAFETY: as the caller says.
+        unsafe { self.lists(builder) }
+    }
+
+    /// Whether reading a dirty log leaves it as it is.
+    pub(crate) const fn is_manual(&self) -> bool {
+        self.flags & MANUAL_DIRTY_LOG != 0
+    }
+
+    /// # Safety
+    /// As [the crate](crate#safety).
+    unsafe fn lists(&self, mut builder: Builder) -> Result<Builder, Failure> {
+        // SAFETY: as the caller says.
+        let slots = unsafe { list(self.reserved_slots, self.nr_reserved_slots, "reserved_slots") }?;
+        for ids in slots {
+            builder = builder.reserve_slots(ids.as_id, ids.first..=ids.last);
+        }
+        // SAFETY: as the caller says.
+        let observers = unsafe { list(self.observers, self.nr_observers, "observers") }?;
+        for observer in observers {
+            // SAFETY: as the caller says.
+            builder = builder.observer(Arc::new(Told(unsafe { read(*observer) }?)));
+        }
+        // SAFETY: as the caller says.
+        let routes = unsafe { list(self.own_routes, self.nr_own_routes, "own_routes") }?;
+        // SAFETY: as the caller says.
+        let gsis = unsafe { list(self.reserved_gsis, self.nr_reserved_gsis, "reserved_gsis") }?;
+        for range in gsis {
+            builder = builder.reserve_gsis(range.first..=range.last);
+        }
+        Ok(builder.own_routes(routes.iter().map(Route::from_kvm)))
+    }
+}
+
+/// `struct kvm_memslots_limits`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CLimits {
+    pub size: usize,
+    pub page_size: u64,
+    pub slot_size: u64,
+    pub slots: u32,
+    pub batch: u32,
+    pub address_spaces: u32,
+    pub flags: u32,
+}
+record!(CLimits, "kvm_memslots_limits");
+
+const HAS_READONLY: u32 = 1 << 0;
+const HAS_GUEST_MEMFD: u32 = 1 << 1;
+const HAS_TRAP: u32 = 1 << 2;
+
+impl From<&Limits> for CLimits {
+    fn from(limits: &Limits) -> Self {
+        let flag = |has: bool, flag| if has { flag } else { 0 };
+        Self {
+            size: size_of::<Self>(),
+            page_size: limits.page_size,
+            slot_size: limits.slot_bytes(),
+            slots: limits.slots,
+            batch: limits.batch.unwrap_or(0),
+            address_spaces: limits.address_spaces.into(),
+            flags: flag(limits.readonly, HAS_READONLY)
+                | flag(limits.guest_memfd, HAS_GUEST_MEMFD)
+                | flag(limits.trap, HAS_TRAP),
+        }
+    }
+}
+
+/// The limits of a model. A field that is 0 is what x86 has.
+pub(crate) fn limits(asked: &CLimits) -> Result<Limits, Failure> {
+    known(asked.flags.into(), (HAS_READONLY | HAS_GUEST_MEMFD | HAS_TRAP).into(), "the limits")?;
+    let mut limits = Limits::x86();
+    if asked.page_size != 0 {
+        limits = limits.with_page_size(asked.page_size);
+    }
+    if !limits.page_size.is_power_of_two() || asked.slot_size % limits.page_size != 0 {
+        return Err(invalid("the limits: page_size and slot_size don't fit"));
+    }
+    if asked.slot_size != 0 {
+        limits = limits.with_slot_pages(asked.slot_size / limits.page_size);
+    }
+    if asked.slots != 0 {
+        limits = limits.with_slots(asked.slots);
+    }
+    if asked.batch != 0 {
+        limits = limits.with_batch(asked.batch);
+    }
+    match u16::try_from(asked.address_spaces) {
+        Ok(0) => {}
+        Ok(count) => limits = limits.with_address_spaces(count),
+        Err(_) => return Err(invalid("the limits: KVM has no more than 32 address spaces")),
+    }
+    if asked.flags != 0 {
+        limits = limits.with_readonly(asked.flags & HAS_READONLY != 0);
+    }
+    if asked.flags & HAS_GUEST_MEMFD != 0 {
+        limits = limits.with_guest_memfd();
+    }
+    if asked.flags & HAS_TRAP != 0 {
+        limits = limits.with_trap();
+    }
+    Ok(limits)
+}

@@ -1,0 +1,258 @@
+//! Host memory, regions and slots.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::Arc;
+
+use kvm_memslots::{
+    Access, Backing, FileRange, HostMemory, Kind, MemFlags, Region, RegionId, RegionSpec, Slot, at,
+};
+
+use super::{descriptor, known, text};
+use crate::failure::Failure;
+use crate::record::{LABEL_SIZE, invalid, label, null, read, record};
+
+/// `struct kvm_memslots_backing`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CBacking {
+    pub size: usize,
+    pub hva: u64,
+    pub len: u64,
+    pub guest_memfd_offset: u64,
+    pub file_offset: u64,
+    pub guest_memfd: c_int,
+    pub file: c_int,
+    pub release: Option<unsafe extern "C" fn(*mut c_void)>,
+    pub opaque: *mut c_void,
+    pub flags: u64,
+}
+record!(CBacking, "kvm_memslots_backing");
+
+const READ_ONLY: u64 = 1 << 0;
+const GUEST_MEMFD: u64 = 1 << 1;
+const FILE: u64 = 1 << 2;
+
+/// Memory that C has let go when nobody uses it any more.
+struct Released {
+    hva: u64,
+    len: u64,
+    access: Access,
+    release: unsafe extern "C" fn(*mut c_void),
+    opaque: *mut c_void,
+}
+
+// SAFETY: the header says that the function is called on any thread.
+unsafe impl Send for Released {}
+// SAFETY: only its drop calls it.
+unsafe impl Sync for Released {}
+
+// SAFETY: the header asks the caller for what `Backing::borrowed` does, until
+// `release` is called.
+unsafe impl HostMemory for Released {
+    fn range(&self) -> (u64, u64) {
+        (self.hva, self.len)
+    }
+
+    fn access(&self) -> Access {
+        self.access
+    }
+}
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        // SAFETY: the caller gave it to be called with this, once.
+        unsafe { (self.release)(self.opaque) }
+    }
+}
+
+impl CBacking {
+    /// The backing; where it has no length, of `len` bytes. Takes the memory, if
+    /// C is to be told when it can go: that is the last thing that may fail.
+    ///
+    /// # Safety
+    /// As [the crate](crate#safety).
+    pub(crate) unsafe fn backing(&self, len: u64) -> Result<Backing, Failure> {
+        known(self.flags, READ_ONLY | GUEST_MEMFD | FILE, "a backing")?;
+        let has = |flag| self.flags & flag != 0;
+        let guest_memfd =
+            has(GUEST_MEMFD).then(|| descriptor(self.guest_memfd, "guest_memfd")).transpose()?;
+        let file = has(FILE).then(|| descriptor(self.file, "file")).transpose()?;
+        let access = if has(READ_ONLY) { Access::Read } else { Access::ReadWrite };
+        let (hva, opaque) = (self.hva, self.opaque);
+        let len = if self.len == 0 { len } else { self.len };
+        let mut backing = match self.release {
+            Some(release) => {
+                let memory = Released { hva, len, access, release, opaque };
+                Backing::owned(Arc::new(memory), 0)
+            }
+            // SAFETY: the header asks the caller for just that.
+            None => unsafe { Backing::borrowed(hva, len, access) },
+        };
+        if let Some(fd) = guest_memfd {
+            backing = backing.with_guest_memfd(fd, self.guest_memfd_offset);
+        }
+        if let Some(fd) = file {
+            backing = backing.with_file(fd, self.file_offset);
+        }
+        Ok(backing)
+    }
+}
+
+/// `struct kvm_memslots_spec`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CSpec {
+    pub size: usize,
+    pub id: u64,
+    pub gpa: u64,
+    pub len: u64,
+    pub backing: *const CBacking,
+    pub label: *const c_char,
+    pub tag: u64,
+    pub flags: u32,
+    pub kind: u16,
+    pub as_id: u16,
+}
+record!(CSpec, "kvm_memslots_spec");
+
+const ALONE: u32 = 1 << 16;
+const PERMANENT: u32 = 1 << 17;
+const TAGGED: u32 = 1 << 18;
+
+/// KVM's flags that a new region may have.
+const ASKED: MemFlags = MemFlags::LOG_DIRTY_PAGES.union(MemFlags::READONLY).union(MemFlags::TRAP);
+
+impl CSpec {
+    /// The region and its name. Takes the memory last.
+    ///
+    /// # Safety
+    /// As [the crate](crate#safety).
+    pub(crate) unsafe fn spec(&self) -> Result<(RegionId, RegionSpec), Failure> {
+        let ours = ALONE | PERMANENT | TAGGED;
+        known(self.flags.into(), (ASKED.bits() | ours).into(), "a region")?;
+        let make = match self.kind {
+            0 => RegionSpec::ram,
+            1 => RegionSpec::rom,
+            2 => RegionSpec::device,
+            other => return Err(invalid(format!("{other} is no kvm_memslots_kind"))),
+        };
+        if self.backing.is_null() {
+            return Err(null("backing"));
+        }
+        // SAFETY: as the caller says.
+        let backing = unsafe { read(self.backing) }?;
+        // SAFETY: as the caller says.
+        let label = unsafe { text(self.label) };
+        // SAFETY: as the caller says.
+        let backing = unsafe { backing.backing(self.len) }?;
+        let mut spec = make(at(self.gpa, self.len), backing).address_space(self.as_id);
+        let flags = MemFlags::from_bits_truncate(self.flags);
+        if flags.contains(MemFlags::LOG_DIRTY_PAGES) {
+            spec = spec.log_dirty();
+        }
+        if flags.contains(MemFlags::READONLY) {
+            spec = spec.read_only();
+        }
+        if flags.contains(MemFlags::TRAP) {
+            spec = spec.trapped();
+        }
+        if self.flags & ALONE != 0 {
+            spec = spec.alone();
+        }
+        if self.flags & PERMANENT != 0 {
+            spec = spec.permanent();
+        }
+        if self.flags & TAGGED != 0 {
+            spec = spec.tag(self.tag);
+        }
+        if let Some(label) = label {
+            spec = spec.label(label);
+        }
+        let id = if self.id == 0 { RegionId::new() } else { RegionId::from_raw(self.id) };
+        Ok((id, spec))
+    }
+}
+
+/// `struct kvm_memslots_region`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CRegion {
+    pub size: usize,
+    pub id: u64,
+    pub tag: u64,
+    pub gpa: u64,
+    pub len: u64,
+    pub hva: u64,
+    pub guest_memfd_offset: u64,
+    pub file_offset: u64,
+    pub guest_memfd: c_int,
+    pub file: c_int,
+    pub flags: u32,
+    pub kind: u16,
+    pub as_id: u16,
+    pub label: [c_char; LABEL_SIZE],
+}
+record!(CRegion, "kvm_memslots_region");
+
+impl From<&Region> for CRegion {
+    fn from(region: &Region) -> Self {
+        let flag = |has: bool, flag| if has { flag } else { 0 };
+        let file = region.file.unwrap_or(FileRange { fd: -1, offset: 0 });
+        Self {
+            size: size_of::<Self>(),
+            id: region.id.to_raw(),
+            tag: region.tag.unwrap_or(0),
+            gpa: region.range.gpa(),
+            len: region.range.size(),
+            hva: region.hva,
+            guest_memfd_offset: region.guest_memfd.map_or(0, |memfd| memfd.offset),
+            file_offset: file.offset,
+            guest_memfd: region.guest_memfd.map_or(-1, |memfd| memfd.fd),
+            file: file.fd,
+            flags: region.flags.bits()
+                | flag(region.alone, ALONE)
+                | flag(region.permanent, PERMANENT)
+                | flag(region.tag.is_some(), TAGGED),
+            kind: match region.kind {
+                Kind::Ram => 0,
+                Kind::Rom => 1,
+                Kind::Device => 2,
+            },
+            as_id: region.as_id,
+            label: label(region.label.as_deref().unwrap_or_default()),
+        }
+    }
+}
+
+/// `struct kvm_memslots_slot`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CSlot {
+    pub size: usize,
+    pub gpa: u64,
+    pub len: u64,
+    pub hva: u64,
+    pub flags: u32,
+    pub id: u16,
+    pub as_id: u16,
+}
+record!(CSlot, "kvm_memslots_slot");
+
+impl CSlot {
+    pub(crate) fn new(as_id: u16, slot: &Slot) -> Self {
+        let range = slot.mapping.range();
+        Self {
+            size: size_of::<Self>(),
+            gpa: range.gpa(),
+            len: range.size(),
+            hva: slot.mapping.hva(),
+            flags: slot.mapping.flags().bits(),
+            id: slot.id,
+            as_id,
+        }
+    }
+}

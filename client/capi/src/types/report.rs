@@ -1,0 +1,154 @@
+//! What changes cost.
+
+use std::ffi::c_void;
+
+use kvm_memslots::{Executor, Preview, Report, SlotUsage};
+
+use crate::record::record;
+
+type LastDirty = unsafe extern "C" fn(*mut c_void, u64, *const u64, u64);
+
+/// `struct kvm_memslots_report`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CReport {
+    pub size: usize,
+    pub ioctls: u64,
+    pub grace_periods: u64,
+    pub routing_calls: u64,
+    pub irqfd_calls: u64,
+    pub ioeventfd_calls: u64,
+    pub event_grace_periods: u64,
+    pub irqfd_shutdown_grace_periods: u64,
+    pub regions_merged: u64,
+    pub regions_cancelled: u64,
+    pub elapsed_ns: u64,
+    pub slots: u64,
+    pub executor: u32,
+    pub flags: u32,
+    pub last_dirty: Option<LastDirty>,
+    pub opaque: *mut c_void,
+}
+record!(CReport, "kvm_memslots_report");
+
+const VCPUS_PAUSED: u32 = 1 << 0;
+const MODEL: u32 = 1 << 1;
+
+/// `enum kvm_memslots_executor`
+pub(crate) const fn executor(executor: Executor) -> u32 {
+    match executor {
+        Executor::Auto => 0,
+        Executor::Batch => 1,
+        Executor::PerRegion => 2,
+    }
+}
+
+impl CReport {
+    /// The report, with the callback of what the caller gave.
+    pub(crate) fn new(report: &Report, given: Option<&Self>) -> Self {
+        let flag = |has: bool, flag| if has { flag } else { 0 };
+        Self {
+            size: size_of::<Self>(),
+            ioctls: report.ioctls,
+            grace_periods: report.grace_periods,
+            routing_calls: report.events.routing_calls,
+            irqfd_calls: report.events.irqfd_calls,
+            ioeventfd_calls: report.events.ioeventfd_calls,
+            event_grace_periods: report.events.waits.in_calls,
+            irqfd_shutdown_grace_periods: report.events.waits.in_irqfd_shutdown,
+            regions_merged: report.regions_merged as u64,
+            regions_cancelled: report.regions_cancelled as u64,
+            elapsed_ns: report.elapsed.as_nanos() as u64,
+            slots: report.slots as u64,
+            executor: executor(report.executor),
+            flags: flag(report.vcpus_paused, VCPUS_PAUSED) | flag(report.backend == "model", MODEL),
+            last_dirty: given.and_then(|given| given.last_dirty),
+            opaque: given.map_or(std::ptr::null_mut(), |given| given.opaque),
+        }
+    }
+
+    /// Hands out the last dirty pages of a report.
+    pub(crate) fn hand_out(&self, report: &Report) {
+        let Some(last_dirty) = self.last_dirty else { return };
+        for (id, dirty) in &report.last_dirty {
+            let words = dirty.words().as_ptr();
+            // SAFETY: C gave the function to be called with these.
+            unsafe { last_dirty(self.opaque, id.to_raw(), words, dirty.pages()) }
+        }
+    }
+}
+
+type Hole = unsafe extern "C" fn(*mut c_void, u16, u64, u64);
+
+/// `struct kvm_memslots_preview`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CPreview {
+    pub size: usize,
+    pub ioctls: u64,
+    pub grace_periods: u64,
+    pub routing_calls: u64,
+    pub irqfd_calls: u64,
+    pub ioeventfd_calls: u64,
+    pub event_grace_periods: u64,
+    pub irqfd_shutdown_grace_periods: u64,
+    pub holes: u64,
+    pub slots: u64,
+    pub hole: Option<Hole>,
+    pub opaque: *mut c_void,
+}
+record!(CPreview, "kvm_memslots_preview");
+
+impl CPreview {
+    /// The preview, with the callback of what the caller gave.
+    pub(crate) fn new(preview: &Preview, given: Option<&Self>) -> Self {
+        Self {
+            size: size_of::<Self>(),
+            ioctls: preview.ioctls,
+            grace_periods: preview.grace_periods,
+            routing_calls: preview.events.routing_calls,
+            irqfd_calls: preview.events.irqfd_calls,
+            ioeventfd_calls: preview.events.ioeventfd_calls,
+            event_grace_periods: preview.events.waits.in_calls,
+            irqfd_shutdown_grace_periods: preview.events.waits.in_irqfd_shutdown,
+            holes: preview.holes.len() as u64,
+            slots: preview.slots as u64,
+            hole: given.and_then(|given| given.hole),
+            opaque: given.map_or(std::ptr::null_mut(), |given| given.opaque),
+        }
+    }
+
+    /// Hands out the holes of a preview.
+    pub(crate) fn hand_out(&self, preview: &Preview) {
+        let Some(hole) = self.hole else { return };
+        for (as_id, range) in &preview.holes {
+            // SAFETY: C gave the function to be called with these.
+            unsafe { hole(self.opaque, *as_id, range.gpa(), range.size()) }
+        }
+    }
+}
+
+/// `struct kvm_memslots_slot_usage`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CSlotUsage {
+    pub size: usize,
+    pub used: u64,
+    pub available: u64,
+    pub capacity: u64,
+}
+record!(CSlotUsage, "kvm_memslots_slot_usage");
+
+impl From<SlotUsage> for CSlotUsage {
+    fn from(usage: SlotUsage) -> Self {
+        Self {
+            size: size_of::<Self>(),
+            used: usage.used.into(),
+            available: usage.available.into(),
+            capacity: usage.capacity.into(),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What vCPU threads look up: the deferrable regions as one table, replaced as a
+//! whole.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use kvm_memslots_shim::{Mapping, Range};
+
+use super::policy::{Costs, Policy};
+use crate::RegionId;
+use crate::dirty::Overlay;
+
+/// What is kept of a region from when it is mapped to when it is unmapped, or
+/// changes its size or its logging.
+#[derive(Debug)]
+pub(super) struct Life {
+    /// Exits served, of those that a slot would have spared.
+    pub(super) exits: AtomicU64,
+    /// A bit a page that was written; none where writes are not logged.
+    dirty: Box<[AtomicU64]>,
+    page_size: u64,
+    range: Range,
+}
+
+impl Life {
+    pub(super) fn new(mapping: &Mapping, page_size: u64) -> Self {
+        let pages = mapping.range().size() / page_size;
+        let words = if mapping.is_logged() { pages.div_ceil(64) } else { 0 };
+        let dirty = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Self { exits: AtomicU64::new(0), dirty, page_size, range: mapping.range() }
+    }
+
+    pub(super) fn fits(&self, mapping: &Mapping) -> bool {
+        self.range == mapping.range() && self.dirty.is_empty() != mapping.is_logged()
+    }
+
+    /// Marks what was written. Only after it was: whoever reads the log may
+    /// copy the page right away.
+    pub(super) fn mark(&self, offset: u64, len: u64) {
+        if self.dirty.is_empty() || len == 0 {
+            return;
+        }
+        for page in offset / self.page_size..=(offset + len - 1) / self.page_size {
+            if let Some(word) = self.dirty.get((page / 64) as usize) {
+                word.fetch_or(1 << (page % 64), Ordering::Release);
+            }
+        }
+    }
+
+    /// Moves what is marked to `overlay`.
+    pub(super) fn harvest(&self, overlay: &mut Overlay) {
+        let bits: Vec<u64> = self.dirty.iter().map(|w| w.swap(0, Ordering::Acquire)).collect();
+        if !bits.is_empty() {
+            let pages = self.range.size() / self.page_size;
+            overlay.or(self.range.gpa() / self.page_size, &bits, 0, pages);
+        }
+    }
+}
+
+/// A deferrable region.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) range: Range,
+    pub(super) hva: u64,
+    pub(super) read_only: bool,
+    pub(super) never_faults: bool,
+    /// Whether it has no slot yet.
+    pub(super) waits: bool,
+    pub(super) life: Arc<Life>,
+}
+
+/// All of them, by guest address.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) entries: Box<[Entry]>,
+}
+
+impl Table {
+    /// The region at `gpa`, or where the next one starts.
+    pub(super) fn at(&self, gpa: u64) -> Result<&Entry, Option<u64>> {
+        let next = self.entries.partition_point(|entry| entry.range.gpa() <= gpa);
+        match next.checked_sub(1).map(|index| &self.entries[index]) {
+            Some(entry) if entry.range.contains(gpa) => Ok(entry),
+            _ => Err(self.entries.get(next).map(|entry| entry.range.gpa())),
+        }
+    }
+}
+
+/// What a VM and its vCPU threads share, of one address space.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    /// A reader has a share in the table for as long as it touches the memory of
+    /// a region. It takes no lock for that.
+    pub(super) table: ArcSwap<Table>,
+    pub(super) policy: Policy,
+    /// What a slot costs, in nanoseconds.
+    pub(super) slot_ns: AtomicU64,
+    /// What an exit costs, in nanoseconds; [`u64::MAX`] before it is known.
+    pub(super) exit_ns: AtomicU64,
+    /// Whether that is measured.
+    pub(super) measures: bool,
+    /// How often regions were promoted.
+    pub(super) promotions: AtomicU64,
+    /// This process, for reading memory that may fault.
+    pub(super) pid: libc::pid_t,
+    pub(super) lives: Mutex<HashMap<RegionId, Arc<Life>>>,
+}
+
+/// No exit to userspace and back is faster than this, in nanoseconds: what
+/// seems to be is not one, such as the second part of one access.
+const FASTEST_EXIT_NS: u64 = 500;
+
+impl Serving {
+    pub(super) fn life(&self, id: RegionId) -> Option<Arc<Life>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// How many exits were served for a region.
+    pub(super) fn exits(&self, id: RegionId) -> u64 {
+        self.life(id).map_or(0, |life| life.exits.load(Ordering::Relaxed))
+    }
+
+    /// Moves what was served of a region's writes to `overlay`.
+    pub(crate) fn harvest(&self, id: RegionId, overlay: &mut Overlay) {
+        if let Some(life) = self.life(id) {
+            life.harvest(overlay);
+        }
+    }
+
+    pub(super) fn is_due(&self, exits: u64) -> bool {
+        let exit_ns = match self.exit_ns.load(Ordering::Relaxed) {
+            u64::MAX => Costs::UNMEASURED.exit_ns,
+            exit_ns => exit_ns,
+        };
+        exits >= self.policy.exits(self.slot_ns.load(Ordering::Relaxed), exit_ns)
+    }
+
+    /// Takes in that an exit took `ns`, and a little of the guest.
+    pub(super) fn note_exit(&self, ns: u64) {
+        self.exit_ns.fetch_min(ns.max(FASTEST_EXIT_NS), Ordering::Relaxed);
+    }
+
+    pub(super) fn costs(&self) -> (u64, Option<u64>) {
+        let exit_ns = self.exit_ns.load(Ordering::Relaxed);
+        (self.slot_ns.load(Ordering::Relaxed), (exit_ns != u64::MAX).then_some(exit_ns))
+    }
+}

@@ -1,0 +1,307 @@
+//! What a device is made of: memory, ioeventfds, interrupts.
+//!
+//! A device is attached and detached as one ([`Changes::attach`],
+//! [`Changes::detach`]), together with whatever else is in the set of changes:
+//!
+//! 1. ioeventfds, then irqfds that go,
+//! 2. all memory, in as few calls as there can be,
+//! 3. all routes, in one `KVM_SET_GSI_ROUTING` (none if nothing changes),
+//! 4. irqfds that come, which find their routes,
+//! 5. ioeventfds.
+//!
+//! What the calls wait for, why they are made in this order and what that costs
+//! is in `docs/devices.md`.
+//!
+//! [`Changes::attach`]: crate::Changes::attach
+//! [`Changes::detach`]: crate::Changes::detach
+
+use std::fmt;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use kvm_memslots_shim::events::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget, Waits};
+
+use crate::{RegionId, RegionSpec};
+
+/// Names a device, of whatever VM it is attached to, until it is detached; never
+/// names another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(u64);
+
+impl DeviceId {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The id as a number, for languages that keep it as such. Never 0.
+    #[must_use]
+    pub const fn to_raw(self) -> u64 {
+        self.0
+    }
+
+    /// The id that [`to_raw`](Self::to_raw) gave. Numbers that never were an id
+    /// are refused where they are used.
+    #[must_use]
+    pub const fn from_raw(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}", self.0)
+    }
+}
+
+/// An eventfd that a device signals or listens to, held open for as long as KVM
+/// uses it: an `OwnedFd`, an `EventFd`, an `Arc` of one. A plain number
+/// (`RawFd`) is one that the VMM keeps open itself.
+#[derive(Clone)]
+pub struct Event(Arc<dyn AsRawFd + Send + Sync>);
+
+impl Event {
+    /// Takes the descriptor as it is: it is not duplicated.
+    #[must_use]
+    pub fn new(fd: impl AsRawFd + Send + Sync + 'static) -> Self {
+        Self(Arc::new(fd))
+    }
+}
+
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "eventfd {}", self.as_raw_fd())
+    }
+}
+
+/// Where a guest's writes signal an eventfd instead of exiting, and which.
+///
+/// ```
+/// use kvm_memslots::device::{Bus, Doorbell};
+/// use kvm_memslots::RegionId;
+///
+/// # let bar = RegionId::new();
+/// // 2 bytes of value 0, at offset 0x3000 from where the region is: it moves
+/// // with the region.
+/// let notify = Doorbell::in_region(bar, 0x3000).len(2).value(0);
+/// let port = Doorbell::at(Bus::Pio, 0x510).len(4);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Doorbell {
+    pub(crate) place: Place,
+    pub(crate) len: u32,
+    pub(crate) value: Option<u64>,
+}
+
+/// Where a doorbell is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    At(Bus, u64),
+    /// From the start of the region, which it may lie behind: a BAR's memory
+    /// need not be all of the BAR.
+    In(RegionId, u64),
+}
+
+impl Doorbell {
+    /// At this address, for writes of any length.
+    pub const fn at(bus: Bus, addr: u64) -> Self {
+        Self { place: Place::At(bus, addr), len: 0, value: None }
+    }
+
+    /// That many bytes from the start of a region, wherever it is: it moves with
+    /// the region, in the same set of changes, and rings for as long as the
+    /// region is mapped. It may lie behind the region's end: memory need not be
+    /// all of a BAR.
+    pub const fn in_region(region: RegionId, offset: u64) -> Self {
+        Self { place: Place::In(region, offset), len: 0, value: None }
+    }
+
+    /// For writes of 1, 2, 4 or 8 bytes only; 0 for any.
+    pub const fn len(mut self, bytes: u32) -> Self {
+        self.len = bytes;
+        self
+    }
+
+    /// For writes of this value only.
+    pub const fn value(mut self, value: u64) -> Self {
+        self.value = Some(value);
+        self
+    }
+}
+
+/// An ioeventfd of a device.
+#[derive(Debug, Clone)]
+pub(crate) struct Kick {
+    pub(crate) doorbell: Doorbell,
+    pub(crate) event: Event,
+}
+
+/// A vector of a device.
+#[derive(Debug, Clone)]
+pub(crate) struct Vector {
+    pub(crate) event: Event,
+    /// `None` while it is masked.
+    pub(crate) msi: Option<Msi>,
+    /// Its own from the first message on.
+    pub(crate) gsi: Option<u32>,
+}
+
+/// An interrupt line of a device.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    pub(crate) gsi: u32,
+    pub(crate) pin: Option<(u32, u32)>,
+    pub(crate) event: Event,
+    pub(crate) resample: Option<Event>,
+}
+
+/// One device, or a part of one. Nothing happens before it is attached.
+///
+/// ```
+/// # use std::os::fd::{FromRawFd, OwnedFd};
+/// use kvm_memslots::device::{Bus, Device, Doorbell, Msi};
+/// use kvm_memslots::{Access, Backing, RegionId, RegionSpec, at};
+///
+/// # fn eventfd() -> OwnedFd { unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) } }
+/// # let hva = 0x7f00_0000_0000;
+/// let bar0 = RegionId::new();
+/// // SAFETY: nothing is attached in this example.
+/// let memory = unsafe { Backing::borrowed(hva, 0x2000, Access::ReadWrite) };
+/// let net = Device::new("net0")
+///     .region(bar0, RegionSpec::device(at(0xe000_0000, 0x2000), memory))
+///     .ioeventfd(Doorbell::in_region(bar0, 0x3000).len(2).value(0), eventfd())
+///     // Vectors are numbered in this order. This one the guest has set up (the
+///     // device is restored from a snapshot), the next one not yet.
+///     .vector(eventfd(), Some(Msi { address: 0xfee0_0000, data: 0x41, devid: None }))
+///     .vector(eventfd(), None);
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Device {
+    pub(crate) name: Arc<str>,
+    pub(crate) regions: Vec<(RegionId, RegionSpec)>,
+    pub(crate) kicks: Vec<Kick>,
+    pub(crate) vectors: Vec<Vector>,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) may_bypass: bool,
+    pub(crate) defers: bool,
+}
+
+impl Device {
+    /// A device without anything. The name is for errors.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            regions: Vec::new(),
+            kicks: Vec::new(),
+            vectors: Vec::new(),
+            lines: Vec::new(),
+            may_bypass: false,
+            defers: false,
+        }
+    }
+
+    /// The device is VFIO's or vDPA's: hardware may signal its eventfds, and
+    /// deliver interrupts by itself. Other devices' irqfds get
+    /// `KVM_IRQFD_FLAG_NO_IRQBYPASS` where the kernel has it.
+    pub fn may_bypass(mut self) -> Self {
+        self.may_bypass = true;
+        self
+    }
+
+    /// Attaching leaves the ioeventfds to a later set of changes, one with
+    /// [`Changes::assign_deferred`](crate::Changes::assign_deferred). Until then
+    /// the guest's writes exit, and the VMM has to look after them.
+    ///
+    /// For devices that are plugged in shortly after one another: on kernels
+    /// since 6.18 a registered ioeventfd makes the next change of memory wait
+    /// for a normal grace period, which takes milliseconds.
+    pub fn defer_ioeventfds(mut self) -> Self {
+        self.defers = true;
+        self
+    }
+
+    /// Memory: a BAR, a ROM. `id` is a new name ([`RegionId::new`]), which
+    /// doorbells and later changes use.
+    pub fn region(mut self, id: RegionId, spec: RegionSpec) -> Self {
+        self.regions.push((id, spec));
+        self
+    }
+
+    /// An eventfd that the guest's writes signal. Such writes don't exit.
+    pub fn ioeventfd(
+        mut self,
+        doorbell: Doorbell,
+        event: impl AsRawFd + Send + Sync + 'static,
+    ) -> Self {
+        self.kicks.push(Kick { doorbell, event: Event::new(event) });
+        self
+    }
+
+    /// The next MSI or MSI-X vector: `event` raises the message once there is
+    /// one (`None`: the vector is masked; see
+    /// [`Changes::set_vector`](crate::Changes::set_vector)).
+    pub fn vector(mut self, event: impl AsRawFd + Send + Sync + 'static, msi: Option<Msi>) -> Self {
+        self.vectors.push(Vector { event: Event::new(event), msi, gsi: None });
+        self
+    }
+
+    /// An interrupt line: `event` raises `gsi`, whose route is the VMM's own or,
+    /// with `pin`, made here: irqchip and pin.
+    ///
+    /// With `resample` the line is level-triggered, `resample` is signalled when
+    /// the guest has acknowledged the interrupt, and several devices may share
+    /// the GSI.
+    pub fn line(
+        mut self,
+        gsi: u32,
+        pin: Option<(u32, u32)>,
+        event: impl AsRawFd + Send + Sync + 'static,
+        resample: Option<Event>,
+    ) -> Self {
+        self.lines.push(Line { gsi, pin, event: Event::new(event), resample });
+        self
+    }
+}
+
+/// A part of a device, as errors name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DevicePart {
+    /// An ioeventfd.
+    Ioeventfd {
+        /// Which, in the order in which they were added.
+        index: usize,
+    },
+    /// An MSI or MSI-X vector.
+    Vector {
+        /// Its number.
+        index: usize,
+    },
+    /// An interrupt line.
+    Line {
+        /// Its GSI.
+        gsi: u32,
+    },
+    /// The table of routes as a whole.
+    Routes,
+}
+
+impl fmt::Display for DevicePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ioeventfd { index } => write!(f, "ioeventfd {index}"),
+            Self::Vector { index } => write!(f, "vector {index}"),
+            Self::Line { gsi } => write!(f, "interrupt line at GSI {gsi}"),
+            Self::Routes => f.write_str("interrupt routes"),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Options of a VM.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, RwLock};
+
+use kvm_memslots_shim::events::{EventCalls, Route};
+use kvm_memslots_shim::memory::{How, MemoryCalls};
+use kvm_memslots_shim::uapi::irqfd::NoIrqBypass;
+use kvm_memslots_shim::uapi::probe::{Support, TrapSupport};
+use kvm_memslots_shim::{Kvm, KvmOptions, Limits, SlotIds};
+
+use super::events::EventState;
+use super::plan::Space;
+use super::regions::Regions;
+use super::{Commit, Harvest, Tables, Vm, fork};
+use crate::deferred::{Deferral, DeferredMaps};
+use crate::dirty::DirtyState;
+use crate::error::{Error, ErrorKind};
+use crate::gate::{HolePolicy, VcpuGate};
+use crate::observer::Observer;
+
+/// How changes of memory are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Executor {
+    /// The batch ioctl where the kernel has it, single calls elsewhere.
+    #[default]
+    Auto,
+    /// `KVM_SET_USER_MEMORY_REGIONS`.
+    Batch,
+    /// One `KVM_SET_USER_MEMORY_REGION` a change.
+    PerRegion,
+}
+
+/// The GSIs that a VM's interrupt controllers have by default: 24 pins of the
+/// IOAPIC. Others are handed out from here on.
+const FIRST_GSI: u32 = 24;
+
+/// Options of a [`Vm`].
+///
+/// ```no_run
+/// # fn f(vm: std::os::fd::BorrowedFd<'_>) -> Result<(), kvm_memslots::Error> {
+/// use kvm_memslots::device::Route;
+/// use kvm_memslots::{HolePolicy, Vm};
+///
+/// // After KVM_CREATE_IRQCHIP, in a VMM with an irqfd of its own at GSI 40 and
+/// // slots of its own.
+/// let vm = Vm::builder()
+///     .reserve_slots(0, 0..=3)
+///     .own_routes(Route::x86_defaults())
+///     .reserve_gsis(40..=40)
+///     .holes(HolePolicy::Refuse)
+///     .open(vm)?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Builder {
+    executor: Executor,
+    holes: HolePolicy,
+    reserved_slots: Vec<(u16, RangeInclusive<u16>)>,
+    manual_dirty_log: bool,
+    scratch_vm: bool,
+    deferral: Deferral,
+    observers: Vec<Arc<dyn Observer>>,
+    harvest: Option<Arc<Harvest>>,
+    own_routes: Vec<Route>,
+    reserved_gsis: Vec<RangeInclusive<u32>>,
+    first_gsi: u32,
+    no_irqbypass: bool,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            executor: Executor::Auto,
+            holes: HolePolicy::default(),
+            reserved_slots: Vec::new(),
+            manual_dirty_log: false,
+            scratch_vm: false,
+            deferral: Deferral::default(),
+            observers: Vec::new(),
+            harvest: None,
+            own_routes: Vec::new(),
+            reserved_gsis: Vec::new(),
+            first_gsi: FIRST_GSI,
+            no_irqbypass: true,
+        }
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("executor", &self.executor)
+            .field("holes", &self.holes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// How changes of memory are carried out; [`Executor::Auto`] unless said
+    /// otherwise.
+    pub fn executor(mut self, executor: Executor) -> Self {
+        self.executor = executor;
+        self
+    }
+
+    /// What may be unmapped for a moment; [`HolePolicy::Named`] unless said
+    /// otherwise.
+    pub fn holes(mut self, policy: HolePolicy) -> Self {
+        self.holes = policy;
+        self
+    }
+
+    /// Pauses vCPUs where something would be unmapped for a moment:
+    /// [`HolePolicy::Gate`].
+    pub fn gate(self, gate: Arc<dyn VcpuGate>) -> Self {
+        self.holes(HolePolicy::Gate(gate))
+    }
+
+    /// Slot ids of an address space that the VMM uses itself: they are not given
+    /// out, and not counted as available.
+    ///
+    /// KVM takes a call with an id in use as a change of that slot, so an id
+    /// that is used on both sides destroys the other's slot.
+    pub fn reserve_slots(mut self, as_id: u16, ids: RangeInclusive<u16>) -> Self {
+        self.reserved_slots.push((as_id, ids));
+        self
+    }
+
+    /// The VMM enabled `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` on the VM: reading a
+    /// dirty log leaves it as it is until [`Vm::clear_dirty_log`].
+    pub fn manual_dirty_log(mut self, manual: bool) -> Self {
+        self.manual_dirty_log = manual;
+        self
+    }
+
+    /// Whether `/dev/kvm` may be opened and another VM made, to find out whether
+    /// the trap flag is what its capability says. Without that it is not used.
+    pub fn allow_scratch_vm(mut self, allow: bool) -> Self {
+        self.scratch_vm = allow;
+        self
+    }
+
+    /// When [deferrable](crate::RegionSpec::deferrable) regions are mapped.
+    pub fn deferral(mut self, deferral: Deferral) -> Self {
+        self.deferral = deferral;
+        self
+    }
+
+    /// Somebody who follows the layout. Several are told in this order.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
+    /// Called before the first call of a change that takes a logged slot away,
+    /// with vCPUs paused if they are at all: a VMM with a dirty ring empties it
+    /// here, and finds the region of each entry with [`Vm::region_at_slot`].
+    /// Later, the entry's slot may be another region's.
+    pub fn harvest(mut self, harvest: impl Fn(&Vm) + Send + Sync + 'static) -> Self {
+        self.harvest = Some(Arc::new(harvest));
+        self
+    }
+
+    /// The routes that the VM has now and that are the VMM's own: KVM replaces
+    /// all routes at once and can't be asked for them, so what is not said here
+    /// is gone with the first change. Those that come with an interrupt
+    /// controller are [`Route::x86_defaults`] and [`Route::arm64_defaults`].
+    /// Their GSIs are not handed out.
+    pub fn own_routes(mut self, routes: impl IntoIterator<Item = Route>) -> Self {
+        self.own_routes.extend(routes);
+        self
+    }
+
+    /// GSIs that the VMM uses itself, for irqfds of its own or later routes.
+    pub fn reserve_gsis(mut self, gsis: RangeInclusive<u32>) -> Self {
+        self.reserved_gsis.push(gsis);
+        self
+    }
+
+    /// The first GSI that is handed out; 24 unless said otherwise.
+    pub fn first_gsi(mut self, gsi: u32) -> Self {
+        self.first_gsi = gsi;
+        self
+    }
+
+    /// Whether `KVM_IRQFD_FLAG_NO_IRQBYPASS` is used where the kernel has it, for
+    /// devices that don't say
+    /// [`may_bypass`](crate::device::Device::may_bypass). On unless said
+    /// otherwise.
+    pub fn no_irqbypass(mut self, on: bool) -> Self {
+        self.no_irqbypass = on;
+        self
+    }
+
+    /// Opens the VM behind `vm`, whose descriptor is duplicated: the VM lives at
+    /// least as long as the [`Vm`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Open`] where `vm` is no VM; [`ErrorKind::AlreadyOpen`];
+    /// [`ErrorKind::NoBatchIoctl`] or [`ErrorKind::ImpostorBatchIoctl`] where
+    /// that was asked for; [`ErrorKind::NoSuchAddressSpace`] of reserved slots;
+    /// [`ErrorKind::GsiBeyondLimit`], [`ErrorKind::TooManyRoutes`].
+    pub fn open(self, vm: impl AsFd) -> Result<Vm, Error> {
+        let fd = vm.as_fd();
+        let kvm = Kvm::open(fd, KvmOptions { scratch_vm: self.scratch_vm })?;
+        if let Support::Impostor { claimed, mismatch } = kvm.support() {
+            tracing::warn!(claimed, %mismatch, "not the batch ioctl, done without");
+            if self.executor == Executor::Batch {
+                return Err(ErrorKind::ImpostorBatchIoctl { claimed, mismatch }.into());
+            }
+        }
+        if let TrapSupport::Impostor { claimed, mismatch } = kvm.trap_support() {
+            tracing::warn!(claimed, %mismatch, "not the trap flag, done without");
+        }
+        if let NoIrqBypass::Impostor { claimed, with_flag, with_unknown } = kvm.no_irqbypass() {
+            tracing::warn!(claimed, with_flag, with_unknown, "not KVM_CAP_IRQFD_NO_IRQBYPASS");
+        }
+        let kvm = Arc::new(kvm);
+        if !fork::claim(&kvm, fd) {
+            return Err(ErrorKind::AlreadyOpen.into());
+        }
+        let memory: Arc<dyn MemoryCalls> = Arc::clone(&kvm) as _;
+        self.open_on(memory, kvm)
+    }
+
+    /// Opens on something else than a VM's descriptor: the models of KVM
+    /// (feature `model`), or backends of the VMM's own.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(
+        self,
+        memory: Arc<dyn MemoryCalls>,
+        events: Arc<dyn EventCalls>,
+    ) -> Result<Vm, Error> {
+        let limits = memory.limits();
+        let how = match (self.executor, limits.batch) {
+            (Executor::PerRegion, _) | (Executor::Auto, None) => How::PerRegion,
+            (_, Some(max_entries)) => How::Batch { max_entries },
+            (Executor::Batch, None) => return Err(ErrorKind::NoBatchIoctl.into()),
+        };
+        let spaces = self.spaces(&limits)?;
+        let events_state = EventState::new(
+            events.limits(),
+            self.no_irqbypass,
+            self.own_routes,
+            self.reserved_gsis,
+            self.first_gsi,
+        )?;
+        let count = spaces.len();
+        let deferred: Vec<_> = (0..count).map(|_| DeferredMaps::new(&self.deferral)).collect();
+        tracing::debug!(backend = memory.name(), ?limits, ?how, "open");
+        Ok(Vm {
+            limits,
+            how,
+            manual_dirty_log: self.manual_dirty_log,
+            observers: self.observers,
+            harvest: self.harvest,
+            process: fork::Process::this(),
+            serving: deferred.iter().map(DeferredMaps::serving).collect(),
+            tables: RwLock::new(Tables {
+                regions: Regions::new(limits.address_spaces),
+                slots: (0..count).map(|_| super::slots::SlotTable::default()).collect(),
+                devices: super::events::Devices::new(),
+            }),
+            commit: Mutex::new(Commit {
+                holes: self.holes,
+                spaces,
+                events: events_state,
+                limbo: Vec::new(),
+                deferred,
+            }),
+            committer: std::sync::atomic::AtomicUsize::new(0),
+            dirty: Mutex::new(DirtyState::new(count)),
+            memory,
+            events,
+        })
+    }
+
+    fn spaces(&self, limits: &Limits) -> Result<Vec<Space>, Error> {
+        let available = limits.address_spaces;
+        let mut all: Vec<SlotIds> = (0..available).map(|_| SlotIds::new(limits.slots)).collect();
+        for (as_id, ids) in &self.reserved_slots {
+            match all.get_mut(usize::from(*as_id)) {
+                Some(space) => _ = space.reserve(ids.clone()),
+                None => {
+                    return Err(ErrorKind::NoSuchAddressSpace { asked: *as_id, available }.into());
+                }
+            }
+        }
+        Ok(all.into_iter().map(Space::new).collect())
+    }
+}

@@ -1,0 +1,352 @@
+//! The calls of a set of changes, and back again where one is refused.
+
+use std::time::Duration;
+
+use kvm_memslots_shim::events;
+use kvm_memslots_shim::memory::{self, Done, Op, Plan, SavedDirty};
+use kvm_memslots_shim::{Errno, Kind, Mapping, Range, Slot};
+
+use super::prepare::{Prepared, Work};
+use super::{Commit, Panics, Vm};
+use crate::dirty::DirtyState;
+use crate::error::{Error, ErrorKind};
+
+/// What the calls were.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub(super) memory: Done,
+    pub(super) events: events::Cost,
+    pub(super) events_elapsed: Duration,
+}
+
+/// The way back, if it did not lead to the start.
+#[derive(Debug, Default)]
+pub(super) struct Undone {
+    /// Of the first call that could not be taken back.
+    errno: Option<Errno>,
+    /// The slots that are there, of those that the plans name.
+    pub(super) live: Vec<(u16, Slot)>,
+}
+
+impl Undone {
+    pub(super) fn failed(&mut self, errno: Errno) {
+        self.errno.get_or_insert(errno);
+    }
+}
+
+impl Vm {
+    /// Takes events away, changes memory, brings events; or undoes it all.
+    pub(super) fn make_calls(
+        &self,
+        commit: &mut Commit,
+        prepared: &mut Prepared,
+        mut dirty: Option<&mut DirtyState>,
+        panics: &mut Panics,
+    ) -> Result<Made, Error> {
+        let mut made = Made::default();
+        if let Some(change) = &prepared.events {
+            let gone = &change.plan.ops[..change.plan.gone];
+            match events::execute(&*self.events, &mut commit.events.live, gone) {
+                Ok(done) => {
+                    made.events += done.cost;
+                    made.events_elapsed += done.elapsed;
+                }
+                Err(failed) => {
+                    panics.keep(failed.panic);
+                    return Err(events_failed(commit, prepared, 0, failed.why, Undone::default()));
+                }
+            }
+        }
+        for at in 0..prepared.works.len() {
+            let work = &prepared.works[at];
+            // SAFETY: the plan creates, moves and, on undo, creates again only
+            // slots over regions. Whoever mapped those promised that their
+            // memory stays until a change that unmaps them has been applied
+            // (`Backing::borrowed`), or gave an owner, which the region table,
+            // the edits or `limbo` hold until then.
+            let result =
+                unsafe { self.execute(work.as_id, &work.plan, prepared.paused, &mut dirty) };
+            match result {
+                Ok(done) => {
+                    made.memory.ioctls += done.ioctls;
+                    made.memory.grace_periods += done.grace_periods;
+                    made.memory.elapsed += done.elapsed;
+                }
+                Err(failed) => {
+                    panics.keep(failed.panic);
+                    let mut undone = Undone::default();
+                    if let memory::Why::Stuck { undo_errno, live, unsure, .. } = &failed.why {
+                        undone.failed(*undo_errno);
+                        let live: Vec<Slot> = live.clone();
+                        self.adopt(commit, prepared, at, &live, unsure);
+                        undone
+                            .live
+                            .extend(live.iter().map(|slot| (prepared.works[at].as_id, *slot)));
+                    }
+                    self.take_back(commit, prepared, at, &mut dirty, &mut undone, panics);
+                    self.take_events_back(commit, prepared, &mut undone, panics);
+                    let work = &prepared.works[at];
+                    let asked = undone.errno.is_none().then_some(&mut *commit);
+                    let error = self.explain(prepared, work, &failed.why, asked);
+                    if commit.spaces.iter().any(|space| !space.unsure.is_empty()) {
+                        keep_new_memory(commit, prepared);
+                    }
+                    return Err(or_stuck(commit, prepared, error, undone));
+                }
+            }
+        }
+        if let Some(change) = &prepared.events {
+            let come = &change.plan.ops[change.plan.gone..];
+            match events::execute(&*self.events, &mut commit.events.live, come) {
+                Ok(done) => {
+                    made.events += done.cost;
+                    made.events_elapsed += done.elapsed;
+                }
+                Err(failed) => {
+                    panics.keep(failed.panic);
+                    let from = change.plan.gone;
+                    let mut undone = Undone::default();
+                    if matches!(failed.why, events::Why::Stuck { .. }) {
+                        commit.events.unsettled = true;
+                    }
+                    let works = prepared.works.len();
+                    self.take_back(commit, prepared, works, &mut dirty, &mut undone, panics);
+                    self.take_events_back(commit, prepared, &mut undone, panics);
+                    return Err(events_failed(commit, prepared, from, failed.why, undone));
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Carries a plan out, and keeps the dirty pages that KVM has forgotten.
+    ///
+    /// # Safety
+    /// [`memory::execute`].
+    #[allow(clippy::result_large_err)] // Once a plan.
+    unsafe fn execute(
+        &self,
+        as_id: u16,
+        plan: &Plan,
+        read_logs: bool,
+        dirty: &mut Option<&mut DirtyState>,
+    ) -> Result<Done, memory::Failed> {
+        let mut saved: Vec<SavedDirty> = Vec::new();
+        // SAFETY: the caller's promise is the same.
+        let result =
+            unsafe { memory::execute(&*self.memory, as_id, plan, self.how, read_logs, &mut saved) };
+        if let Some(dirty) = dirty {
+            dirty.keep(as_id, saved, self.limits.page_size);
+        }
+        result
+    }
+
+    /// Takes the first `done` plans back.
+    fn take_back(
+        &self,
+        commit: &mut Commit,
+        prepared: &Prepared,
+        done: usize,
+        dirty: &mut Option<&mut DirtyState>,
+        undone: &mut Undone,
+        panics: &mut Panics,
+    ) {
+        for at in (0..done).rev() {
+            let Work { as_id, plan } = &prepared.works[at];
+            // SAFETY: as in `make_calls`: what is made again was there before.
+            let result = unsafe { self.execute(*as_id, &plan.inverse(), prepared.paused, dirty) };
+            let Err(failed) = result else { continue };
+            panics.keep(failed.panic);
+            let (errno, live, unsure) = match failed.why {
+                memory::Why::Stuck { undo_errno, live, unsure, .. } => (undo_errno, live, unsure),
+                memory::Why::Refused { errno, .. } | memory::Why::DirtyLog { errno, .. } => {
+                    (errno, plan.ops.iter().filter_map(Op::after).collect(), Vec::new())
+                }
+                _ => (Errno::EIO, Vec::new(), plan.ops.iter().map(Op::slot_id).collect()),
+            };
+            undone.failed(errno);
+            self.adopt(commit, prepared, at, &live, &unsure);
+            undone.live.extend(live.into_iter().map(|slot| (*as_id, slot)));
+        }
+    }
+
+    fn take_events_back(
+        &self,
+        commit: &mut Commit,
+        prepared: &Prepared,
+        undone: &mut Undone,
+        panics: &mut Panics,
+    ) {
+        let Some(change) = &prepared.events else { return };
+        let gone = change.plan.ops[..change.plan.gone].iter().rev();
+        let back: Vec<events::Op> = gone.map(events::Op::inverse).collect();
+        if let Err(failed) = events::execute(&*self.events, &mut commit.events.live, &back) {
+            panics.keep(failed.panic);
+            if let events::Why::Stuck { unsure, .. } = &failed.why {
+                note_unsure(commit, prepared, unsure);
+            }
+            let (events::Why::Refused { errno, .. } | events::Why::Stuck { errno, .. }) =
+                failed.why
+            else {
+                return;
+            };
+            undone.failed(errno);
+            in_limbo(commit, prepared);
+        }
+    }
+
+    /// Takes over what is really live of the slots that a plan names.
+    pub(super) fn adopt(
+        &self,
+        commit: &mut Commit,
+        prepared: &Prepared,
+        at: usize,
+        live: &[Slot],
+        unsure: &[u16],
+    ) {
+        let Work { as_id, plan } = &prepared.works[at];
+        let space = &mut commit.spaces[usize::from(*as_id)];
+        space.unsettled = true;
+        space.unsure.extend(unsure);
+        let mut tables = self.tables_mut();
+        let slots = &mut tables.slots[usize::from(*as_id)];
+        for slot in plan.ops.iter().filter_map(Op::before) {
+            slots.remove(&slot);
+        }
+        for op in &plan.ops {
+            space.ids.give_back(op.slot_id());
+        }
+        for slot in live {
+            slots.insert(slot);
+            space.ids.take(slot.id);
+        }
+        for id in unsure {
+            space.ids.take(*id);
+        }
+        keep_new_memory(commit, prepared);
+    }
+
+    /// Deletes slots of which nobody knows whether they are there, and takes away
+    /// what else may be there.
+    pub(super) fn find_out_unsure(&self, commit: &mut Commit) {
+        for op in std::mem::take(&mut commit.events.unsure) {
+            let done =
+                events::execute(&*self.events, &mut commit.events.live, std::slice::from_ref(&op));
+            let gone = matches!(op, events::Op::DeassignIoeventfd(_));
+            match done.map_err(|failed| failed.why) {
+                Ok(_) => {}
+                // KVM has no such ioeventfd, or not any more.
+                Err(events::Why::Refused { errno: Errno::ENOENT, .. }) if gone => {}
+                Err(_) => commit.events.unsure.push(op),
+            }
+        }
+        for (as_id, space) in (0..).zip(&mut commit.spaces) {
+            for id in std::mem::take(&mut space.unsure) {
+                // KVM looks at nothing but the id.
+                let Some(mapping) = Range::new(0, self.limits.page_size)
+                    .and_then(|range| Mapping::new(range, 0, Kind::Ram))
+                else {
+                    continue;
+                };
+                let delete = Op::Delete(Slot { id, mapping });
+                // SAFETY: nothing is mapped.
+                let answer =
+                    Panics::default().catch(|| unsafe { self.memory.change(as_id, &delete) });
+                match answer {
+                    // KVM has no such slot, or not any more.
+                    Some(Ok(()) | Err(Errno::EINVAL | Errno::ENOENT)) => {
+                        space.ids.give_back(id);
+                    }
+                    _ => space.unsure.push(id),
+                }
+            }
+        }
+    }
+}
+
+/// Regions of a change that failed go, but slots of theirs may be live.
+fn keep_new_memory(commit: &mut Commit, prepared: &Prepared) {
+    let new = prepared.edits.iter().filter_map(|edit| edit.now.as_ref());
+    commit.limbo.extend(new.filter_map(|record| record.owner().cloned()));
+}
+
+/// Eventfds that KVM may have although no device has.
+fn in_limbo(commit: &mut Commit, prepared: &Prepared) {
+    commit.events.unsettled = true;
+    let devices = prepared.events.iter().flat_map(|change| change.devices.values());
+    let devices = devices.flatten();
+    commit.events.limbo.extend(devices.flat_map(|device| device.fds()));
+}
+
+/// Calls of which nobody knows whether they were carried out: what makes sure.
+fn note_unsure(commit: &mut Commit, prepared: &Prepared, unsure: &[events::Op]) {
+    use events::Op;
+    let before = prepared.events.as_ref().map(|change| &change.before.routes);
+    let routes = before.into_iter().flatten().copied();
+    for op in unsure {
+        commit.events.unsure.push(match op {
+            Op::Routes { from, .. } => {
+                Op::Routes { from: from.clone(), to: routes.clone().collect() }
+            }
+            Op::AssignIrqfd(irqfd) | Op::DeassignIrqfd(irqfd) => Op::DeassignIrqfd(*irqfd),
+            Op::AssignIoeventfd(ioeventfd) | Op::DeassignIoeventfd(ioeventfd) => {
+                Op::DeassignIoeventfd(*ioeventfd)
+            }
+        });
+    }
+}
+
+/// The error itself where everything was undone.
+pub(super) fn or_stuck(
+    commit: &Commit,
+    prepared: &Prepared,
+    error: Error,
+    undone: Undone,
+) -> Error {
+    let Some(undo_errno) = undone.errno else { return error };
+    let before = prepared.events.as_ref().map(|change| change.before.clone());
+    let before = before.unwrap_or_else(|| commit.events.live.clone());
+    let stuck = ErrorKind::Stuck {
+        errno: error.errno(),
+        what: error.to_string().into(),
+        undo_errno,
+        live: undone.live,
+        surplus: Box::new(commit.events.live.without(&before)),
+        missing: Box::new(before.without(&commit.events.live)),
+    };
+    Error::from(stuck)
+}
+
+fn events_failed(
+    commit: &mut Commit,
+    prepared: &Prepared,
+    from: usize,
+    why: events::Why,
+    mut undone: Undone,
+) -> Error {
+    let (op, errno) = match why {
+        events::Why::Refused { op, errno } => (op, errno),
+        events::Why::Stuck { op, errno, undo_errno, unsure, .. } => {
+            undone.failed(undo_errno);
+            note_unsure(commit, prepared, &unsure);
+            in_limbo(commit, prepared);
+            (op, errno)
+        }
+        other => return ErrorKind::Internal(other.to_string()).into(),
+    };
+    let change = prepared.events.as_ref();
+    let index = change.and_then(|change| {
+        change.plan.ops[from..].iter().position(|other| *other == op).map(|at| at + from)
+    });
+    let blame = index.and_then(|index| change?.blame.get(index));
+    let mut error: Error = ErrorKind::EventRefused { op: Box::new(op), errno }.into();
+    if let Some((device, part, number)) = blame {
+        if !device.is_empty() {
+            error = error.of_device(device, Some(*part));
+        }
+        if let Some(number) = number {
+            error = error.in_change(*number);
+        }
+    }
+    or_stuck(commit, prepared, error, undone)
+}

@@ -1,0 +1,360 @@
+//! Applying a set of changes.
+
+use std::sync::Arc;
+
+use kvm_memslots_shim::memory;
+
+use super::calls::Made;
+use super::draft::Edit;
+use super::events::Attached;
+use super::prepare::{Before, Prepared};
+use super::regions::{Extra, Record, Regions};
+use super::{Commit, Committing, Panics, SlotTable, Vm};
+use crate::backing::HostMemory;
+use crate::changes::Change;
+use crate::device::Event;
+use crate::error::{Error, ErrorKind};
+use crate::{Changes, Preview, Region, Report};
+
+/// What a change leaves behind that may run somebody's code when it is dropped:
+/// dropped when no lock is held.
+#[derive(Default)]
+struct Garbage {
+    prepared: Option<Prepared>,
+    left: Left,
+}
+
+#[derive(Default)]
+pub(super) struct Left {
+    edits: Vec<Edit>,
+    pub(super) extras: Vec<Arc<Extra>>,
+    memory: Vec<Arc<dyn HostMemory>>,
+    devices: Vec<Arc<Attached>>,
+    events: Vec<Event>,
+}
+
+impl Vm {
+    /// Applies changes: all of them, or none.
+    ///
+    /// When it returns, what was unmapped is no more the guest's, nobody serves
+    /// it to a vCPU, and memory that the regions owned has been let go.
+    ///
+    /// # Errors
+    /// [`Error`]; unless that is [`ErrorKind::Stuck`], regions, slots and devices
+    /// are what they were.
+    ///
+    /// # Panics
+    /// If a callback did ([gate](crate::VcpuGate), [observer](crate::Observer),
+    /// [harvest](crate::Builder::harvest), backend, [`HostMemory`]'s drop, a
+    /// `tracing` subscriber): its panic goes on when all is settled. Changes that
+    /// KVM has carried out by then have been applied.
+    pub fn apply(&self, changes: Changes) -> Result<Report, Error> {
+        self.apply_with(changes, |_| Vec::new())
+    }
+
+    /// The same, if there are any.
+    pub(crate) fn apply_if_any(&self, changes: Changes) -> Result<Option<Report>, Error> {
+        if changes.is_empty() { Ok(None) } else { self.apply(changes).map(Some) }
+    }
+
+    /// The same, with waiting regions mapped along that `promote` chooses.
+    pub(crate) fn apply_with(
+        &self,
+        changes: Changes,
+        promote: impl FnOnce(&Commit) -> Vec<u32>,
+    ) -> Result<Report, Error> {
+        let mut panics = Panics::default();
+        let mut garbage = Garbage::default();
+        let result = self.enter().and_then(|mut committing| {
+            let promote = promote(&committing.commit);
+            self.carry_out(&mut committing, &changes, &promote, &mut garbage, &mut panics)
+        });
+        let result = result.map_err(|error| name_device(error, &changes));
+        panics.catch(|| match &result {
+            Ok(report) => tracing::debug!(
+                ioctls = report.ioctls,
+                grace_periods = report.grace_periods,
+                event_calls = report.events.calls(),
+                regions_merged = report.regions_merged,
+                regions_cancelled = report.regions_cancelled,
+                elapsed_ns = report.elapsed.as_nanos() as u64,
+                vcpus_paused = report.vcpus_paused,
+                "applied"
+            ),
+            // Locks of a subscriber may be held by threads that a fork has not.
+            Err(error) if matches!(error.kind(), ErrorKind::Forked) => {}
+            Err(error) => tracing::warn!(%error, "not applied"),
+        });
+        panics.drop_all(garbage.left.edits);
+        panics.drop_all(garbage.left.extras);
+        panics.drop_all(garbage.left.memory);
+        panics.drop_all(garbage.left.devices);
+        panics.drop_all(garbage.left.events);
+        if let Some(prepared) = garbage.prepared {
+            panics.drop_all(prepared.edits);
+        }
+        panics.drop_all(changes.list);
+        panics.resume();
+        result
+    }
+
+    /// What applying these changes now would cost. With the batch ioctl the
+    /// kernel itself checks them; nothing changes.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply), as far as it can be known.
+    pub fn preview(&self, changes: &Changes) -> Result<Preview, Error> {
+        let mut committing = self.enter()?;
+        let prepared = self
+            .prepare(&mut committing.commit, changes, &[])
+            .map_err(|error| name_device(error, changes))?;
+        let mut preview = Preview {
+            ioctls: 0,
+            grace_periods: 0,
+            events: prepared.events.as_ref().map(|events| events.plan.cost()).unwrap_or_default(),
+            holes: Vec::new(),
+            slots: self.tables().slots.iter().map(SlotTable::len).sum(),
+        };
+        for work in &prepared.works {
+            memory::check(&*self.memory, work.as_id, &work.plan, self.how)
+                .map_err(|failed| self.explain(&prepared, work, &failed.why, None))?;
+            let cost = work.plan.cost(self.how);
+            preview.ioctls += cost.ioctls;
+            preview.grace_periods += cost.grace_periods;
+            if self.opens_holes(work) {
+                preview.holes.extend(work.plan.holes.iter().map(|hole| (work.as_id, *hole)));
+            }
+            let ops = || work.plan.ops.iter();
+            preview.slots += ops().filter(|op| op.before().is_none()).count();
+            preview.slots -= ops().filter(|op| op.after().is_none()).count();
+        }
+        Ok(preview)
+    }
+
+    /// Carries changes out, from the first check to the last callback.
+    fn carry_out(
+        &self,
+        committing: &mut Committing<'_>,
+        changes: &Changes,
+        promote: &[u32],
+        garbage: &mut Garbage,
+        panics: &mut Panics,
+    ) -> Result<Report, Error> {
+        let commit = &mut *committing.commit;
+        if let ([change], []) = (&changes.list[..], promote) {
+            if let Some(result) = self.apply_single(commit, change, &mut garbage.left, panics) {
+                return result;
+            }
+        }
+        self.find_out_unsure(commit);
+        let prepared = self.prepare(commit, changes, promote)?;
+        let Garbage { prepared: kept, left: garbage_of } = garbage;
+        let prepared = kept.insert(prepared);
+        self.ask_observers(prepared, panics)?;
+        if let Some(gate) = &prepared.gate {
+            panics.catch(|| gate.pause()).unwrap_or_else(panicked).map_err(ErrorKind::Gate)?;
+        }
+        let gate = prepared.gate.clone();
+        let harvested = match &self.harvest {
+            Some(harvest) if prepared.loses_logs => panics.catch(|| harvest(self)).is_some(),
+            _ => true,
+        };
+        let outcome = if harvested {
+            for observer in &self.observers {
+                for region in &prepared.going {
+                    panics.catch(|| observer.unmapping(region));
+                }
+            }
+            self.in_calls(commit, prepared, garbage_of, panics)
+        } else {
+            Err(called_back_in_vain())
+        };
+        if let Some(gate) = gate {
+            panics.catch(|| gate.resume());
+        }
+        // Who had been told that they go is told that they are there.
+        let there: &[Region] = match (&outcome, harvested) {
+            (Ok(_), _) => &prepared.coming,
+            (Err(_), true) => &prepared.going,
+            (Err(_), false) => &[],
+        };
+        for observer in &self.observers {
+            for region in there {
+                panics.catch(|| observer.mapped(region));
+            }
+        }
+        outcome
+    }
+
+    fn ask_observers(&self, prepared: &Prepared, panics: &mut Panics) -> Result<(), Error> {
+        let (going, coming) = (&prepared.going, &prepared.coming);
+        if going.is_empty() && coming.is_empty() {
+            return Ok(());
+        }
+        for observer in &self.observers {
+            match panics.catch(|| observer.check(going, coming)) {
+                Some(Ok(())) => {}
+                Some(Err(why)) => return Err(ErrorKind::Observer(why).into()),
+                None => return Err(called_back_in_vain()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all calls, and what was done what is seen; or undoes it.
+    fn in_calls(
+        &self,
+        commit: &mut Commit,
+        prepared: &mut Prepared,
+        left: &mut Left,
+        panics: &mut Panics,
+    ) -> Result<Report, Error> {
+        // Whoever reads a log of what changes has read it before, or waits until
+        // the slots that it finds are those that there are.
+        let mut dirty = prepared.touches_logs.then(|| self.dirty());
+        if let Some(dirty) = &mut dirty {
+            // Of what moves while vCPUs run, who knows what they wrote last.
+            let read =
+                |before: &&Before| before.goes || before.moves_to.is_some() && prepared.paused;
+            let gone = prepared.logged.iter().filter(read);
+            let gone = gone.map(|before| (before.as_id, before.mapping.range()));
+            self.read_last(dirty, gone, panics);
+        }
+        let made = self.make_calls(commit, prepared, dirty.as_deref_mut(), panics)?;
+        let mut report = self.settle(commit, prepared, &made, left);
+        if let Some(dirty) = &mut dirty {
+            if prepared.touches_deferrable {
+                self.publish_deferred(commit, dirty);
+            }
+            let mut moved = Vec::new();
+            for before in &prepared.logged {
+                let mut last = || self.take_last(dirty, before.as_id, &before.mapping);
+                if before.goes {
+                    report.last_dirty.push((before.id, last()));
+                } else if let Some(range) = before.moves_to {
+                    moved.push((before.as_id, range, prepared.paused.then(last)));
+                }
+            }
+            for before in &prepared.logged {
+                self.forget_dirty(dirty, before.as_id, &before.mapping);
+            }
+            for (as_id, range, pages) in moved {
+                self.mark(dirty, as_id, range, pages.as_ref());
+            }
+        }
+        Ok(report)
+    }
+
+    pub(super) fn report(&self, made: &Made, slots: usize) -> Report {
+        Report {
+            ioctls: made.memory.ioctls,
+            grace_periods: made.memory.grace_periods,
+            events: made.events,
+            regions_merged: 0,
+            regions_cancelled: 0,
+            regions_deferred: 0,
+            elapsed: made.memory.elapsed + made.events_elapsed,
+            executor: self.executor(),
+            backend: self.memory.name(),
+            vcpus_paused: false,
+            slots,
+            last_dirty: Vec::new(),
+        }
+    }
+
+    /// Makes what was done what is seen.
+    fn settle(
+        &self,
+        commit: &mut Commit,
+        prepared: &mut Prepared,
+        made: &Made,
+        left: &mut Left,
+    ) -> Report {
+        let edits = std::mem::take(&mut prepared.edits);
+        let added = edits.iter().filter(|edit| edit.index.is_none());
+        let waits = |edit: &&Edit| edit.now.as_ref().is_some_and(Record::waits);
+        let regions_deferred = added.filter(waits).count();
+        let mut guard = self.tables_mut();
+        let tables = &mut *guard;
+        let mut merged = 0;
+        for work in &prepared.works {
+            let at = usize::from(work.as_id);
+            merged += work.plan.merged;
+            tables.slots[at].follow(&work.plan.ops);
+            let space = &mut commit.spaces[at];
+            space.follow(&work.plan.ops, edits.len());
+            if space.unsure.is_empty() {
+                space.unsettled = false;
+            }
+            commit.deferred[at].note_commit(&work.plan.ops, &made.memory, prepared.paused);
+        }
+        follow(&mut tables.regions, &edits, &mut left.extras);
+        left.edits = edits;
+        if let Some(events) = &mut prepared.events {
+            commit.events.settle(events);
+            if !commit.events.unsettled {
+                left.events.append(&mut commit.events.limbo);
+            }
+            for (id, device) in std::mem::take(&mut events.devices) {
+                left.devices.extend(match device {
+                    Some(device) => tables.devices.insert(id, device),
+                    None => tables.devices.remove(&id),
+                });
+            }
+            let mut devices = tables.devices.values();
+            commit.events.follows_regions = devices.any(|device| device.follows_regions());
+        }
+        let slots = tables.slots.iter().map(SlotTable::len).sum();
+        if commit.spaces.iter().all(|space| !space.unsettled) {
+            left.memory.append(&mut commit.limbo);
+        }
+        Report {
+            regions_merged: merged,
+            regions_cancelled: prepared.cancelled,
+            regions_deferred,
+            vcpus_paused: prepared.gate.is_some(),
+            ..self.report(made, slots)
+        }
+    }
+}
+
+/// Takes the edits over. What they replace may hold memory.
+fn follow(regions: &mut Regions, edits: &[Edit], extras: &mut Vec<Arc<Extra>>) {
+    for edit in edits {
+        match (edit.index, &edit.now) {
+            (Some(index), None) => extras.extend(regions.remove(index)),
+            (Some(index), Some(now)) => {
+                if regions.range(index).gpa() != now.range().gpa() {
+                    regions.leave(index);
+                }
+            }
+            (None, _) => {}
+        }
+    }
+    let mut new = Vec::with_capacity(edits.len());
+    for edit in edits {
+        match (edit.index, &edit.now) {
+            (Some(index), Some(now)) => extras.extend(regions.set(index, now)),
+            (None, Some(now)) => new.push((edit.id, now)),
+            (_, None) => {}
+        }
+    }
+    regions.insert_all(new.into_iter());
+}
+
+/// An error about memory of a device that is attached names the device.
+fn name_device(error: Error, changes: &Changes) -> Error {
+    match error.change().and_then(|number| changes.list.get(number)) {
+        Some(Change::Attach(_, device)) => error.of_device(&device.name, None),
+        _ => error,
+    }
+}
+
+/// Nobody sees this: the panic goes on.
+fn called_back_in_vain() -> Error {
+    ErrorKind::Internal("a callback panicked".to_owned()).into()
+}
+
+fn panicked() -> Result<(), crate::GateError> {
+    Err(crate::GateError::new("the gate panicked"))
+}

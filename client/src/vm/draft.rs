@@ -1,0 +1,507 @@
+//! The regions as they will be: a set of changes, held against what is applied.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use kvm_memslots_shim::{GuestMemfd, Limits, Mapping, MemFlags, Range};
+
+use super::regions::{ById, Deferral, Extra, Record, Regions};
+use crate::backing::{Access, Backing};
+use crate::changes::Change;
+use crate::error::{Described, Error, ErrorKind, Part};
+use crate::{RegionId, RegionSpec, Span};
+
+/// Up to that many edits are looked through; more get an index.
+const FEW: usize = 8;
+
+/// What a set of changes does to a region.
+#[derive(Debug)]
+pub(super) struct Edit {
+    pub(super) id: RegionId,
+    /// The region as it is applied; none if the set maps it.
+    pub(super) index: Option<u32>,
+    /// As it will be; none if it goes.
+    pub(super) now: Option<Record>,
+    /// The change that did it last.
+    pub(super) change: usize,
+    /// It is to be in as few slots as can be.
+    pub(super) rebuild: bool,
+}
+
+/// Edits by name, once there are more than a few.
+#[derive(Debug, Default)]
+struct Index {
+    by_id: ById<u64, usize>,
+    hidden: HashSet<u32>,
+}
+
+/// The regions as they will be. Pure: nothing is changed.
+pub(super) struct Draft<'t> {
+    pub(super) regions: &'t Regions,
+    limits: &'t Limits,
+    /// Whether a deferrable region is to wait for its slot.
+    waits: &'t dyn Fn(u16, &Mapping, bool) -> bool,
+    pub(super) edits: Vec<Edit>,
+    index: Option<Box<Index>>,
+    /// The edits that are of a region that will be there, by address space and
+    /// guest address; known when it is [sealed](Self::seal).
+    pub(super) sorted: Vec<usize>,
+    change: usize,
+}
+
+impl<'t> Draft<'t> {
+    pub(super) fn new(
+        regions: &'t Regions,
+        limits: &'t Limits,
+        waits: &'t dyn Fn(u16, &Mapping, bool) -> bool,
+        changes: usize,
+    ) -> Self {
+        let edits = Vec::with_capacity(changes);
+        Self { regions, limits, waits, edits, index: None, sorted: Vec::new(), change: 0 }
+    }
+
+    /// Takes a change of memory in; those of devices are none of its business,
+    /// but for the regions of one that comes.
+    pub(super) fn take(&mut self, number: usize, change: &Change) -> Result<(), Error> {
+        self.change = number;
+        match change {
+            Change::Map(id, spec) => self.map(*id, spec),
+            Change::Unmap(id) => self.unmap(*id),
+            Change::Resize(id, size) => self.resize(*id, *size),
+            Change::Split(id, upper, offset) => self.split(*id, *upper, *offset),
+            Change::Flags(id, set, of) => self.set_flags(*id, *set, *of),
+            Change::Move(id, gpa) => self.move_to(*id, *gpa),
+            Change::Replace(id, backing) => self.replace(*id, backing),
+            Change::Join(id) => self.touch(*id).map(|at| self.edits[at].rebuild = true),
+            Change::Attach(_, device) => {
+                let name = Arc::clone(&device.name);
+                let mut regions = device.regions.iter();
+                regions
+                    .try_for_each(|(id, spec)| self.map(*id, spec))
+                    .map_err(|error| error.of_device(&name, None))
+            }
+            Change::Detach(_)
+            | Change::Vector(..)
+            | Change::AssignDeferred
+            | Change::OwnRoutes(_) => Ok(()),
+        }
+        .map_err(|error| error.in_change(number))
+    }
+
+    fn map(&mut self, id: RegionId, spec: &RegionSpec) -> Result<(), Error> {
+        if self.edit_of(id).is_some() || self.regions.find(id).is_some() {
+            return Err(ErrorKind::Twice { what: id.to_string().into() }.into());
+        }
+        let record = self.checked(id, spec)?;
+        self.push(Edit { id, index: None, now: Some(record), change: 0, rebuild: false });
+        Ok(())
+    }
+
+    /// Unmaps a region that is there; whether it was.
+    pub(super) fn unmap_if_there(&mut self, id: RegionId) -> bool {
+        self.unmap(id).is_ok()
+    }
+
+    fn unmap(&mut self, id: RegionId) -> Result<(), Error> {
+        let at = self.touch(id)?;
+        self.set(at, None);
+        Ok(())
+    }
+
+    fn resize(&mut self, id: RegionId, size: u64) -> Result<(), Error> {
+        let (at, mut record) = self.current(id)?;
+        let old = record.mapping;
+        let described = || Described { size, ..*record.described(id) }.into();
+        self.check_numbers(
+            at_of(old.range().gpa(), size),
+            old.hva(),
+            old.guest_memfd(),
+            described,
+        )?;
+        if size > record.reach() {
+            let (hva, len) = (old.hva(), record.reach());
+            return Err(ErrorKind::OutsideBacking { region: described(), hva, len }.into());
+        }
+        let mapping = Range::new(old.range().gpa(), size)
+            .and_then(|range| with_range(&old, range))
+            .ok_or_else(|| wraps(described(), Part::Hva))?;
+        let mut extra = record.extra.as_deref().cloned().unwrap_or_default();
+        // What is the caller's to keep need not be kept once it is unmapped.
+        let narrows = size < old.range().size() && extra.owner.is_none();
+        extra.reach = Some(if narrows { size } else { record.reach() });
+        record.mapping = mapping;
+        record.set_extra(extra);
+        self.set(at, Some(record));
+        Ok(())
+    }
+
+    fn split(&mut self, id: RegionId, upper: RegionId, offset: u64) -> Result<(), Error> {
+        let (at, whole) = self.current(id)?;
+        let page_size = self.limits.page_size;
+        if offset % page_size != 0 {
+            let (region, part) = (whole.described(id), Part::SplitOffset);
+            return Err(ErrorKind::Unaligned { region, part, value: offset, page_size }.into());
+        }
+        if self.edit_of(upper).is_some() || self.regions.find(upper).is_some() {
+            return Err(ErrorKind::Twice { what: upper.to_string().into() }.into());
+        }
+        let range = whole.range();
+        let parts = || {
+            let middle = range.gpa().checked_add(offset)?;
+            let low = whole.mapping.clipped_to(Range::between(range.gpa(), middle)?)?;
+            let high = whole.mapping.clipped_to(Range::between(middle, range.end())?)?;
+            Some((low, high))
+        };
+        let Some((low, high)) = parts() else {
+            return Err(ErrorKind::SplitOutside { region: whole.described(id), offset }.into());
+        };
+        let origin = Some(whole.origin().unwrap_or(id));
+        let part = |mapping, skip, reach| {
+            let mut part = whole.part(mapping, skip);
+            let extra = part.extra.as_deref().cloned().unwrap_or_default();
+            part.set_extra(Extra { origin, reach: Some(reach), ..extra });
+            part
+        };
+        let (low, high) = (part(low, 0, offset), part(high, offset, whole.reach() - offset));
+        self.set(at, Some(low));
+        let now = Some(high);
+        self.push(Edit { id: upper, index: None, now, change: 0, rebuild: false });
+        Ok(())
+    }
+
+    fn set_flags(&mut self, id: RegionId, set: MemFlags, of: MemFlags) -> Result<(), Error> {
+        let (at, mut record) = self.current(id)?;
+        let flags = record.mapping.flags() & !of | set;
+        record.mapping = record.mapping.with_flags(flags);
+        self.check_kind(&record, || record.described(id))?;
+        if of.contains(MemFlags::TRAP) {
+            if !self.limits.trap {
+                return Err(ErrorKind::TrapUnsupported { region: record.described(id) }.into());
+            }
+            if !record.alone {
+                return Err(ErrorKind::NotAlone { region: record.described(id) }.into());
+            }
+        }
+        self.set(at, Some(record));
+        Ok(())
+    }
+
+    fn move_to(&mut self, id: RegionId, gpa: u64) -> Result<(), Error> {
+        let (at, mut record) = self.current(id)?;
+        let old = record.mapping;
+        let described = || Described { gpa, ..*record.described(id) }.into();
+        let span = at_of(gpa, old.range().size());
+        self.check_numbers(span, old.hva(), old.guest_memfd(), described)?;
+        record.mapping = old.moved_to(gpa).ok_or_else(|| wraps(described(), Part::Gpa))?;
+        self.set(at, Some(record));
+        Ok(())
+    }
+
+    fn replace(&mut self, id: RegionId, backing: &Backing) -> Result<(), Error> {
+        let (at, old) = self.current(id)?;
+        let extra = old.extra.as_deref();
+        let spec = RegionSpec {
+            span: old.range().into(),
+            backing: backing.clone(),
+            kind: old.mapping.kind(),
+            flags: old.mapping.flags() & !MemFlags::GUEST_MEMFD,
+            as_id: old.as_id,
+            alone: old.alone,
+            permanent: old.permanent,
+            deferrable: old.deferral != Deferral::Never,
+            tag: extra.and_then(|extra| extra.tag),
+            label: extra.and_then(|extra| extra.label.clone()),
+        };
+        let mut record = self.checked(id, &spec)?;
+        if let Some(origin) = old.origin() {
+            let extra = record.extra.as_deref().cloned().unwrap_or_default();
+            record.set_extra(Extra { origin: Some(origin), ..extra });
+        }
+        self.set(at, Some(record));
+        Ok(())
+    }
+
+    /// What `spec` asks for, if KVM would not refuse it, or take it for something
+    /// else, whatever is mapped.
+    pub(super) fn checked(&self, id: RegionId, spec: &RegionSpec) -> Result<Record, Error> {
+        let described = || {
+            Box::new(Described {
+                id,
+                label: spec.label.clone(),
+                tag: spec.tag,
+                kind: spec.kind,
+                as_id: spec.as_id,
+                gpa: spec.span.gpa,
+                size: spec.span.size,
+                hva: spec.backing.hva,
+            })
+        };
+        let available = self.limits.address_spaces;
+        if spec.as_id >= available {
+            return Err(ErrorKind::NoSuchAddressSpace { asked: spec.as_id, available }.into());
+        }
+        let Backing { hva, len, guest_memfd, .. } = spec.backing;
+        self.check_numbers(spec.span, hva, guest_memfd, described)?;
+        if spec.span.size > len {
+            return Err(ErrorKind::OutsideBacking { region: described(), hva, len }.into());
+        }
+        let plain = Range::new(spec.span.gpa, spec.span.size)
+            .and_then(|range| Mapping::new(range, hva, spec.kind))
+            .map(|mapping| mapping.with_flags(spec.flags & !MemFlags::GUEST_MEMFD));
+        let mapping = plain.and_then(|mapping| match guest_memfd {
+            Some(memfd) => mapping.with_guest_memfd(memfd),
+            None => Some(mapping),
+        });
+        let Some(mapping) = mapping else { return Err(wraps(described(), Part::Hva)) };
+        let mut record = Record {
+            mapping,
+            as_id: spec.as_id,
+            alone: spec.alone,
+            permanent: spec.permanent,
+            deferral: Deferral::Never,
+            extra: None,
+        };
+        let backing = &spec.backing;
+        record.set_extra(Extra {
+            label: spec.label.clone(),
+            tag: spec.tag,
+            memfd: None,
+            file: backing.file,
+            reach: Some(len),
+            read_only: backing.access == Access::Read,
+            never_faults: backing.never_faults,
+            owner: backing.owner.clone(),
+            origin: None,
+        });
+        if spec.deferrable {
+            let waits = (self.waits)(spec.as_id, &mapping, spec.alone);
+            record.deferral = if waits { Deferral::Waiting } else { Deferral::Over };
+        }
+        self.check_kind(&record, described)?;
+        Ok(record)
+    }
+
+    /// Whether the numbers are what KVM takes.
+    fn check_numbers(
+        &self,
+        Span { gpa, size }: Span,
+        hva: u64,
+        memfd: Option<GuestMemfd>,
+        described: impl Fn() -> Box<Described>,
+    ) -> Result<(), Error> {
+        // KVM takes size 0 for a delete.
+        if size == 0 {
+            return Err(ErrorKind::Empty { region: described() }.into());
+        }
+        let page_size = self.limits.page_size;
+        let memfd_offset = memfd.map_or(0, |memfd| memfd.offset);
+        let parts = [
+            (Part::Size, size),
+            (Part::Gpa, gpa),
+            (Part::Hva, hva),
+            (Part::MemfdOffset, memfd_offset),
+        ];
+        for (part, value) in parts {
+            if value % page_size != 0 {
+                let region = described();
+                return Err(ErrorKind::Unaligned { region, part, value, page_size }.into());
+            }
+            if part != Part::Size && value.checked_add(size).is_none() {
+                return Err(wraps(described(), part));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a region can have its flags.
+    fn check_kind(
+        &self,
+        record: &Record,
+        described: impl Fn() -> Box<Described>,
+    ) -> Result<(), Error> {
+        let flags = record.mapping.flags();
+        let refused = if flags.contains(MemFlags::READONLY) && !self.limits.readonly {
+            ErrorKind::ReadOnlyUnsupported { region: described() }
+        } else if !flags.contains(MemFlags::READONLY) && record.access() == Access::Read {
+            ErrorKind::ReadOnlyBacking { region: described() }
+        } else if flags.contains(MemFlags::TRAP) && !self.limits.trap {
+            ErrorKind::TrapUnsupported { region: described() }
+        } else if flags.contains(MemFlags::GUEST_MEMFD) {
+            let no_memfd = MemFlags::READONLY | MemFlags::LOG_DIRTY_PAGES | MemFlags::TRAP;
+            if !self.limits.guest_memfd {
+                ErrorKind::GuestMemfdUnsupported { region: described() }
+            } else if flags.intersects(no_memfd) {
+                ErrorKind::GuestMemfdFlags { region: described(), flags: flags & no_memfd }
+            } else if record.deferral != Deferral::Never {
+                let why = "its private memory is out of the VMM's reach";
+                ErrorKind::NotDeferrable { region: described(), why }
+            } else {
+                return Ok(());
+            }
+        } else if flags.contains(MemFlags::TRAP) && record.deferral != Deferral::Never {
+            let why = "it is to trap, and its exits would be served from memory";
+            ErrorKind::NotDeferrable { region: described(), why }
+        } else {
+            return Ok(());
+        };
+        Err(refused.into())
+    }
+
+    /// Checks that no two regions will overlap: only the outcome counts, so that
+    /// regions can swap their places in one set.
+    pub(super) fn seal(&mut self) -> Result<(), Error> {
+        let key = |at: &usize| {
+            let now = self.edits[*at].now.as_ref();
+            now.map(|record| (record.as_id, record.range().gpa()))
+        };
+        let mut sorted: Vec<usize> =
+            (0..self.edits.len()).filter(|at| self.edits[*at].now.is_some()).collect();
+        if !sorted.is_sorted_by_key(key) {
+            sorted.sort_unstable_by_key(key);
+        }
+        let mut last: Option<(&Edit, &Record)> = None;
+        for at in &sorted {
+            let edit = &self.edits[*at];
+            let Some(record) = &edit.now else { continue };
+            let (as_id, range) = (record.as_id, record.range());
+            if let Some((other, there)) =
+                last.filter(|(_, there)| there.as_id == as_id && there.range().overlaps(range))
+            {
+                // The one that came last is to blame.
+                let mut pair = [(edit, record), (other, there)];
+                pair.sort_by_key(|(edit, _)| std::cmp::Reverse(edit.change));
+                let [(edit, record), (other, there)] = pair;
+                return Err(overlap(edit, record, there.described(other.id)));
+            }
+            let there = self.regions.in_the_way(as_id, range, |index| !self.hides(index));
+            if let Some(index) = there {
+                return Err(overlap(edit, record, self.regions.described(index)));
+            }
+            last = Some((edit, record));
+        }
+        self.sorted = sorted;
+        Ok(())
+    }
+
+    /// The edit of a region that is there at this point, made if need be.
+    fn touch(&mut self, id: RegionId) -> Result<usize, Error> {
+        let unknown = || Err(ErrorKind::UnknownRegion { id }.into());
+        if let Some(at) = self.edit_of(id) {
+            if self.edits[at].now.is_none() {
+                return unknown();
+            }
+            self.edits[at].change = self.change;
+            return Ok(at);
+        }
+        let Some(index) = self.regions.find(id) else { return unknown() };
+        let now = Some(self.regions.record(index));
+        Ok(self.push(Edit { id, index: Some(index), now, change: 0, rebuild: false }))
+    }
+
+    fn current(&mut self, id: RegionId) -> Result<(usize, Record), Error> {
+        let at = self.touch(id)?;
+        match &self.edits[at].now {
+            Some(record) => Ok((at, record.clone())),
+            None => Err(ErrorKind::UnknownRegion { id }.into()),
+        }
+    }
+
+    /// A region that waits for its slot waits no longer.
+    pub(super) fn promote(&mut self, index: u32) {
+        if let Ok((at, record)) = self.current(self.regions.id(index)) {
+            self.set(at, Some(Record { deferral: Deferral::Over, ..record }));
+        }
+    }
+
+    fn edit_of(&self, id: RegionId) -> Option<usize> {
+        match &self.index {
+            Some(index) => index.by_id.get(&id.to_raw()).copied(),
+            None => self.edits.iter().position(|edit| edit.id == id),
+        }
+    }
+
+    /// Whether the set has something to say about a region that is applied.
+    pub(super) fn hides(&self, region: u32) -> bool {
+        match &self.index {
+            Some(index) => index.hidden.contains(&region),
+            None => self.edits.iter().any(|edit| edit.index == Some(region)),
+        }
+    }
+
+    /// The edits of regions that will be in `range`, by guest address.
+    pub(super) fn overlapping(
+        &self,
+        as_id: u16,
+        range: Range,
+    ) -> impl Iterator<Item = (&Edit, &Record)> + '_ {
+        let now = |at: &usize| self.edits[*at].now.as_ref();
+        let from = self.sorted.partition_point(|at| {
+            now(at).is_some_and(|now| (now.as_id, now.range().end()) <= (as_id, range.gpa()))
+        });
+        self.sorted[from..]
+            .iter()
+            .filter_map(move |at| Some((&self.edits[*at], self.edits[*at].now.as_ref()?)))
+            .take_while(move |(_, now)| now.as_id == as_id && now.range().gpa() < range.end())
+    }
+
+    /// What the region of an edit, as it is or will be, was split from.
+    pub(super) fn origin(&self, edit: &Edit) -> Option<RegionId> {
+        let now = edit.now.as_ref().and_then(Record::origin);
+        now.or_else(|| edit.index.and_then(|index| self.regions.origin(index)))
+    }
+
+    /// What a region's name stands for, as it will be.
+    pub(super) fn record(&self, id: RegionId) -> Option<Record> {
+        match self.edit_of(id) {
+            Some(at) => self.edits[at].now.clone(),
+            None => self.regions.find(id).map(|index| self.regions.record(index)),
+        }
+    }
+
+    fn push(&mut self, edit: Edit) -> usize {
+        let at = self.edits.len();
+        self.edits.push(Edit { change: self.change, ..edit });
+        if self.index.is_some() {
+            self.enter(at);
+        } else if self.edits.len() > FEW {
+            let mut index = Box::<Index>::default();
+            index.by_id.reserve(self.edits.capacity());
+            self.index = Some(index);
+            (0..self.edits.len()).for_each(|at| self.enter(at));
+        }
+        at
+    }
+
+    fn enter(&mut self, at: usize) {
+        let (Some(index), edit) = (&mut self.index, &self.edits[at]) else { return };
+        index.by_id.insert(edit.id.to_raw(), at);
+        index.hidden.extend(edit.index);
+    }
+
+    fn set(&mut self, at: usize, now: Option<Record>) {
+        self.edits[at].now = now;
+    }
+}
+
+fn overlap(edit: &Edit, record: &Record, other: Box<Described>) -> Error {
+    let region = record.described(edit.id);
+    Error::from(ErrorKind::Overlap { region, other }).in_change(edit.change)
+}
+
+const fn at_of(gpa: u64, size: u64) -> Span {
+    Span { gpa, size }
+}
+
+/// The same memory from its start on, more or less of it.
+fn with_range(mapping: &Mapping, range: Range) -> Option<Mapping> {
+    let resized = Mapping::new(range, mapping.hva(), mapping.kind())?;
+    let resized = match mapping.guest_memfd() {
+        Some(memfd) => resized.with_guest_memfd(memfd)?,
+        None => resized,
+    };
+    Some(resized.with_flags(mapping.flags()))
+}
+
+fn wraps(region: Box<Described>, part: Part) -> Error {
+    ErrorKind::Wraps { region, part }.into()
+}

@@ -1,0 +1,91 @@
+//! Whose VM this is: of a process and not of its forks, and of one [`Vm`] only.
+//!
+//! [`Vm`]: crate::Vm
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use kvm_memslots_shim::Kvm;
+
+/// A word that is 1 in this process and 0 in what is forked from it
+/// (`MADV_WIPEONFORK`): asking takes no system call.
+///
+/// The page is never unmapped: there is one in a process.
+static PAGE: OnceLock<Option<Page>> = OnceLock::new();
+
+struct Page(NonNull<AtomicU32>);
+
+// SAFETY: it is only used as the atomic that it points to.
+unsafe impl Send for Page {}
+// SAFETY: as above.
+unsafe impl Sync for Page {}
+
+fn page() -> Option<&'static Page> {
+    PAGE.get_or_init(|| {
+        let (access, kind) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping of a page at least, which takes no other's place.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, kind, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return None;
+        }
+        // SAFETY: the mapping is this function's alone.
+        if unsafe { libc::madvise(at, 4096, libc::MADV_WIPEONFORK) } != 0 {
+            return None;
+        }
+        NonNull::new(at.cast::<AtomicU32>()).map(Page)
+    })
+    .as_ref()
+}
+
+impl Page {
+    fn word(&self) -> &AtomicU32 {
+        // SAFETY: the page is mapped for ever, zeroed, and aligned.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+/// Tells a process from its forks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Process {
+    /// Where the kernel has no `MADV_WIPEONFORK` (before 4.14).
+    pid: Option<u32>,
+}
+
+impl Process {
+    pub(super) fn this() -> Self {
+        match page() {
+            Some(page) => {
+                page.word().store(1, Ordering::Relaxed);
+                Self { pid: None }
+            }
+            None => Self { pid: Some(std::process::id()) },
+        }
+    }
+
+    /// Whether this is another process now, forked from that one.
+    pub(super) fn is_fork(self) -> bool {
+        match (self.pid, page()) {
+            (None, Some(page)) => page.word().load(Ordering::Relaxed) == 0,
+            (pid, _) => pid.is_some_and(|pid| pid != std::process::id()),
+        }
+    }
+}
+
+/// The VMs that this process has open.
+static OPEN: Mutex<Vec<Weak<Kvm>>> = Mutex::new(Vec::new());
+
+/// Claims the VM behind `fd` for as long as `kvm`, which is the same, lives; whether nobody has it. Where the
+/// kernel can't tell (no `kcmp`, or not allowed), it is taken for another one.
+pub(super) fn claim(kvm: &Arc<Kvm>, fd: BorrowedFd<'_>) -> bool {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.retain(|other| other.strong_count() > 0);
+    let mut others = open.iter().filter_map(Weak::upgrade);
+    let taken = others.any(|other| other.same_vm(fd) == Some(true));
+    if !taken {
+        open.push(Arc::downgrade(kvm));
+    }
+    !taken
+}

@@ -1,0 +1,255 @@
+//! From a draft to slots: the part of an address space that it touches, and the
+//! plan for that.
+
+use kvm_memslots_shim::memory::{Extent, How, Op, Plan, PlanError, Request, plan};
+use kvm_memslots_shim::{Limits, Range, Slot, SlotIds};
+
+use super::draft::{Draft, Edit};
+use super::regions::Regions;
+use super::slots::SlotTable;
+use crate::error::{Error, ErrorKind};
+
+/// What is known of an address space beside its regions and slots.
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) ids: SlotIds,
+    /// A change failed and could not be undone: slots and regions disagree,
+    /// anywhere.
+    pub(super) unsettled: bool,
+    /// Ids of which nobody knows what KVM has.
+    pub(super) unsure: Vec<u16>,
+    /// How many regions were changed since all slots were looked at in vain, for
+    /// some to be joined.
+    since_full: Option<usize>,
+}
+
+impl Space {
+    pub(super) fn new(ids: SlotIds) -> Self {
+        Self { ids, unsettled: false, unsure: Vec::new(), since_full: None }
+    }
+
+    /// Follows changes that were made.
+    pub(super) fn follow(&mut self, ops: &[Op], edits: usize) {
+        for op in ops {
+            match op {
+                Op::Delete(slot) => _ = self.ids.give_back(slot.id),
+                Op::Create(slot) => _ = self.ids.take(slot.id),
+                Op::Move { .. } | Op::SetFlags { .. } => {}
+            }
+        }
+        if let Some(since) = &mut self.since_full {
+            *since = since.saturating_add(edits);
+        }
+    }
+}
+
+/// Looking at all slots again, to join some, is worth it only after so many
+/// regions have changed: what a set of changes touches, and its neighbours, is
+/// looked at each time.
+const WORTH_A_LOOK: usize = 64;
+
+/// How many ids are freed in advance when slots are joined to make room, so that
+/// not each of the changes that follow has to.
+const SPARE: u32 = 256;
+
+/// How the regions of a VM are put into slots.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules<'a> {
+    pub(super) limits: &'a Limits,
+    pub(super) how: How,
+    /// Whether slots that are there may be replaced for another region's sake.
+    pub(super) may_replace: bool,
+}
+
+impl Rules<'_> {
+    /// With the batch ioctl nobody notices that regions share a slot. Without,
+    /// changing one of them is a hole in the others, and costs more than it
+    /// would with a slot of its own.
+    fn shares(&self) -> bool {
+        matches!(self.how, How::Batch { .. })
+    }
+}
+
+/// The part of the address space that a plan looks at.
+struct Window {
+    live: Vec<Slot>,
+    wanted: Vec<Extent>,
+    whole: bool,
+}
+
+/// A draft and one address space of it.
+pub(super) struct Planner<'a> {
+    pub(super) draft: &'a Draft<'a>,
+    pub(super) regions: &'a Regions,
+    pub(super) slots: &'a SlotTable,
+    pub(super) rules: Rules<'a>,
+    pub(super) as_id: u16,
+}
+
+impl Planner<'_> {
+    /// The plan for what the draft says of the address space.
+    pub(super) fn plan(&self, space: &mut Space) -> Result<Plan, Error> {
+        if let Some(op) = self.single(space) {
+            return Ok(Plan { ops: vec![op], ..Plan::default() });
+        }
+        let widen = self.rules.limits.page_size;
+        let mut window = if space.unsettled { self.whole() } else { self.window(0) };
+        let mut result = self.plan_window(&window, space, 0);
+        let no_room = |result: &Result<Plan, PlanError>| {
+            matches!(result, Err(PlanError::TooManySlots { .. })) && self.rules.may_replace
+        };
+        if no_room(&result) && !window.whole {
+            window = self.window(widen);
+            result = self.plan_window(&window, space, 0);
+        }
+        if no_room(&result) && space.since_full.is_none_or(|since| since >= WORTH_A_LOOK) {
+            result = self.plan_window(&self.whole(), space, SPARE);
+            space.since_full = if no_room(&result) { Some(0) } else { None };
+        }
+        result.map_err(|error| match error {
+            PlanError::TooManySlots { needed, available } => {
+                let may_join = self.rules.may_replace;
+                ErrorKind::TooManySlots { as_id: self.as_id, needed, available, may_join }.into()
+            }
+            // A draft does not let these through.
+            error => ErrorKind::Internal(error.to_string()).into(),
+        })
+    }
+
+    fn plan_window(&self, window: &Window, space: &Space, spare: u32) -> Result<Plan, PlanError> {
+        let Window { live, wanted, .. } = window;
+        let limits = self.rules.limits;
+        let make_room = self.rules.may_replace.then_some(spare);
+        plan(&Request { live, wanted, ids: &space.ids, limits, make_room })
+    }
+
+    /// The one call that does it, where one region changes which shares its slot
+    /// with nobody: what most sets of a running VM are. It comes to what the
+    /// planner would say, without the planner.
+    fn single(&self, space: &Space) -> Option<Op> {
+        let [edit] = &self.draft.edits[..] else { return None };
+        if space.unsettled || edit.rebuild {
+            return None;
+        }
+        let before = edit.index.map(|index| self.regions.mapping(index));
+        match (before, &edit.now) {
+            (None, Some(now)) => {
+                let free = self.slots.is_free(now.range());
+                let fits = now.range().size() <= self.rules.limits.slot_bytes();
+                if !free || !fits || now.waits() {
+                    return None;
+                }
+                let id = space.ids.lowest_free()?;
+                Some(Op::Create(Slot { id, mapping: now.mapping }))
+            }
+            (Some(before), now) => {
+                let slot = self.slots.exactly(before.range())?;
+                let Some(now) = now else { return Some(Op::Delete(slot)) };
+                let flags = now.mapping.flags();
+                let toggled = flags ^ slot.mapping.flags();
+                let same = now.mapping.with_flags(slot.mapping.flags()) == slot.mapping;
+                let in_place = crate::MemFlags::LOG_DIRTY_PAGES | crate::MemFlags::TRAP;
+                let flips = !toggled.is_empty() && in_place.contains(toggled);
+                (same && flips && slot.mapping.guest_memfd().is_none())
+                    .then_some(Op::SetFlags { from: slot, flags })
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// The slots that the edits touch, `widen` bytes around them, and all that is
+    /// wanted where they are.
+    fn window(&self, widen: u64) -> Window {
+        let edits = &self.draft.edits;
+        let there = self.regions.len(self.as_id) + self.slots.len();
+        // Looking each range up costs more than looking at everything once.
+        if edits.len() * 8 > there {
+            return self.whole();
+        }
+        let touched = edits.iter().flat_map(|edit| self.touched(edit));
+        let touched = joined(touched.filter_map(|range| widened(range, widen)).collect());
+        let mut live: Vec<Slot> =
+            touched.iter().flat_map(|range| self.slots.overlapping(*range)).collect();
+        live.dedup();
+        let slots = live.iter().map(|slot| slot.mapping.range());
+        let ranges = joined(touched.iter().copied().chain(slots).collect());
+        // A region may reach out of the window, over slots that stay: only the
+        // part inside is planned. One that stands alone is in one slot, and so
+        // either all inside or not at all.
+        let mut wanted = Vec::new();
+        for range in ranges {
+            let from = wanted.len();
+            self.wanted_in(range, &mut wanted);
+            wanted[from..].sort_unstable_by_key(|extent: &Extent| extent.mapping.range());
+        }
+        Window { live, wanted, whole: false }
+    }
+
+    fn wanted_in(&self, range: Range, wanted: &mut Vec<Extent>) {
+        let clipped =
+            |extent: Extent| Some(Extent { mapping: extent.mapping.clipped_to(range)?, ..extent });
+        let shares = self.rules.shares();
+        let kept = self.regions.overlapping(self.as_id, range);
+        let kept = kept.filter(|index| !self.draft.hides(*index));
+        let kept = kept.filter_map(|index| self.regions.extent(index, shares));
+        wanted.extend(kept.filter_map(clipped));
+        let new = self.draft.overlapping(self.as_id, range);
+        wanted.extend(new.filter_map(|(edit, record)| clipped(of_edit(edit, record, shares)?)));
+    }
+
+    fn whole(&self) -> Window {
+        let shares = self.rules.shares();
+        let kept = self.regions.iter(self.as_id).filter(|index| !self.draft.hides(*index));
+        let mut wanted: Vec<Extent> =
+            kept.filter_map(|index| self.regions.extent(index, shares)).collect();
+        let old = wanted.len();
+        let mine = self.draft.edits.iter().filter_map(|edit| Some((edit, edit.now.as_ref()?)));
+        let mine = mine.filter(|(_, record)| record.as_id == self.as_id);
+        wanted.extend(mine.filter_map(|(edit, record)| of_edit(edit, record, shares)));
+        if old > 0 || !wanted.is_sorted_by_key(|extent| extent.mapping.range()) {
+            wanted.sort_by_key(|extent| extent.mapping.range());
+        }
+        Window { live: self.slots.iter().collect(), wanted, whole: true }
+    }
+
+    /// The guest addresses that an edit is about, before and after.
+    fn touched(&self, edit: &Edit) -> impl Iterator<Item = Range> + use<> {
+        let mine = edit_space(edit, self.regions) == Some(self.as_id);
+        let before = edit.index.map(|index| self.regions.range(index));
+        let after = edit.now.as_ref().map(super::regions::Record::range);
+        [before, after].into_iter().flatten().filter(move |_| mine)
+    }
+}
+
+/// The address space that an edit is about.
+pub(super) fn edit_space(edit: &Edit, regions: &Regions) -> Option<u16> {
+    let now = edit.now.as_ref().map(|record| record.as_id);
+    now.or_else(|| edit.index.map(|index| regions.as_id(index)))
+}
+
+fn of_edit(edit: &Edit, record: &super::regions::Record, shares: bool) -> Option<Extent> {
+    let extent = record.extent(shares)?;
+    // A slot that stands alone for a region holds all of it.
+    Some(Extent { alone: extent.alone || edit.rebuild, ..extent })
+}
+
+fn widened(range: Range, by: u64) -> Option<Range> {
+    Range::between(range.gpa().saturating_sub(by), range.end().saturating_add(by))
+}
+
+/// `ranges`, sorted, those that overlap or touch made one.
+fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
+    if let [_] = ranges[..] {
+        return ranges;
+    }
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let joins = next.gpa() <= last.end();
+        if let (true, Some(both)) = (joins, Range::between(last.gpa(), last.end().max(next.end())))
+        {
+            *last = both;
+        }
+        joins
+    });
+    ranges
+}

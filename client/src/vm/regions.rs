@@ -1,0 +1,569 @@
+//! The regions of a VM, as they are applied.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use kvm_memslots_shim::memory::Extent;
+use kvm_memslots_shim::{GuestMemfd, Kind, Mapping, MemFlags, Range};
+
+use crate::backing::{Access, FileRange, HostMemory};
+use crate::error::Described;
+use crate::{Region, RegionId};
+
+/// Whether a region waits for its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deferral {
+    /// It never does.
+    Never,
+    /// It does: there is no slot.
+    Waiting,
+    /// It did, or would have.
+    Over,
+}
+
+/// What few regions have, or what differs from the usual: a backing that is just
+/// the region's memory, may be written, and is the caller's to keep.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Extra {
+    pub(crate) label: Option<Arc<str>>,
+    pub(crate) tag: Option<u64>,
+    pub(crate) memfd: Option<GuestMemfd>,
+    /// Of the region's first byte.
+    pub(crate) file: Option<FileRange>,
+    /// How many bytes there are from the region's first one on.
+    pub(crate) reach: Option<u64>,
+    pub(crate) read_only: bool,
+    pub(crate) never_faults: bool,
+    pub(crate) owner: Option<Arc<dyn HostMemory>>,
+    /// The region that this one and others were split from.
+    pub(crate) origin: Option<RegionId>,
+}
+
+impl Extra {
+    fn says_something(&self, size: u64) -> bool {
+        self.label.is_some()
+            || self.tag.is_some()
+            || self.memfd.is_some()
+            || self.file.is_some()
+            || self.reach.is_some_and(|reach| reach != size)
+            || self.read_only
+            || self.never_faults
+            || self.owner.is_some()
+            || self.origin.is_some()
+    }
+}
+
+/// A region, unpacked.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) mapping: Mapping,
+    pub(crate) as_id: u16,
+    pub(crate) alone: bool,
+    pub(crate) permanent: bool,
+    pub(crate) deferral: Deferral,
+    pub(crate) extra: Option<Arc<Extra>>,
+}
+
+impl Record {
+    pub(crate) fn range(&self) -> Range {
+        self.mapping.range()
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        let read_only = self.extra.as_ref().is_some_and(|extra| extra.read_only);
+        if read_only { Access::Read } else { Access::ReadWrite }
+    }
+
+    pub(crate) fn origin(&self) -> Option<RegionId> {
+        self.extra.as_ref()?.origin
+    }
+
+    pub(crate) fn owner(&self) -> Option<&Arc<dyn HostMemory>> {
+        self.extra.as_ref()?.owner.as_ref()
+    }
+
+    /// How many bytes of host memory there are from its start on.
+    pub(crate) fn reach(&self) -> u64 {
+        self.extra.as_ref().and_then(|extra| extra.reach).unwrap_or(self.range().size())
+    }
+
+    pub(crate) fn waits(&self) -> bool {
+        self.deferral == Deferral::Waiting
+    }
+
+    /// What the planner is to do about it; nothing while it waits for its slot.
+    /// `shares`: whether regions may share slots without having said so.
+    pub(crate) fn extent(&self, shares: bool) -> Option<Extent> {
+        let joins = !self.alone && (shares || self.permanent);
+        (!self.waits()).then_some(Extent { mapping: self.mapping, alone: self.alone, joins })
+    }
+
+    pub(crate) fn described(&self, id: RegionId) -> Box<Described> {
+        let extra = self.extra.as_deref();
+        Box::new(Described {
+            id,
+            label: extra.and_then(|extra| extra.label.clone()),
+            tag: extra.and_then(|extra| extra.tag),
+            kind: self.mapping.kind(),
+            as_id: self.as_id,
+            gpa: self.range().gpa(),
+            size: self.range().size(),
+            hva: self.mapping.hva(),
+        })
+    }
+
+    pub(crate) fn region(&self, id: RegionId) -> Region {
+        let extra = self.extra.as_deref();
+        Region {
+            id,
+            as_id: self.as_id,
+            range: self.range(),
+            hva: self.mapping.hva(),
+            guest_memfd: self.mapping.guest_memfd(),
+            file: extra.and_then(|extra| extra.file),
+            flags: self.mapping.flags(),
+            kind: self.mapping.kind(),
+            alone: self.alone,
+            permanent: self.permanent,
+            deferrable: self.deferral != Deferral::Never,
+            deferred: self.waits(),
+            tag: extra.and_then(|extra| extra.tag),
+            label: extra.and_then(|extra| extra.label.clone()),
+        }
+    }
+
+    /// The extra for this memory, or none where there is nothing to say.
+    pub(crate) fn set_extra(&mut self, mut extra: Extra) {
+        extra.memfd = self.mapping.guest_memfd();
+        self.extra = extra.says_something(self.range().size()).then(|| Arc::new(extra));
+    }
+
+    /// The part of the region from `skip` bytes on, as `mapping` has it.
+    pub(crate) fn part(&self, mapping: Mapping, skip: u64) -> Self {
+        let mut part = Self { mapping, ..self.clone() };
+        let mut extra = self.extra.as_deref().cloned().unwrap_or_default();
+        extra.reach = Some(self.reach().saturating_sub(skip));
+        extra.file =
+            extra.file.map(|file| FileRange { offset: file.offset.saturating_add(skip), ..file });
+        part.set_extra(extra);
+        part
+    }
+}
+
+const ALONE: u8 = 1;
+const PERMANENT: u8 = 2;
+const DEFERRABLE: u8 = 4;
+const WAITS: u8 = 8;
+/// The entry is no region's.
+const FREE: u8 = 16;
+
+/// A region in 40 bytes.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    gpa: u64,
+    size: u64,
+    hva: u64,
+    id: u64,
+    flags: u16,
+    /// KVM has two address spaces at most.
+    as_id: u8,
+    kind: Kind,
+    bits: u8,
+}
+
+impl Entry {
+    fn new(id: RegionId, record: &Record) -> Self {
+        let bit = |on: bool, bit: u8| if on { bit } else { 0 };
+        Self {
+            gpa: record.range().gpa(),
+            size: record.range().size(),
+            hva: record.mapping.hva(),
+            id: id.to_raw(),
+            // KVM_MEM_* that userspace may set are bits 0 to 15.
+            flags: record.mapping.flags().bits() as u16,
+            as_id: record.as_id as u8,
+            kind: record.mapping.kind(),
+            bits: bit(record.alone, ALONE)
+                | bit(record.permanent, PERMANENT)
+                | bit(record.deferral != Deferral::Never, DEFERRABLE)
+                | bit(record.waits(), WAITS),
+        }
+    }
+
+    const fn has(&self, bit: u8) -> bool {
+        self.bits & bit != 0
+    }
+
+    const fn overlaps(&self, range: Range) -> bool {
+        // An entry was a valid range once: nothing overflows.
+        self.gpa < range.end() && range.gpa() < self.gpa + self.size
+    }
+}
+
+/// Ids are numbers that count up: multiplying spreads them well enough.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 << 8 | u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(n.into());
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+}
+
+pub(crate) type ById<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
+
+/// Regions by name, by guest address, and by what else they are looked up by.
+#[derive(Debug, Default)]
+pub(crate) struct Regions {
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    ids: ById<u64, u32>,
+    /// For each address space.
+    by_gpa: Vec<BTreeMap<u64, u32>>,
+    extras: ById<u32, Arc<Extra>>,
+    tags: BTreeSet<(u64, u32)>,
+    deferrable: BTreeSet<u32>,
+    /// Made when it is first asked for, as most VMMs never do.
+    by_hva: Option<ByHva>,
+}
+
+#[derive(Debug, Default)]
+struct ByHva {
+    starts: BTreeSet<(u64, u32)>,
+    /// No region is or was larger.
+    largest: u64,
+}
+
+impl ByHva {
+    fn insert(&mut self, entry: &Entry, index: u32) {
+        self.starts.insert((entry.hva, index));
+        self.largest = self.largest.max(entry.size);
+    }
+}
+
+impl Regions {
+    pub(crate) fn new(address_spaces: u16) -> Self {
+        Self {
+            by_gpa: (0..address_spaces.min(u8::MAX.into())).map(|_| BTreeMap::new()).collect(),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn len(&self, as_id: u16) -> usize {
+        self.by_gpa.get(usize::from(as_id)).map_or(0, BTreeMap::len)
+    }
+
+    pub(crate) fn find(&self, id: RegionId) -> Option<u32> {
+        self.ids.get(&id.to_raw()).copied()
+    }
+
+    fn entry(&self, index: u32) -> &Entry {
+        &self.entries[index as usize]
+    }
+
+    pub(crate) fn id(&self, index: u32) -> RegionId {
+        RegionId::from_raw(self.entry(index).id)
+    }
+
+    pub(crate) fn origin(&self, index: u32) -> Option<RegionId> {
+        self.extra(index)?.origin
+    }
+
+    pub(crate) fn is_deferrable(&self, index: u32) -> bool {
+        self.entry(index).has(DEFERRABLE)
+    }
+
+    pub(crate) fn as_id(&self, index: u32) -> u16 {
+        self.entry(index).as_id.into()
+    }
+
+    pub(crate) fn extra(&self, index: u32) -> Option<&Arc<Extra>> {
+        self.extras.get(&index)
+    }
+
+    pub(crate) fn mapping(&self, index: u32) -> Mapping {
+        let entry = self.entry(index);
+        let flags = MemFlags::from_bits_retain(u32::from(entry.flags));
+        let plain = Range::new(entry.gpa, entry.size)
+            .and_then(|range| Mapping::new(range, entry.hva, entry.kind));
+        let memfd = if flags.contains(MemFlags::GUEST_MEMFD) {
+            self.extra(index).and_then(|extra| extra.memfd)
+        } else {
+            None
+        };
+        let mapping = plain.and_then(|mapping| match memfd {
+            Some(memfd) => mapping.with_guest_memfd(memfd),
+            None => Some(mapping),
+        });
+        // It was a mapping when it was put in.
+        mapping.unwrap_or_else(|| unreachable!("an entry that is no mapping")).with_flags(flags)
+    }
+
+    pub(crate) fn range(&self, index: u32) -> Range {
+        self.mapping(index).range()
+    }
+
+    pub(crate) fn record(&self, index: u32) -> Record {
+        let entry = self.entry(index);
+        Record {
+            mapping: self.mapping(index),
+            as_id: entry.as_id.into(),
+            alone: entry.has(ALONE),
+            permanent: entry.has(PERMANENT),
+            deferral: match (entry.has(DEFERRABLE), entry.has(WAITS)) {
+                (false, _) => Deferral::Never,
+                (true, true) => Deferral::Waiting,
+                (true, false) => Deferral::Over,
+            },
+            extra: self.extra(index).cloned(),
+        }
+    }
+
+    /// [`Record::extent`], without a record.
+    pub(crate) fn extent(&self, index: u32, shares: bool) -> Option<Extent> {
+        let entry = self.entry(index);
+        let alone = entry.has(ALONE);
+        let joins = !alone && (shares || entry.has(PERMANENT));
+        (!entry.has(WAITS)).then(|| Extent { mapping: self.mapping(index), alone, joins })
+    }
+
+    pub(crate) fn region(&self, index: u32) -> Region {
+        self.record(index).region(self.id(index))
+    }
+
+    pub(crate) fn described(&self, index: u32) -> Box<Described> {
+        self.record(index).described(self.id(index))
+    }
+
+    pub(crate) fn at(&self, as_id: u16, gpa: u64) -> Option<u32> {
+        let (_, index) = self.by_gpa.get(usize::from(as_id))?.range(..=gpa).next_back()?;
+        let entry = self.entry(*index);
+        (gpa - entry.gpa < entry.size).then_some(*index)
+    }
+
+    /// The first region of those that overlap `range` which `counts`.
+    pub(crate) fn in_the_way(
+        &self,
+        as_id: u16,
+        range: Range,
+        counts: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let by_gpa = self.by_gpa.get(usize::from(as_id))?;
+        // Regions mostly come in ascending order.
+        let (last, index) = by_gpa.last_key_value()?;
+        if *last < range.gpa() {
+            return Some(*index)
+                .filter(|index| self.entry(*index).overlaps(range) && counts(*index));
+        }
+        self.overlapping(as_id, range).find(|index| counts(*index))
+    }
+
+    /// Regions that overlap `range`, by guest address.
+    pub(crate) fn overlapping(&self, as_id: u16, range: Range) -> impl Iterator<Item = u32> + '_ {
+        let first = self.at(as_id, range.gpa()).map(|index| self.entry(index).gpa);
+        let first = first.unwrap_or(range.gpa());
+        let by_gpa = self.by_gpa.get(usize::from(as_id)).into_iter();
+        by_gpa.flat_map(move |by_gpa| by_gpa.range(first..range.end()).map(|(_, index)| *index))
+    }
+
+    /// Whether no region is partly in `range` and partly not.
+    pub(crate) fn fits(&self, as_id: u16, range: Range) -> bool {
+        let crosses = |gpa: u64| {
+            let index = gpa.checked_sub(1).and_then(|gpa| self.at(as_id, gpa));
+            index.is_some_and(|index| self.range(index).end() > gpa)
+        };
+        !crosses(range.gpa()) && !crosses(range.end())
+    }
+
+    /// All of an address space, by guest address.
+    pub(crate) fn iter(&self, as_id: u16) -> impl Iterator<Item = u32> + '_ {
+        self.by_gpa.get(usize::from(as_id)).into_iter().flat_map(|by_gpa| by_gpa.values().copied())
+    }
+
+    pub(crate) fn tagged(&self, tag: u64) -> impl Iterator<Item = u32> + '_ {
+        self.tags.range((tag, 0)..=(tag, u32::MAX)).map(|(_, index)| *index)
+    }
+
+    pub(crate) fn knows_hvas(&self) -> bool {
+        self.by_hva.is_some()
+    }
+
+    pub(crate) fn learn_hvas(&mut self) {
+        let mut by_hva = ByHva::default();
+        for index in self.ids.values() {
+            by_hva.insert(self.entry(*index), *index);
+        }
+        self.by_hva = Some(by_hva);
+    }
+
+    /// A region whose memory is at `hva`, the one that starts last, and how many
+    /// bytes into it that is.
+    pub(crate) fn at_hva(&self, hva: u64) -> Option<(u32, u64)> {
+        let by_hva = self.by_hva.as_ref()?;
+        let first = hva.saturating_sub(by_hva.largest);
+        let starts = by_hva.starts.range((first, 0)..=(hva, u32::MAX)).rev();
+        starts
+            .map(|(start, index)| (*index, hva - start))
+            .find(|(index, offset)| *offset < self.entry(*index).size)
+    }
+
+    /// The regions that are deferrable.
+    pub(crate) fn deferrable(&self) -> impl Iterator<Item = u32> + '_ {
+        self.deferrable.iter().copied()
+    }
+
+    /// Those of them that wait for a slot.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = u32> + '_ {
+        self.deferrable().filter(|index| self.entry(*index).has(WAITS))
+    }
+
+    /// Adds a region, whose name and addresses are free.
+    pub(crate) fn insert(&mut self, id: RegionId, record: &Record) {
+        let index = self.place(id, record);
+        if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(record.as_id)) {
+            by_gpa.insert(record.range().gpa(), index);
+        }
+    }
+
+    /// Adds many regions.
+    pub(crate) fn insert_all<'a>(
+        &mut self,
+        new: impl ExactSizeIterator<Item = (RegionId, &'a Record)>,
+    ) {
+        self.reserve(new.len());
+        let mut all: Vec<Vec<(u64, u32)>> = vec![Vec::new(); self.by_gpa.len()];
+        for (id, record) in new {
+            let index = self.place(id, record);
+            all[usize::from(record.as_id)].push((record.range().gpa(), index));
+        }
+        for (by_gpa, mut new) in self.by_gpa.iter_mut().zip(all) {
+            // Rebuilding the tree costs less than searching it for each of many.
+            if new.len() > by_gpa.len() / 8 {
+                new.sort_unstable();
+                by_gpa.append(&mut BTreeMap::from_iter(new));
+            } else {
+                by_gpa.extend(new);
+            }
+        }
+    }
+
+    /// Adds a region that is not found by its address yet.
+    fn place(&mut self, id: RegionId, record: &Record) -> u32 {
+        let entry = Entry::new(id, record);
+        let index = if let Some(index) = self.free.pop() {
+            self.entries[index as usize] = entry;
+            index
+        } else {
+            if self.entries.len() == self.entries.capacity() {
+                // Doubling would make the worst case twice the need.
+                self.entries.reserve_exact((self.entries.len() / 8).max(8));
+            }
+            self.entries.push(entry);
+            (self.entries.len() - 1) as u32
+        };
+        self.ids.insert(entry.id, index);
+        self.index(index, record.extra.clone());
+        index
+    }
+
+    fn reserve(&mut self, more: usize) {
+        let room = (self.entries.capacity() - self.entries.len()) + self.free.len();
+        if more > room {
+            self.entries.reserve_exact(more - self.free.len());
+        }
+        self.ids.reserve(more);
+    }
+
+    /// Takes a region out. What is returned may hold its memory: it is dropped
+    /// where nothing can be hurt by that.
+    pub(crate) fn remove(&mut self, index: u32) -> Option<Arc<Extra>> {
+        let entry = *self.entry(index);
+        let extra = self.unindex(index);
+        if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(entry.as_id)) {
+            by_gpa.remove(&entry.gpa);
+        }
+        self.ids.remove(&entry.id);
+        self.entries[index as usize].bits = FREE;
+        self.free.push(index);
+        extra
+    }
+
+    /// Changes a region, whose new addresses are free. All that are to move have
+    /// to have [left](Self::leave) before the first is set.
+    pub(crate) fn set(&mut self, index: u32, record: &Record) -> Option<Arc<Extra>> {
+        let old = self.unindex(index);
+        let entry = Entry::new(self.id(index), record);
+        self.entries[index as usize] = entry;
+        if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(record.as_id)) {
+            by_gpa.insert(entry.gpa, index);
+        }
+        self.index(index, record.extra.clone());
+        old
+    }
+
+    /// Takes a region's address, before it gets another.
+    pub(crate) fn leave(&mut self, index: u32) {
+        let entry = *self.entry(index);
+        if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(entry.as_id)) {
+            by_gpa.remove(&entry.gpa);
+        }
+    }
+
+    fn index(&mut self, index: u32, extra: Option<Arc<Extra>>) {
+        let entry = *self.entry(index);
+        if let Some(extra) = extra {
+            if let Some(tag) = extra.tag {
+                self.tags.insert((tag, index));
+            }
+            self.extras.insert(index, extra);
+        }
+        if entry.has(DEFERRABLE) {
+            self.deferrable.insert(index);
+        }
+        if let Some(by_hva) = &mut self.by_hva {
+            by_hva.insert(&entry, index);
+        }
+    }
+
+    fn unindex(&mut self, index: u32) -> Option<Arc<Extra>> {
+        let entry = *self.entry(index);
+        let extra = self.extras.remove(&index);
+        if let Some(tag) = extra.as_ref().and_then(|extra| extra.tag) {
+            self.tags.remove(&(tag, index));
+        }
+        if entry.has(DEFERRABLE) {
+            self.deferrable.remove(&index);
+        }
+        if let Some(by_hva) = &mut self.by_hva {
+            by_hva.starts.remove(&(entry.hva, index));
+        }
+        extra
+    }
+
+    /// The regions that hold memory.
+    pub(crate) fn owned(&self) -> impl Iterator<Item = RegionId> + '_ {
+        let owned = self.extras.iter().filter(|(_, extra)| extra.owner.is_some());
+        owned.map(|(index, _)| self.id(*index))
+    }
+
+    /// What holds memory, to be leaked.
+    pub(crate) fn take_extras(&mut self) -> impl Sized + use<> {
+        std::mem::take(&mut self.extras)
+    }
+}

@@ -1,0 +1,125 @@
+//! Lookups and log reads on several threads, while another one applies changes,
+//! through an `Arc<Vm>` in a trait object.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use kvm_memslots::{Changes, ErrorKind, Limits, RegionId, Vm};
+
+use crate::rig::{PAGE, Script, open, ram};
+
+trait Hotplug: Send + Sync {
+    fn plug(&self, gpa: u64) -> RegionId;
+    fn unplug(&self, id: RegionId);
+}
+
+struct Manager(Arc<Vm>);
+
+impl Hotplug for Manager {
+    fn plug(&self, gpa: u64) -> RegionId {
+        let mut c = Changes::new();
+        let id = c.map(ram(gpa, 4 * PAGE).log_dirty());
+        self.0.apply(c).unwrap();
+        id
+    }
+
+    fn unplug(&self, id: RegionId) {
+        let mut c = Changes::new();
+        c.unmap(id);
+        let report = self.0.apply(c).unwrap();
+        assert_eq!(report.last_dirty.len(), 1);
+    }
+}
+
+const ROUNDS: u64 = 300;
+
+/// Ends the process if it is not done in a long time: a deadlock.
+struct Watchdog(Arc<AtomicBool>);
+
+impl Watchdog {
+    fn new() -> Self {
+        let done = Arc::<AtomicBool>::default();
+        let watched = Arc::clone(&done);
+        std::thread::spawn(move || {
+            for _ in 0..1200 {
+                std::thread::sleep(Duration::from_millis(100));
+                if watched.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            eprintln!("deadlock");
+            std::process::abort();
+        });
+        Self(done)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let _watchdog = Watchdog::new();
+    for limits in [Limits::x86(), Limits::x86().with_batch(64)] {
+        let (vm, model, _) = open(limits, &Arc::<Script>::default(), true);
+        let vm = Arc::new(vm);
+        let mut c = Changes::new();
+        let stays = c.map(ram(0, 4 * PAGE).log_dirty().permanent());
+        vm.apply(c).unwrap();
+        let stop = AtomicBool::new(false);
+        let looked = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        assert_eq!(vm.region_at(0, PAGE).map(|r| r.id), Some(stays));
+                        let region = vm.region_at(0, 0).unwrap();
+                        assert_eq!(vm.region_at_hva(region.hva).unwrap().0.id, stays);
+                        looked.fetch_add(1, Ordering::Relaxed);
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    vm.dirty_log(stays).unwrap();
+                    for region in vm.regions() {
+                        match vm.dirty_log(region.id) {
+                            Ok(_) => {}
+                            Err(error) => {
+                                let gone = matches!(error.kind(), ErrorKind::UnknownRegion { .. });
+                                assert!(gone, "{error}");
+                            }
+                        }
+                    }
+                    vm.dirty_logs().unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            let changers: Vec<_> = (0..2)
+                .map(|n| {
+                    let manager: Box<dyn Hotplug> = Box::new(Manager(Arc::clone(&vm)));
+                    scope.spawn(move || {
+                        for round in 0..ROUNDS {
+                            let id = manager.plug((8 + 8 * n + round % 2) * PAGE);
+                            manager.unplug(id);
+                        }
+                    })
+                })
+                .collect();
+            let results: Vec<_> =
+                changers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            while looked.load(Ordering::Relaxed) < 10 {
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+        });
+        assert_eq!(vm.slots(0), model.slots(0));
+        assert_eq!(vm.regions().len(), 1);
+    }
+}

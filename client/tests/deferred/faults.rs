@@ -1,0 +1,83 @@
+//! Memory that can't be accessed: a file that was truncated.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+
+use kvm_memslots::deferred::Part;
+use kvm_memslots::{Access, Backing, RegionSpec, at};
+
+use crate::memory::{PAGE, map_now, open};
+
+const GPA: u64 = 0xe000_0000;
+
+/// A file of so many pages, mapped, until it is dropped.
+struct Mapped {
+    file: File,
+    base: *mut libc::c_void,
+    len: usize,
+}
+
+impl Mapped {
+    fn new(pages: u64) -> Self {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"bar".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0);
+        // SAFETY: the descriptor is new, and nobody else's.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(pages * PAGE).unwrap();
+        let (len, access) = ((pages * PAGE) as usize, libc::PROT_READ | libc::PROT_WRITE);
+        let null = std::ptr::null_mut();
+        // SAFETY: a new mapping, which takes no other's place.
+        let base = unsafe { libc::mmap(null, len, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(base, libc::MAP_FAILED);
+        base.expose_provenance();
+        Self { file, base, len }
+    }
+
+    fn spec(&self) -> RegionSpec {
+        let (hva, len) = (self.base.addr() as u64, self.len as u64);
+        // SAFETY: the test keeps the mapping for longer than the region.
+        let memory = unsafe { Backing::borrowed(hva, len, Access::ReadWrite) };
+        RegionSpec::device(at(GPA, len), memory).deferrable()
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this object's.
+        unsafe { libc::munmap(self.base, self.len) };
+    }
+}
+
+#[test]
+fn a_file_that_was_truncated_is_a_fault_and_not_the_end() {
+    let mapped = Mapped::new(4);
+    let (vm, _) = open(u64::MAX);
+    let id = map_now(&vm, mapped.spec());
+    let exits = vm.deferred(0).unwrap();
+    let nobody = |gpa: u64| panic!("a device at {gpa:#x}");
+    let served = exits.write(GPA + 8, &[1, 2, 3, 4], |gpa, _| nobody(gpa));
+    assert_eq!((served.bytes, served.fault), (4, None));
+    let mut data = [0xaa; 4];
+    let served = exits.read(GPA + 8, &mut data, |gpa, _| nobody(gpa));
+    assert_eq!((served.bytes, served.fault, data), (4, None, [1, 2, 3, 4]));
+
+    // The first page is left.
+    mapped.file.set_len(PAGE).unwrap();
+    let served = exits.read(GPA + 8, &mut data, |gpa, _| nobody(gpa));
+    assert_eq!((served.bytes, served.fault, data), (4, None, [1, 2, 3, 4]));
+    for gpa in [GPA + PAGE, GPA + 3 * PAGE + 4] {
+        let mut data = [0xaa; 4];
+        let served = exits.read(gpa, &mut data, |gpa, _| nobody(gpa));
+        assert_eq!((served.bytes, served.fault, data), (0, Some(gpa), [0xaa; 4]));
+        assert_eq!(exits.read_part(gpa, &mut data), Part::Fault);
+        let served = exits.write(gpa, &[1; 4], |gpa, _| nobody(gpa));
+        assert_eq!((served.bytes, served.fault), (0, Some(gpa)));
+        assert_eq!(exits.write_part(gpa, &[1; 8]), Part::Fault);
+    }
+    // It is the file's fault, not the region's: it is there again.
+    mapped.file.set_len(4 * PAGE).unwrap();
+    let served = exits.read(GPA + PAGE, &mut data, |gpa, _| nobody(gpa));
+    assert_eq!((served.bytes, served.fault, data), (4, None, [0; 4]));
+    assert!(vm.region(id).unwrap().deferred);
+}

@@ -1,0 +1,252 @@
+//! Dirty logs of regions that share slots: what is asked of KVM, parts of a
+//! region, last bits, and dirty rings.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::{Gate, HVA, PAGE, changes, limits, map_all, memory, on_model, ram};
+use kvm_memslots::backend::MemoryModel;
+use kvm_memslots::backend::model::memory::{DirtyTracking, Fault, ModelConfig};
+use kvm_memslots::{Builder, Changes, DirtyBitmap, Errno, HolePolicy, RegionId, RegionSpec, Vm};
+
+fn tracked(builder: Builder, tracking: DirtyTracking) -> (Vm, MemoryModel) {
+    on_model(builder, MemoryModel::with_config(ModelConfig::new(limits()).dirty_tracking(tracking)))
+}
+
+fn plain(builder: Builder) -> (Vm, MemoryModel) {
+    tracked(builder, DirtyTracking::Bitmap)
+}
+
+fn write(model: &MemoryModel, pages: &[u64]) {
+    for page in pages {
+        model.guest_write(0, page * PAGE, 1);
+    }
+}
+
+fn pages(dirty: &DirtyBitmap) -> Vec<u64> {
+    dirty.iter().collect()
+}
+
+/// `n` logged regions of two pages that share slots, `of` in each.
+fn sharing(vm: &Vm, n: u64, of: u64) -> Vec<RegionId> {
+    let mut c = Changes::new();
+    let ids = (0..n).map(|n| c.map(ram(n * 2 + n / of, 2).permanent().log_dirty())).collect();
+    vm.apply(c).unwrap();
+    assert_eq!(vm.slots(0).len() as u64, n / of);
+    ids
+}
+
+#[test]
+fn all_regions_in_one_pass_read_each_slot_once() {
+    let (vm, model) = plain(Vm::builder());
+    let ids = sharing(&vm, 4096, 64);
+    let [other] = map_all(&vm, [ram(20_000, 4)]);
+    // Grown, it is in two slots.
+    let [grown] = map_all(
+        &vm,
+        [RegionSpec::ram(30_000 * PAGE..30_002 * PAGE, memory(HVA, 4 * PAGE)).log_dirty()],
+    );
+    vm.apply(changes(|c| c.resize(grown, 4 * PAGE))).unwrap();
+    let page = |n: u64| n * 2 + n / 64;
+    write(&model, &[page(5), page(4000) + 1, 20_001, 30_001, 30_003]);
+    model.reset_counts();
+    let logs = vm.dirty_logs().unwrap();
+    assert_eq!(model.counts().get_dirty_log, 64 + 2);
+    // Those with a dirty page only.
+    assert_eq!(Vec::from_iter(logs.iter().map(|(id, _)| *id)), [ids[5], ids[4000], grown]);
+    for (id, dirty) in &logs {
+        let expected = match ids.iter().position(|known| known == id) {
+            Some(5) => vec![0],
+            Some(4000) => vec![1],
+            Some(n) => panic!("region {n} is clean"),
+            None => vec![1, 3],
+        };
+        assert_eq!(pages(dirty), expected);
+    }
+    assert!(vm.dirty_logs().unwrap().is_empty());
+
+    // The same without copies, and in the same order.
+    write(&model, &[page(7), page(7) + 1, 30_002]);
+    let mut seen = Vec::new();
+    vm.for_each_dirty_log(|id, dirty| {
+        seen.push(id);
+        let expected: &[u64] = if id == grown { &[2] } else { &[0, 1] };
+        assert_eq!(Vec::from_iter(dirty.iter()), expected);
+        assert_eq!(pages(&dirty.to_bitmap()), expected);
+        assert_eq!((dirty.count(), dirty.is_clean()), (expected.len() as u64, false));
+        // Nothing is held meanwhile.
+        vm.region(id).unwrap();
+        if seen.len() == 1 {
+            vm.apply(changes(|c| c.unmap(other))).unwrap();
+        }
+    })
+    .unwrap();
+    assert_eq!(seen, [ids[7], grown]);
+}
+
+/// One region of several in a slot: one call, and the others lose nothing.
+#[test]
+fn one_region_costs_one_call_a_slot() {
+    let (vm, model) = plain(Vm::builder());
+    let ids = sharing(&vm, 8, 8);
+    write(&model, &[0, 3, 15]);
+    model.reset_counts();
+    assert_eq!(pages(&vm.dirty_log(ids[0]).unwrap()), [0]);
+    assert_eq!(model.counts().get_dirty_log, 1);
+    assert_eq!(pages(&vm.dirty_log(ids[1]).unwrap()), [1]);
+    assert_eq!(pages(&vm.dirty_log(ids[7]).unwrap()), [1]);
+}
+
+#[test]
+fn a_callback_that_panics_loses_nothing() {
+    let (vm, model) = plain(Vm::builder());
+    let ids = sharing(&vm, 4, 4);
+    write(&model, &[0, 3, 7]);
+    let read = || vm.for_each_dirty_log(|id, _| assert_ne!(id, ids[1], "a bug"));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_err();
+    let logs = vm.dirty_logs().unwrap();
+    let dirty = |n: usize| logs.iter().find(|(id, _)| *id == ids[n]).map(|(_, d)| pages(d));
+    assert_eq!((dirty(1), dirty(3)), (Some(vec![1]), Some(vec![1])));
+}
+
+#[test]
+fn parts_of_a_region() {
+    let (vm, model) = plain(Vm::builder());
+    let [_, id] = map_all(&vm, [0, 100].map(|page| ram(page, 100).permanent().log_dirty()));
+    write(&model, &[99, 100, 163, 164, 199]);
+    assert_eq!(pages(&vm.dirty_log_of(id, 63..65).unwrap()), [0, 1]);
+    let first = vm.dirty_log_of(id, 0..63).unwrap();
+    assert_eq!((first.pages(), pages(&first)), (63, vec![0]));
+    assert_eq!(pages(&vm.dirty_log(id).unwrap()), [99], "the rest");
+    assert_eq!(pages(&vm.dirty_log_of(id, 0..100).unwrap()), [0; 0]);
+}
+
+/// Clearing by range, with bits of neighbours in the same word of KVM's bitmap.
+#[test]
+fn parts_of_a_region_are_cleared() {
+    let builder = Vm::builder().manual_dirty_log(true);
+    let (vm, model) = tracked(builder, DirtyTracking::ManualProtect { initially_set: false });
+    let [low, id] = map_all(&vm, [0, 100].map(|page| ram(page, 100).permanent().log_dirty()));
+    write(&model, &[99, 100, 101, 163, 164, 199]);
+    let mut bits = DirtyBitmap::new(2);
+    bits.set(0, 2);
+    vm.clear_dirty_log(id, 63, &bits).unwrap();
+    assert_eq!(pages(&vm.dirty_log(id).unwrap()), [0, 1, 99]);
+    // A bit that is not set stays dirty.
+    let mut bits = DirtyBitmap::new(2);
+    bits.set(1, 1);
+    vm.clear_dirty_log(id, 0, &bits).unwrap();
+    assert_eq!(pages(&vm.dirty_log(id).unwrap()), [0, 99]);
+    let mut bits = DirtyBitmap::new(1);
+    bits.set(0, 1);
+    vm.clear_dirty_log(id, 99, &bits).unwrap();
+    assert_eq!(pages(&vm.dirty_log(id).unwrap()), [0]);
+    assert_eq!(pages(&vm.dirty_log(low).unwrap()), [99]);
+}
+
+/// The last bits of what is unmapped come with the report, also of what was read
+/// before for another's sake.
+#[test]
+fn last_bits_come_with_the_report() {
+    for policy in &common::policies()[1..] {
+        let (vm, model) = plain(Vm::builder().holes(policy.clone()));
+        let [a, b] = map_all(&vm, [0, 10].map(|page| ram(page, 10).log_dirty()));
+        let [plain] = map_all(&vm, [ram(30, 1)]);
+        write(&model, &[2, 15, 30]);
+        vm.dirty_log(a).unwrap();
+        write(&model, &[4]);
+        let report =
+            vm.apply(changes(|c| [a, b, plain].into_iter().for_each(|id| c.unmap(id)))).unwrap();
+        let mut last: Vec<_> = report.last_dirty.iter().map(|(id, d)| (*id, pages(d))).collect();
+        last.sort();
+        assert_eq!(last, [(a, vec![4]), (b, vec![5])], "{policy:?}");
+    }
+    // Of one of several in a slot; those of the others stay.
+    let (vm, model) = plain(Vm::builder().holes(HolePolicy::NoVcpuRuns));
+    let ids = sharing(&vm, 3, 3);
+    write(&model, &[1, 2, 5]);
+    let report = vm.apply(changes(|c| c.unmap(ids[1]))).unwrap();
+    let [(id, last)] = &report.last_dirty[..] else { panic!("{report:?}") };
+    assert_eq!((*id, pages(last)), (ids[1], vec![0]));
+    let left = [0, 2].map(|n| pages(&vm.dirty_log(ids[n]).unwrap()));
+    assert_eq!(left, [[1], [1]]);
+}
+
+/// A set that fails, or is never applied, eats no bits.
+#[test]
+fn a_set_that_fails_eats_no_bits() {
+    let (vm, model) = plain(Vm::builder().holes(HolePolicy::NoVcpuRuns));
+    let ids = sharing(&vm, 3, 3);
+    write(&model, &[1, 2, 5]);
+    let unmap = || changes(|c| c.unmap(ids[1]));
+    vm.preview(&unmap()).unwrap();
+    std::mem::forget(unmap());
+    model.inject(Fault::nth(3, Errno::ENOMEM));
+    vm.apply(unmap()).unwrap_err();
+    model.clear_faults();
+    let dirty = [0, 1, 2].map(|n| pages(&vm.dirty_log(ids[n]).unwrap()));
+    assert_eq!(dirty, [[1], [0], [1]]);
+}
+
+/// With a dirty ring KVM has no bitmaps: what was replaced while vCPUs run is in
+/// the overlay, and that can be read all the same.
+#[test]
+fn the_overlay_is_readable_with_a_dirty_ring() {
+    let (vm, _) = tracked(Vm::builder(), DirtyTracking::Ring);
+    let [a, b] = map_all(&vm, [0, 10].map(|page| ram(page, 10).log_dirty()));
+    assert_eq!(vm.dirty_log(a).unwrap().count(), 0);
+    vm.apply(changes(|c| c.resize(b, 3 * PAGE))).unwrap();
+    assert_eq!(pages(&vm.dirty_log_of(b, 1..2).unwrap()), [0]);
+    let mut bits = DirtyBitmap::new(1);
+    bits.set(0, 1);
+    vm.clear_dirty_log(b, 0, &bits).unwrap();
+    let logs = vm.dirty_logs().unwrap();
+    let [(id, dirty)] = &logs[..] else { panic!("{logs:?}") };
+    assert_eq!((*id, pages(dirty)), (b, vec![2]));
+    let report = vm.apply(changes(|c| c.unmap(a))).unwrap();
+    assert_eq!(report.last_dirty.len(), 1);
+}
+
+/// A ring is emptied when vCPUs are paused and before the first change: each of
+/// its entries leads to the region whose page was written.
+#[test]
+fn a_ring_is_harvested_before_slots_go() {
+    let gate = Arc::new(Gate::default());
+    let (calls, ring) = (Arc::new(AtomicU32::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let harvested = Arc::new(Mutex::new(Vec::new()));
+    let builder = {
+        let (calls, ring, harvested) = (calls.clone(), ring.clone(), harvested.clone());
+        Vm::builder().gate(gate.clone()).harvest(move |vm| {
+            calls.fetch_add(1, Ordering::SeqCst);
+            for (slot, page) in std::mem::take(&mut *ring.lock().unwrap()) {
+                let (region, page) = vm.region_at_slot(0, slot, page).unwrap();
+                harvested.lock().unwrap().push((region.id, page));
+            }
+            // Changes have to wait.
+            let error = vm.apply(Changes::new()).unwrap_err();
+            assert_eq!(error.errno(), Errno::EDEADLK);
+        })
+    };
+    let (vm, model) = tracked(builder, DirtyTracking::Ring);
+    let [a, b, c] = map_all(&vm, [0, 10, 20].map(|page| ram(page, 10).permanent().log_dirty()));
+    let slot = vm.slots(0)[0].id;
+    ring.lock().unwrap().extend([(slot, 3), (slot, 12), (slot, 29)]);
+    model.reset_counts();
+    // The slot goes, and its id is another's afterwards.
+    vm.apply(changes(|set| {
+        set.unmap(a);
+        set.map(ram(100, 10).log_dirty());
+    }))
+    .unwrap();
+    assert_eq!(*harvested.lock().unwrap(), [(a, 3), (b, 2), (c, 9)]);
+    assert_eq!((calls.load(Ordering::SeqCst), gate.pauses()), (1, 1));
+    // Nothing that is logged goes: nothing to harvest.
+    vm.apply(changes(|set| _ = set.map(ram(200, 1)))).unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    // A single region that goes by the short way is harvested, too.
+    vm.apply(changes(|set| set.unmap(vm.region_at(0, 100 * PAGE).unwrap().id))).unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}

@@ -1,0 +1,236 @@
+//! How regions are put into slots where those are few, small, or not to be
+//! touched.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{
+    HVA, PAGE, assert_same_slots, batched, changes, cost, map_all, memory, on_model, policies, ram,
+};
+use kvm_memslots::backend::MemoryModel;
+use kvm_memslots::backend::model::memory::GuestAccess;
+use kvm_memslots::{Changes, ErrorKind, HolePolicy, Limits, RegionId, RegionSpec, Vm, at};
+
+fn small(slots: u32, policy: HolePolicy) -> (Vm, MemoryModel) {
+    on_model(Vm::builder().holes(policy), MemoryModel::new(Limits::x86().with_slots(slots)))
+}
+
+/// 510 maps where 509 slots fit: an honest error, and no hole that nobody asked
+/// for, in one set or one by one.
+#[test]
+fn one_map_more_than_there_are_slots() {
+    for policy in &policies()[..2] {
+        let (vm, model) = small(509, policy.clone());
+        let all = |n: u64| changes(|c| (0..n).for_each(|n| _ = c.map(ram(2 * n, 1))));
+        let honest = |error: &kvm_memslots::Error| {
+            let ErrorKind::TooManySlots { as_id: 0, needed, available, may_join } = error.kind()
+            else {
+                panic!("{error}");
+            };
+            assert_eq!((*needed, *available, *may_join), (510, 509, false));
+            assert!(error.to_string().contains("gate"), "{error}");
+        };
+        honest(&vm.apply(all(510)).unwrap_err());
+        assert_eq!(cost(&model), (0, 0));
+        vm.apply(all(509)).unwrap();
+        // One that carries on from another, which could only be joined with a hole.
+        for page in [1, 5000] {
+            honest(&vm.apply(changes(|c| _ = c.map(ram(page, 1)))).unwrap_err());
+        }
+        assert_eq!(cost(&model), (509, 509));
+        let usage = vm.slot_usage(0).unwrap();
+        assert_eq!((usage.used, usage.available, usage.capacity), (509, 0, 509));
+        // In the place of another, it fits.
+        let there = vm.region_at(0, 0).unwrap().id;
+        vm.apply(changes(|c| {
+            c.unmap(there);
+            c.map(ram(5000, 1));
+        }))
+        .unwrap();
+    }
+}
+
+#[test]
+fn slots_run_out_last_when_nothing_more_can_be_joined() {
+    let (vm, model) = small(4, HolePolicy::NoVcpuRuns);
+    // Four contiguous regions, a set each: a slot each, as that is a call each
+    // without a hole.
+    for n in 0..4 {
+        map_all(&vm, [ram(n, 1)]);
+    }
+    assert_eq!((vm.slots(0).len(), cost(&model)), (4, (4, 4)));
+    // A fifth one elsewhere fits once some of them share a slot.
+    let far = memory(HVA + 0x10_0000_0000, PAGE);
+    let elsewhere = |page: u64| RegionSpec::ram(at(page * PAGE, PAGE), far.clone());
+    let report = vm.apply(changes(|c| _ = c.map(elsewhere(100)))).unwrap();
+    assert_eq!((report.ioctls, report.slots), (6, 2), "four deletes, two creates");
+    assert_same_slots(&vm, &model);
+    for page in 0..4 {
+        let hva = HVA + page * PAGE;
+        assert_eq!(model.guest_at(0, page * PAGE), GuestAccess::Ram { hva });
+    }
+    let c = changes(|c| (0..4).for_each(|n| _ = c.map(elsewhere(200 + 2 * n))));
+    let error = vm.apply(c).unwrap_err();
+    let kind = error.kind();
+    let honest =
+        matches!(kind, ErrorKind::TooManySlots { needed: 6, available: 4, may_join: true, .. });
+    assert!(honest, "{error}");
+}
+
+/// What is in a `guest_memfd`'s slot is gone when the slot is: it is replaced
+/// neither for another region's unmap nor when ids run out, under no policy.
+#[test]
+fn slots_with_a_guest_memfd_are_never_replaced_for_anothers_sake() {
+    for batch in [None, Some(64)] {
+        for policy in policies() {
+            let limits = batched(Limits::x86().with_guest_memfd().with_slots(8), batch);
+            let model = MemoryModel::new(limits);
+            model.add_guest_memfd(7, 1 << 20);
+            let (vm, model) = on_model(Vm::builder().holes(policy.clone()), model);
+            let private = |n: u64| {
+                let backing = memory(HVA + n * PAGE, PAGE).with_guest_memfd(7, n * PAGE);
+                RegionSpec::ram(at(n * PAGE, PAGE), backing).permanent()
+            };
+            let ids = map_all(&vm, [0, 1, 2, 3].map(private));
+            let slots = model.slots(0);
+            assert_eq!(slots.len(), 4);
+            let [plain] = map_all(&vm, [ram(4, 1)]);
+            for page in [5, 6, 7] {
+                map_all(&vm, [ram(page, 1)]);
+            }
+            // Ids run out: those of the others are joined, or none are.
+            let result = vm.apply(changes(|c| _ = c.map(ram(100, 1))));
+            let may_join =
+                batch.is_some() || matches!(policy, HolePolicy::NoVcpuRuns | HolePolicy::Gate(_));
+            assert_eq!(result.is_ok(), may_join, "{result:?}");
+            assert_eq!(model.slots(0)[..4], slots);
+            let _ = vm.apply(changes(|c| c.unmap(plain)));
+            assert_eq!(model.slots(0)[..4], slots);
+            model.reset_counts();
+            vm.apply(changes(|c| c.unmap(ids[1]))).unwrap();
+            assert_eq!(
+                (model.slots(0)[0], model.slots(0)[1], cost(&model)),
+                (slots[0], slots[2], (1, 2))
+            );
+        }
+    }
+}
+
+/// KVM's limit is not the VMM's business: what is larger is in several slots.
+#[test]
+fn a_region_larger_than_a_slot() {
+    for batch in [None, Some(64)] {
+        let limits = batched(Limits::x86().with_slot_pages(16), batch);
+        let (vm, model) = on_model(Vm::builder(), MemoryModel::new(limits));
+        let spec = RegionSpec::ram(at(0, 40 * PAGE), memory(HVA, 80 * PAGE));
+        let [id] = map_all(&vm, [spec.log_dirty().label("large")]);
+        assert_eq!(vm.slots(0).len(), 3);
+        assert_same_slots(&vm, &model);
+        for page in [0, 15, 16, 39] {
+            let hva = HVA + page * PAGE;
+            assert_eq!(model.guest_at(0, page * PAGE), GuestAccess::Ram { hva });
+            model.guest_write(0, page * PAGE, 1);
+        }
+        let dirty = vm.dirty_log(id).unwrap();
+        assert_eq!(Vec::from_iter(dirty.iter()), [0, 15, 16, 39]);
+        model.guest_write(0, 17 * PAGE, 1);
+        let logs = vm.dirty_logs().unwrap();
+        assert_eq!((logs.len(), Vec::from_iter(logs[0].1.iter())), (1, vec![17]));
+
+        vm.apply(changes(|c| c.resize(id, 80 * PAGE))).unwrap();
+        assert_eq!(model.guest_at(0, 79 * PAGE), GuestAccess::Ram { hva: HVA + 79 * PAGE });
+        assert!(vm.slots(0).iter().all(|slot| slot.mapping.range().size() <= 16 * PAGE));
+        vm.apply(changes(|c| c.set_log_dirty(id, false))).unwrap();
+        vm.apply(changes(|c| c.move_to(id, 1000 * PAGE))).unwrap();
+        assert_eq!(model.guest_at(0, 1079 * PAGE), GuestAccess::Ram { hva: HVA + 79 * PAGE });
+        assert_eq!(model.guest_at(0, 0), GuestAccess::Mmio);
+        vm.apply(changes(|c| c.unmap(id))).unwrap();
+        assert_eq!(model.slot_count(0), 0);
+    }
+    // With KVM's own limit, in pieces of whole GiB.
+    let (vm, model) = common::vm(Limits::x86());
+    map_all(&vm, [RegionSpec::ram(at(1 << 40, 1 << 43), memory(1 << 40, 1 << 43))]);
+    let sizes: Vec<_> = model.slots(0).iter().map(|slot| slot.mapping.range().size()).collect();
+    assert_eq!(sizes.iter().sum::<u64>(), 1 << 43);
+    assert!(sizes.iter().all(|size| size % (1 << 30) == 0 && *size <= Limits::x86().slot_bytes()));
+}
+
+/// A region in several slots, as it grew, and one that was split.
+fn in_pieces(policy: HolePolicy) -> (Vm, MemoryModel, RegionId, [RegionId; 2]) {
+    let (vm, model) = on_model(Vm::builder().holes(policy), MemoryModel::new(Limits::x86()));
+    let grows = RegionSpec::ram(at(0, PAGE), memory(HVA, 4 * PAGE));
+    let [grown, low] = map_all(&vm, [grows, ram(10, 4)]);
+    for pages in 2..=4 {
+        vm.apply(changes(|c| c.resize(grown, pages * PAGE))).unwrap();
+    }
+    let mut c = Changes::new();
+    let high = c.split(low, 2 * PAGE);
+    vm.apply(c).unwrap();
+    assert_eq!(model.slot_count(0), 5);
+    model.reset_counts();
+    (vm, model, grown, [low, high])
+}
+
+#[test]
+fn joining_on_request() {
+    let (vm, model, grown, _) = in_pieces(HolePolicy::Refuse);
+    let join = || changes(|c| c.join(grown));
+    let error = vm.apply(join()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Hole { named: true, .. }), "{error}");
+    assert_eq!(cost(&model), (0, 0));
+    for policy in &policies()[1..] {
+        let (vm, model, grown, _) = in_pieces(policy.clone());
+        vm.apply(changes(|c| c.join(grown))).unwrap();
+        assert_eq!((cost(&model), model.slot_count(0)), ((5, 9), 2), "{policy:?}");
+        // When it is in one, joining costs nothing.
+        vm.apply(changes(|c| c.join(grown))).unwrap();
+        assert_eq!(cost(&model), (0, 0));
+        assert_same_slots(&vm, &model);
+    }
+}
+
+/// Regions that were split and have become different are in a slot each, and stay
+/// so when they are alike again: a join is of one region.
+#[test]
+fn what_was_split_and_is_alike_again() {
+    for batch in [None, Some(64)] {
+        let limits = batched(Limits::x86(), batch);
+        let builder = Vm::builder().holes(HolePolicy::NoVcpuRuns);
+        let (vm, model) = on_model(builder, MemoryModel::new(limits));
+        let [low] = map_all(&vm, [ram(0, 8)]);
+        let mut c = Changes::new();
+        let high = c.split(low, 4 * PAGE);
+        vm.apply(c).unwrap();
+        assert_eq!(model.slot_count(0), 1, "splitting costs nothing");
+        // Different for a moment only, within a set: nothing has happened.
+        model.reset_counts();
+        let flips = changes(|c| [true, false].into_iter().for_each(|on| c.set_read_only(high, on)));
+        vm.apply(flips).unwrap();
+        assert_eq!((cost(&model), model.slot_count(0)), ((0, 0), 1));
+        for on in [true, false] {
+            vm.apply(changes(|c| c.set_read_only(high, on))).unwrap();
+            assert_eq!(model.slot_count(0), 2);
+        }
+        vm.apply(changes(|c| [low, high].into_iter().for_each(|id| c.join(id)))).unwrap();
+        assert_eq!(model.slot_count(0), 2);
+        assert_same_slots(&vm, &model);
+    }
+}
+
+/// Nearly full, a change of one page costs what is touched.
+#[test]
+fn nearly_full() {
+    for policy in policies() {
+        let (vm, model) = small(32_764, policy);
+        let mut c = Changes::new();
+        let ids: Vec<_> = (0..32_764).map(|n| c.map(ram(2 * n, 1))).collect();
+        vm.apply(c).unwrap();
+        model.reset_counts();
+        for n in 0..200 {
+            vm.apply(changes(|c| c.unmap(ids[n * 100]))).unwrap();
+            vm.apply(changes(|c| _ = c.map(ram(2 * n as u64 * 100, 1)))).unwrap();
+        }
+        assert_eq!(cost(&model), (400, 600));
+        assert_eq!(vm.slot_usage(0).unwrap().available, 0);
+    }
+}

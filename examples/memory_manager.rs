@@ -1,0 +1,213 @@
+//! A VMM's memory manager: boot memory, hotplug and unplug, migration, BARs that
+//! move, from several threads while a vCPU runs.
+//!
+//! What to look at: [`Guest`] is all that the rest of the VMM knows, a trait
+//! object; each method builds [`Changes`] and applies them; nothing is borrowed,
+//! and nobody passes an address space around.
+
+use std::collections::HashMap;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_memslots::device::{Device, DeviceId, Doorbell};
+use kvm_memslots::{
+    Backing, Changes, MemFlags, Observer, Region, RegionId, RegionSpec, Report, Vm, at, vm_fd,
+};
+use kvm_memslots_examples::{COUNTER, Gate, Result, has_kvm};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MemoryRegionAddress, MmapRegion};
+
+const MIB: u64 = 1 << 20;
+/// Hot-plugged memory starts here, a block at a time.
+const HOTPLUG: u64 = 4 << 30;
+const BLOCK: u64 = 2 * MIB;
+const BAR: u64 = 0xe000_0000;
+
+/// What the rest of the VMM knows of guest memory.
+trait Guest: Send + Sync {
+    fn plug(&self, block: u64) -> Result<()>;
+    fn unplug(&self, block: u64) -> Result<()>;
+    fn start_migration(&self) -> Result<Report>;
+    /// The dirty pages since the last call.
+    fn collect(&self) -> Result<u64>;
+    fn stop_migration(&self) -> Result<()>;
+    fn move_bar(&self, to: u64) -> Result<Report>;
+}
+
+type Memory = Arc<GuestRegionMmap>;
+
+fn memory(gpa: u64, size: u64) -> Result<Memory> {
+    let mapping = MmapRegion::new(size as usize)?;
+    let region = GuestRegionMmap::new(mapping, GuestAddress(gpa));
+    Ok(Arc::new(region.ok_or("beyond the address space")?))
+}
+
+fn ram(region: &Memory) -> Result<RegionSpec> {
+    Ok(RegionSpec::vm_memory(region).ok_or("memory without a host address")?)
+}
+
+fn eventfd() -> Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What a vhost backend would be told.
+#[derive(Default)]
+struct MemoryTable(Mutex<HashMap<RegionId, u64>>);
+
+impl Observer for MemoryTable {
+    fn unmapping(&self, region: &Region) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&region.id);
+    }
+
+    fn mapped(&self, region: &Region) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.insert(region.id, region.range.size());
+    }
+}
+
+struct Manager {
+    vm: Arc<Vm>,
+    boot: RegionId,
+    bar: RegionId,
+    blocks: Mutex<HashMap<u64, RegionId>>,
+    _nic: DeviceId,
+}
+
+impl Manager {
+    /// Boot memory and a device, in one set of changes.
+    fn new(vm: Arc<Vm>, low: &Memory) -> Result<Self> {
+        let mut c = Changes::new();
+        // It stays for as long as the VM lives.
+        let boot = c.map(ram(low)?.permanent().label("boot memory"));
+        let bar = RegionId::new();
+        let window = Backing::vm_memory(&memory(0, 64 << 10)?).ok_or("no host address")?;
+        let nic = Device::new("nic")
+            .region(bar, RegionSpec::device(at(BAR, 64 << 10), window).label("BAR 0"))
+            .ioeventfd(Doorbell::in_region(bar, 0x1_0000).len(2).value(0), eventfd()?)
+            .ioeventfd(Doorbell::in_region(bar, 0x1_0000).len(2).value(1), eventfd()?);
+        let nic = c.attach(nic);
+        println!("start: {}", vm.apply(c)?);
+        Ok(Self { vm, boot, bar, blocks: Mutex::default(), _nic: nic })
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, HashMap<u64, RegionId>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Switches the logs of all RAM, in one set of changes.
+    fn set_log(&self, on: bool) -> Result<Report> {
+        let blocks = self.blocks();
+        let mut c = Changes::new();
+        c.set_log_dirty(self.boot, on);
+        blocks.values().for_each(|id| c.set_log_dirty(*id, on));
+        Ok(self.vm.apply(c)?)
+    }
+}
+
+impl Guest for Manager {
+    fn plug(&self, block: u64) -> Result<()> {
+        let memory = memory(HOTPLUG + block * BLOCK, BLOCK)?;
+        let mut blocks = self.blocks();
+        let mut spec = ram(&memory)?.tag(block);
+        if self.vm.region(self.boot)?.flags.contains(MemFlags::LOG_DIRTY_PAGES) {
+            spec = spec.log_dirty();
+        }
+        let mut c = Changes::new();
+        let id = c.map(spec);
+        self.vm.apply(c)?;
+        blocks.insert(block, id);
+        // `memory` goes here; the region holds what it needs.
+        Ok(())
+    }
+
+    fn unplug(&self, block: u64) -> Result<()> {
+        let mut blocks = self.blocks();
+        let id = *blocks.get(&block).ok_or("no such block")?;
+        let mut c = Changes::new();
+        c.unmap(id);
+        self.vm.apply(c)?;
+        blocks.remove(&block);
+        Ok(())
+    }
+
+    fn start_migration(&self) -> Result<Report> {
+        self.set_log(true)
+    }
+
+    fn collect(&self) -> Result<u64> {
+        let mut pages = 0;
+        self.vm.for_each_dirty_log(|_, dirty| pages += dirty.count())?;
+        Ok(pages)
+    }
+
+    fn stop_migration(&self) -> Result<()> {
+        self.set_log(false).map(drop)
+    }
+
+    fn move_bar(&self, to: u64) -> Result<Report> {
+        let mut c = Changes::new();
+        // The doorbells go with it.
+        c.move_to(self.bar, to);
+        Ok(self.vm.apply(c)?)
+    }
+}
+
+fn main() -> Result<()> {
+    if !has_kvm("memory-manager") {
+        return Ok(());
+    }
+    let fd = kvm_ioctls::Kvm::new()?.create_vm()?;
+    let gate = Arc::new(Gate::default());
+    let table = Arc::new(MemoryTable::default());
+    let vm = Vm::builder()
+        .gate(Arc::clone(&gate) as _)
+        .observer(Arc::clone(&table) as Arc<dyn Observer>)
+        .open(vm_fd(&fd))?;
+    let low = memory(0, 16 * MIB)?;
+    let manager = Manager::new(Arc::new(vm), &low)?;
+    let guest: Arc<dyn Guest> = Arc::new(manager);
+
+    #[cfg(target_arch = "x86_64")]
+    let vcpu = {
+        low.write_slice(&kvm_memslots_examples::PROGRAM, MemoryRegionAddress(0x1000))?;
+        kvm_memslots_examples::Counting::start(&fd, gate)?
+    };
+    let counter = || low.read_obj::<u16>(MemoryRegionAddress(COUNTER));
+    let before = counter()?;
+
+    let mut threads = Vec::new();
+    let mut spawn = |work: fn(&dyn Guest) -> Result<()>| {
+        let guest = Arc::clone(&guest);
+        threads.push(std::thread::spawn(move || work(&*guest)));
+    };
+    spawn(|guest| (0..32).try_for_each(|block| guest.plug(block)));
+    spawn(|guest| {
+        (100..132).try_for_each(|block| guest.plug(block).and_then(|()| guest.unplug(block)))
+    });
+    spawn(|guest| (0..8).try_for_each(|n| guest.move_bar(BAR + n % 2 * 16 * MIB).map(drop)));
+    spawn(|guest| {
+        println!("migration: {}", guest.start_migration()?);
+        let pages: Vec<u64> = (0..4).map(|_| guest.collect()).collect::<Result<_>>()?;
+        println!("dirty pages: {pages:?}");
+        guest.stop_migration()
+    });
+    for thread in threads {
+        thread.join().map_err(|_| "a thread panicked")??;
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        while counter()? == before {
+            std::thread::yield_now();
+        }
+        vcpu.stop()?;
+    }
+    (0..32).try_for_each(|block| guest.unplug(block))?;
+    let left = table.0.lock().unwrap_or_else(PoisonError::into_inner).len();
+    println!("the guest counted on; {left} regions are left: boot memory and the BAR");
+    if left == 2 { Ok(()) } else { Err("observers saw something else".into()) }
+}

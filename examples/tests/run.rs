@@ -1,0 +1,20 @@
+//! The examples run, and say what they are to say.
+
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+/// Runs an example; nothing if it had to skip, which it says.
+fn run(program: &str) -> Option<String> {
+    let output = Command::new(program).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{said}");
+    assert!(output.status.success(), "{}\n{said}", String::from_utf8_lossy(&output.stderr));
+    (!said.contains("SKIPPED")).then_some(said)
+}
+
+#[test]
+fn memory_manager() {
+    let Some(said) = run(env!("CARGO_BIN_EXE_memory-manager")) else { return };
+    assert!(said.contains("the guest counted on; 2 regions are left"), "{said}");
+}

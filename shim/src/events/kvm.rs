@@ -1,0 +1,94 @@
+//! The events of a real VM.
+
+use std::os::fd::RawFd;
+
+use kvm_bindings::{KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_ioeventfd, kvm_irqfd};
+use kvm_memslots_uapi::irqfd::KVM_IRQFD_FLAG_NO_IRQBYPASS;
+
+use super::calls::EventCalls;
+use super::types::{Bus, Ioeventfd, Irqfd, Route};
+use crate::errno::Errno;
+use crate::kvm::{Kvm, retry};
+use crate::limits::EventLimits;
+
+/// `1 << kvm_ioeventfd_flag_nr_*` (`linux/kvm.h`).
+const IOEVENTFD_DATAMATCH: u32 = 1 << 0;
+const IOEVENTFD_PIO: u32 = 1 << 1;
+const IOEVENTFD_DEASSIGN: u32 = 1 << 2;
+
+impl Kvm {
+    fn change_irqfd(&self, irqfd: &Irqfd, flags: u32) -> Result<(), Errno> {
+        let argument = kvm_irqfd {
+            fd: word(irqfd.fd),
+            gsi: irqfd.gsi,
+            flags,
+            resamplefd: word(irqfd.resample.unwrap_or(0)),
+            ..Default::default()
+        };
+        retry(|| self.calls.irqfd(&argument))
+    }
+
+    fn change_ioeventfd(&self, ioeventfd: &Ioeventfd, flags: u32) -> Result<(), Errno> {
+        let bus = if ioeventfd.bus == Bus::Pio { IOEVENTFD_PIO } else { 0 };
+        let data = if ioeventfd.datamatch.is_some() { IOEVENTFD_DATAMATCH } else { 0 };
+        let argument = kvm_ioeventfd {
+            datamatch: ioeventfd.datamatch.unwrap_or(0),
+            addr: ioeventfd.addr,
+            len: ioeventfd.len,
+            fd: ioeventfd.fd,
+            flags: flags | bus | data,
+            ..Default::default()
+        };
+        retry(|| self.calls.ioeventfd(&argument))
+    }
+}
+
+impl EventCalls for Kvm {
+    fn limits(&self) -> EventLimits {
+        self.allowed.events
+    }
+
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn set_routes(&self, routes: &[Route]) -> Result<(), Errno> {
+        let nr = u32::try_from(routes.len()).map_err(|_| Errno::EINVAL)?;
+        // `struct kvm_irq_routing`, and the entries behind it.
+        let mut table = Vec::with_capacity(1 + routes.len() * 6);
+        table.push([nr, 0]);
+        for route in routes {
+            let (kind, flags, words) = route.target.to_raw();
+            table.extend([[route.gsi, kind], [flags, 0]]);
+            table.extend(words.chunks_exact(2).map(|pair| [pair[0], pair[1]]));
+        }
+        let header = table.as_ptr().cast();
+        // SAFETY: the header and the `nr` entries behind it are there, wherever
+        // they are aligned to.
+        retry(|| unsafe { self.calls.set_gsi_routing(header) })
+    }
+
+    fn assign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
+        let resample = if irqfd.resample.is_some() { KVM_IRQFD_FLAG_RESAMPLE } else { 0 };
+        let no_irqbypass = if irqfd.no_irqbypass { KVM_IRQFD_FLAG_NO_IRQBYPASS } else { 0 };
+        self.change_irqfd(irqfd, resample | no_irqbypass)
+    }
+
+    fn deassign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
+        self.change_irqfd(irqfd, KVM_IRQFD_FLAG_DEASSIGN)
+    }
+
+    fn assign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
+        self.change_ioeventfd(ioeventfd, 0)
+    }
+
+    fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
+        self.change_ioeventfd(ioeventfd, IOEVENTFD_DEASSIGN)
+    }
+}
+
+/// A descriptor as `struct kvm_irqfd` has it: no descriptor is negative, and
+/// what is no descriptor stays none.
+fn word(fd: RawFd) -> u32 {
+    u32::from_ne_bytes(fd.to_ne_bytes())
+}

@@ -1,0 +1,165 @@
+//! One call, and what it costs.
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign};
+use std::sync::Arc;
+
+use super::types::{Bus, Ioeventfd, Irqfd, Route};
+
+/// One call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// `KVM_SET_GSI_ROUTING`.
+    Routes {
+        /// The table before.
+        from: Arc<[Route]>,
+        /// The table afterwards.
+        to: Arc<[Route]>,
+    },
+    /// `KVM_IRQFD`.
+    AssignIrqfd(Irqfd),
+    /// `KVM_IRQFD`, deassign.
+    DeassignIrqfd(Irqfd),
+    /// `KVM_IOEVENTFD`.
+    AssignIoeventfd(Ioeventfd),
+    /// `KVM_IOEVENTFD`, deassign.
+    DeassignIoeventfd(Ioeventfd),
+}
+
+/// Grace periods that calls wait for, by the rules of Linux 6.18 and later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Waits {
+    /// In the calls themselves.
+    pub in_calls: u64,
+    /// In the kernel's worker that `KVM_IRQFD` deassign waits for.
+    pub in_irqfd_shutdown: u64,
+    /// Of those in the calls, what is `KVM_IOEVENTFD` deassign's.
+    pub in_ioeventfd_deassign: u64,
+}
+
+impl Add for Waits {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            in_calls: self.in_calls + other.in_calls,
+            in_irqfd_shutdown: self.in_irqfd_shutdown + other.in_irqfd_shutdown,
+            in_ioeventfd_deassign: self.in_ioeventfd_deassign + other.in_ioeventfd_deassign,
+        }
+    }
+}
+
+impl AddAssign for Waits {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Op {
+    /// The change that takes this one back.
+    #[must_use]
+    pub fn inverse(&self) -> Self {
+        match self {
+            Self::Routes { from, to } => Self::Routes { from: to.clone(), to: from.clone() },
+            Self::AssignIrqfd(irqfd) => Self::DeassignIrqfd(*irqfd),
+            Self::DeassignIrqfd(irqfd) => Self::AssignIrqfd(*irqfd),
+            Self::AssignIoeventfd(ioeventfd) => Self::DeassignIoeventfd(*ioeventfd),
+            Self::DeassignIoeventfd(ioeventfd) => Self::AssignIoeventfd(*ioeventfd),
+        }
+    }
+
+    /// What it costs.
+    #[must_use]
+    pub fn cost(&self) -> Cost {
+        let mut cost = Cost { waits: self.waits(), ..Cost::default() };
+        match self {
+            Self::Routes { .. } => cost.routing_calls = 1,
+            Self::AssignIrqfd(_) | Self::DeassignIrqfd(_) => cost.irqfd_calls = 1,
+            Self::AssignIoeventfd(_) | Self::DeassignIoeventfd(_) => cost.ioeventfd_calls = 1,
+        }
+        cost
+    }
+
+    /// The grace periods that it waits for (`virt/kvm/eventfd.c`,
+    /// `virt/kvm/irqchip.c`, `kvm_io_bus_unregister_dev()`). Registering an
+    /// ioeventfd waited for one before Linux 6.18, and for none since.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        match self {
+            Self::Routes { .. } => Waits { in_calls: 1, ..Waits::default() },
+            Self::AssignIrqfd(irqfd) => {
+                Waits { in_calls: irqfd.resample.map_or(0, |_| 1), ..Waits::default() }
+            }
+            Self::DeassignIrqfd(irqfd) => {
+                Waits { in_irqfd_shutdown: irqfd.resample.map_or(1, |_| 2), ..Waits::default() }
+            }
+            Self::AssignIoeventfd(_) => Waits::default(),
+            Self::DeassignIoeventfd(ioeventfd) => {
+                // Any length on MMIO is on a second bus as well.
+                let buses = if (ioeventfd.bus, ioeventfd.len) == (Bus::Mmio, 0) { 2 } else { 1 };
+                Waits { in_calls: buses, in_ioeventfd_deassign: buses, in_irqfd_shutdown: 0 }
+            }
+        }
+    }
+}
+
+/// What calls cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// `KVM_SET_GSI_ROUTING`.
+    pub routing_calls: u64,
+    /// `KVM_IRQFD`.
+    pub irqfd_calls: u64,
+    /// `KVM_IOEVENTFD`.
+    pub ioeventfd_calls: u64,
+    /// The grace periods that these wait for, by KVM's rules.
+    pub waits: Waits,
+}
+
+impl Cost {
+    /// All calls.
+    #[must_use]
+    pub const fn calls(&self) -> u64 {
+        self.routing_calls + self.irqfd_calls + self.ioeventfd_calls
+    }
+}
+
+impl Add for Cost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            routing_calls: self.routing_calls + other.routing_calls,
+            irqfd_calls: self.irqfd_calls + other.irqfd_calls,
+            ioeventfd_calls: self.ioeventfd_calls + other.ioeventfd_calls,
+            waits: self.waits + other.waits,
+        }
+    }
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Sum for Cost {
+    fn sum<I: Iterator<Item = Self>>(costs: I) -> Self {
+        costs.fold(Self::default(), Add::add)
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Routes { to, .. } => {
+                write!(f, "set the interrupt routes, {} of them (KVM_SET_GSI_ROUTING)", to.len())
+            }
+            Self::AssignIrqfd(irqfd) => write!(f, "assign the {irqfd}"),
+            Self::DeassignIrqfd(irqfd) => write!(f, "deassign the {irqfd}"),
+            Self::AssignIoeventfd(ioeventfd) => write!(f, "assign the {ioeventfd}"),
+            Self::DeassignIoeventfd(ioeventfd) => write!(f, "deassign the {ioeventfd}"),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What KVM has of a VM.
+
+use std::collections::BTreeSet;
+
+use super::op::Op;
+use super::types::{Ioeventfd, Irqfd, Route};
+
+/// All that KVM has of a VM, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// The routes.
+    pub routes: BTreeSet<Route>,
+    /// The irqfds.
+    pub irqfds: BTreeSet<Irqfd>,
+    /// The ioeventfds.
+    pub ioeventfds: BTreeSet<Ioeventfd>,
+}
+
+impl State {
+    /// What this state has and `other` lacks.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            routes: &self.routes - &other.routes,
+            irqfds: &self.irqfds - &other.irqfds,
+            ioeventfds: &self.ioeventfds - &other.ioeventfds,
+        }
+    }
+
+    /// Follows a change that was made.
+    pub fn follow(&mut self, op: &Op) {
+        match op {
+            Op::Routes { to, .. } => self.routes = to.iter().copied().collect(),
+            Op::AssignIrqfd(irqfd) => _ = self.irqfds.insert(*irqfd),
+            Op::DeassignIrqfd(irqfd) => _ = self.irqfds.remove(irqfd),
+            Op::AssignIoeventfd(ioeventfd) => _ = self.ioeventfds.insert(*ioeventfd),
+            Op::DeassignIoeventfd(ioeventfd) => _ = self.ioeventfds.remove(ioeventfd),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Carries a plan out, and undoes it if a call fails. Decides nothing.
+
+mod dirty;
+mod error;
+mod run;
+mod saved;
+mod steps;
+mod undo;
+
+pub use error::{Failed, Why};
+pub use run::{Done, check, execute};
+pub use saved::SavedDirty;

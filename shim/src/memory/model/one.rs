@@ -1,0 +1,57 @@
+//! The ioctls that change one memslot.
+
+use kvm_memslots_uapi::{MemFlags, kvm_userspace_memory_region, kvm_userspace_memory_region2};
+
+use super::counts::Call;
+use super::vm::Vm;
+use crate::errno::Errno;
+
+impl Vm {
+    /// `KVM_SET_USER_MEMORY_REGION`.
+    pub(super) fn set_region(&mut self, region: &kvm_userspace_memory_region) -> Result<(), Errno> {
+        let region = kvm_userspace_memory_region2 {
+            slot: region.slot,
+            flags: region.flags,
+            guest_phys_addr: region.guest_phys_addr,
+            memory_size: region.memory_size,
+            userspace_addr: region.userspace_addr,
+            ..Default::default()
+        };
+        let v1 = MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY | MemFlags::TRAP;
+        let acceptable = region.flags & !v1.bits() == 0;
+        self.set_one(&region, if acceptable { Ok(()) } else { Err(Errno::EINVAL) })
+    }
+
+    /// `KVM_SET_USER_MEMORY_REGION2`.
+    pub(super) fn set_region2(
+        &mut self,
+        region: &kvm_userspace_memory_region2,
+    ) -> Result<(), Errno> {
+        let present = if self.config.limits.region2 { Ok(()) } else { Err(Errno::ENOTTY) };
+        self.set_one(region, present)
+    }
+
+    fn set_one(
+        &mut self,
+        region: &kvm_userspace_memory_region2,
+        precondition: Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        self.counts.ioctls += 1;
+        let outcome = precondition
+            .and_then(|()| self.faults.strike(Call::SetRegion).map_err(|(errno, _)| errno))
+            .map_err(Into::into)
+            .and_then(|()| self.check(region));
+        match outcome {
+            Ok(change) => {
+                self.counts.grace_periods += change.grace_periods();
+                self.apply((region.slot >> 16) as u16, change);
+                Ok(())
+            }
+            Err(refusal) => {
+                self.counts.refused += 1;
+                self.counts.grace_periods += refusal.grace_periods;
+                Err(refusal.errno)
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! One change is the hot path: how often it allocates.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use kvm_memslots_shim::memory::{
+    BatchRefusal, Extent, How, MemoryCalls, Op, Request, execute, plan,
+};
+use kvm_memslots_shim::{Errno, Kind, Limits, Mapping, Range, Slot, SlotIds};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u32> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: the system's, as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn allocations<T>(f: impl FnOnce() -> T) -> (T, u32) {
+    let before = ALLOCATIONS.get();
+    let value = f();
+    (value, ALLOCATIONS.get() - before)
+}
+
+/// Says yes to everything.
+struct Yes;
+
+impl MemoryCalls for Yes {
+    fn limits(&self) -> Limits {
+        Limits::x86()
+    }
+
+    fn name(&self) -> &'static str {
+        "yes"
+    }
+
+    unsafe fn change(&self, _: u16, _: &Op) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    unsafe fn change_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
+        Ok(())
+    }
+
+    fn check_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
+        Ok(())
+    }
+
+    fn dirty_log(&self, _: u16, _: &Slot, _: &mut [u64]) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn clear_dirty_log(&self, _: u16, _: &Slot, _: u64, _: u32, _: &[u64]) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+#[test]
+fn one_change_is_planned_with_few_allocations_and_carried_out_with_none() {
+    let (limits, ids) = (Limits::x86(), SlotIds::new(100));
+    let mapping = Mapping::new(Range::new(0, 0x1000).unwrap(), 0, Kind::Ram).unwrap();
+    let wanted = [Extent { mapping, alone: false, joins: true }];
+    let live = [Slot { id: 0, mapping }];
+    for (live, wanted, most) in [(&[][..], &wanted[..], 2), (&live[..], &[][..], 4)] {
+        let request = Request { live, wanted, ids: &ids, limits: &limits, make_room: None };
+        let (plan, count) = allocations(|| plan(&request).unwrap());
+        assert!(count <= most, "{count} for {:?}", plan.ops);
+        assert_eq!(plan.ops.len(), 1);
+        for how in [How::PerRegion, How::Batch { max_entries: 64 }] {
+            for read_logs in [false, true] {
+                let mut saved = Vec::new();
+                // SAFETY: nobody maps anything.
+                let run =
+                    || unsafe { execute(&Yes, 0, &plan, how, read_logs, &mut saved) }.unwrap();
+                let (done, count) = allocations(run);
+                assert_eq!((done.ioctls, count), (1, 0), "{how:?}");
+            }
+        }
+    }
+}
