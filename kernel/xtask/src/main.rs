@@ -1,5 +1,6 @@
 //! The project's tasks, as `cargo xtask TASK`.
 
+mod api;
 mod apt;
 mod kernel;
 mod run;
@@ -22,6 +23,8 @@ struct Cli {
 enum Task {
     /// Run every check of the repository
     Test(test::Args),
+    /// Compare what the published crates offer with the lists of it, or bless it
+    Api(api::Args),
     /// Fetch, build and boot kernels with the series of kernel/patches
     Kernel(kernel::Args),
 }
@@ -29,6 +32,7 @@ enum Task {
 fn main() -> ExitCode {
     match Cli::parse().task {
         Task::Test(args) => test::run(&args),
+        Task::Api(args) => api::run(&args),
         Task::Kernel(args) => kernel::run(&args),
     }
 }

@@ -62,9 +62,14 @@ impl Rustc {
         )
     }
 
+    /// `rustc 1.85.0 (...)`; empty if it does not run.
+    pub(crate) fn version(&self) -> String {
+        self.says(&["--version"])
+    }
+
     /// Whether it runs and is `version`, e.g. `1.85`.
     pub(crate) fn is(&self, version: &str) -> bool {
-        is_version(&self.says(&["--version"]), version)
+        is_version(&self.version(), version)
     }
 
     /// Whether it runs and has the standard library for `triple`.

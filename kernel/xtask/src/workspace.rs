@@ -31,6 +31,8 @@ pub(crate) fn cargo() -> Command {
 pub(crate) struct Package {
     pub(crate) name: String,
     pub(crate) version: String,
+    /// Where its `Cargo.toml` is.
+    pub(crate) dir: PathBuf,
     /// Whether it goes to a registry.
     pub(crate) published: bool,
     /// The Rust it promises to build with.
@@ -56,6 +58,7 @@ fn parse_packages(metadata: &[u8]) -> Result<Vec<Package>> {
         Some(Package {
             name: package["name"].as_str()?.to_owned(),
             version: package["version"].as_str()?.to_owned(),
+            dir: Path::new(package["manifest_path"].as_str()?).parent()?.to_owned(),
             // A list of registries, empty for `publish = false`, null for any.
             published: package["publish"].as_array().is_none_or(|to| !to.is_empty()),
             rust_version: package["rust_version"].as_str().map(str::to_owned),
@@ -73,12 +76,13 @@ mod tests {
     #[test]
     fn packages_of_metadata() {
         let metadata = br#"{"packages": [
-            {"name": "a", "version": "0.1.0", "publish": null, "rust_version": "1.85"},
-            {"name": "b", "version": "0.1.0", "publish": [], "rust_version": null},
-            {"name": "c", "version": "0.1.0", "publish": ["here"]}]}"#;
+            {"name": "a", "manifest_path": "/w/a/Cargo.toml", "version": "0.1.0", "publish": null, "rust_version": "1.85"},
+            {"name": "b", "manifest_path": "/w/b/Cargo.toml", "version": "0.1.0", "publish": [], "rust_version": null},
+            {"name": "c", "manifest_path": "/w/c/Cargo.toml", "version": "0.1.0", "publish": ["here"]}]}"#;
         let package = |name: &str, published, rust_version: Option<&str>| Package {
             name: name.to_owned(),
             version: "0.1.0".to_owned(),
+            dir: Path::new("/w").join(name),
             published,
             rust_version: rust_version.map(str::to_owned),
         };

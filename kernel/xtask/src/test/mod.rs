@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check of the repository, and a count.
 
+mod api;
 mod msrv;
 mod steps;
 pub(crate) mod tally;
@@ -30,6 +31,10 @@ pub(crate) struct Args {
 /// A check.
 pub(crate) struct Step {
     pub(crate) name: &'static str,
+    /// What is checked.
+    pub(crate) what: &'static str,
+    /// How long it takes roughly, the first time and where nothing is to build.
+    pub(crate) seconds: (u32, u32),
     /// Whether `--quick` leaves it out.
     pub(crate) slow: bool,
     /// An error is a failed check.
@@ -119,19 +124,27 @@ struct Done {
 /// from running.
 pub(crate) fn run(args: &Args) -> ExitCode {
     let wanted = |step: &Step| args.steps.is_empty() || args.steps.iter().any(|s| s == step.name);
+    let left_out = |step: &Step| args.quick && step.slow && args.steps.is_empty();
+    let steps: Vec<(Step, bool)> = all()
+        .filter(wanted)
+        .map(|step| {
+            let out = left_out(&step);
+            (step, out)
+        })
+        .collect();
+    for line in plan(&steps) {
+        run::say(&line);
+    }
     tools::install();
     let mut log = Log::new(run::say);
     let mut done = Vec::new();
-    for step in all().filter(wanted) {
+    for (step, left_out) in steps {
         run::say(&format!("\n==> {}", step.name));
         let start = Instant::now();
         log.last.clear();
         let (failed, reasons) = (log.tally.failed, log.tally.reasons.len());
-        let verdict = if args.quick && step.slow && args.steps.is_empty() {
-            skip(&mut log, step.name, "left out by --quick")
-        } else {
-            run_step(&mut log, &step)
-        };
+        let verdict =
+            if left_out { skip(&mut log, step.name, LEFT_OUT) } else { run_step(&mut log, &step) };
         // Tests that panicked and guests have said why.
         let unexplained = log.tally.failed > failed && log.tally.reasons.len() == reasons;
         let last = if unexplained { log.last.drain(..).collect() } else { vec![] };
@@ -139,6 +152,36 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
     summarise(&done, &log.tally);
     if log.tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+const LEFT_OUT: &str = "left out by --quick";
+
+/// What will be done, and how long it will take: a line for each step, with
+/// whether it is left out, and one for all.
+fn plan(steps: &[(Step, bool)]) -> Vec<String> {
+    let mut lines = vec!["==> plan".to_owned()];
+    let (mut first, mut again) = (0, 0);
+    for (Step { name, what, seconds, .. }, left_out) in steps {
+        let takes = if *left_out {
+            LEFT_OUT.to_owned()
+        } else {
+            first += seconds.0;
+            again += seconds.1;
+            roughly(*seconds)
+        };
+        lines.push(format!("{name:<14} {what}: {takes}"));
+    }
+    lines.push(format!("{:<14} {}, on 2 cores", "in all", roughly((first, again))));
+    lines
+}
+
+fn roughly((first, again): (u32, u32)) -> String {
+    let shown = |seconds: u32| match seconds {
+        0..90 => format!("{seconds} s"),
+        _ => format!("{} min", (seconds + 30) / 60),
+    };
+    let (first, again) = (shown(first), shown(again));
+    if first == again { format!("~{again}") } else { format!("~{again}, the first time ~{first}") }
 }
 
 /// Runs one check and counts it, unless it consists of tests that were
@@ -194,7 +237,8 @@ mod tests {
     /// Runs a step that runs a script; its verdict and what was counted.
     fn verdict(run: fn(&mut Log) -> Result<Outcome>) -> (String, Tally) {
         let mut log = Log::new(|_| {});
-        let verdict = run_step(&mut log, &Step { name: "step", slow: false, run });
+        let verdict =
+            run_step(&mut log, &Step { name: "step", what: "", seconds: (0, 0), slow: false, run });
         (verdict, log.tally)
     }
 
@@ -209,6 +253,37 @@ mod tests {
             (verdict.as_str(), tally.to_string().as_str()),
             ("ok", "1 passed, 0 failed, 0 skipped")
         );
+    }
+
+    #[test]
+    fn the_plan_says_what_and_how_long() {
+        let step = |name, seconds, left_out| {
+            let run = |_: &mut Log| Ok(Outcome::Done);
+            (Step { name, what: "all of it", seconds, slow: left_out, run }, left_out)
+        };
+        let plan = plan(&[
+            step("a", (5, 5), false),
+            step("b", (100, 30), false),
+            step("c", (900, 900), true),
+        ]);
+        let expected = [
+            "==> plan",
+            "a              all of it: ~5 s",
+            "b              all of it: ~30 s, the first time ~2 min",
+            "c              all of it: left out by --quick",
+            "in all         ~35 s, the first time ~2 min, on 2 cores",
+        ];
+        assert_eq!(plan, expected);
+    }
+
+    #[test]
+    fn every_step_is_announced() {
+        for step in all() {
+            assert!(!step.what.is_empty() && step.seconds.1 > 0, "{}", step.name);
+            assert!(step.seconds.0 >= step.seconds.1, "{}", step.name);
+            // --quick is for what is quick.
+            assert!(step.slow || step.seconds.1 <= 300, "{}", step.name);
+        }
     }
 
     #[test]

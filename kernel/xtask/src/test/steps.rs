@@ -7,19 +7,70 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Log, Outcome, Step, msrv};
+use super::{Log, Outcome, Step, api, msrv};
 use crate::workspace::{Package, cargo, packages, root, target};
 
-pub(super) const STEPS: [Step; 9] = [
-    Step { name: "fmt", slow: false, run: fmt },
-    Step { name: "clippy", slow: false, run: clippy },
-    Step { name: "tests", slow: false, run: tests },
-    Step { name: "doc-tests", slow: false, run: doc_tests },
-    Step { name: "client-tests", slow: false, run: client_tests },
-    Step { name: "doc", slow: false, run: doc },
-    Step { name: "msrv", slow: true, run: msrv::check },
-    Step { name: "package", slow: true, run: package },
-    Step { name: "kernel", slow: true, run: kernel },
+/// Seconds are those of 2 cores that others used, too; of the kernel, those that
+/// `kernel/README.md` names.
+pub(super) const STEPS: [Step; 10] = [
+    Step { name: "fmt", what: "the format of the code", seconds: (1, 1), slow: false, run: fmt },
+    Step {
+        name: "clippy",
+        what: "what clippy warns of, anywhere",
+        seconds: (120, 1),
+        slow: false,
+        run: clippy,
+    },
+    Step {
+        name: "tests",
+        what: "unit and integration tests, all features",
+        seconds: (210, 100),
+        slow: false,
+        run: tests,
+    },
+    Step {
+        name: "doc-tests",
+        what: "the examples of the documentation",
+        seconds: (5, 5),
+        slow: false,
+        run: doc_tests,
+    },
+    Step {
+        name: "client-tests",
+        what: "the client's tests, no features",
+        seconds: (70, 20),
+        slow: false,
+        run: client_tests,
+    },
+    Step { name: "doc", what: "the documentation", seconds: (25, 1), slow: false, run: doc },
+    Step {
+        name: "api",
+        what: "what the published crates offer, against the lists of it",
+        seconds: (20, 5),
+        slow: false,
+        run: api::check,
+    },
+    Step {
+        name: "msrv",
+        what: "the libraries, built with the oldest Rust they promise",
+        seconds: (90, 1),
+        slow: true,
+        run: msrv::check,
+    },
+    Step {
+        name: "package",
+        what: "the published crates, built from their packages",
+        seconds: (35, 35),
+        slow: true,
+        run: package,
+    },
+    Step {
+        name: "kernel",
+        what: "a kernel with the series, built and tested in guests",
+        seconds: (600, 600),
+        slow: true,
+        run: kernel,
+    },
 ];
 
 fn fmt(log: &mut Log) -> Result<Outcome> {
