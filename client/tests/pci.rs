@@ -392,6 +392,21 @@ fn changes_that_failed_are_made_up_for() {
     }
 }
 
+/// What an address is refused with is the guest's mistake: it goes on.
+#[test]
+fn an_address_that_kvm_refuses_is_the_guests_mistake() {
+    for errno in [Errno::EINVAL, Errno::EEXIST, Errno::EFAULT] {
+        let mut world = World::new(Executor::PerRegion, false);
+        write(&mut world, 1, 0x10, 0xe000_0000);
+        (1..=2).for_each(|nth| world.model.inject(Fault::nth(nth, errno)));
+        let op = Op::Write { function: 1, offset: COMMAND, data: vec![2] };
+        world.apply(&op).unwrap();
+        let refusal = world.bars.refusal(world.ids[1], Some(0)).unwrap();
+        assert_eq!(refusal.errno(), errno, "{refusal}");
+        assert!(mapped(&world.vm).is_empty());
+    }
+}
+
 /// A window that KVM refuses is that BAR's trouble: all others are followed.
 #[test]
 fn a_bar_that_kvm_refuses_stops_nobody_else() {

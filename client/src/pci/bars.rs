@@ -229,8 +229,10 @@ impl PciBars {
 
     /// Keeps what KVM says of a window; the others are tried without it.
     fn refuse(&mut self, made: &[(Key, Range, RegionId)], error: Error) -> Result<(), Error> {
-        // That it is out of memory, say, is no mistake of the guest's.
-        let guests = matches!(error.errno(), Errno::EINVAL | Errno::EEXIST);
+        // What an address is refused with: beyond the last guest page EINVAL on
+        // x86 and EFAULT on arm64, on top of something else EEXIST. That KVM is
+        // out of memory, say, is no mistake of the guest's.
+        let guests = matches!(error.errno(), Errno::EINVAL | Errno::EEXIST | Errno::EFAULT);
         let refused = guests && matches!(error.kind(), ErrorKind::Refused { .. });
         let blamed = error.region().filter(|_| refused).map(|region| region.id);
         match made.iter().find(|(_, _, id)| Some(*id) == blamed) {
