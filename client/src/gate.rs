@@ -67,7 +67,8 @@ impl GateError {
 /// moving regions to where nothing was, and switching their dirty logs, has none
 /// either, unless the region shares a slot: of those that are
 /// [permanent](crate::RegionSpec::permanent), that were
-/// [split](crate::Changes::split), or that were joined as slots had run out.
+/// [split](crate::Changes::split) or came in one set in place of others with the
+/// same memory, or that were joined as slots had run out.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum HolePolicy {
