@@ -111,7 +111,9 @@ impl Changes {
     }
 
     /// Puts a region that is in several slots, as it grew, into as few as can
-    /// be. Without the batch ioctl that is a hole in the region.
+    /// be. Parts of a region that was [split](Self::split) share a slot again if
+    /// all of them are joined in one set and nothing sets them apart. Without
+    /// the batch ioctl that is a hole in the region.
     pub fn join(&mut self, id: RegionId) {
         self.list.push(Change::Join(id));
     }

@@ -189,8 +189,8 @@ fn joining_on_request() {
     }
 }
 
-/// Regions that were split and have become different are in a slot each, and stay
-/// so when they are alike again: a join is of one region.
+/// Regions that were split and have become different are in a slot each, until they
+/// are alike again and joined, all of them in one set.
 #[test]
 fn what_was_split_and_is_alike_again() {
     for batch in [None, Some(64)] {
@@ -211,8 +211,19 @@ fn what_was_split_and_is_alike_again() {
             vm.apply(changes(|c| c.set_read_only(high, on))).unwrap();
             assert_eq!(model.slot_count(0), 2);
         }
-        vm.apply(changes(|c| [low, high].into_iter().for_each(|id| c.join(id)))).unwrap();
+        // One of them joined is one of them.
+        vm.apply(changes(|c| c.join(low))).unwrap();
         assert_eq!(model.slot_count(0), 2);
+        vm.apply(changes(|c| [high, low].into_iter().for_each(|id| c.join(id)))).unwrap();
+        assert_eq!(model.slot_count(0), 1);
+        assert_same_slots(&vm, &model);
+        // And each part goes alone again.
+        model.reset_counts();
+        vm.apply(changes(|c| [high, low].into_iter().for_each(|id| c.join(id)))).unwrap();
+        assert_eq!((cost(&model), model.slot_count(0)), ((0, 0), 1), "they are joined");
+        vm.apply(changes(|c| c.unmap(low))).unwrap();
+        let [slot] = vm.slots(0)[..] else { panic!("{:?}", vm.slots(0)) };
+        assert_eq!(slot.mapping.range(), vm.region(high).unwrap().range);
         assert_same_slots(&vm, &model);
     }
 }

@@ -2,12 +2,13 @@
 //! plan for that.
 
 use kvm_memslots_shim::memory::{Extent, How, Op, Plan, PlanError, Request, plan};
-use kvm_memslots_shim::{Limits, Range, Slot, SlotIds};
+use kvm_memslots_shim::{Limits, Mapping, Range, Slot, SlotIds};
 
 use super::draft::{Draft, Edit};
 use super::regions::Regions;
 use super::slots::SlotTable;
 use crate::error::{Error, ErrorKind};
+use crate::region::RegionId;
 
 /// What is known of an address space beside its regions and slots.
 #[derive(Debug)]
@@ -182,6 +183,7 @@ impl Planner<'_> {
             self.wanted_in(range, &mut wanted);
             wanted[from..].sort_unstable_by_key(|extent: &Extent| extent.mapping.range());
         }
+        self.join_parts(&mut wanted);
         Window { live, wanted, whole: false }
     }
 
@@ -209,7 +211,49 @@ impl Planner<'_> {
         if old > 0 || !wanted.is_sorted_by_key(|extent| extent.mapping.range()) {
             wanted.sort_by_key(|extent| extent.mapping.range());
         }
+        self.join_parts(&mut wanted);
         Window { live: self.slots.iter().collect(), wanted, whole: true }
+    }
+
+    /// Makes one of the parts of a region that was split which are alike again,
+    /// where they are to be joined. `wanted` is sorted.
+    fn join_parts(&self, wanted: &mut Vec<Extent>) {
+        let edits = &self.draft.edits;
+        if edits.iter().filter(|edit| edit.rebuild).count() < 2 {
+            return;
+        }
+        let all = Range::between(0, u64::MAX).into_iter();
+        let mine = all.flat_map(|all| self.draft.overlapping(self.as_id, all));
+        let mut last: Option<(RegionId, Mapping)> = None;
+        let mut joined: Vec<Mapping> = Vec::new();
+        for (edit, record) in mine {
+            let part = record.extent(false).filter(|extent| {
+                edit.rebuild && !extent.alone && extent.mapping.guest_memfd().is_none()
+            });
+            let part = part.and_then(|extent| Some((self.draft.origin(edit)?, extent.mapping)));
+            let both = match (last, part) {
+                (Some((origin, low)), Some((other, high))) if origin == other => low
+                    .joined(&high)
+                    .filter(|both| both.range().size() <= self.rules.limits.slot_bytes()),
+                _ => None,
+            };
+            if let (Some(both), Some((origin, low))) = (both, last) {
+                if joined.last() == Some(&low) {
+                    joined.pop();
+                }
+                joined.push(both);
+                last = Some((origin, both));
+            } else {
+                last = part;
+            }
+        }
+        for mapping in joined {
+            let inside = |extent: &Extent| mapping.range().overlaps(extent.mapping.range());
+            let Some(from) = wanted.iter().position(inside) else { continue };
+            let parts = wanted[from..].iter().take_while(|extent| inside(extent)).count();
+            let extent = Extent { mapping, alone: true, ..wanted[from] };
+            wanted.splice(from..from + parts, [extent]);
+        }
     }
 
     /// The guest addresses that an edit is about, before and after.

@@ -1,0 +1,159 @@
+//! What the library takes by itself, beside what KVM takes for the same.
+#![allow(missing_docs)]
+
+use std::sync::Arc;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use kvm_memslots::backend::{BatchRefusal, EventModel, Irqchip, Kvm, KvmOptions, MemoryCalls, Op};
+use kvm_memslots::vm_fd;
+use kvm_memslots::{Access, Backing, Changes, Errno, Limits, RegionId, RegionSpec, Slot, Vm, at};
+use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_bench::raw::{OnKvm, RawCalls};
+use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+
+const BLOCK: u64 = 2 << 20;
+const BLOCKS: u64 = 4096;
+
+/// Says yes to everything, at once.
+#[derive(Debug)]
+struct Nothing(Limits);
+
+impl MemoryCalls for Nothing {
+    fn limits(&self) -> Limits {
+        self.0
+    }
+    fn name(&self) -> &'static str {
+        "nothing"
+    }
+    unsafe fn change(&self, _: u16, _: &Op) -> Result<(), Errno> {
+        Ok(())
+    }
+    unsafe fn change_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
+        Ok(())
+    }
+    fn check_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
+        Ok(())
+    }
+    fn dirty_log(&self, _: u16, _: &Slot, _: &mut [u64]) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn clear_dirty_log(&self, _: u16, _: &Slot, _: u64, _: u32, _: &[u64]) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// A page in guest and host, no neighbour of another one.
+fn page(n: u64) -> RegionSpec {
+    let hva = 0x7000_0000_0000 + 2 * n * SMALL_PAGE;
+    // SAFETY: there is no guest.
+    let memory = unsafe { Backing::borrowed(hva, SMALL_PAGE, Access::ReadWrite) };
+    RegionSpec::ram(at(2 * n * SMALL_PAGE, SMALL_PAGE), memory)
+}
+
+fn filled(regions: u64) -> (Vm, Vec<RegionId>) {
+    let vm = Vm::builder()
+        .open_on(Arc::new(Nothing(Limits::x86())), Arc::new(EventModel::new(Irqchip::Split)))
+        .expect("nothing refuses nothing");
+    let mut changes = Changes::new();
+    let ids = (0..regions).map(|n| changes.map(page(n))).collect();
+    vm.apply(changes).expect("they fit");
+    (vm, ids)
+}
+
+/// A page mapped and unmapped: two sets of one change, and two ioctls.
+fn one_change(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("map and unmap one page");
+    for regions in [3, 1_000, 32_000] {
+        let (vm, _) = filled(regions);
+        group.bench_function(format!("own, beside {regions} regions"), |bencher| {
+            let mut n = 0;
+            bencher.iter(|| {
+                n = (n + 7919) % 64;
+                let mut changes = Changes::new();
+                let id = changes.map(page(regions + 1 + n));
+                vm.apply(changes).expect("it fits");
+                let mut changes = Changes::new();
+                changes.unmap(id);
+                vm.apply(changes).expect("it is there");
+            });
+        });
+    }
+    match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
+        Ok(fd) => {
+            let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).expect("memory");
+            let raw = OnKvm::new(&fd).expect("a VM");
+            let mut entry =
+                kvm_userspace_memory_region2 { userspace_addr: memory.hva(), ..Default::default() };
+            group.bench_function("KVM's, idle VM", |bencher| {
+                bencher.iter(|| {
+                    for size in [SMALL_PAGE, 0] {
+                        entry.memory_size = size;
+                        // SAFETY: the memory outlives the VM's use of it.
+                        unsafe { raw.set_region(&entry) }.expect("KVM takes it");
+                    }
+                });
+            });
+            drop(fd);
+        }
+        Err(error) => eprintln!("SKIPPED KVM's share: {error}"),
+    }
+    group.finish();
+}
+
+/// One page goes and another one comes, in a set, with nearly all slots in use.
+fn nearly_full(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("unmap a page and map another one");
+    for regions in [1_000, 32_763] {
+        let (vm, mut ids) = filled(regions);
+        let mut at = regions;
+        group.bench_function(format!("own, {regions} slots in use"), |bencher| {
+            bencher.iter(|| {
+                let victim = (at * 7919 % regions) as usize;
+                let mut changes = Changes::new();
+                changes.unmap(ids[victim]);
+                at = regions + (at + 1 - regions) % 1_000_000;
+                ids[victim] = changes.map(page(at));
+                vm.apply(changes).expect("it fits");
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Blocks that share a slot, logged: all their logs, and KVM's one.
+fn dirty_logs(criterion: &mut Criterion) {
+    let fd = match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
+        Ok(fd) => fd,
+        Err(error) => return eprintln!("SKIPPED dirty logs: {error}"),
+    };
+    let memory = HostMemory::reserve(BLOCKS * BLOCK, Pages::Small).expect("memory");
+    let vm = Vm::open(vm_fd(&fd)).expect("a VM");
+    let mut changes = Changes::new();
+    for n in 0..BLOCKS {
+        // SAFETY: the memory outlives the VM's use of it.
+        let block =
+            unsafe { Backing::borrowed(memory.hva() + n * BLOCK, BLOCK, Access::ReadWrite) };
+        changes.map(RegionSpec::ram(at(n * BLOCK, BLOCK), block).permanent().log_dirty());
+    }
+    vm.apply(changes).expect("they fit");
+    let slots = vm.slots(0);
+    let [slot] = slots[..] else { panic!("{} slots", slots.len()) };
+    let kvm = Kvm::open(vm_fd(&fd), KvmOptions::default()).expect("a VM");
+    let mut group = criterion.benchmark_group(format!("dirty logs of {BLOCKS} blocks in a slot"));
+    group.bench_function("all regions", |bencher| {
+        bencher.iter(|| vm.for_each_dirty_log(|_, _| ()).expect("logged"));
+    });
+    group.bench_function("KVM_GET_DIRTY_LOG", |bencher| {
+        let words = usize::try_from(BLOCKS * BLOCK / SMALL_PAGE / 64).expect("64 bits");
+        bencher.iter_batched_ref(
+            || vec![0; words],
+            |words| kvm.dirty_log(0, &slot, words).expect("logged"),
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+    vm.close().expect("KVM lets go");
+}
+
+criterion_group!(benches, one_change, nearly_full, dirty_logs);
+criterion_main!(benches);
