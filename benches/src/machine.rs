@@ -71,8 +71,8 @@ impl Machine {
 impl KvmOffer {
     fn look() -> io::Result<Self> {
         let (kvm, vm) = open_kvm()?;
-        let slots =
-            backend::Kvm::open(vm_fd(&vm), KvmOptions::default()).map_err(io::Error::other)?;
+        let slots = backend::Kvm::open(vm_fd(&vm), KvmOptions { scratch_vm: true })
+            .map_err(io::Error::other)?;
         Ok(Self {
             flavour: flavour(),
             limits: MemoryCalls::limits(&slots),

@@ -60,7 +60,7 @@ impl OnKvm {
     /// What is wrong with it.
     pub fn new(vm: &VmFd) -> std::io::Result<Self> {
         let fd = vm_fd(vm);
-        let kvm = Kvm::open(fd, KvmOptions::default()).map_err(std::io::Error::other)?;
+        let kvm = Kvm::open(fd, KvmOptions { scratch_vm: true }).map_err(std::io::Error::other)?;
         Ok(Self { limits: MemoryCalls::limits(&kvm), vm: fd.try_clone_to_owned()? })
     }
 }

@@ -25,6 +25,8 @@ fn map(vm: &Vm, memory: &HostMemory) {
     let size = memory.size();
     // SAFETY: the tests keep the memory for longer than the VM.
     let backing = unsafe { Backing::borrowed(memory.hva(), size, HostAccess::ReadWrite) };
+    // SAFETY: anonymous memory, which no access faults on.
+    let backing = unsafe { backing.never_faults() };
     let mut changes = Changes::new();
     changes.map(RegionSpec::device(at(GPA, size), backing).deferrable());
     assert_eq!(vm.apply(changes).unwrap().ioctls, 0);
