@@ -34,6 +34,7 @@ pub mod memory;
 mod range;
 
 pub use errno::Errno;
+pub use guard::Failed;
 pub use ids::SlotIds;
 pub use kvm::{Kvm, KvmOptions, OpenError};
 pub use kvm_memslots_uapi as uapi;

@@ -29,11 +29,7 @@ impl Draft<'_> {
                 .regions
                 .overlapping(now.as_id, now.range())
                 .filter(|index| self.hides(*index))
-                .filter(|index| {
-                    let old = self.regions.mapping(*index);
-                    let delta = |at: crate::Mapping| at.hva().wrapping_sub(at.range().gpa());
-                    delta(old) == delta(now.mapping)
-                })
+                .filter(|index| self.regions.mapping(*index).same_host_pages_as(&now.mapping))
                 .collect();
             let (Some(first), Some(last)) = (old.first(), old.last()) else { continue };
             let whole = old.len() == 1 && self.regions.range(*first) == now.range();

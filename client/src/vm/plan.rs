@@ -222,32 +222,22 @@ impl Planner<'_> {
         if edits.iter().filter(|edit| edit.rebuild).count() < 2 {
             return;
         }
-        let all = Range::between(0, u64::MAX).into_iter();
-        let mine = all.flat_map(|all| self.draft.overlapping(self.as_id, all));
-        let mut last: Option<(RegionId, Mapping)> = None;
-        let mut joined: Vec<Mapping> = Vec::new();
-        for (edit, record) in mine {
-            let part = record.extent(false).filter(|extent| {
-                edit.rebuild && !extent.alone && extent.mapping.guest_memfd().is_none()
-            });
-            let part = part.and_then(|extent| Some((self.draft.origin(edit)?, extent.mapping)));
-            let both = match (last, part) {
-                (Some((origin, low)), Some((other, high))) if origin == other => low
-                    .joined(&high)
-                    .filter(|both| both.range().size() <= self.rules.limits.slot_bytes()),
-                _ => None,
-            };
-            if let (Some(both), Some((origin, low))) = (both, last) {
-                if joined.last() == Some(&low) {
-                    joined.pop();
-                }
-                joined.push(both);
-                last = Some((origin, both));
-            } else {
-                last = part;
+        // What each run of parts was split from, the run as one, and its length.
+        let mut runs: Vec<(RegionId, Mapping, usize)> = Vec::new();
+        for edit in self.draft.sorted.iter().map(|at| &edits[*at]).filter(|edit| edit.rebuild) {
+            let record = edit.now.as_ref().filter(|now| now.as_id == self.as_id);
+            let part = record.and_then(|record| record.extent(false));
+            let part = part.filter(|part| !part.alone && part.mapping.guest_memfd().is_none());
+            let (Some(part), Some(origin)) = (part, self.draft.origin(edit)) else { continue };
+            let last = runs.last_mut().filter(|(of, ..)| *of == origin);
+            let both = last.as_ref().and_then(|(_, run, _)| run.joined(&part.mapping));
+            let both = both.filter(|both| both.range().size() <= self.rules.limits.slot_bytes());
+            match (last, both) {
+                (Some((_, run, parts)), Some(both)) => (*run, *parts) = (both, *parts + 1),
+                _ => runs.push((origin, part.mapping, 1)),
             }
         }
-        for mapping in joined {
+        for (_, mapping, _) in runs.into_iter().filter(|(.., parts)| *parts > 1) {
             let inside = |extent: &Extent| mapping.range().overlaps(extent.mapping.range());
             let Some(from) = wanted.iter().position(inside) else { continue };
             let parts = wanted[from..].iter().take_while(|extent| inside(extent)).count();

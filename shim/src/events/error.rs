@@ -1,30 +1,11 @@
 //! Why a plan was not carried out.
 
-use std::fmt;
-
 use super::op::Op;
 use super::state::State;
 use crate::errno::Errno;
-use crate::guard::Panic;
 
 /// Calls that were not all carried out.
-#[derive(Debug)]
-pub struct Failed {
-    /// Why, and what is live.
-    pub why: Why,
-    /// What a backend that panicked said, the first time: for the caller to go
-    /// on with (`resume_unwind`) when its own state is settled.
-    pub panic: Option<Panic>,
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let panicked = if self.panic.is_some() { "; a call panicked" } else { "" };
-        write!(f, "{}{panicked}", self.why)
-    }
-}
-
-impl std::error::Error for Failed {}
+pub type Failed = crate::guard::Failed<Why>;
 
 /// Why calls were not all carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,32 +5,11 @@ use std::fmt;
 use kvm_memslots_uapi::MemFlags;
 
 use crate::errno::Errno;
-use crate::guard::Panic;
 use crate::mapping::Slot;
 use crate::memory::op::Op;
 
 /// A plan that was not carried out.
-#[derive(Debug)]
-pub struct Failed {
-    /// Why, and what is live.
-    pub why: Why,
-    /// What a backend that panicked said, the first time: for the caller to go
-    /// on with (`resume_unwind`) when its own state is settled.
-    pub panic: Option<Panic>,
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let panicked = if self.panic.is_some() { "; a call panicked" } else { "" };
-        write!(f, "{}{panicked}", self.why)
-    }
-}
-
-impl std::error::Error for Failed {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.why)
-    }
-}
+pub type Failed = crate::guard::Failed<Why>;
 
 /// Why a plan was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
