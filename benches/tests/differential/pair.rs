@@ -133,7 +133,7 @@ impl Pair {
         }
         Self {
             prober,
-            kvm: Kvm::open(kvm_memslots::vm_fd(&vm), KvmOptions { scratch_vm: true }).unwrap(),
+            kvm: Kvm::open(kvm_memslots::vm_fd(&vm), KvmOptions::default()).unwrap(),
             raw: OnKvm::new(&vm).unwrap(),
             vm,
             memory,
