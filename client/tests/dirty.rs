@@ -324,6 +324,20 @@ fn logging_that_goes_off_and_on_in_one_set_stays_as_it_is() {
     assert_eq!(run.dirty(b), [2, 9]);
 }
 
+/// A loop moves a logged slot by one call, and KVM keeps the log.
+#[test]
+fn a_move_costs_what_kvms_does_and_keeps_the_log_exact() {
+    for policy in common::policies() {
+        let run = Run::new(false, false, policy, None);
+        let [a] = map_all(&run.vm, [ram(0, 4).log_dirty()]);
+        run.write(&[1]);
+        let report = run.vm.apply(changes(|c| c.move_to(a, 20 * PAGE))).unwrap();
+        assert_eq!((report.ioctls, report.grace_periods, report.vcpus_paused), (1, 2, false));
+        run.write(&[23]);
+        assert_eq!(run.dirty(a), [1, 3]);
+    }
+}
+
 /// A region that moves takes its dirty pages along: which of its pages the guest
 /// wrote does not depend on where they are.
 #[test]

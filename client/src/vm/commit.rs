@@ -213,9 +213,9 @@ impl Vm {
         // the slots that it finds are those that there are.
         let mut dirty = prepared.touches_logs.then(|| self.dirty());
         if let Some(dirty) = &mut dirty {
-            // Of what moves while vCPUs run, who knows what they wrote last.
-            let read =
-                |before: &&Before| before.goes || before.moves_to.is_some() && prepared.paused;
+            // Of what gets another slot while vCPUs run, who knows what they wrote last.
+            let recreated = |before: &Before| before.moves_to.is_some() && !before.with_log;
+            let read = |before: &&Before| before.goes || recreated(before) && prepared.paused;
             let gone = prepared.logged.iter().filter(read);
             let gone = gone.map(|before| (before.as_id, before.mapping.range()));
             self.read_last(dirty, gone, panics);
@@ -232,7 +232,8 @@ impl Vm {
                 if before.goes {
                     report.last_dirty.push((before.id, last()));
                 } else if let Some(range) = before.moves_to {
-                    moved.push((before.as_id, range, prepared.paused.then(last)));
+                    let known = prepared.paused || before.with_log;
+                    moved.push((before.as_id, range, known.then(last)));
                 }
             }
             for before in &prepared.logged {

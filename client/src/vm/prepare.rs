@@ -24,6 +24,8 @@ pub(super) struct Before {
     pub(super) goes: bool,
     /// Where its memory is afterwards, if that is logged still.
     pub(super) moves_to: Option<Range>,
+    /// Whether KVM moves its slots, which keep their logs.
+    pub(super) with_log: bool,
 }
 
 /// The plan of one address space.
@@ -101,11 +103,11 @@ impl Vm {
             let planner = Planner { draft: &draft, regions: &tables.regions, slots, rules, as_id };
             works.push(Work { as_id, plan: planner.plan(space)? });
         }
-        let logged = logged(&draft, &tables.regions);
+        let logged = logged(&draft, &tables.regions, &works);
         let mut gate = self.check_holes(commit, tables, &draft, &works)?;
         if let HolePolicy::Gate(pauses) = &commit.holes {
-            // What the guest writes to a log that moves, KVM forgets.
-            if logged.iter().any(|before| before.moves_to.is_some()) {
+            // What the guest writes to a log whose slot is another one, KVM forgets.
+            if logged.iter().any(|before| before.moves_to.is_some() && !before.with_log) {
                 gate = Some(Arc::clone(pauses));
             }
         }
@@ -237,7 +239,7 @@ fn same_to_others(before: &Record, now: &Record) -> bool {
 }
 
 /// The regions that are touched and whose writes were logged.
-fn logged(draft: &Draft<'_>, regions: &Regions) -> Vec<Before> {
+fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
     let before = draft.edits.iter().filter_map(|edit| {
         let index = edit.index?;
         let (as_id, mapping) = (regions.as_id(index), regions.mapping(index));
@@ -246,9 +248,21 @@ fn logged(draft: &Draft<'_>, regions: &Regions) -> Vec<Before> {
             (elsewhere && now.hva() == mapping.hva() && now.is_logged()).then_some(now.range())
         };
         let moves_to = edit.now.as_ref().and_then(|now| moved(&now.mapping));
-        Some(Before { id: edit.id, as_id, mapping, goes: edit.now.is_none(), moves_to })
+        let with_log = moves_to.is_some() && is_moved(works, as_id, mapping.range());
+        Some(Before { id: edit.id, as_id, mapping, goes: edit.now.is_none(), moves_to, with_log })
     });
     before.filter(|before| before.mapping.is_logged()).collect()
+}
+
+/// Whether all slots over `range` keep their memory, and their logs, at another
+/// address.
+fn is_moved(works: &[Work], as_id: u16, range: Range) -> bool {
+    let ops = works.iter().filter(|work| work.as_id == as_id).flat_map(|work| &work.plan.ops);
+    let moved = ops.filter_map(|op| match op {
+        Op::Move { from, .. } => range.intersection(from.mapping.range()),
+        _ => None,
+    });
+    moved.map(Range::size).sum::<u64>() == range.size()
 }
 
 /// Regions of this set that no change of the plans is about.

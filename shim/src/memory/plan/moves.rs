@@ -49,10 +49,10 @@ fn host_memory(mapping: &Mapping) -> (u64, u64) {
     (mapping.hva(), mapping.range().size())
 }
 
-/// A slot with a `guest_memfd` is immutable to KVM, and a logged one would take
-/// dirty bits of what was there before along to its new place.
+/// A slot with a `guest_memfd` is immutable to KVM. A logged one takes its log
+/// along, page by page (`kvm_prepare_memory_region()` keeps the bitmap).
 fn can_move(slot: &Slot) -> bool {
-    slot.mapping.guest_memfd().is_none() && !slot.mapping.is_logged()
+    slot.mapping.guest_memfd().is_none()
 }
 
 /// Sorts `moves` so that a slot has left before another takes its place.
