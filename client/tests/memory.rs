@@ -117,12 +117,12 @@ fn bytes_per_region(n: u64, batch: u64) -> usize {
 }
 
 #[test]
-fn at_most_200_bytes_a_region() {
+fn at_most_150_bytes_a_region() {
     for n in [1_000, 9_000, 20_000, 32_764] {
         for batch in [1, 100, n] {
             let bytes = bytes_per_region(n, batch);
             println!("{n} regions, {batch} a set: {bytes} bytes a region");
-            assert!(bytes <= 200, "{n} regions, {batch} a set: {bytes} bytes a region");
+            assert!(bytes <= 150, "{n} regions, {batch} a set: {bytes} bytes a region");
         }
     }
 }

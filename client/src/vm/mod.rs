@@ -2,6 +2,7 @@
 
 mod ask;
 mod builder;
+mod by_gpa;
 mod calls;
 mod commit;
 mod draft;

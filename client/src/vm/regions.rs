@@ -1,12 +1,13 @@
 //! The regions of a VM, as they are applied.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use kvm_memslots_shim::memory::Extent;
 use kvm_memslots_shim::{GuestMemfd, Kind, Mapping, MemFlags, Range};
 
+use super::by_gpa::ByGpa;
 use crate::backing::{Access, FileRange, HostMemory};
 use crate::error::Described;
 use crate::{Region, RegionId};
@@ -235,7 +236,7 @@ pub(crate) struct Regions {
     free: Vec<u32>,
     ids: ById<u64, u32>,
     /// For each address space.
-    by_gpa: Vec<BTreeMap<u64, u32>>,
+    by_gpa: Vec<ByGpa<u32>>,
     extras: ById<u32, Arc<Extra>>,
     tags: BTreeSet<(u64, u32)>,
     deferrable: BTreeSet<u32>,
@@ -260,13 +261,13 @@ impl ByHva {
 impl Regions {
     pub(crate) fn new(address_spaces: u16) -> Self {
         Self {
-            by_gpa: (0..address_spaces.min(u8::MAX.into())).map(|_| BTreeMap::new()).collect(),
+            by_gpa: (0..address_spaces.min(u8::MAX.into())).map(|_| ByGpa::default()).collect(),
             ..Self::default()
         }
     }
 
     pub(crate) fn len(&self, as_id: u16) -> usize {
-        self.by_gpa.get(usize::from(as_id)).map_or(0, BTreeMap::len)
+        self.by_gpa.get(usize::from(as_id)).map_or(0, ByGpa::len)
     }
 
     pub(crate) fn find(&self, id: RegionId) -> Option<u32> {
@@ -352,9 +353,8 @@ impl Regions {
     }
 
     pub(crate) fn at(&self, as_id: u16, gpa: u64) -> Option<u32> {
-        let (_, index) = self.by_gpa.get(usize::from(as_id))?.range(..=gpa).next_back()?;
-        let entry = self.entry(*index);
-        (gpa - entry.gpa < entry.size).then_some(*index)
+        let (start, index) = self.by_gpa.get(usize::from(as_id))?.last_until(gpa)?;
+        (gpa - start < self.entry(index).size).then_some(index)
     }
 
     /// The first region of those that overlap `range` which `counts`.
@@ -366,10 +366,10 @@ impl Regions {
     ) -> Option<u32> {
         let by_gpa = self.by_gpa.get(usize::from(as_id))?;
         // Regions mostly come in ascending order.
-        let (last, index) = by_gpa.last_key_value()?;
-        if *last < range.gpa() {
-            return Some(*index)
-                .filter(|index| self.entry(*index).overlaps(range) && counts(*index));
+        let (last, index) = by_gpa.last()?;
+        if last < range.gpa() {
+            let overlaps = self.entry(index).overlaps(range) && counts(index);
+            return overlaps.then_some(index);
         }
         self.overlapping(as_id, range).find(|index| counts(*index))
     }
@@ -379,7 +379,10 @@ impl Regions {
         let first = self.at(as_id, range.gpa()).map(|index| self.entry(index).gpa);
         let first = first.unwrap_or(range.gpa());
         let by_gpa = self.by_gpa.get(usize::from(as_id)).into_iter();
-        by_gpa.flat_map(move |by_gpa| by_gpa.range(first..range.end()).map(|(_, index)| *index))
+        by_gpa
+            .flat_map(move |by_gpa| by_gpa.starting(first))
+            .take_while(move |(gpa, _)| *gpa < range.end())
+            .map(|(_, index)| index)
     }
 
     /// Whether no region is partly in `range` and partly not.
@@ -393,7 +396,8 @@ impl Regions {
 
     /// All of an address space, by guest address.
     pub(crate) fn iter(&self, as_id: u16) -> impl Iterator<Item = u32> + '_ {
-        self.by_gpa.get(usize::from(as_id)).into_iter().flat_map(|by_gpa| by_gpa.values().copied())
+        let by_gpa = self.by_gpa.get(usize::from(as_id)).into_iter();
+        by_gpa.flat_map(|by_gpa| by_gpa.iter().map(|(_, index)| index))
     }
 
     pub(crate) fn tagged(&self, tag: u64) -> impl Iterator<Item = u32> + '_ {
@@ -447,19 +451,8 @@ impl Regions {
         new: impl ExactSizeIterator<Item = (RegionId, &'a Record)>,
     ) {
         self.reserve(new.len());
-        let mut all: Vec<Vec<(u64, u32)>> = vec![Vec::new(); self.by_gpa.len()];
         for (id, record) in new {
-            let index = self.place(id, record);
-            all[usize::from(record.as_id)].push((record.range().gpa(), index));
-        }
-        for (by_gpa, mut new) in self.by_gpa.iter_mut().zip(all) {
-            // Rebuilding the tree costs less than searching it for each of many.
-            if new.len() > by_gpa.len() / 8 {
-                new.sort_unstable();
-                by_gpa.append(&mut BTreeMap::from_iter(new));
-            } else {
-                by_gpa.extend(new);
-            }
+            self.insert(id, record);
         }
     }
 
@@ -496,7 +489,7 @@ impl Regions {
         let entry = *self.entry(index);
         let extra = self.unindex(index);
         if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(entry.as_id)) {
-            by_gpa.remove(&entry.gpa);
+            by_gpa.remove(entry.gpa);
         }
         self.ids.remove(&entry.id);
         self.entries[index as usize].bits = FREE;
@@ -521,7 +514,7 @@ impl Regions {
     pub(crate) fn leave(&mut self, index: u32) {
         let entry = *self.entry(index);
         if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(entry.as_id)) {
-            by_gpa.remove(&entry.gpa);
+            by_gpa.remove(entry.gpa);
         }
     }
 

@@ -1,29 +1,31 @@
 //! The slots that KVM has of one address space, as far as this library made
 //! them.
 
-use std::collections::BTreeMap;
-
 use kvm_memslots_shim::memory::Op;
 use kvm_memslots_shim::{GuestMemfd, Kind, Mapping, MemFlags, Range, Slot};
 
+use super::by_gpa::ByGpa;
 use super::regions::ById;
 
-/// A slot without its guest address and its `guest_memfd`.
+/// A slot without its id and its `guest_memfd`, in 32 bytes. Where no slot is,
+/// it has no size.
 #[derive(Debug, Clone, Copy)]
 struct Packed {
+    gpa: u64,
     size: u64,
     hva: u64,
-    id: u16,
     flags: u16,
     kind: Kind,
 }
 
+const NONE: Packed = Packed { gpa: 0, size: 0, hva: 0, flags: 0, kind: Kind::Ram };
+
 /// Slots by guest address and by id.
 #[derive(Debug, Default)]
 pub(crate) struct SlotTable {
-    by_gpa: BTreeMap<u64, Packed>,
-    /// The guest address of each id; meaningful only for ids that are in use.
-    gpas: Vec<u64>,
+    by_gpa: ByGpa<u16>,
+    /// By id.
+    slots: Vec<Packed>,
     memfds: ById<u64, GuestMemfd>,
 }
 
@@ -32,14 +34,19 @@ impl SlotTable {
         self.by_gpa.len()
     }
 
-    fn slot(&self, gpa: u64, packed: &Packed) -> Slot {
+    fn packed(&self, id: u16) -> &Packed {
+        self.slots.get(usize::from(id)).unwrap_or(&NONE)
+    }
+
+    fn slot(&self, id: u16) -> Slot {
+        let packed = self.packed(id);
         let flags = MemFlags::from_bits_retain(u32::from(packed.flags));
         let memfd = if flags.contains(MemFlags::GUEST_MEMFD) {
-            self.memfds.get(&packed.id.into()).copied()
+            self.memfds.get(&id.into()).copied()
         } else {
             None
         };
-        let plain = Range::new(gpa, packed.size)
+        let plain = Range::new(packed.gpa, packed.size)
             .and_then(|range| Mapping::new(range, packed.hva, packed.kind));
         let mapping = plain.and_then(|mapping| match memfd {
             Some(memfd) => mapping.with_guest_memfd(memfd),
@@ -47,61 +54,50 @@ impl SlotTable {
         });
         // It was a mapping when it was put in.
         let mapping = mapping.unwrap_or_else(|| unreachable!("a slot that is no mapping"));
-        Slot { id: packed.id, mapping: mapping.with_flags(flags) }
+        Slot { id, mapping: mapping.with_flags(flags) }
     }
 
     pub(crate) fn insert(&mut self, slot: &Slot) {
-        let (gpa, packed) = self.note(slot);
-        self.by_gpa.insert(gpa, packed);
-    }
-
-    /// Inserts all of `slots`.
-    fn extend(&mut self, slots: impl Iterator<Item = Slot>) {
-        let slots: Vec<Slot> = slots.collect();
-        if let Some(last) = slots.iter().map(|slot| usize::from(slot.id)).max() {
-            self.room_for(last);
-        }
-        let mut new: Vec<(u64, Packed)> = slots.iter().map(|slot| self.note(slot)).collect();
-        // Many at once: rebuilding the tree costs less than searching it for
-        // each of them.
-        if new.len() > self.by_gpa.len() / 8 {
-            new.sort_unstable_by_key(|(gpa, _)| *gpa);
-            self.by_gpa.append(&mut BTreeMap::from_iter(new));
-        } else {
-            self.by_gpa.extend(new);
-        }
-    }
-
-    fn room_for(&mut self, id: usize) {
-        if self.gpas.len() <= id {
-            self.gpas.reserve_exact((id + 1 - self.gpas.len()).max(self.gpas.len() / 8));
-            self.gpas.resize(id + 1, 0);
-        }
-    }
-
-    fn note(&mut self, slot: &Slot) -> (u64, Packed) {
         let Slot { id, mapping } = *slot;
-        let (at, gpa) = (usize::from(id), mapping.range().gpa());
-        self.room_for(at);
-        self.gpas[at] = gpa;
+        self.room_for(usize::from(id));
         if let Some(memfd) = mapping.guest_memfd() {
             self.memfds.insert(id.into(), memfd);
         }
-        let packed = Packed {
+        let gpa = mapping.range().gpa();
+        // Whatever was said of the id and of the address before.
+        if let Some(old) = self.by_id(id) {
+            self.remove(&old);
+        }
+        if let Some(old) = self.by_gpa.get(gpa) {
+            self.slots[usize::from(old)] = NONE;
+        }
+        self.slots[usize::from(id)] = Packed {
+            gpa,
             size: mapping.range().size(),
             hva: mapping.hva(),
-            id,
             // KVM_MEM_* that userspace may set are bits 0 to 15.
             flags: mapping.flags().bits() as u16,
             kind: mapping.kind(),
         };
-        (gpa, packed)
+        self.by_gpa.insert(gpa, id);
+    }
+
+    fn room_for(&mut self, id: usize) {
+        if self.slots.len() <= id {
+            let more = id + 1 - self.slots.len();
+            if self.slots.capacity() <= id {
+                // Doubling would make the worst case twice the need.
+                self.slots.reserve_exact(more.max(self.slots.len() / 8));
+            }
+            self.slots.resize(id + 1, NONE);
+        }
     }
 
     pub(crate) fn remove(&mut self, slot: &Slot) {
         let gpa = slot.mapping.range().gpa();
-        if self.by_gpa.get(&gpa).is_some_and(|packed| packed.id == slot.id) {
-            self.by_gpa.remove(&gpa);
+        if self.by_gpa.get(gpa) == Some(slot.id) {
+            self.by_gpa.remove(gpa);
+            self.slots[usize::from(slot.id)] = NONE;
             if slot.mapping.guest_memfd().is_some() {
                 self.memfds.remove(&slot.id.into());
             }
@@ -110,51 +106,42 @@ impl SlotTable {
 
     /// Follows changes that were made.
     pub(crate) fn follow(&mut self, ops: &[Op]) {
-        if let [op] = ops {
-            if let Some(before) = op.before() {
-                self.remove(&before);
-            }
-            if let Some(after) = op.after() {
-                self.insert(&after);
-            }
-            return;
-        }
         for slot in ops.iter().filter_map(Op::before) {
             self.remove(&slot);
         }
-        self.extend(ops.iter().filter_map(Op::after));
+        if let Some(last) = ops.iter().filter_map(Op::after).map(|slot| slot.id).max() {
+            self.room_for(last.into());
+        }
+        for slot in ops.iter().filter_map(Op::after) {
+            self.insert(&slot);
+        }
     }
 
     pub(crate) fn by_id(&self, id: u16) -> Option<Slot> {
-        let gpa = *self.gpas.get(usize::from(id))?;
-        let packed = self.by_gpa.get(&gpa).filter(|packed| packed.id == id)?;
-        Some(self.slot(gpa, packed))
+        (self.packed(id).size > 0).then(|| self.slot(id))
     }
 
     /// Whether no slot overlaps `range`.
     pub(crate) fn is_free(&self, range: Range) -> bool {
-        let last = self.by_gpa.range(..range.end()).next_back();
-        last.is_none_or(|(gpa, packed)| *gpa + packed.size <= range.gpa())
+        let last = self.by_gpa.last_until(range.end() - 1);
+        last.is_none_or(|(gpa, id)| gpa + self.packed(id).size <= range.gpa())
     }
 
     /// The slot that is just there.
     pub(crate) fn exactly(&self, range: Range) -> Option<Slot> {
-        let gpa = range.gpa();
-        let packed = self.by_gpa.get(&gpa).filter(|packed| packed.size == range.size())?;
-        Some(self.slot(gpa, packed))
+        let id = self.by_gpa.get(range.gpa())?;
+        (self.packed(id).size == range.size()).then(|| self.slot(id))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.by_gpa.iter().map(|(gpa, packed)| self.slot(*gpa, packed))
+        self.by_gpa.iter().map(|(_, id)| self.slot(id))
     }
 
     /// The slots that overlap `range`, by guest address.
     pub(crate) fn overlapping(&self, range: Range) -> impl Iterator<Item = Slot> + '_ {
-        let before = self.by_gpa.range(..range.gpa()).next_back();
-        let before = before.filter(|(gpa, packed)| *gpa + packed.size > range.gpa());
-        before
-            .into_iter()
-            .chain(self.by_gpa.range(range.gpa()..range.end()))
-            .map(|(gpa, packed)| self.slot(*gpa, packed))
+        let first = self.by_gpa.last_until(range.gpa());
+        let first = first.filter(|(gpa, id)| gpa + self.packed(*id).size > range.gpa());
+        let slots = self.by_gpa.starting(first.map_or(range.gpa(), |(gpa, _)| gpa));
+        slots.take_while(move |(gpa, _)| *gpa < range.end()).map(|(_, id)| self.slot(id))
     }
 }

@@ -1,0 +1,203 @@
+//! Small things by guest address.
+
+/// Keys a chunk at most. A chunk is moved about as a whole, so it fits in the
+/// nearest cache; a power of two, so that a `Vec` that has grown to it is full.
+const CHUNK: usize = 128;
+
+/// A sorted map from guest addresses, in 8 bytes and a value an entry where
+/// entries come in ascending order, as they mostly do. (The nodes of a `BTreeMap`
+/// are then half empty.)
+#[derive(Debug)]
+pub(super) struct ByGpa<V> {
+    /// The first key of each chunk, which is all that most of a search looks at.
+    firsts: Vec<u64>,
+    chunks: Vec<Chunk<V>>,
+    len: usize,
+}
+
+/// Neither empty nor longer than [`CHUNK`]; keys ascend.
+#[derive(Debug)]
+struct Chunk<V> {
+    keys: Vec<u64>,
+    values: Vec<V>,
+}
+
+impl<V> Default for ByGpa<V> {
+    fn default() -> Self {
+        Self { firsts: Vec::new(), chunks: Vec::new(), len: 0 }
+    }
+}
+
+impl<V: Copy> ByGpa<V> {
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The chunk that has `gpa`, or would have it.
+    fn chunk_of(&self, gpa: u64) -> usize {
+        self.firsts.partition_point(|first| *first <= gpa).saturating_sub(1)
+    }
+
+    /// Where `gpa` is, or in `Err` where it would be.
+    fn find(&self, gpa: u64) -> (usize, Result<usize, usize>) {
+        let at = self.chunk_of(gpa);
+        let found = self.chunks.get(at).map_or(Err(0), |chunk| chunk.keys.binary_search(&gpa));
+        (at, found)
+    }
+
+    pub(super) fn get(&self, gpa: u64) -> Option<V> {
+        let (at, found) = self.find(gpa);
+        let index = found.ok()?;
+        Some(self.chunks[at].values[index])
+    }
+
+    /// The last entry that is not above `gpa`.
+    pub(super) fn last_until(&self, gpa: u64) -> Option<(u64, V)> {
+        let (at, found) = self.find(gpa);
+        let index = found.or_else(|after| after.checked_sub(1).ok_or(())).ok()?;
+        let chunk = &self.chunks[at];
+        Some((chunk.keys[index], chunk.values[index]))
+    }
+
+    pub(super) fn last(&self) -> Option<(u64, V)> {
+        let Chunk { keys, values } = self.chunks.last()?;
+        Some((*keys.last()?, *values.last()?))
+    }
+
+    /// All entries from `gpa` on, in ascending order.
+    pub(super) fn starting(&self, gpa: u64) -> impl Iterator<Item = (u64, V)> + '_ {
+        let (at, found) = self.find(gpa);
+        let mut skip = found.unwrap_or_else(|after| after);
+        self.chunks.iter().skip(at).flat_map(move |Chunk { keys, values }| {
+            let from = std::mem::take(&mut skip);
+            keys[from..].iter().copied().zip(values[from..].iter().copied())
+        })
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, V)> + '_ {
+        self.starting(0)
+    }
+
+    /// Adds an entry, or replaces that at the same address.
+    pub(super) fn insert(&mut self, gpa: u64, value: V) {
+        let (at, found) = self.find(gpa);
+        match found {
+            Ok(index) => self.chunks[at].values[index] = value,
+            Err(index) => {
+                self.len += 1;
+                self.insert_new(at, index, gpa, value);
+            }
+        }
+    }
+
+    fn insert_new(&mut self, mut at: usize, mut index: usize, gpa: u64, value: V) {
+        if self.chunks.get(at).is_none_or(|chunk| chunk.keys.len() == CHUNK) {
+            // Behind all others there may come more: what is full stays so.
+            let split =
+                if at + 1 >= self.chunks.len() && index == CHUNK { CHUNK } else { CHUNK / 2 };
+            let (keys, values) = match self.chunks.get_mut(at) {
+                Some(Chunk { keys, values }) => (keys.split_off(split), values.split_off(split)),
+                None => Default::default(),
+            };
+            let new = if self.chunks.is_empty() { 0 } else { at + 1 };
+            self.firsts.insert(new, keys.first().copied().unwrap_or(gpa));
+            self.chunks.insert(new, Chunk { keys, values });
+            if index >= split || self.chunks.len() == 1 {
+                at = new;
+                index = index.saturating_sub(split);
+            }
+        }
+        let chunk = &mut self.chunks[at];
+        chunk.keys.insert(index, gpa);
+        chunk.values.insert(index, value);
+        self.firsts[at] = chunk.keys[0];
+    }
+
+    pub(super) fn remove(&mut self, gpa: u64) -> Option<V> {
+        let (at, found) = self.find(gpa);
+        let index = found.ok()?;
+        self.len -= 1;
+        let chunk = &mut self.chunks[at];
+        chunk.keys.remove(index);
+        let value = chunk.values.remove(index);
+        if let Some(first) = chunk.keys.first() {
+            self.firsts[at] = *first;
+            self.join(at);
+        } else {
+            self.firsts.remove(at);
+            self.chunks.remove(at);
+        }
+        Some(value)
+    }
+
+    /// Puts a chunk into the one before it if both together are half a chunk.
+    fn join(&mut self, at: usize) {
+        let Some(before) = at.checked_sub(1) else { return };
+        if self.chunks[before].keys.len() + self.chunks[at].keys.len() <= CHUNK / 2 {
+            self.firsts.remove(at);
+            let Chunk { keys, values } = self.chunks.remove(at);
+            self.chunks[before].keys.extend(keys);
+            self.chunks[before].values.extend(values);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::{ByGpa, CHUNK};
+
+    fn check(map: &ByGpa<u32>, model: &BTreeMap<u64, u32>) {
+        let pairs = |(gpa, value): (&u64, &u32)| (*gpa, *value);
+        assert_eq!(map.len(), model.len());
+        assert!(map.iter().eq(model.iter().map(pairs)));
+        assert_eq!(map.last(), model.last_key_value().map(pairs));
+        assert_eq!(map.firsts.len(), map.chunks.len());
+        for (first, chunk) in map.firsts.iter().zip(&map.chunks) {
+            assert_eq!(Some(first), chunk.keys.first());
+            assert!(chunk.keys.len() <= CHUNK && chunk.keys.len() == chunk.values.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_map(ops in prop::collection::vec((0..4_u8, 0..400_u64), 1..900)) {
+            let (mut map, mut model) = (ByGpa::default(), BTreeMap::new());
+            for (n, (kind, gpa)) in (0..).zip(ops) {
+                if kind == 0 {
+                    prop_assert_eq!(map.remove(gpa), model.remove(&gpa));
+                } else {
+                    map.insert(gpa, n);
+                    model.insert(gpa, n);
+                }
+                prop_assert_eq!(map.get(gpa), model.get(&gpa).copied());
+                let pair = |(gpa, value): (&u64, &u32)| (*gpa, *value);
+                let until = model.range(..=gpa).next_back().map(pair);
+                prop_assert_eq!(map.last_until(gpa), until);
+                let from = model.range(gpa..).next().map(pair);
+                prop_assert_eq!(map.starting(gpa).next(), from);
+            }
+            check(&map, &model);
+            for gpa in 0..400 {
+                prop_assert_eq!(map.remove(gpa), model.remove(&gpa));
+                if gpa % 50 == 0 {
+                    check(&map, &model);
+                }
+            }
+            prop_assert!(map.chunks.is_empty() && map.len() == 0);
+        }
+    }
+
+    #[test]
+    fn what_comes_in_order_fills_its_chunks() {
+        let mut map = ByGpa::default();
+        for gpa in 0..10 * CHUNK as u64 {
+            map.insert(gpa, ());
+        }
+        assert_eq!(map.chunks.len(), 10);
+    }
+}
