@@ -2,7 +2,9 @@
 
 mod api;
 mod apt;
+mod docs;
 mod kernel;
+mod results;
 mod run;
 mod rustc;
 mod test;
@@ -25,6 +27,9 @@ enum Task {
     Test(test::Args),
     /// Compare what the published crates offer with the lists of it, or bless it
     Api(api::Args),
+    /// Measure on this machine, with nothing else running, and write the tables
+    /// to benches/results
+    Results(results::Args),
     /// Fetch, build and boot kernels with the series of kernel/patches
     Kernel(kernel::Args),
 }
@@ -33,6 +38,7 @@ fn main() -> ExitCode {
     match Cli::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Api(args) => api::run(&args),
+        Task::Results(args) => results::run(&args),
         Task::Kernel(args) => kernel::run(&args),
     }
 }

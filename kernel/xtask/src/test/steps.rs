@@ -8,11 +8,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::{Log, Outcome, Step, api, msrv};
+use crate::docs;
 use crate::workspace::{Package, cargo, packages, root, target};
 
 /// Seconds are those of 2 cores that others used, too; of the kernel, those that
 /// `kernel/README.md` names.
-pub(super) const STEPS: [Step; 10] = [
+pub(super) const STEPS: [Step; 11] = [
     Step { name: "fmt", what: "the format of the code", seconds: (1, 1), slow: false, run: fmt },
     Step {
         name: "clippy",
@@ -42,7 +43,20 @@ pub(super) const STEPS: [Step; 10] = [
         slow: false,
         run: client_tests,
     },
-    Step { name: "doc", what: "the documentation", seconds: (25, 1), slow: false, run: doc },
+    Step {
+        name: "docs",
+        what: "links, commands and figures of the pages",
+        seconds: (20, 2),
+        slow: false,
+        run: docs::check,
+    },
+    Step {
+        name: "doc",
+        what: "the documentation of the code",
+        seconds: (25, 1),
+        slow: false,
+        run: doc,
+    },
     Step {
         name: "api",
         what: "what the published crates offer, against the lists of it",

@@ -1,0 +1,59 @@
+//! The documentation, read as a reader does: links lead somewhere, commands are
+//! ones that there are, figures are of a file that a command wrote.
+
+mod commands;
+mod figures;
+mod links;
+mod page;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::test::{Log, Outcome};
+use crate::workspace::root;
+use page::Page;
+
+/// A step of `cargo xtask test`.
+pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
+    let pages = pages()?;
+    let mut faults = links::faults(&pages);
+    faults.extend(figures::faults(&pages)?);
+    faults.extend(commands::faults(&pages, log)?);
+    for fault in &faults {
+        log.say(fault);
+    }
+    match faults.len() {
+        0 => Ok(Outcome::Done),
+        count => bail!("{count} faults in the documentation"),
+    }
+}
+
+/// All pages that are committed, or would be.
+fn pages() -> Result<Vec<Page>> {
+    let listed = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", "-z", "*.md"])
+        .current_dir(root())
+        .output()
+        .context("can't run git ls-files")?;
+    let names = String::from_utf8(listed.stdout).context("names of pages")?;
+    let names: Vec<PathBuf> = if listed.status.success() {
+        names.split_terminator('\0').map(PathBuf::from).collect()
+    } else {
+        // No repository: the pages of a package.
+        ["README.md"].map(PathBuf::from).into()
+    };
+    names.into_iter().filter(|name| root().join(name).exists()).map(read).collect()
+}
+
+fn read(name: PathBuf) -> Result<Page> {
+    let text = std::fs::read_to_string(root().join(&name))
+        .with_context(|| format!("can't read {}", name.display()))?;
+    Ok(Page::new(name, &text))
+}
+
+/// Whether the page says what is, as against what was measured.
+fn is_results(page: &Path) -> bool {
+    page.components().any(|part| part.as_os_str() == "results")
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask results`: what is measured on this machine, in files.
+
+use std::fmt::Write as _;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clap::builder::PossibleValuesParser;
+
+use crate::run;
+use crate::workspace::{cargo, root, target};
+
+/// What to measure. Nothing else should run meanwhile.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// These only
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(MEASURED.iter().map(|m| m.0)))]
+    names: Vec<String>,
+}
+
+/// A file's name, what it shows, and the arguments of `memslots`.
+type Measured = (&'static str, &'static str, &'static [&'static str]);
+
+const MEASURED: [Measured; 6] = [
+    ("scenarios", "Memory of VMMs, call by call and in sets", &[]),
+    ("devices", "Devices attached and detached", &["bench", "devices"]),
+    ("pci", "A guest that enables PCI functions by config writes", &["bench", "pci"]),
+    ("flash", "A guest that programs flash", &["flash"]),
+    ("replay", "The calls of a QEMU that boots UEFI", &["replay", UEFI]),
+    ("doctor", "What the machine offers", &["doctor"]),
+];
+
+/// Calls of a real VMM.
+const UEFI: &str = "benches/tests/data/traces/qemu-7.2-aarch64-uefi-boot.trace.gz";
+
+/// Where the files are.
+const DIR: &str = "benches/results";
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match measure(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(args: &Args) -> Result<()> {
+    let build = ["build", "--release", "--package", "kvm-memslots-bench", "--bin", "memslots"];
+    let built = cargo().args(build).status().context("can't run cargo build")?;
+    if !built.success() {
+        bail!("cargo build ended with {built}");
+    }
+    let dir = root().join(DIR);
+    std::fs::create_dir_all(&dir).with_context(|| format!("can't make {DIR}"))?;
+    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
+    let stamp = stamp()?;
+    for (name, what, args) in MEASURED.iter().filter(|(name, _, _)| wanted(name)) {
+        let mut command = Command::new(target().join("release/memslots"));
+        command.args(*args).current_dir(root()).stdin(Stdio::null()).stderr(Stdio::inherit());
+        run::say(&format!("$ {}", run::shown(&command)));
+        let output = command.output().context("can't run memslots")?;
+        if !output.status.success() {
+            bail!("{} ended with {}", run::shown(&command), output.status);
+        }
+        let table = String::from_utf8(output.stdout).context("what memslots printed")?;
+        let page = page(what, &run::shown(&command), &stamp, &table);
+        let path = dir.join(format!("{name}.md"));
+        std::fs::write(&path, page).with_context(|| format!("can't write {}", path.display()))?;
+        run::say(&format!("{DIR}/{name}.md"));
+    }
+    Ok(())
+}
+
+/// What every file says of where and when.
+fn stamp() -> Result<Vec<(&'static str, String)>> {
+    let said = |program: &str, args: &[&str]| -> Result<String> {
+        let output = Command::new(program)
+            .args(args)
+            .current_dir(root())
+            .output()
+            .with_context(|| format!("can't run {program}"))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let count = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = memory.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    let nested = cpus.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor"));
+    let guest = if nested { ", a guest itself" } else { "" };
+    Ok(vec![
+        (
+            "machine",
+            format!(
+                "{}, {count} CPUs, {} GiB{guest}",
+                model.unwrap_or("unknown processor"),
+                kilobytes.unwrap_or(0) >> 20
+            ),
+        ),
+        ("kernel", said("uname", &["-srm"])?),
+        ("date", said("date", &["-u", "+%F"])?),
+        ("commit", said("git", &["rev-parse", "--short=12", "HEAD"])?),
+    ])
+}
+
+fn page(what: &str, command: &str, stamp: &[(&str, String)], table: &str) -> String {
+    let mut page = format!("# {what}\n\n| | |\n| --- | --- |\n| command | `{command}` |\n");
+    for (name, value) in stamp {
+        let _ = writeln!(page, "| {name} | {value} |");
+    }
+    let _ = write!(page, "\n```text\n{}\n```\n", table.trim_end());
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_where_its_table_is_from() {
+        let page = page("Speed", "memslots", &[("kernel", "Linux".to_owned())], "| a |\n");
+        let expected = "# Speed\n\n| | |\n| --- | --- |\n| command | `memslots` |\n| kernel | Linux |\n\n```text\n| a |\n```\n";
+        assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn the_trace_is_there() {
+        assert!(root().join(UEFI).exists());
+    }
+}
