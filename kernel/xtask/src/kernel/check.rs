@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::make::Make;
 use super::patch::{self, Patch, Tree};
+use super::record::Record;
 use super::target::{Arch, Target};
 use super::test::wanted;
 use super::{config, logged, selftests, source, target, tools};
@@ -22,13 +23,16 @@ const NOT_CHECKED: &str = "UNKNOWN_COMMIT_ID,FILE_PATH_CHANGES";
 /// Debian's sparse does not know an operator that newer kernels use.
 const SPARSE: &str = "CHECK=sparse -D__typeof_unqual__=__typeof__";
 
-/// Checks the patches of `target`'s series that `filters` let through.
-pub(super) fn run(target: &Target, filters: &[String]) -> Result<ExitCode> {
+/// Checks the patches of `target`'s series that `args` names.
+pub(super) fn run(target: &Target, args: &super::Check) -> Result<ExitCode> {
+    let filters = args.filters.as_slice();
+    let record = Record::begin(args.record, "check", target, filters)?;
     if target.vanilla || target.ksrc.is_some() {
         bail!("it is the series that is checked: not with --vanilla or KSRC");
     }
     tools::for_build(target.arch)?;
     tools::for_check()?;
+    let sparse = tools::sparse();
     // What a series stands on is checked as a series of its own.
     let mut series = Vec::new();
     let mut bases = 0;
@@ -55,8 +59,12 @@ pub(super) fn run(target: &Target, filters: &[String]) -> Result<ExitCode> {
     }
     config::configure(target, &make)?;
     let known = compile(&make, target.arch, "the kernel without", &[])?;
-    let sparse = ["C=2", SPARSE];
-    let known_to_sparse = compile(&make, target.arch, "sparse, the kernel without", &sparse)?;
+    let with_sparse = ["C=2", SPARSE];
+    let known_to_sparse = if sparse {
+        compile(&make, target.arch, "sparse, the kernel without", &with_sparse)?
+    } else {
+        BTreeSet::new()
+    };
     for &nth in &wanted {
         tree.apply(&series[..=nth])?;
         let name = series[nth].name();
@@ -69,20 +77,33 @@ pub(super) fn run(target: &Target, filters: &[String]) -> Result<ExitCode> {
             Err(e) => wrong.push(format!("the selftests of {name} do not build: {e:#}")),
         }
     }
-    tree.apply(&series)?;
-    let said = compile(&make, target.arch, "sparse, the series", &sparse)?;
-    wrong.extend(news("sparse", &known_to_sparse, &said));
-
-    for wrong in &wrong {
-        run::say(&format!("WRONG {wrong}"));
+    if sparse {
+        tree.apply(&series)?;
+        let said = compile(&make, target.arch, "sparse, the series", &with_sparse)?;
+        wrong.extend(news("sparse", &known_to_sparse, &said));
     }
-    let patches = wanted.len();
-    run::say(&format!(
-        "{patches} patches on Linux {}: checkpatch, a build after each with W=1, its selftests, sparse: {}",
+
+    let verdict = verdict(target, wanted.len(), sparse, &wrong);
+    run::say(&verdict);
+    if let Some(record) = record {
+        record.write(target, &tree.source(), &format!("```text\n{verdict}\n```"))?;
+    }
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was checked of how many `patches`, and what is `wrong`, in lines.
+fn verdict(target: &Target, patches: usize, sparse: bool, wrong: &[String]) -> String {
+    let mut lines: Vec<String> = wrong.iter().map(|wrong| format!("WRONG {wrong}")).collect();
+    let by_sparse = if sparse { ", sparse" } else { "" };
+    lines.push(format!(
+        "{patches} patches on Linux {}: checkpatch, a build after each with W=1, its selftests{by_sparse}: {}",
         target.name(),
         if wrong.is_empty() { "nothing to say".to_owned() } else { wrong.len().to_string() },
     ));
-    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if !sparse {
+        lines.push("NOT CHECKED by sparse, which is not to be had here".to_owned());
+    }
+    lines.join("\n")
 }
 
 /// What `checkpatch.pl` has against `patch`.

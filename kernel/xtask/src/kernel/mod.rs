@@ -14,6 +14,7 @@ mod logged;
 mod make;
 mod patch;
 mod programs;
+mod record;
 mod selftests;
 mod series;
 mod source;
@@ -58,7 +59,7 @@ enum Stage {
     Boot(Boot),
     /// Run the kernel's selftests and the workspace's tests in guests
     Test(Test),
-    /// Measure the batch ioctl against single calls in guests
+    /// Measure what the series change in guests
     Bench(Bench),
     /// Run any command of `memslots` in a guest, e.g. `memslots -- density`
     Memslots(Memslots),
@@ -111,6 +112,9 @@ struct Boot {
 struct Test {
     #[command(flatten)]
     which: Which,
+    /// Write what was found to `kernel/results`
+    #[arg(long)]
+    record: bool,
     #[command(flatten)]
     qemu: Qemu,
     /// Run the tests that have this in their names only [default: all]
@@ -122,6 +126,9 @@ struct Test {
 struct Check {
     #[command(flatten)]
     which: Which,
+    /// Write what was found to `kernel/results`
+    #[arg(long)]
+    record: bool,
     /// Check the patches that have this in their names only, each on top of
     /// those before it, e.g. `0017` [default: all]
     #[arg(value_name = "PATCH")]
@@ -143,6 +150,9 @@ struct Memslots {
 struct Bench {
     #[command(flatten)]
     which: Which,
+    /// Write what was found to `kernel/results`
+    #[arg(long)]
+    record: bool,
     #[command(flatten)]
     qemu: Qemu,
     /// Runs of each row that are measured; the median counts
@@ -217,9 +227,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let done = match &args.stage {
         Stage::Fetch(which) => fetch(which),
         Stage::Build(which) => build(which),
-        Stage::Check(args) => {
-            args.which.target().and_then(|target| check::run(&target, &args.filters))
-        }
+        Stage::Check(args) => args.which.target().and_then(|target| check::run(&target, args)),
         Stage::Boot(args) => boot(args),
         Stage::Test(args) => test(args),
         Stage::Bench(args) => bench(args),

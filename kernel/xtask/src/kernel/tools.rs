@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::target::Arch;
-use crate::apt;
+use crate::{apt, run};
 
 /// Something that has to be there.
 #[derive(Clone, Copy)]
@@ -80,7 +80,17 @@ pub(super) fn for_selftests(arch: Arch) -> Result<()> {
 
 /// Installs what checking a series takes.
 pub(super) fn for_check() -> Result<()> {
-    install(&[program("perl", "perl"), program("sparse", "sparse")])
+    install(&[program("perl", "perl")])
+}
+
+/// Whether sparse is there, installed if that can be done: without it there is
+/// still much to check.
+pub(super) fn sparse() -> bool {
+    let sparse = install(&[program("sparse", "sparse")]);
+    if let Err(e) = &sparse {
+        run::say(&format!("note: no sparse: {e:#}"));
+    }
+    sparse.is_ok()
 }
 
 /// Why kernels can't be fetched, built and booted on this machine as they are

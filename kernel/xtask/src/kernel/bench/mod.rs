@@ -1,8 +1,10 @@
-//! The batch ioctl against single calls, measured in guests.
+//! What the series change, measured in guests: the batch ioctl against single
+//! calls, and what selftests tell of times.
 
 mod load;
 mod rows;
 mod table;
+mod told;
 
 use std::process::ExitCode;
 
@@ -11,13 +13,16 @@ use anyhow::{Context as _, Result, bail};
 use super::boot::{Guest, Job};
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
+use super::record::Record;
 use super::series::Series;
 use super::target::Target;
-use super::{build, target};
+use super::test::wanted;
+use super::{build, patch, selftests, target};
 use crate::run;
 use load::Load;
 use rows::{Boot, Row};
 use table::Measured;
+use told::{Compared, Told};
 
 const MEMSLOTS: Source = Source { package: "kvm-memslots-bench", kind: "bin", name: "memslots" };
 
@@ -37,33 +42,116 @@ pub(super) fn run(
 /// Measures the rows that `args` names, what is compared in one boot each, and
 /// shows them beside what is wanted of them.
 pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
-    if target.ksrc.is_none() && !target.with()?.contains(&Series::Batch) {
-        bail!("the table is about the batch, which this kernel does not have: bench -- ARGS");
+    if target.vanilla {
+        bail!("the tables are about the series, which this kernel does not have: bench -- ARGS");
     }
-    let boots = rows::boots(&args.filters);
-    if boots.is_empty() {
-        let all: Vec<String> = rows::boots(&[]).iter().flat_map(Boot::names).collect();
+    let record = Record::begin(args.record, "bench", target, &args.filters)?;
+    // What a series stands on has a table of its own.
+    let batch = target.series.is_none_or(|series| series == Series::Batch);
+    let boots = if batch { rows::boots(&args.filters) } else { Vec::new() };
+    let told = told::of(target)?;
+    let asked: Vec<&Told> =
+        told.iter().copied().filter(|told| wanted(&told.name(), &args.filters)).collect();
+    if boots.is_empty() && asked.is_empty() {
+        if args.filters.is_empty() {
+            run::say("nothing of this series is measured on this architecture");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let rows = if batch { rows::boots(&[]) } else { Vec::new() };
+        let mut all: Vec<String> = rows.iter().flat_map(Boot::names).collect();
+        all.extend(told.iter().map(|told| told.name()));
         bail!("no row is called so; there are:\n  {}", all.join("\n  "));
     }
-    let programs = programs::build(&[MEMSLOTS], target.arch)?;
-    let mut measured = Vec::new();
     let mut failed = Vec::new();
-    for boot in &boots {
-        if let Err(e) = measure(target, args, boot, &programs, &mut measured) {
-            run::say(&format!("FAILED {}: {e:#}", boot.machine));
-            failed.push(boot.machine);
+    let mut measured = Vec::new();
+    if !boots.is_empty() {
+        let programs = programs::build(&[MEMSLOTS], target.arch)?;
+        for boot in &boots {
+            if let Err(e) = measure(target, args, boot, &programs, &mut measured) {
+                run::say(&format!("FAILED {}: {e:#}", boot.machine));
+                failed.push(boot.machine.to_owned());
+            }
         }
     }
-    run::say(&format!("\nLinux {}, medians of {} runs:\n", target.name(), args.runs));
-    run::say(&table::table(&measured));
-    let missed = measured.iter().filter(|row| !row.reached()).count();
-    if missed > 0 {
-        run::say(&format!("{missed} rows are not as wanted"));
+    let mut compared = Vec::new();
+    for told in asked {
+        match compare(target, args, told) {
+            Ok(more) => compared.extend(more),
+            Err(e) => {
+                run::say(&format!("FAILED {}: {e:#}", told.name()));
+                failed.push(told.name());
+            }
+        }
     }
+    let missed = measured.iter().filter(|row| !row.reached()).count()
+        + compared.iter().filter(|row| !row.reached()).count();
+    let mut found = Vec::new();
+    if !measured.is_empty() {
+        found.push(format!("Medians of {} runs:", args.runs));
+        found.push(table::table(&measured));
+    }
+    if !compared.is_empty() {
+        found.push("By selftests:".to_owned());
+        found.push(table::markdown(&told::HEADER, compared.iter().map(Compared::cells)));
+    }
+    found.push(match missed {
+        0 => "All rows are as wanted.".to_owned(),
+        missed => format!("{missed} rows are not as wanted."),
+    });
+    let found = found.join("\n\n");
+    run::say(&format!("\nLinux {}\n\n{found}", target.name()));
     if !failed.is_empty() {
         bail!("no figures from: {}", failed.join(", "));
     }
+    if let Some(record) = record {
+        record.write(target, &patch::patched(target)?, &found)?;
+    }
     Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a selftest that compares, on the kernel without the series, too, if it
+/// takes that.
+fn compare(target: &Target, args: &super::Bench, told: &Told) -> Result<Vec<Compared>> {
+    super::boot::available(target)?;
+    let kernel = build::kernel(target)?;
+    let programs = selftests::build(target, &kernel, &[told.program])?;
+    let this = tell(target, args, told, &programs)?;
+    let mut vanilla = Vec::new();
+    if told.takes_vanilla() {
+        if target.ksrc.is_some() {
+            bail!("KSRC is one tree, and this takes the kernel without the series, too");
+        }
+        let target = Target { vanilla: true, series: None, ..target.clone() };
+        vanilla = tell(&target, args, told, &programs)?;
+    }
+    told.compared(&this, &vanilla)
+}
+
+/// What the selftest says on the kernel of `target`.
+fn tell(
+    target: &Target,
+    args: &super::Bench,
+    told: &Told,
+    programs: &[Program],
+) -> Result<Vec<String>> {
+    let kernel = build::kernel(target)?;
+    let guest = Guest::new(target, &kernel, args.qemu.clone())?;
+    let mut words = vec![format!("/bin/{}", told.program)];
+    words.extend(told.args.iter().map(|&arg| arg.to_owned()));
+    let command = Command { words, env: args.qemu.env.clone() };
+    run::say(&format!("\n==> {}", told.name()));
+    let name = format!("bench-{}", told.name().trim_end().replace([' ', '=', '.'], "-"));
+    let programs = programs.iter().collect();
+    let mut lines = Vec::new();
+    let job = Job { programs, append: told.append, ..Job::new(&name, command) };
+    let ended = guest.run(&job, |line| {
+        run::say(line);
+        lines.push(line.to_owned());
+    })?;
+    if ended.status != 0 {
+        bail!("{} ended with status {}", told.program, ended.status);
+    }
+    Ok(lines)
 }
 
 /// Boots once for all rows of `boot`.

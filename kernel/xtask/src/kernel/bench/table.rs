@@ -102,7 +102,7 @@ fn ms(ns: f64) -> String {
     format!("{} ms", three_digits(ns / 1e6))
 }
 
-fn three_digits(value: f64) -> String {
+pub(super) fn three_digits(value: f64) -> String {
     let digits = match value {
         100.0.. => 0,
         10.0.. => 1,
@@ -125,12 +125,17 @@ const HEADER: [&str; 10] = [
     "batch by the library",
 ];
 
-/// Markdown, aligned.
+/// The rows as [`markdown`].
 pub(super) fn table(rows: &[Measured]) -> String {
-    let mut cells: Vec<Vec<String>> = vec![HEADER.map(str::to_owned).to_vec()];
-    cells.extend(rows.iter().map(Measured::cells));
+    markdown(&HEADER, rows.iter().map(Measured::cells))
+}
+
+/// A table in Markdown, aligned.
+pub(super) fn markdown(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut cells: Vec<Vec<String>> = vec![header.iter().map(|&cell| cell.to_owned()).collect()];
+    cells.extend(rows);
     let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let pad = |(cell, width): (&String, &usize)| format!(" {cell:<width$} |");
         format!("|{}", row.iter().zip(&widths).map(pad).collect::<String>())

@@ -13,6 +13,7 @@ use super::boot::{Ended, Guest, Hang, Job};
 use super::build::Kernel;
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
+use super::record::Record;
 use super::target::{Arch, Target};
 use super::{Processors, selftests};
 use crate::run;
@@ -131,6 +132,7 @@ pub(super) fn run(
     guest: &Guest,
     args: &super::Test,
 ) -> Result<ExitCode> {
+    let record = Record::begin(args.record, "test", target, &args.filters)?;
     let mut cases = cases(target, &args.filters)?;
     if cases.is_empty() {
         bail!("no test of this kernel is called so");
@@ -139,9 +141,14 @@ pub(super) fn run(
         case.command.env.clone_from(&args.qemu.env);
     }
     let mut tally = Tally::default();
-    run_all(target, kernel, guest, &cases, &mut tally)?;
+    let done = run_all(target, kernel, guest, &cases, &mut tally)?;
     for line in tally.lines() {
         run::say(&line);
+    }
+    if let Some(record) = record {
+        let lines: Vec<String> = done.into_iter().chain(tally.lines()).collect();
+        let found = format!("```text\n{}\n```", lines.join("\n"));
+        record.write(target, &kernel.make.source, &found)?;
     }
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -153,16 +160,17 @@ pub(super) fn run_counted(
     guest: &Guest,
     tally: &mut Tally,
 ) -> Result<()> {
-    run_all(target, kernel, guest, &cases(target, &[])?, tally)
+    run_all(target, kernel, guest, &cases(target, &[])?, tally).map(|_| ())
 }
 
+/// A line for each that was run.
 fn run_all(
     target: &Target,
     kernel: &Kernel,
     guest: &Guest,
     cases: &[Case],
     tally: &mut Tally,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let programs = build(target, kernel, cases)?;
     let mut done = Vec::new();
     for case in cases {
@@ -189,7 +197,7 @@ fn run_all(
     for line in &done {
         run::say(line);
     }
-    Ok(())
+    Ok(done)
 }
 
 fn build(target: &Target, kernel: &Kernel, cases: &[Case]) -> Result<Vec<Program>> {

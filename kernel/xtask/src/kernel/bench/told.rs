@@ -1,0 +1,208 @@
+//! Comparisons that selftests make themselves, and tell of in a line.
+
+use anyhow::{Context as _, Result};
+
+use super::super::series::Series;
+use super::super::target::{Arch, Target};
+
+/// What a selftest is run for.
+#[derive(Debug, PartialEq)]
+pub(super) struct Told {
+    pub(super) series: Series,
+    pub(super) program: &'static str,
+    pub(super) args: &'static [&'static str],
+    pub(super) append: &'static str,
+    /// Where it is run so; everywhere if `None`.
+    arch: Option<Arch>,
+    /// A line of it, with `{}` for each word that differs from run to run.
+    line: &'static str,
+    /// What is compared, with `{}` for the words before the numbers.
+    work: &'static str,
+    with: With,
+    /// How many times as fast as what it is compared with it has to be.
+    wanted: f64,
+}
+
+/// What the number of a line is compared with; numbers are microseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum With {
+    /// The second number of the line.
+    Second,
+    /// The only number of that line on a kernel without the series.
+    Vanilla,
+}
+
+/// A comparison with its figures, in microseconds.
+#[derive(Debug, PartialEq)]
+pub(super) struct Compared {
+    work: String,
+    /// What it is compared with.
+    other: f64,
+    this: f64,
+    wanted: f64,
+}
+
+const SLEEPING: Told = Told {
+    series: Series::Waits,
+    program: "memslot_sleeping_fault_test",
+    args: &[],
+    append: "",
+    arch: Some(Arch::X86_64),
+    line: "{}: {} us a memslot update, {} us in an idle VM",
+    work: "a memslot update while a fault sleeps ({}), against an idle VM",
+    with: With::Second,
+    wanted: 1.0 / 3.0,
+};
+
+static ALL: [Told; 4] = [
+    SLEEPING,
+    Told { append: "kvm_amd.npt=0", work: "the same with shadow paging ({})", ..SLEEPING },
+    Told {
+        program: "irqfd_deassign_test",
+        line: "{} irqfds deassigned in {} us",
+        work: "deassign {} irqfds, against a kernel without the series",
+        with: With::Vanilla,
+        wanted: 10.0,
+        ..SLEEPING
+    },
+    Told {
+        series: Series::Trap,
+        program: "mem_trap_test",
+        args: &["1000"],
+        arch: None,
+        line: "A vCPU spins, {} slots: a flip takes {} us, to delete and create {} us ({} flips)",
+        work: "a flip of KVM_MEM_TRAP among {} slots, against deleting and creating",
+        wanted: 10.0,
+        ..SLEEPING
+    },
+];
+
+/// What `target` has of them.
+pub(super) fn of(target: &Target) -> Result<Vec<&'static Told>> {
+    let with = match target.series {
+        // What a series stands on has comparisons of its own.
+        Some(series) => vec![series],
+        None => target.with()?,
+    };
+    let fits = |told: &&Told| {
+        with.contains(&told.series) && told.arch.is_none_or(|arch| arch == target.arch)
+    };
+    Ok(ALL.iter().filter(fits).collect())
+}
+
+impl Told {
+    /// As filters see it.
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", self.program, self.append)
+    }
+
+    /// Whether it takes the kernel without the series, too.
+    pub(super) fn takes_vanilla(&self) -> bool {
+        self.with == With::Vanilla
+    }
+
+    /// What `lines` tell, and those of a kernel without the series.
+    pub(super) fn compared(&self, lines: &[String], vanilla: &[String]) -> Result<Vec<Compared>> {
+        let found = |lines: &[String]| -> Vec<Vec<String>> {
+            lines.iter().filter_map(|line| words(line, self.line)).collect()
+        };
+        let vanilla = found(vanilla);
+        let compared = found(lines).into_iter().map(|words| {
+            let number = |words: &[String], nth: usize| words.get(nth)?.parse::<f64>().ok();
+            let this = number(&words, 1)?;
+            let other = match self.with {
+                With::Second => number(&words, 2)?,
+                With::Vanilla => number(vanilla.iter().find(|other| other[0] == words[0])?, 1)?,
+            };
+            let work = self.work.replace("{}", &words[0]);
+            Some(Compared { work, other, this, wanted: self.wanted })
+        });
+        let compared: Option<Vec<Compared>> = compared.collect();
+        compared
+            .filter(|compared| !compared.is_empty())
+            .with_context(|| format!("{} did not tell its times", self.program))
+    }
+}
+
+impl Compared {
+    fn ratio(&self) -> f64 {
+        // Less than the clock shows is as good as one of it.
+        self.other.max(1.0) / self.this.max(1.0)
+    }
+
+    pub(super) fn reached(&self) -> bool {
+        self.ratio() >= self.wanted
+    }
+
+    /// As [`HEADER`] names them.
+    pub(super) fn cells(&self) -> Vec<String> {
+        let verdict = if self.reached() { "yes" } else { "NO" };
+        vec![
+            self.work.clone(),
+            format!("{:.1} us", self.other),
+            format!("{:.1} us", self.this),
+            super::table::three_digits(self.ratio()),
+            super::table::three_digits(self.wanted),
+            verdict.to_owned(),
+        ]
+    }
+}
+
+pub(super) const HEADER: [&str; 6] = ["work", "against", "took", "ratio", "wanted", "reached"];
+
+/// The words in `line` where `pattern` has `{}`; `None` if the rest differs.
+fn words(line: &str, pattern: &str) -> Option<Vec<String>> {
+    let mut fixed = pattern.split("{}");
+    let mut rest = line.trim().strip_prefix(fixed.next()?)?;
+    let mut words = Vec::new();
+    for fixed in fixed {
+        let end = if fixed.is_empty() { rest.len() } else { rest.find(fixed)? };
+        words.push(rest[..end].to_owned());
+        rest = &rest[end + fixed.len()..];
+    }
+    rest.is_empty().then_some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn lines(lines: &[&str]) -> Vec<String> {
+        lines.iter().map(|&line| line.to_owned()).collect()
+    }
+
+    #[test]
+    fn words_where_the_pattern_has_none() {
+        let is = |line, pattern| words(line, pattern);
+        assert_eq!(is("  a: 1 us, 2 us", "{}: {} us, {} us"), Some(lines(&["a", "1", "2"])));
+        assert_eq!(is("a: 1 us, 2 us more", "{}: {} us, {} us"), None);
+        assert_eq!(is("a 7", "a {}"), Some(lines(&["7"])));
+        assert_eq!(is("b 7", "a {}"), None);
+    }
+
+    #[test]
+    fn a_fault_that_sleeps() {
+        let told = lines(&[
+            "Random seed: 0x1",
+            "  read: 40 us a memslot update, 20 us in an idle VM",
+            "  read, memslot replaced: 90 us a memslot update, 20 us in an idle VM",
+        ]);
+        let compared = SLEEPING.compared(&told, &[]).unwrap();
+        assert_eq!(compared.len(), 2);
+        assert!(compared[0].reached() && !compared[1].reached());
+        assert!(compared[1].work.contains("read, memslot replaced"), "{:?}", compared[1]);
+        assert!(SLEEPING.compared(&told[..1], &[]).is_err());
+    }
+
+    #[test]
+    fn against_a_kernel_without_the_series() {
+        let irqfds = ALL.iter().find(|told| told.takes_vanilla()).unwrap();
+        let this = lines(&["  256 irqfds deassigned in 900 us"]);
+        let other = lines(&["  256 irqfds deassigned in 45000 us"]);
+        let compared = irqfds.compared(&this, &other).unwrap();
+        assert!((compared[0].ratio() - 50.0).abs() < 1e-9 && compared[0].reached());
+        assert!(irqfds.compared(&this, &[]).is_err());
+    }
+}

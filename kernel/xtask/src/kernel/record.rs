@@ -1,0 +1,195 @@
+//! `kernel/results`: what a command found, on what, written by the command.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::series::Series;
+use super::target::{self, Target};
+use super::tools;
+use crate::{run, workspace};
+
+/// What a file says beside what was found.
+pub(super) struct Record {
+    /// `bench`, `check` or `test`.
+    command: &'static str,
+    /// What else the machine did when the command began.
+    load: String,
+}
+
+impl Record {
+    /// Of `command`, which begins now, if it was asked for one.
+    ///
+    /// # Errors
+    /// If `filters` leave something out, or the tree is not one that others
+    /// have: no record is made of that.
+    pub(super) fn begin(
+        wanted: bool,
+        command: &'static str,
+        target: &Target,
+        filters: &[String],
+    ) -> Result<Option<Self>> {
+        if wanted && (!filters.is_empty() || target.ksrc.is_some()) {
+            bail!("--record is for all of a kernel of the lab, not for a part, or with KSRC");
+        }
+        Ok(wanted.then(|| Self { command, load: load() }))
+    }
+
+    /// Writes `found`, in Markdown, about `target`.
+    pub(super) fn write(&self, target: &Target, source: &Path, found: &str) -> Result<()> {
+        let path = path(self.command, target);
+        let facts = [
+            ("kernel", kernel(target, source)?),
+            ("machine", machine()),
+            ("QEMU", first_line(tools::qemu(target.arch), &["--version"])),
+            ("compiler", first_line(&format!("{}gcc", target.arch.cross()), &["--version"])),
+            ("load of the machine", format!("{} before, {} after", self.load, load())),
+            ("date", first_line("date", &["-u", "+%F"])),
+            ("commit", commit()),
+        ];
+        let text = text(&self.asked(target), &facts, found);
+        let dir = path.parent().context("results")?;
+        fs::create_dir_all(dir).with_context(|| target::shown(dir))?;
+        fs::write(&path, text).with_context(|| target::shown(&path))?;
+        run::say(&format!("written: {}", target::shown(&path)));
+        Ok(())
+    }
+
+    /// The command as one would type it.
+    fn asked(&self, target: &Target) -> String {
+        let mut asked = format!("cargo xtask kernel {} --record", self.command);
+        let mut add = |given: bool, option: &str| {
+            if given {
+                asked.push(' ');
+                asked.push_str(option);
+            }
+        };
+        add(true, &format!("--linux {}", target.version));
+        add(true, &format!("--arch {}", target.arch.name()));
+        add(target.debug, "--debug");
+        add(target.vanilla, "--vanilla");
+        add(target.slow_gp, "--slow-gp");
+        if let Some(series) = target.series {
+            add(true, &format!("--series {}", series.name()));
+        }
+        asked
+    }
+}
+
+/// `kernel/results/bench-6.12-x86_64.md`.
+fn path(command: &str, target: &Target) -> PathBuf {
+    workspace::root().join(format!("kernel/results/{command}-{}.md", target.name()))
+}
+
+fn text(asked: &str, facts: &[(&str, String)], found: &str) -> String {
+    let facts: Vec<String> = facts.iter().map(|(of, fact)| format!("| {of} | {fact} |")).collect();
+    let facts = facts.join("\n");
+    format!("# `{asked}`\n\n| | |\n| --- | --- |\n{facts}\n\n{}\n", found.trim_end())
+}
+
+/// The version in all its parts, as the source's Makefile has it.
+fn kernel(target: &Target, source: &Path) -> Result<String> {
+    let path = source.join("Makefile");
+    let makefile = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+    let with: Vec<&str> = target.with()?.into_iter().map(Series::name).collect();
+    let with = if with.is_empty() { "no series".to_owned() } else { with.join(", ") };
+    Ok(format!("{} {}, with {with}", version(&makefile), target.arch.name()))
+}
+
+fn version(makefile: &str) -> String {
+    let part = |name: &str| {
+        let value =
+            |line: &str| line.strip_prefix(name)?.trim().strip_prefix('=').map(str::to_owned);
+        makefile.lines().find_map(value).unwrap_or_default().trim().to_owned()
+    };
+    format!("{}.{}.{}", part("VERSION"), part("PATCHLEVEL"), part("SUBLEVEL"))
+}
+
+fn machine() -> String {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        |line: &str| line.strip_prefix("model name")?.split_once(": ").map(|(_, m)| m.to_owned());
+    let model = cpus.lines().find_map(model).unwrap_or_else(|| "unknown".to_owned());
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{count} processors, {model}")
+}
+
+/// What was asked of the processors in the last minute.
+fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// What is checked out, and whether that is all.
+fn commit() -> String {
+    let git = |args: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git.current_dir(workspace::root()).args(args).output().ok()?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then_some(said)
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    // Records of before are not what was built.
+    let changed = git(&["status", "--porcelain", "--", ".", ":!kernel/results"]);
+    let clean = changed.is_some_and(|changed| changed.is_empty());
+    if clean { commit } else { format!("{commit}, with changes") }
+}
+
+/// What `program` says of itself.
+fn first_line(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    said.ok().and_then(|said| said.lines().next().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::target::Arch;
+    use super::*;
+
+    fn target() -> Target {
+        Target {
+            version: "6.12".to_owned(),
+            arch: Arch::X86_64,
+            debug: false,
+            vanilla: false,
+            series: Some(Series::Waits),
+            slow_gp: false,
+            ksrc: None,
+        }
+    }
+
+    #[test]
+    fn a_record_says_how_to_make_it_again() {
+        let record = Record::begin(true, "bench", &target(), &[]).unwrap().unwrap();
+        let asked = record.asked(&target());
+        assert_eq!(
+            asked,
+            "cargo xtask kernel bench --record --linux 6.12 --arch x86_64 --series waits"
+        );
+        assert!(path("bench", &target()).ends_with("kernel/results/bench-6.12-x86_64-waits.md"));
+        let text = text(&asked, &[("kernel", "6.12.1".to_owned())], "found\n\n");
+        assert!(text.starts_with("# `cargo") && text.ends_with("| kernel | 6.12.1 |\n\nfound\n"));
+    }
+
+    #[test]
+    fn no_record_of_a_part_or_of_somebodys_tree() {
+        let part = Record::begin(true, "test", &target(), &["dirty".to_owned()]);
+        assert!(part.is_err());
+        let own = Target { ksrc: Some("/linux".into()), ..target() };
+        assert!(Record::begin(true, "test", &own, &[]).is_err());
+        assert!(Record::begin(false, "test", &own, &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn versions_in_all_their_parts() {
+        let makefile = "# SPDX\nVERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 117\nEXTRAVERSION =\n";
+        assert_eq!(version(makefile), "6.12.117");
+    }
+}
