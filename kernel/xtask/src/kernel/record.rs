@@ -15,6 +15,8 @@ use crate::{run, workspace};
 pub(super) struct Record {
     /// `bench`, `check` or `test`.
     command: &'static str,
+    /// What of it is meant, all if empty.
+    filters: Vec<String>,
     /// What else the machine did when the command began.
     load: String,
 }
@@ -23,23 +25,23 @@ impl Record {
     /// Of `command`, which begins now, if it was asked for one.
     ///
     /// # Errors
-    /// If `filters` leave something out, or the tree is not one that others
-    /// have: no record is made of that.
+    /// If the tree is not one that others have: no record is made of that.
     pub(super) fn begin(
         wanted: bool,
         command: &'static str,
         target: &Target,
         filters: &[String],
     ) -> Result<Option<Self>> {
-        if wanted && (!filters.is_empty() || target.ksrc.is_some()) {
-            bail!("--record is for all of a kernel of the lab, not for a part, or with KSRC");
+        if wanted && target.ksrc.is_some() {
+            bail!("--record is for a kernel of the lab, not for KSRC");
         }
-        Ok(wanted.then(|| Self { command, load: load() }))
+        let filters = filters.to_vec();
+        Ok(wanted.then(|| Self { command, filters, load: load() }))
     }
 
     /// Writes `found`, in Markdown, about `target`.
     pub(super) fn write(&self, target: &Target, source: &Path, found: &str) -> Result<()> {
-        let path = path(self.command, target);
+        let path = self.path(target);
         let facts = [
             ("kernel", kernel(target, source)?),
             ("machine", machine()),
@@ -74,13 +76,24 @@ impl Record {
         if let Some(series) = target.series {
             add(true, &format!("--series {}", series.name()));
         }
+        for filter in &self.filters {
+            add(true, &run::quoted(filter));
+        }
         asked
     }
-}
 
-/// `kernel/results/bench-6.12-x86_64.md`.
-fn path(command: &str, target: &Target) -> PathBuf {
-    workspace::root().join(format!("kernel/results/{command}-{}.md", target.name()))
+    /// `kernel/results/bench-6.12-x86_64.md`; a part has a file of its own.
+    fn path(&self, target: &Target) -> PathBuf {
+        let mut name = format!("{}-{}", self.command, target.name());
+        for filter in &self.filters {
+            let words = filter.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            for word in words.filter(|word| !word.is_empty()) {
+                name.push('-');
+                name.push_str(word);
+            }
+        }
+        workspace::root().join(format!("kernel/results/{name}.md"))
+    }
 }
 
 fn text(asked: &str, facts: &[(&str, String)], found: &str) -> String {
@@ -173,15 +186,21 @@ mod tests {
             asked,
             "cargo xtask kernel bench --record --linux 6.12 --arch x86_64 --series waits"
         );
-        assert!(path("bench", &target()).ends_with("kernel/results/bench-6.12-x86_64-waits.md"));
+        assert!(record.path(&target()).ends_with("kernel/results/bench-6.12-x86_64-waits.md"));
         let text = text(&asked, &[("kernel", "6.12.1".to_owned())], "found\n\n");
         assert!(text.starts_with("# `cargo") && text.ends_with("| kernel | 6.12.1 |\n\nfound\n"));
     }
 
     #[test]
-    fn no_record_of_a_part_or_of_somebodys_tree() {
-        let part = Record::begin(true, "test", &target(), &["dirty".to_owned()]);
-        assert!(part.is_err());
+    fn a_part_has_a_file_of_its_own() {
+        let filters = ["selftest irqfd".to_owned()];
+        let part = Record::begin(true, "test", &target(), &filters).unwrap().unwrap();
+        assert!(part.path(&target()).ends_with("test-6.12-x86_64-waits-selftest-irqfd.md"));
+        assert!(part.asked(&target()).ends_with(" --series waits 'selftest irqfd'"));
+    }
+
+    #[test]
+    fn no_record_of_somebodys_tree() {
         let own = Target { ksrc: Some("/linux".into()), ..target() };
         assert!(Record::begin(true, "test", &own, &[]).is_err());
         assert!(Record::begin(false, "test", &own, &[]).unwrap().is_none());
