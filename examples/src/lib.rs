@@ -127,3 +127,7 @@ impl Counting {
         }
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/adopting-rust.md")]
+struct AdoptingRust;

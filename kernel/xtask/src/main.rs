@@ -32,6 +32,8 @@ enum Task {
     Results(results::Args),
     /// Fetch, build and boot kernels with the series of kernel/patches
     Kernel(kernel::Args),
+    /// Run VMMs that are published as crates, as they are and on this library
+    Vmm(kernel::vmm::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,5 +42,6 @@ fn main() -> ExitCode {
         Task::Api(args) => api::run(&args),
         Task::Results(args) => results::run(&args),
         Task::Kernel(args) => kernel::run(&args),
+        Task::Vmm(args) => kernel::vmm::run(&args),
     }
 }

@@ -60,6 +60,11 @@ impl Program {
         }
     }
 
+    /// What it consists of.
+    pub(super) fn content(&self) -> &[u8] {
+        &self.content
+    }
+
     /// The same under another name.
     pub(super) fn named(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }
@@ -126,10 +131,17 @@ pub(super) fn archive(
     for Program { name, content } in [busybox].iter().chain(programs) {
         archive.add(&format!("bin/{name}"), FILE | 0o755, content);
     }
-    for GuestFile { path, content, executable } in files {
-        let mode = if *executable { 0o755 } else { 0o644 };
-        archive.add(path, FILE | mode, content);
+    archive.add_all(files);
+    archive.end()
+}
+
+/// An archive of `files` and no others, for a guest that is not the lab's.
+pub(super) fn plain(files: &[GuestFile]) -> Vec<u8> {
+    let mut archive = Cpio::default();
+    for dir in DIRECTORIES.iter().copied().chain(parents(files)) {
+        archive.add(dir, DIRECTORY | 0o755, b"");
     }
+    archive.add_all(files);
     archive.end()
 }
 
@@ -183,6 +195,13 @@ impl Cpio {
         self.pad();
         self.bytes.extend(content);
         self.pad();
+    }
+
+    fn add_all(&mut self, files: &[GuestFile]) {
+        for GuestFile { path, content, executable } in files {
+            let mode = if *executable { 0o755 } else { 0o644 };
+            self.add(path, FILE | mode, content);
+        }
     }
 
     fn pad(&mut self) {

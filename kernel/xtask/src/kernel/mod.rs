@@ -22,6 +22,7 @@ mod target;
 mod test;
 mod tools;
 mod uefi;
+pub(crate) mod vmm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

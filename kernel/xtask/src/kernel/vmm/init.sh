@@ -1,0 +1,26 @@
+#!/bin/busybox sh
+# The first process of the VMM's guest: has its devices used, says so, and
+# powers off.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+echo VMM-GUEST up
+for module in $(cat /modules/order); do
+	insmod "/modules/$module" || echo "VMM-GUEST no $module"
+done
+for disk in /dev/vd?; do
+	dd if="$disk" of=/dev/null bs=4096 count=4 2>/dev/null && echo "VMM-GUEST read $disk"
+done
+head -c 64 /dev/hwrng >/dev/null && echo VMM-GUEST read /dev/hwrng
+# Unplugged and found again: sized, placed, driven, once more.
+for device in /sys/bus/pci/drivers/virtio-pci/0*; do
+	echo 1 >"$device/remove"
+done
+echo 1 >/sys/bus/pci/rescan
+for disk in /dev/vd?; do
+	dd if="$disk" of=/dev/null bs=4096 count=4 2>/dev/null && echo "VMM-GUEST read $disk"
+done
+echo VMM-GUEST done
+poweroff -f
