@@ -63,8 +63,11 @@ fn fetch(dir: &Path, root: &Path) -> Result<()> {
 fn newest(names: Vec<String>) -> Option<String> {
     let numbers = |name: &str| -> Option<Vec<u32>> {
         let version = name.strip_prefix("linux-image-")?.strip_suffix("-cloud-amd64")?;
-        // Those of backports have more than numbers in their names.
-        version.split(['.', '-']).map(|number| number.parse().ok()).collect()
+        // Those of backports have more than numbers in their names, packages that
+        // only depend on others have fewer.
+        let numbers: Option<Vec<u32>> =
+            version.split(['.', '-']).map(|number| number.parse().ok()).collect();
+        numbers.filter(|numbers| numbers.len() == 4)
     };
     let all = names.into_iter().filter_map(|name| Some((numbers(&name)?, name)));
     all.max().map(|(_, name)| name)
@@ -86,7 +89,8 @@ fn files(root: &Path) -> Result<Vec<GuestFile>> {
         if let Some(path) = find(&root.join("lib/modules"), &format!("{module}.ko"))? {
             let content = fs::read(&path).with_context(|| format!("{}", path.display()))?;
             files.push(file(&format!("modules/{module}.ko"), content, false));
-            order += &format!("{module}.ko\n");
+            order.push_str(module);
+            order.push_str(".ko\n");
         }
     }
     files.push(file("modules/order", order.into_bytes(), false));
@@ -126,6 +130,7 @@ mod tests {
             "linux-image-6.1.0-48-cloud-amd64",
             "linux-image-6.1.0-49-amd64",
             "linux-image-6.12.9+bpo-cloud-amd64",
+            "linux-image-6.12-cloud-amd64",
             "linux-image-6.1.0-50-cloud-amd64-dbg",
             "linux-image-cloud-amd64",
         ];

@@ -34,22 +34,23 @@ pub(super) fn run(built: &[(Way, PathBuf)], guest: &VmmGuest) -> Result<Vec<Meas
 fn one(way: Way, program: &PathBuf, guest: &VmmGuest) -> Result<Measured> {
     let dir = super::source::base().join(way.name());
     let (trace, console) = (dir.join("strace.txt"), dir.join("console.txt"));
-    let mut disks = String::new();
+    let mut disks = Vec::new();
     for disk in 0..DISKS {
         let path = dir.join(format!("disk{disk}"));
         let file = fs::File::create(&path).with_context(|| format!("{}", path.display()))?;
         file.set_len(1 << 20).context("set_len")?;
-        disks += &format!(" --blk file,path={}", run::quoted(&path.display().to_string()));
+        disks.push(format!("--blk file,path={}", run::quoted(&path.display().to_string())));
     }
     let quoted = |path: &PathBuf| run::quoted(&path.display().to_string());
     let vmm = format!(
         "timeout {LIMIT} strace -f -X raw -e trace=ioctl -o {} {} -l warn boot --kernel {} \
          --initramfs {} --cmdline 'console=ttyS0 loglevel=4 panic=-1' \
-         --memory size=512M,backend=memfd --cpu count=1 --entropy{disks}",
+         --memory size=512M,backend=memfd --cpu count=1 --entropy {}",
         quoted(&trace),
         quoted(program),
         quoted(&guest.kernel),
         quoted(&guest.initrd),
+        disks.join(" "),
     );
     // It wants a terminal.
     let mut script = Command::new("script");

@@ -54,7 +54,7 @@ pub(super) fn run(
     let words = ["sh", "-c", &all.join(" && ")].map(str::to_owned).to_vec();
     let command = Command { words, env: qemu.env.clone() };
     let programs = programs.iter().collect();
-    let job = Job { files, programs, ..Job::new("vmm", command) };
+    let job = Job { programs, files, ..Job::new("vmm", command) };
     let mut lines = Vec::new();
     let ended = lab.run(&job, |line| {
         run::say(line);

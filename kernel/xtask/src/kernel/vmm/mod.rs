@@ -90,9 +90,9 @@ fn all(args: &Args) -> Result<ExitCode> {
         built.push((*way, source::built(*way)?));
     }
     if args.build_only {
-        built.iter().for_each(|(way, path)| {
+        for (way, path) in &built {
             run::say(&format!("{}: {}", way.name(), super::target::shown(path)));
-        });
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let guest = guest::unpacked()?;

@@ -25,7 +25,7 @@ echo 1 >$trace/events/vmm/enable
 start=$(now)
 # It wants a terminal.
 timeout "${VMM_LIMIT:-400}" /bin/alioth-$way -l warn boot --kernel /vmm/kernel --initramfs /vmm/initrd \
-	--cmdline "console=ttyS0 loglevel=4 panic=-1 ${VMM_APPEND}" \
+	--cmdline "console=ttyS0 loglevel=${VMM_LOGLEVEL:-4} panic=-1 $VMM_APPEND" \
 	--memory size=512M,backend=memfd --cpu count=1 --entropy $disks \
 	</dev/ttyS0 2>err | while read -r line; do
 	case $line in
@@ -48,7 +48,7 @@ done
 grep -o 'VMM-GUEST.*' out | sed "s/^/VMM $way said /"
 if [ ! -e done ]; then
 	echo "VMM $way: the guest did not come to its end"
-	tail -n 40 out | sed 's/^/out: /'
+	tail -n 60 out | sed 's/^/out: /'
 fi
 tail -n 20 err | sed 's/^/err: /'
 true

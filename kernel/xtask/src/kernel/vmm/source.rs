@@ -81,22 +81,22 @@ fn hash(text: &str) -> u64 {
 
 /// The workspace: both packages, and ours where the patch asks for it.
 fn manifest(way: Way) -> String {
-    let mut text = format!(
-        "[workspace]\nmembers = [\"{LIBRARY}\", \"{PROGRAM}\"]\nresolver = \"3\"\n\n\
-         [patch.crates-io]\n{LIBRARY} = {{ path = \"{LIBRARY}\" }}\n"
-    );
+    let mut lines = vec![
+        format!("[workspace]\nmembers = [\"{LIBRARY}\", \"{PROGRAM}\"]\nresolver = \"3\"\n"),
+        format!("[patch.crates-io]\n{LIBRARY} = {{ path = \"{LIBRARY}\" }}"),
+    ];
     if way == Way::Ours {
-        let ours = [
+        let all = [
             ("kvm-memslots", "client"),
             ("kvm-memslots-shim", "shim"),
             ("kvm-memslots-uapi", "uapi"),
         ];
-        for (name, folder) in ours {
-            let path = workspace::root().join(folder);
-            text += &format!("{name} = {{ path = {:?} }}\n", path.display().to_string());
-        }
+        lines.extend(all.map(|(name, folder)| {
+            let path = workspace::root().join(folder).display().to_string();
+            format!("{name} = {{ path = {path:?} }}")
+        }));
     }
-    text
+    lines.join("\n") + "\n"
 }
 
 /// The folder with both packages as published, fetched if they are not there.
