@@ -14,8 +14,8 @@ const INIT: &str = include_str!("init.sh");
 
 /// In an order in which each finds what it needs.
 const MODULES: [&str; 8] = [
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",
     "virtio_pci",

@@ -17,6 +17,10 @@ use crate::run;
 
 const SCRIPT: &str = include_str!("run.sh");
 
+/// For the lab's kernel: what QEMU emulates of SVM is used as little as can be,
+/// as interrupts of guests get lost (see the script).
+const APPEND: &str = "kvm_amd.vgif=0 kvm_amd.avic=0 kvm_amd.vls=0";
+
 /// Runs each of `built` in turn, in one boot of the lab.
 pub(super) fn run(
     built: &[(Way, PathBuf)],
@@ -54,7 +58,7 @@ pub(super) fn run(
     let words = ["sh", "-c", &all.join(" && ")].map(str::to_owned).to_vec();
     let command = Command { words, env: qemu.env.clone() };
     let programs = programs.iter().collect();
-    let job = Job { programs, files, ..Job::new("vmm", command) };
+    let job = Job { programs, files, append: APPEND, ..Job::new("vmm", command) };
     let mut lines = Vec::new();
     let ended = lab.run(&job, |line| {
         run::say(line);
