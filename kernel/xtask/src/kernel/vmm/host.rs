@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Way;
 use super::counts::Counts;
 use super::guest::VmmGuest;
 use super::table::Measured;
+use super::{Kernel, Way};
 use crate::{apt, run};
 
 /// In seconds: a guest that boots is up long before.
@@ -34,23 +34,26 @@ pub(super) fn run(built: &[(Way, PathBuf)], guest: &VmmGuest) -> Result<Vec<Meas
 fn one(way: Way, program: &PathBuf, guest: &VmmGuest) -> Result<Measured> {
     let dir = super::source::base().join(way.name());
     let (trace, console) = (dir.join("strace.txt"), dir.join("console.txt"));
-    let mut disks = Vec::new();
+    let share = dir.join("share");
+    fs::create_dir_all(&share).with_context(|| format!("{}", share.display()))?;
+    let share = run::quoted(&share.display().to_string());
+    let mut devices = vec![format!("--entropy --fs dir,path={share},tag=share,dax_window=8M")];
     for disk in 0..DISKS {
         let path = dir.join(format!("disk{disk}"));
         let file = fs::File::create(&path).with_context(|| format!("{}", path.display()))?;
         file.set_len(1 << 20).context("set_len")?;
-        disks.push(format!("--blk file,path={}", run::quoted(&path.display().to_string())));
+        devices.push(format!("--blk file,path={}", run::quoted(&path.display().to_string())));
     }
     let quoted = |path: &PathBuf| run::quoted(&path.display().to_string());
     let vmm = format!(
         "timeout {LIMIT} strace -f -X raw -e trace=ioctl -o {} {} -l warn boot --kernel {} \
          --initramfs {} --cmdline 'console=ttyS0 loglevel=4 panic=-1' \
-         --memory size=512M,backend=memfd --cpu count=1 --entropy {}",
+         --memory size=512M,backend=memfd --cpu count=1 {}",
         quoted(&trace),
         quoted(program),
         quoted(&guest.kernel),
         quoted(&guest.initrd),
-        disks.join(" "),
+        devices.join(" "),
     );
     // It wants a terminal.
     let mut script = Command::new("script");
@@ -61,7 +64,7 @@ fn one(way: Way, program: &PathBuf, guest: &VmmGuest) -> Result<Measured> {
         super::super::target::shown(&console)
     ));
     let start = Instant::now();
-    let mut row = Measured::new(way, "host".to_owned());
+    let mut row = Measured::new(way, Kernel::Host);
     let status = run::streamed(&mut script, |line| {
         let after = start.elapsed().as_secs_f64();
         if line.contains("VMM-GUEST up") {

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Way;
 use super::counts::{Counts, hexadecimal};
 use super::guest::VmmGuest;
 use super::table::Measured;
+use super::{Kernel, Way};
 use crate::kernel::boot::{self, Guest, Job};
 use crate::kernel::initrd::{Command, GuestFile, Program};
 use crate::kernel::target::{Arch, Target};
@@ -23,6 +23,7 @@ const APPEND: &str = "kvm_amd.vgif=0 kvm_amd.avic=0 kvm_amd.vls=0";
 
 /// Runs each of `built` in turn, in one boot of the lab.
 pub(super) fn run(
+    on: Kernel,
     built: &[(Way, PathBuf)],
     guest: &VmmGuest,
     qemu: &Qemu,
@@ -31,7 +32,7 @@ pub(super) fn run(
         version: "6.12".to_owned(),
         arch: Arch::X86_64,
         debug: false,
-        vanilla: false,
+        vanilla: on == Kernel::Lab,
         series: None,
         slow_gp: false,
         ksrc: None,
@@ -67,12 +68,12 @@ pub(super) fn run(
     if ended.status != 0 {
         bail!("ended with status {}", ended.status);
     }
-    Ok(built.iter().map(|(way, _)| measured(*way, &target.name(), &lines)).collect())
+    Ok(built.iter().map(|(way, _)| measured(*way, on, &lines)).collect())
 }
 
 /// What the script said of `way`.
-fn measured(way: Way, kernel: &str, lines: &[String]) -> Measured {
-    let mut row = Measured::new(way, format!("lab, {kernel}"));
+fn measured(way: Way, on: Kernel, lines: &[String]) -> Measured {
+    let mut row = Measured::new(way, on);
     let mut counts = Counts::default();
     for line in lines {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -90,6 +91,7 @@ fn measured(way: Way, kernel: &str, lines: &[String]) -> Measured {
             ["up", number] => row.up = hundredths(number),
             ["done", number] => row.done = hundredths(number),
             ["lost", number] if *number != "0" => row.note = format!("{number} records lost"),
+            ["exits", number] if *number != "0" => row.note = format!("{number} kicks exited"),
             _ => {}
         }
     }
@@ -110,12 +112,14 @@ mod tests {
     fn what_the_script_says() {
         let said = "booting\nVMM today up 1234\nVMM today ioctl 0x4040ae79 56\n\
                     VMM ours ioctl 0x4040ae79 7\nVMM today grace 99\nVMM today lost 0\n\
+                    VMM today exits 0\nVMM ours exits 3\n\
                     VMM today done 2000\nVMM today said VMM-GUEST done";
         let lines: Vec<String> = said.lines().map(str::to_owned).collect();
-        let row = measured(Way::Today, "6.12", &lines);
+        let row = measured(Way::Today, Kernel::Lab, &lines);
         assert_eq!((row.up, row.done, row.grace_periods), (Some(12.34), Some(20.0), Some(99)));
         assert_eq!(row.counts.of(Kind::Ioeventfd), 56);
-        assert_eq!(measured(Way::Ours, "6.12", &lines).counts.of(Kind::Ioeventfd), 7);
+        assert_eq!(measured(Way::Ours, Kernel::Lab, &lines).counts.of(Kind::Ioeventfd), 7);
         assert!(row.note.is_empty());
+        assert_eq!(measured(Way::Ours, Kernel::Lab, &lines).note, "3 kicks exited");
     }
 }

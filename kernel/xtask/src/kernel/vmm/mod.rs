@@ -26,8 +26,7 @@ pub(crate) struct Args {
     /// As it is, or with our patch [default: both]
     #[arg(long, value_enum)]
     way: Option<Way>,
-    /// On this machine's kernel, or on the lab's, which has the series
-    /// [default: both]
+    /// On which kernel [default: all]
     #[arg(long, value_enum)]
     kernel: Option<Kernel>,
     /// Stop when they are built
@@ -67,10 +66,24 @@ impl Way {
 /// Where a VMM runs.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 enum Kernel {
-    /// This machine
+    /// This machine's
     Host,
-    /// A guest of the lab's
+    /// The lab's, without any series
     Lab,
+    /// The lab's, with all series
+    LabPatched,
+}
+
+impl Kernel {
+    const ALL: [Self; 3] = [Self::Host, Self::Lab, Self::LabPatched];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Lab => "lab",
+            Self::LabPatched => "lab, patched",
+        }
+    }
 }
 
 /// Does what `args` say.
@@ -98,17 +111,15 @@ fn all(args: &Args) -> Result<ExitCode> {
     let guest = guest::unpacked()?;
     let mut measured: Vec<Measured> = Vec::new();
     let mut failed = Vec::new();
-    for (kernel, name) in [(Kernel::Host, "host"), (Kernel::Lab, "lab")] {
-        if args.kernel.is_some_and(|only| only != kernel) {
-            continue;
-        }
+    let kernels = Kernel::ALL.into_iter();
+    for kernel in kernels.filter(|kernel| args.kernel.is_none_or(|only| only == *kernel)) {
         let done = match kernel {
             Kernel::Host => host::run(&built, &guest),
-            Kernel::Lab => lab::run(&built, &guest, &args.qemu),
+            Kernel::Lab | Kernel::LabPatched => lab::run(kernel, &built, &guest, &args.qemu),
         };
         match done {
             Ok(rows) => measured.extend(rows),
-            Err(e) => failed.push(format!("{name}: {e:#}")),
+            Err(e) => failed.push(format!("{}: {e:#}", kernel.name())),
         }
     }
     run::say(&format!("\nalioth {}:\n\n{}", source::VERSION, table::table(&measured)));

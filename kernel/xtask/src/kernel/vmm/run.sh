@@ -13,10 +13,12 @@ if [ ! -d $trace ]; then
 	echo 8192 >$trace/buffer_size_kb
 fi
 mkdir -p /tmp/$way && cd /tmp/$way || exit
-disks=
+mkdir -p /tmp/share
+# The window of this one is memory in a BAR.
+devices="--entropy --fs dir,path=/tmp/share,tag=share,dax_window=8M"
 for disk in 0 1 2 3 4 5; do
 	[ -e /tmp/disk$disk ] || truncate -s 1M /tmp/disk$disk
-	disks="$disks --blk file,path=/tmp/disk$disk"
+	devices="$devices --blk file,path=/tmp/disk$disk"
 done
 # Of seconds with two decimals. A number that begins with 0 would be octal.
 now() {
@@ -29,7 +31,7 @@ start=$(now)
 # It wants a terminal.
 timeout "${VMM_LIMIT:-400}" /bin/alioth-$way -l warn boot --kernel /vmm/kernel --initramfs /vmm/initrd \
 	--cmdline "console=ttyS0 loglevel=4 panic=-1 $TIMERS" \
-	--memory size=512M,backend=memfd --cpu count=1 --entropy $disks \
+	--memory size=512M,backend=memfd --cpu count=1 $devices \
 	</dev/ttyS0 2>err | while read -r line; do
 	case $line in
 	*"VMM-GUEST up"*) echo "$(($(now) - start))" >up ;;
@@ -48,6 +50,8 @@ echo "VMM $way lost $(sed -n 's/^overrun: //p' $trace/per_cpu/cpu*/stats | sort 
 sed -n 's/.* request=\(0x[0-9a-f]*\).*/\1/p' $trace/trace | sort | uniq -c | while read -r times request; do
 	echo "VMM $way ioctl $request $times"
 done
+# Doorbells that KVM did not know when the guest rang them.
+echo "VMM $way exits $(grep -c 'notifying queue.* by vm exit' err)"
 grep -o 'VMM-GUEST.*' out | sed "s/^/VMM $way said /"
 if [ ! -e done ]; then
 	echo "VMM $way: the guest did not come to its end"

@@ -1,13 +1,13 @@
 //! What was measured, as one table.
 
-use super::Way;
 use super::counts::{Counts, Kind};
+use super::{Kernel, Way};
 
 /// One run of a VMM.
 #[derive(Debug)]
 pub(super) struct Measured {
     way: Way,
-    kernel: String,
+    kernel: Kernel,
     pub(super) counts: Counts,
     /// As the kernel counts them, where it can be asked.
     pub(super) grace_periods: Option<u64>,
@@ -19,7 +19,7 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    pub(super) fn new(way: Way, kernel: String) -> Self {
+    pub(super) fn new(way: Way, kernel: Kernel) -> Self {
         Self {
             way,
             kernel,
@@ -32,7 +32,7 @@ impl Measured {
     }
 
     fn cells(&self) -> Vec<String> {
-        let mut cells = vec![self.kernel.clone(), self.way.name().to_owned()];
+        let mut cells = vec![self.kernel.name().to_owned(), self.way.name().to_owned()];
         cells.extend(COLUMNS.iter().map(|(_, kind)| self.counts.of(*kind).to_string()));
         let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let seconds = |value: Option<f64>| or_none(value.map(|value| format!("{value:.1} s")));
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn rows_are_aligned_and_say_what_is_not_known() {
-        let mut row = Measured::new(Way::Ours, "host".to_owned());
+        let mut row = Measured::new(Way::Ours, Kernel::Host);
         row.counts.add(0x4020_ae46, 12);
         row.up = Some(3.25);
         let text = table(&[row]);
