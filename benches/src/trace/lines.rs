@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::{At, Problem};
+use super::{At, Problem, magic};
 
 /// A line of a log is shorter: what is longer is not read into memory.
 const LONGEST: u64 = 1 << 20;
@@ -37,6 +37,8 @@ impl Line {
 pub(super) struct Lines {
     from: Box<dyn BufRead>,
     number: u64,
+    /// What the file is, where it is known and no text.
+    binary: Option<&'static str>,
 }
 
 impl Lines {
@@ -44,12 +46,14 @@ impl Lines {
     pub(super) fn new(from: Box<dyn Read>) -> io::Result<Self> {
         let mut from = BufReader::new(from);
         let is_gzip = from.fill_buf()?.starts_with(&[0x1f, 0x8b]);
-        let from: Box<dyn BufRead> = if is_gzip {
+        let mut from: Box<dyn BufRead> = if is_gzip {
             Box::new(BufReader::new(MultiGzDecoder::new(from)))
         } else {
             Box::new(from)
         };
-        Ok(Self { from, number: 0 })
+        // What is wrong with the file is said when a line is read.
+        let binary = from.fill_buf().ok().and_then(magic::binary);
+        Ok(Self { from, number: 0, binary })
     }
 
     /// The last line that was read; 0 before the first.
@@ -61,6 +65,9 @@ impl Lines {
     pub(super) fn next(&mut self) -> Result<Option<Line>, At> {
         let number = self.number + 1;
         let failed = |problem| At(number, problem);
+        if let Some(what) = self.binary {
+            return Err(failed(Problem::Binary(what)));
+        }
         let mut bytes = Vec::new();
         let mut limited = (&mut self.from).take(LONGEST);
         limited.read_until(b'\n', &mut bytes).map_err(|error| failed(Problem::Io(error)))?;

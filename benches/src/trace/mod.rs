@@ -1,8 +1,8 @@
 //! Traces: the memslot calls that a VMM made, as its own log or `strace` saw
 //! them, in one format.
 //!
-//! [`import`] reads QEMU's log, `strace`'s output and the format itself
-//! (`docs/traces.md`), and holds every call against the model of KVM: a trace
+//! [`import`] reads QEMU's log, `strace`'s output, the kernel's own tracing as
+//! far as it holds the calls, and the format itself (`docs/traces.md`), and holds every call against the model of KVM: a trace
 //! that a VM could not have made is refused with the line, before anything is
 //! done with it.
 
@@ -10,8 +10,12 @@ mod bursts;
 mod check;
 mod clock;
 mod format;
+mod kernel;
 mod lines;
+mod magic;
+mod prefix;
 mod qemu;
+mod simpletrace;
 mod strace;
 
 pub use bursts::{BURST_GAP, bursts};
@@ -23,18 +27,21 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+use regex::Regex;
 use thiserror::Error;
 
-use lines::Lines;
+use lines::{Line, Lines};
 
 /// Where the calls of a trace were seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// QEMU's event `kvm_set_user_memory`, in its log.
+    /// QEMU's event `kvm_set_user_memory`, in whichever text.
     QemuLog,
     /// `strace -e ioctl`.
     Strace,
+    /// A probe on the kernel's `kvm_set_memory_region()`.
+    Kprobe,
 }
 
 impl fmt::Display for Source {
@@ -42,6 +49,7 @@ impl fmt::Display for Source {
         f.pad(match self {
             Self::QemuLog => "qemu-log",
             Self::Strace => "strace",
+            Self::Kprobe => "kprobe",
         })
     }
 }
@@ -134,6 +142,9 @@ pub enum Problem {
     /// Not text.
     #[error("this is not text, so no trace (gzip is recognised, other compressions are not)")]
     NotText,
+    /// Not text, but known.
+    #[error("this is {0}")]
+    Binary(&'static str),
     /// It is about a memslot call, but can't be understood.
     #[error("a memslot call that can't be understood ({why}): {text}")]
     Malformed {
@@ -156,7 +167,8 @@ pub enum Problem {
     /// Something else.
     #[error(
         "no memslot call up to here: neither a log of QEMU's -trace kvm_set_user_memory, \
-         nor strace -e ioctl, nor a trace that was imported before"
+         nor strace -e ioctl, nor events of a probe on kvm_set_memory_region, nor a trace that \
+         was imported before"
     )]
     Foreign,
     /// A trace of a later version.
@@ -165,9 +177,32 @@ pub enum Problem {
     /// `strace` prints only the address of this structure.
     #[error(
         "strace did not decode KVM_SET_USER_MEMORY_REGION2, so what was asked for is not known; \
-         QEMU's own log (-trace kvm_set_user_memory) has it"
+         QEMU's own log (-trace kvm_set_user_memory) has it, for any VMM a probe on \
+         kvm_set_memory_region (docs/traces.md)"
     )]
     NotDecoded,
+    /// `strace` was told not to print the structure.
+    #[error(
+        "strace printed the address of the structure only; expected its fields: run it without \
+         -e raw and -e verbose"
+    )]
+    Raw,
+    /// A system call event of the kernel.
+    #[error(
+        "an event of a system call holds the address of the structure, not its fields: expected \
+         strace -e ioctl, QEMU's log (-trace kvm_set_user_memory), or a probe on \
+         kvm_set_memory_region (docs/traces.md)"
+    )]
+    OnlyAddress,
+    /// A probe saw a call, but not what came of it.
+    #[error(
+        "this call has no event of its return: expected one of a return probe of the same \
+         thread, \"(... <- kvm_set_memory_region) ret=...\""
+    )]
+    NoReturn,
+    /// QEMU's trace buffer was full, or the kernel's.
+    #[error("events were lost here, so calls may be missing: trace fewer events")]
+    Dropped,
     /// One trace is of one VM.
     #[error("calls of two VMs: descriptor {first} before, {second} here; --vm chooses one")]
     TwoVms {
@@ -188,7 +223,8 @@ pub enum Problem {
 }
 
 /// Reads the trace in the file at `path`, `-` for the standard input: QEMU's
-/// log, `strace`'s output or the format of [`write()`], plain or in gzip. `vm`
+/// log, `strace`'s output, the kernel's trace or the format of [`write()`],
+/// plain or in gzip. `vm`
 /// is the descriptor of the VM that is meant, where `strace` saw several.
 ///
 /// # Errors
@@ -239,25 +275,69 @@ fn read(lines: &mut Lines, vm: Option<i32>) -> Result<Trace, At> {
     Ok(trace)
 }
 
-/// A log is of whom its first memslot call is of.
-fn read_log(first: Option<lines::Line>, lines: &mut Lines, vm: Option<i32>) -> Result<Trace, At> {
-    let mut qemu = qemu::Parser::default();
-    let mut strace = strace::Parser::new(vm);
+/// Who may have written a log.
+struct Readers {
+    qemu: qemu::Parser,
+    strace: strace::Parser,
+    kernel: kernel::Parser,
+}
+
+impl Readers {
+    fn line(&mut self, line: Line) -> Result<(), At> {
+        let line = Line { text: prefix::strip(&line.text).to_owned(), ..line };
+        kernel::check_syscall(&line)?;
+        if let Some(kernel) = kernel::Kernel::read(&line.text) {
+            return match kernel.mark() {
+                Some(text) => self.qemu.mark(&line, &kernel, text),
+                None => self.kernel.event(&line, &kernel),
+            };
+        }
+        // ftrace's own, `trace-cmd`'s and `perf`'s way to say it.
+        if ["LOST", "[LOST"].iter().any(|lost| line.text.contains(&format!("{lost} ")))
+            && line.text.contains("EVENTS")
+        {
+            return Err(At(line.number, Problem::Dropped));
+        }
+        self.qemu.line(&line)?;
+        self.strace.line(&line)
+    }
+
+    /// A log is of one of them.
+    fn finish(self) -> Result<Trace, At> {
+        let found = [
+            (Source::QemuLog, self.qemu.finish()),
+            (Source::Strace, self.strace.finish()?),
+            (Source::Kprobe, self.kernel.finish()?),
+        ];
+        let mut found: Vec<_> = found.into_iter().filter(|(_, calls)| !calls.is_empty()).collect();
+        found.sort_by_key(|(_, calls)| calls[0].line);
+        if let [(first, _), (second, calls), ..] = &found[..] {
+            let why = format!("calls as of {first} before, as of {second} here");
+            return Err(At(calls[0].line, Problem::Malformed { why, text: String::new() }));
+        }
+        let (source, calls) = found.pop().unwrap_or((Source::QemuLog, Vec::new()));
+        Ok(Trace { source, calls })
+    }
+}
+
+fn read_log(first: Option<Line>, lines: &mut Lines, vm: Option<i32>) -> Result<Trace, At> {
+    let mut readers = Readers {
+        qemu: qemu::Parser::default(),
+        strace: strace::Parser::new(vm),
+        kernel: kernel::Parser::default(),
+    };
     let mut line = first;
     while let Some(this) = line {
-        qemu.line(&this)?;
-        strace.line(&this)?;
+        readers.line(this)?;
         line = lines.next()?;
     }
-    match (qemu.finish(), strace.finish()?) {
-        (calls, others) if others.is_empty() => Ok(Trace { source: Source::QemuLog, calls }),
-        (calls, others) if calls.is_empty() => Ok(Trace { source: Source::Strace, calls: others }),
-        (calls, others) => {
-            let line = calls[0].line.max(others[0].line);
-            let why = "calls in QEMU's words and in strace's in one file".to_owned();
-            Err(At(line, Problem::Malformed { why, text: String::new() }))
-        }
-    }
+    readers.finish()
+}
+
+/// A pattern of a reader.
+fn regex(pattern: &str) -> Regex {
+    // Each is used by a test, and does not depend on what is read.
+    Regex::new(pattern).unwrap_or_else(|error| unreachable!("{error}"))
 }
 
 /// The beginning of a line, for an error.

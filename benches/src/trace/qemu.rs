@@ -1,4 +1,5 @@
-//! QEMU's log of the event `kvm_set_user_memory` (`accel/kvm/trace-events`).
+//! QEMU's event `kvm_set_user_memory` (`accel/kvm/trace-events`): in its log, in
+//! the kernel's trace, by its converter.
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
@@ -6,8 +7,9 @@ use std::str::FromStr;
 use kvm_memslots::MemFlags;
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
+use super::kernel::Kernel;
 use super::lines::Line;
-use super::{At, Call, clock};
+use super::{At, Call, clock, simpletrace};
 
 const EVENT: &str = "kvm_set_user_memory ";
 
@@ -23,6 +25,7 @@ pub(super) struct Parser {
     first: Option<u64>,
     /// Threads, or anybody, who ran a vCPU since their last call.
     ran: HashSet<Option<u32>>,
+    simple: simpletrace::Clock,
 }
 
 /// What stands before the name of the event.
@@ -32,7 +35,21 @@ struct Prefix {
 }
 
 impl Parser {
+    /// A line of QEMU's log, or of its converter.
     pub(super) fn line(&mut self, line: &Line) -> Result<(), At> {
+        if let Some(event) = self.simple.read(line)? {
+            let prefix = Prefix { thread: None, at: Some(event.at) };
+            let name = event.name + " ";
+            if RUN_EVENTS.contains(&&*name) {
+                self.ran.insert(None);
+            } else if name == EVENT {
+                line.check_ended()?;
+                let (region, ret) =
+                    simpletrace::arguments(&event.fields).map_err(|why| line.malformed(why))?;
+                self.add(line.number, &prefix, region, ret);
+            }
+            return Ok(());
+        }
         if let Some(at) = RUN_EVENTS.iter().find_map(|event| line.text.find(event)) {
             if let Some(prefix) = prefix(&line.text[..at]) {
                 self.ran.insert(prefix.thread);
@@ -45,11 +62,27 @@ impl Parser {
         };
         line.check_ended()?;
         let prefix = prefix(&line.text[..at]).ok_or_else(|| {
-            line.malformed("the line begins with something else; -D FILE gives QEMU's log a file")
+            line.malformed(
+                "expected nothing but QEMU's time, the journal's or libvirt's prefix, or a quote \
+                 before it; -D FILE gives QEMU's log a file",
+            )
         })?;
         let (region, ret) =
             arguments(&line.text[at + EVENT.len()..]).map_err(|why| line.malformed(why))?;
         self.add(line.number, &prefix, region, ret);
+        Ok(())
+    }
+
+    /// What QEMU's `ftrace` backend wrote into the kernel's trace.
+    pub(super) fn mark(&mut self, line: &Line, kernel: &Kernel<'_>, text: &str) -> Result<(), At> {
+        let thread = Some(kernel.thread);
+        if RUN_EVENTS.iter().any(|event| text.starts_with(event)) {
+            self.ran.insert(thread);
+        } else if let Some(rest) = text.strip_prefix(EVENT) {
+            line.check_ended()?;
+            let (region, ret) = arguments(rest).map_err(|why| line.malformed(why))?;
+            self.add(line.number, &Prefix { thread, at: Some(kernel.at) }, region, ret);
+        }
         Ok(())
     }
 

@@ -1,5 +1,5 @@
-//! What `strace -e ioctl` prints, with or without `-f`, `-t`, `-tt`, `-ttt`,
-//! `-r`, `-T`, `-y` and `-X`.
+//! What `strace -e ioctl` prints, with or without `-f`, times of all kinds (`-t`,
+//! `-r`, `-T`), `-i`, `-k`, `-n`, `-N`, `-y`, `-Y` and `-X`.
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
@@ -11,31 +11,32 @@ use nix::errno::Errno;
 use regex::{Captures, Regex};
 
 use super::lines::Line;
-use super::{At, Call, Problem, clock, excerpt};
+use super::{At, Call, Problem, clock, excerpt, regex};
 
-fn regex(pattern: &str) -> Regex {
-    // Each is used by a test, and does not depend on what is read.
-    Regex::new(pattern).unwrap_or_else(|error| unreachable!("{error}"))
-}
-
-/// Process or thread, time, time since the line before; then the rest.
+/// Process or thread, time, time since the line before, number of the system
+/// call, instruction pointer; then the rest.
 static PREFIX: LazyLock<Regex> = LazyLock::new(|| {
-    regex(
-        r"^(?:\[pid +(?<pid>\d+)(?:<[^>]*>)?\] +|(?<opid>\d+)(?:<[^>]*>)? +)?(?: *(?<day>\d\d:\d\d:\d\d(?:\.\d+)?) +| *(?<sec>\d+\.\d+) +)?(?:\(\+ +(?<since>\d+\.\d+)\) +)?(?<rest>.*)$",
-    )
+    regex(concat!(
+        // A number of more than 7 digits is no process, but a time.
+        r"^(?:\[pid +(?<pid>\d+)(?:<[^>]*>)?(?: /\*.*?\*/)?\] +",
+        r"|(?<opid>\d{1,7})(?:<[^>]*>)?(?: /\*.*?\*/)? +)?",
+        r"(?: *(?<day>\d\d:\d\d:\d\d(?:\.\d+)?) +| *(?<sec>\d+\.\d+) +| *\d+ +)?",
+        r"(?:\(\+ *(?<since>\d+(?:\.\d+)?)\) +)?",
+        r"(?:\[ *\d{1,4}\] +)?(?:\[(?:[0-9a-f]{8,16}|\?+)\] +)?(?<rest>.*)$",
+    ))
 });
 
 /// The descriptor, the request by its name or number, the argument, the end.
 static CALL: LazyLock<Regex> = LazyLock::new(|| {
     regex(
-        r"^ioctl\((?<fd>\d+)(?:<.*?>)?, (?<request>\w+(?:\([^)]*\))?)(?:, (?<argument>\{[^}]*\}|\w+))?(?<end>.*)$",
+        r"^ioctl\((?:fd=)?(?<fd>0x[0-9a-f]+|\d+)(?:<.*?>)?, (?:\w+=)?(?<request>\w+(?:\([^)]*\))?)(?:, (?:\w+=)?(?<argument>\{[^}]*\}|\w+))?(?<end>.*)$",
     )
 });
 
 /// The result and how long it took.
 static END: LazyLock<Regex> = LazyLock::new(|| {
     regex(
-        r"^ ?\)\s*= (?<ret>-?\d+|\?)(?:<[^>]*>)?(?: (?<errno>E\w+))?(?: \([^)]*\))?(?: <(?<took>\d+\.\d+)>)?\s*$",
+        r"^ ?\)\s*= (?<ret>-?\d+|\?)(?:<[^>]*>)?(?: (?<errno>E\w+))?(?: \([^)]*\))?(?: <(?<took>\d+(?:\.\d+)?)>)?\s*$",
     )
 });
 
@@ -147,8 +148,9 @@ impl Parser {
         }
         line.check_ended()?;
         let end = END.captures(&call["end"]).ok_or_else(|| line.malformed("no result"))?;
-        let (Some(errno), Some(fd)) = (errno(&end), number::<i32>(&call, "fd")) else {
-            return Err(line.malformed("neither success nor an errno"));
+        let fd = integer(&call["fd"]).and_then(|fd| i32::try_from(fd).ok());
+        let (Some(errno), Some(fd)) = (errno(&end), fd) else {
+            return Err(line.malformed("expected success or an errno"));
         };
         let argument = call.name("argument").map_or("", |argument| argument.as_str());
         let region = match argument.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
@@ -156,7 +158,7 @@ impl Parser {
             // Refused, it changed nothing, whatever it was about.
             None if errno != 0 => return Ok(()),
             None if is_region2 => return Err(At(line.number, Problem::NotDecoded)),
-            None => return Err(line.malformed("no structure")),
+            None => return Err(At(line.number, Problem::Raw)),
         };
         if !self.is_ours(fd, line)? {
             return Ok(());

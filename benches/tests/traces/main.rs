@@ -1,6 +1,7 @@
 //! Traces: what is read from logs, and what their replay does.
 #![allow(clippy::unwrap_used)]
 
+mod formats;
 mod import;
 mod replay;
 
