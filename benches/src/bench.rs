@@ -16,8 +16,8 @@ use crate::strategy::{Spent, Strategy};
 pub struct Bench {
     /// The scenarios.
     pub workloads: Vec<Workload>,
-    /// Their size; each one's own default where it is `None`.
-    pub regions: Option<usize>,
+    /// Their sizes, one comparison each.
+    pub sizes: Sizes,
     /// The strategies.
     pub strategies: Vec<Strategy>,
     /// How many busy vCPUs, one comparison each.
@@ -31,6 +31,32 @@ pub struct Bench {
     pub runs: usize,
     /// Who carries the changes out.
     pub target: Target,
+}
+
+/// How large scenarios are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sizes {
+    /// Each one's own default.
+    Default,
+    /// A hundredth and a tenth of it, and all of it: a line can be drawn.
+    Swept,
+    /// These numbers of regions.
+    Given(Vec<usize>),
+}
+
+impl Sizes {
+    fn of(&self, workload: Workload, vcpus: usize) -> Vec<usize> {
+        let default = workload.default_regions(vcpus > 0);
+        match self {
+            Self::Default => vec![default],
+            Self::Swept => {
+                let mut sizes = vec![default.div_ceil(100), default.div_ceil(10), default];
+                sizes.dedup();
+                sizes
+            }
+            Self::Given(sizes) => sizes.clone(),
+        }
+    }
 }
 
 /// Who counted grace periods.
@@ -83,6 +109,8 @@ pub struct Row {
     pub wall_ns_min: Option<u64>,
     /// The slowest run.
     pub wall_ns_max: Option<u64>,
+    /// All runs, in nanoseconds, in the order in which they were made.
+    pub walls_ns: Vec<u64>,
     /// What of that is in the calls: median over the runs.
     pub calls_ns: Option<u64>,
     /// What of that is the library's own, outside of the calls: median over the
@@ -121,10 +149,15 @@ impl Bench {
         self.comparisons().count() * self.strategies.len() * (self.runs + 1)
     }
 
-    fn comparisons(&self) -> impl Iterator<Item = (Workload, usize)> + '_ {
-        self.vcpus
+    fn comparisons(&self) -> impl Iterator<Item = (Workload, usize, usize)> + '_ {
+        let pairs = self
+            .vcpus
             .iter()
-            .flat_map(|vcpus| self.workloads.iter().map(move |workload| (*workload, *vcpus)))
+            .flat_map(|vcpus| self.workloads.iter().map(move |workload| (*workload, *vcpus)));
+        pairs.flat_map(|(workload, vcpus)| {
+            let sizes = self.sizes.of(workload, vcpus);
+            sizes.into_iter().map(move |regions| (workload, vcpus, regions))
+        })
     }
 
     /// Runs everything. `counter` counts grace periods in the warm-up runs, so
@@ -140,8 +173,7 @@ impl Bench {
         mut on_run: impl FnMut(Workload, Strategy, usize),
         mut on_rows: impl FnMut(Vec<Row>),
     ) -> Result<(), RunError> {
-        for (workload, vcpus) in self.comparisons() {
-            let regions = self.regions.unwrap_or(workload.default_regions(vcpus > 0));
+        for (workload, vcpus, regions) in self.comparisons() {
             let scenario = workload.generate(regions);
             let on_run = |strategy| on_run(workload, strategy, vcpus);
             let contenders = self.compare(&scenario, vcpus, counter.as_deref_mut(), on_run)?;
@@ -214,6 +246,7 @@ impl Bench {
                 wall_ns: wall.map(nanos),
                 wall_ns_min: contender.walls.iter().min().copied().map(nanos),
                 wall_ns_max: contender.walls.iter().max().copied().map(nanos),
+                walls_ns: contender.walls.iter().copied().map(nanos).collect(),
                 calls_ns: median(&contender.calls).map(nanos),
                 own_ns: median(&contender.owns).map(nanos),
                 pinned: contender.pinned,

@@ -1,15 +1,18 @@
 //! The command line.
 
+mod output;
+mod page;
 mod traces;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::bench::{Bench, Row};
+use crate::bench::{Bench, Row, Sizes};
 use crate::density::{self, Density};
 use crate::devices::{self, Devices};
 use crate::doctor;
@@ -20,6 +23,8 @@ use crate::report;
 use crate::rig::{Busy, Target, Vcpus};
 use crate::scenario::Workload;
 use crate::strategy::Strategy;
+use output::OutputFile;
+use page::PageArgs;
 
 /// The exit code for what can't be done as asked, as clap's for what can't be
 /// understood.
@@ -109,9 +114,10 @@ struct BenchArgs {
     /// Scenarios to run [default: all that stand for something a VMM does].
     #[arg(value_enum)]
     scenario: Vec<Workload>,
-    /// Size of each scenario [default: each one's own].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    regions: Option<u32>,
+    /// Size of each scenario; several numbers for several comparisons [default:
+    /// each one's own; with --html also a tenth and a hundredth of it].
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=Workload::MOST_REGIONS as i64))]
+    regions: Vec<u32>,
     /// Strategies to compare [default: per-region,shim, and batch where the
     /// kernel has it].
     #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
@@ -140,6 +146,8 @@ struct BenchArgs {
     /// Also draw the times into this SVG file.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 /// Runs the command line tool on the arguments of this process.
@@ -197,9 +205,8 @@ enum Failure {
 }
 
 fn flash(args: &FlashArgs) -> Result<(), Failure> {
-    if let Err(why) = open_kvm() {
-        return Err(Failure::Usage(format!("a guest needs KVM: {why}")));
-    }
+    need_kvm(&args.vcpus)?;
+    let progress = spinner("flash");
     let mut counter = counter(Target::Kvm);
     let ways = if args.way.is_empty() { &Way::ALL[..] } else { &args.way };
     let (cycles, runs) = (args.cycles as usize, args.runs as usize);
@@ -208,6 +215,7 @@ fn flash(args: &FlashArgs) -> Result<(), Failure> {
         let vcpus = Vcpus { count: *count, busy: args.busy };
         rows.extend(compare(ways, cycles, vcpus, runs, counter.as_mut())??);
     }
+    drop(progress);
     if args.json {
         report::json(&rows, io::stdout().lock())?;
     } else {
@@ -218,6 +226,11 @@ fn flash(args: &FlashArgs) -> Result<(), Failure> {
 
 fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let bench = args.bench()?;
+    if bench.target == Target::Kvm {
+        need_kvm(&bench.vcpus)?;
+    }
+    let plot = args.plot.as_deref().map(OutputFile::open).transpose()?;
+    let page = args.page.prepare()?;
     let mut counter = counter(bench.target);
     let bar = progress(bench.length());
     let mut rows: Vec<Row> = Vec::new();
@@ -239,21 +252,25 @@ fn bench(args: &BenchArgs) -> Result<(), Failure> {
     }
     ran?;
     written?;
-    if let Some(path) = &args.plot {
-        report::plot(&rows, path)?;
+    if let Some(file) = plot {
+        let svg = report::plot(&rows)?;
+        file.write(|out| out.write_all(svg.as_bytes()))?;
     }
-    Ok(())
+    page.finish(&rows, bench.target == Target::Model, args.json)
 }
 
 fn devices(args: &Devices) -> Result<(), Failure> {
+    need_kvm(&args.vcpus)?;
+    let progress = spinner("devices");
     let mut rows = Vec::new();
     let mut written = Ok(());
     let measured = devices::devices(args, |new| {
         if args.json && written.is_ok() {
-            written = report::json(&new, io::stdout().lock());
+            written = progress.0.suspend(|| report::json(&new, io::stdout().lock()));
         }
         rows.extend(new);
     });
+    drop(progress);
     if !args.json {
         let hotplug = args.hotplug.is_some();
         let table = if hotplug { devices::hotplug_table(&rows) } else { devices::table(&rows) };
@@ -264,14 +281,18 @@ fn devices(args: &Devices) -> Result<(), Failure> {
 }
 
 fn density(args: &Density) -> Result<(), Failure> {
+    need_kvm(&[])?;
+    let progress = spinner("density");
     let mut rows = Vec::new();
     let mut written = Ok(());
     let measured = density::density(args, |row| {
         if args.json && written.is_ok() {
-            written = report::json(std::slice::from_ref(&row), io::stdout().lock());
+            let row = std::slice::from_ref(&row);
+            written = progress.0.suspend(|| report::json(row, io::stdout().lock()));
         }
         rows.push(row);
     });
+    drop(progress);
     if !args.json {
         writeln!(io::stdout().lock(), "{}", density::table(&rows))?;
     }
@@ -287,7 +308,11 @@ impl BenchArgs {
         };
         Ok(Bench {
             workloads: or(&self.scenario, &Workload::USUAL),
-            regions: self.regions.map(|regions| regions as usize),
+            sizes: match &self.regions[..] {
+                [] if self.page.has_page() => Sizes::Swept,
+                [] => Sizes::Default,
+                given => Sizes::Given(given.iter().map(|size| *size as usize).collect()),
+            },
             strategies: self.strategies(target)?,
             vcpus: match (&self.vcpus[..], target) {
                 ([], Target::Kvm) => vec![0, 1],
@@ -304,7 +329,7 @@ impl BenchArgs {
     fn target(&self) -> Result<Target, Failure> {
         match (self.executor, open_kvm()) {
             (Some(Target::Kvm), Err(why)) => {
-                Err(Failure::Usage(format!("--executor kvm: {why}; --executor model needs no KVM")))
+                Err(Failure::Usage(format!("this needs KVM: {why}; --executor model needs none")))
             }
             (None, Err(why)) => {
                 eprintln!("memslots: {why}; running on the model of KVM, where no time is real");
@@ -348,6 +373,19 @@ fn counter(target: Target) -> Option<GraceCounter> {
         .ok()
 }
 
+/// Without KVM there is nothing to measure, whatever was asked for; nor with
+/// more vCPUs than a VM can have.
+fn need_kvm(vcpus: &[usize]) -> Result<(), Failure> {
+    let (kvm, _) = open_kvm().map_err(|why| Failure::Usage(format!("this needs KVM: {why}")))?;
+    let (asked, most) = (vcpus.iter().copied().max().unwrap_or(0), kvm.get_max_vcpus());
+    if asked > most {
+        let why =
+            format!("--vcpus {asked}: a VM on this machine can have {most} (KVM_CAP_MAX_VCPUS)");
+        return Err(Failure::Usage(why));
+    }
+    Ok(())
+}
+
 fn progress(length: usize) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -355,4 +393,25 @@ fn progress(length: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
     ProgressBar::new(length as u64)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Progress of what does not say how far it is; gone when it is dropped.
+struct Spinner(ProgressBar);
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn spinner(what: &'static str) -> Spinner {
+    if !io::stderr().is_terminal() {
+        return Spinner(ProgressBar::hidden());
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg}, {elapsed}");
+    let bar = ProgressBar::new_spinner()
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+        .with_message(what);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    Spinner(bar)
 }

@@ -90,12 +90,26 @@ pub fn open_kvm() -> io::Result<(Kvm, VmFd)> {
     let because = |step: &'static str| {
         move |error: kvm_ioctls::Error| {
             let error = io::Error::from(error);
-            io::Error::new(error.kind(), format!("{step}: {error}"))
+            io::Error::new(error.kind(), format!("{step}: {error}{}", remedy(error.kind())))
         }
     };
     let kvm = Kvm::new().map_err(because("/dev/kvm"))?;
     let vm = kvm.create_vm().map_err(because("KVM_CREATE_VM on /dev/kvm"))?;
     Ok((kvm, vm))
+}
+
+/// What to do about it.
+const fn remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::PermissionDenied => {
+            "; a user of the group kvm may open it: usermod -aG kvm USER, and log in again"
+        }
+        io::ErrorKind::NotFound => {
+            "; the module is not loaded (modprobe kvm_intel or kvm_amd), or this is a VM or \
+             container without KVM"
+        }
+        _ => "",
+    }
 }
 
 /// A new VM.

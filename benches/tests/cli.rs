@@ -135,9 +135,80 @@ fn the_plot_is_an_svg_with_every_strategy() {
     for word in ["per-region", "shim", "batch", "sparse 120, idle", "boot 120, idle"] {
         assert!(svg.contains(word), "{word}");
     }
-    let nowhere = memslots("sparse --regions 1 --runs 1 --executor model --plot /nowhere/a.svg");
-    assert_eq!(nowhere.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nowhere/a.svg"));
+}
+
+#[test]
+fn what_cannot_be_done_is_said_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("bad.json"), "{\"scenario\":1}\n").unwrap();
+    std::fs::write(at("old.html"), "old").unwrap();
+    for (args, says) in [
+        ("--plot /nowhere/a.svg".to_owned(), "/nowhere/a.svg: No such file"),
+        ("--html /nowhere/a.html".to_owned(), "/nowhere/a.html: No such file"),
+        (
+            format!("--html {} --baseline /nowhere/b.json", at("new.html")),
+            "/nowhere/b.json: No such",
+        ),
+        (format!("--html {} --baseline {}", at("old.html"), at("bad.json")), "bad.json, line 1: "),
+        ("--regions 16777217".to_owned(), "1..=16777216"),
+    ] {
+        let output = memslots(&format!("sparse --runs 1 --executor model {args}"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args}: {stderr}");
+        assert!(output.stdout.is_empty(), "{args}");
+        assert!(stderr.contains(says), "{args}: {stderr}");
+    }
+    assert_eq!(std::fs::read_to_string(at("old.html")).unwrap(), "old");
+    assert!(!folder.path().join("new.html").exists());
+    let output = memslots(&format!("import {UEFI} -o /nowhere/boot.trace"));
+    assert_eq!(output.status.code(), Some(2));
+    // What was made for a trace that there is not is gone again.
+    let output = memslots(&format!("import {} -o {}", at("bad.json"), at("boot.trace")));
+    assert!(!output.status.success() && !folder.path().join("boot.trace").exists());
+    if vm_or_skip("what_cannot_be_done_is_said_before_anything_is_measured").is_some() {
+        for command in ["bench sparse --regions 4 --runs 1", "bench devices", "flash"] {
+            let output = memslots(&format!("{command} --vcpus 1000000"));
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command}: {stderr}");
+            assert!(stderr.contains("KVM_CAP_MAX_VCPUS"), "{command}: {stderr}");
+        }
+    }
+}
+
+/// SMM has an address space of its own, which this machine may not offer.
+#[test]
+fn two_address_spaces_are_replayed_in_one_when_told_so() {
+    let test = "two_address_spaces_are_replayed_in_one_when_told_so";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("smm.log");
+    let call = |space: u32, gpa: u64| {
+        format!(
+            "kvm_set_user_memory AddrSpace#{space} Slot#0 flags=0x0 gpa={gpa:#x} size=0x20000 ua=0x7f0000000000 ret=0\n"
+        )
+    };
+    std::fs::write(&file, call(0, 0xa_0000) + &call(1, 0xa_0000)).unwrap();
+    let replay = |option: &str| {
+        let file = file.display();
+        memslots(&format!("replay {file} --runs 1 --strategy per-region,shim --json {option}"))
+    };
+    let rows = stdout(&replay("--one-address-space"));
+    for line in rows.lines() {
+        let row: Map<String, Value> = serde_json::from_str(line).unwrap();
+        assert_eq!(number(&row, "calls"), 2, "{line}");
+    }
+    let refused = replay("");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    if refused.status.success() {
+        return skip(test, "KVM here has two address spaces");
+    }
+    assert!(
+        stderr.contains("address space 1") && stderr.contains("--one-address-space"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -273,10 +344,17 @@ fn without_kvm_the_model_takes_over_and_says_so() {
     let Some(output) = without_kvm(test, "doctor") else { return };
     assert!(stdout(&output).contains("none: "));
 
-    let Some(output) = without_kvm(test, "--executor kvm") else { return };
-    assert_eq!(output.status.code(), Some(2));
-    assert!(output.stdout.is_empty());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/kvm"));
+    let replay = format!("replay {UEFI}");
+    for command in ["--executor kvm", "flash", "bench devices", "density", &replay] {
+        let Some(output) = without_kvm(test, command) else { return };
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        assert!(output.stdout.is_empty(), "{command}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains("this needs KVM: ") && said.contains("/dev/kvm"),
+            "{command}: {said}"
+        );
+    }
 }
 
 /// What a set of whole devices is for, by the counts that do not depend on the machine.

@@ -32,7 +32,7 @@ fn the_uefi_boot_on_real_kvm() {
         runs: 1,
     };
     let trace = import_from("the UEFI boot", UEFI, None).unwrap();
-    let rows = replay.run(&trace, counter.as_mut().ok()).unwrap();
+    let rows = replay.run(&trace, counter.as_mut().ok(), |_| ()).unwrap();
     assert_eq!(rows.len(), Strategy::ALL.len());
     for row in rows {
         if let Some(why) = row.skipped {

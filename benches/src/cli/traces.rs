@@ -1,22 +1,22 @@
 //! `memslots import` and `memslots replay`.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{Failure, counter};
-use crate::machine::open_kvm;
+use super::output::OutputFile;
+use super::page::PageArgs;
+use super::{Failure, counter, need_kvm, progress, spinner};
 use crate::replay::{self, CHURN_AFTER, Replay, Strategy};
 use crate::rig::Target;
 use crate::trace::{self, BURST_GAP, bursts};
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// QEMU's log, strace's output or a trace; plain or in gzip; - for the
-    /// standard input.
+    /// QEMU's log, strace's output, the kernel's trace or what import wrote;
+    /// plain or in gzip; - for the standard input.
     file: PathBuf,
     /// Where to write the trace [default: the standard output].
     #[arg(short, long, value_name = "TRACE")]
@@ -47,22 +47,22 @@ pub(super) struct ReplayArgs {
     /// The descriptor of the VM that is meant, where strace saw several.
     #[arg(long, value_name = "FD")]
     vm: Option<i32>,
+    /// Put the slots of a second address space (SMM) above those of the first.
+    #[arg(long)]
+    one_address_space: bool,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
-    let trace = trace::import(&args.file, args.vm)?;
-    match &args.output {
+    let output = args.output.as_deref().map(OutputFile::open).transpose()?;
+    let trace = read(&args.file, args.vm)?;
+    match output {
         None => trace::write(&trace, BufWriter::new(io::stdout().lock()))?,
-        Some(path) => {
-            let named = |error: io::Error| {
-                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-            };
-            let file = File::create(path).map_err(named)?;
-            trace::write(&trace, BufWriter::new(file)).map_err(named)?;
-        }
+        Some(file) => file.write(|out| trace::write(&trace, out))?,
     }
     let refused = trace.calls.iter().filter(|call| call.errno != 0).count();
     eprintln!(
@@ -74,8 +74,12 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
-    let trace = trace::import(&args.trace, args.vm)?;
-    open_kvm().map_err(|why| Failure::Usage(format!("a trace is replayed on KVM: {why}")))?;
+    let page = args.page.prepare()?;
+    let mut trace = read(&args.trace, args.vm)?;
+    if args.one_address_space {
+        trace = replay::one_address_space(&trace)?;
+    }
+    need_kvm(&[])?;
     let mut strategies =
         if args.strategy.is_empty() { Strategy::ALL.to_vec() } else { args.strategy.clone() };
     strategies.sort_unstable();
@@ -86,7 +90,14 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
         churn_after: args.churn_after,
         runs: args.runs as usize,
     };
-    let rows = replay.run(&trace, counter(Target::Kvm).as_mut())?;
+    let bar = progress(replay.length());
+    let on_run = |strategy: Strategy| {
+        bar.set_message(strategy.name());
+        bar.inc(1);
+    };
+    let rows = replay.run(&trace, counter(Target::Kvm).as_mut(), on_run);
+    bar.finish_and_clear();
+    let rows = rows?;
     for row in &rows {
         if let Some(why) = row.skipped {
             eprintln!("memslots: {why}, so {} is skipped", row.strategy);
@@ -98,12 +109,19 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
             serde_json::to_writer(&mut out, row).map_err(io::Error::from)?;
             out.write_all(b"\n")?;
         }
-        return Ok(());
+        drop(out);
+        return page.finish(&rows, false, true);
     }
     let made: Vec<_> = trace.made().copied().collect();
     let bursts = bursts(&made, replay.gap).len();
     let (source, calls) = (trace.source, trace.calls.len());
     writeln!(out, "{calls} calls from {source}, {bursts} bursts, replayed back to back")?;
     writeln!(out, "{}", replay::table(&rows))?;
-    Ok(())
+    drop(out);
+    page.finish(&rows, false, false)
+}
+
+fn read(path: &std::path::Path, vm: Option<i32>) -> Result<trace::Trace, trace::TraceError> {
+    let _progress = spinner("reading the trace");
+    trace::import(path, vm)
 }

@@ -9,7 +9,7 @@ use super::rig::Rig;
 use super::table::{Pass, Row};
 use super::ways::{Spent, Way};
 use crate::bench::median;
-use crate::grace::{GraceCounter, Method};
+use crate::grace::{GraceCounter, Method, NotCounted};
 use crate::machine::new_vm;
 use crate::pin::Pinned;
 
@@ -26,8 +26,10 @@ pub fn devices(args: &Devices, mut on_rows: impl FnMut(Vec<Row>)) -> Result<(), 
         on_rows(hotplug::hotplug(args, &ways, &delays)?);
         return Ok(());
     }
-    let mut calls = counter(&[Method::Kprobe, Method::Function, Method::QueueWork]);
-    let mut machine = counter(&[Method::InvokeCallbacks]);
+    let mut calls = counter(&[Method::Kprobe, Method::Function, Method::QueueWork])
+        .inspect_err(|why| eprintln!("memslots: {why}; grace periods are those of the plan"))
+        .ok();
+    let mut machine = counter(&[Method::InvokeCallbacks]).ok();
     for vcpus in &args.vcpus {
         let mut rows: Vec<Compared> = ways.iter().map(|way| Compared::new(*way)).collect();
         for row in &mut rows {
@@ -45,8 +47,8 @@ pub fn devices(args: &Devices, mut on_rows: impl FnMut(Vec<Row>)) -> Result<(), 
     Ok(())
 }
 
-fn counter(methods: &[Method]) -> Option<GraceCounter> {
-    GraceCounter::first_of(methods, new_vm).ok()
+fn counter(methods: &[Method]) -> Result<GraceCounter, NotCounted> {
+    GraceCounter::first_of(methods, new_vm)
 }
 
 /// One way, while it is measured: attach, then detach.

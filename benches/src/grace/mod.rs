@@ -57,7 +57,12 @@ impl fmt::Display for NotCounted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the kernel does not count grace periods here")?;
         if let Some(cause) = &self.cause {
-            write!(f, "; tracefs: {cause}")?;
+            let remedy = match cause.kind() {
+                io::ErrorKind::PermissionDenied => " (root may)",
+                io::ErrorKind::NotFound => " (this kernel has none, or it is not mounted)",
+                _ => "",
+            };
+            write!(f, "; tracefs: {cause}{remedy}")?;
         }
         self.tried.iter().try_for_each(|(method, misfit)| write!(f, "; {method}: {misfit}"))
     }

@@ -5,13 +5,16 @@
 
 mod churn;
 mod commits;
+mod kernel_memory;
 mod memory;
+mod one_space;
 mod row;
 mod table;
 
 pub use churn::{CHURN_AFTER, Churn, With};
 pub use commits::Commits;
 pub use memory::TracedMemory;
+pub use one_space::one_address_space;
 pub use row::Row;
 pub use table::table;
 
@@ -139,7 +142,7 @@ pub enum ReplayError {
     #[error("no VM: {0}")]
     NoVm(io::Error),
     /// The trace needs what this VM does not have.
-    #[error("line {line}: {needs}, which this machine's VMs do not have")]
+    #[error("line {line}: {needs}, which this machine's VMs do not have{}", hint(.needs))]
     Beyond {
         /// The line.
         line: u64,
@@ -153,6 +156,22 @@ pub enum ReplayError {
         bytes: u64,
         /// The errno of `mmap`.
         errno: nix::errno::Errno,
+    },
+    /// Too little memory for what the kernel keeps of the slots.
+    #[error(
+        "the trace's slots map {bytes} bytes at a time, for which the kernel takes {per_page} bytes \
+         a page with shadow paging: {needed} bytes, of which {available} are there; replay it on a \
+         machine with more memory, or with two-dimensional paging"
+    )]
+    KernelMemory {
+        /// What slots map at a time, at most.
+        bytes: u64,
+        /// What the kernel takes for each small page of it.
+        per_page: u64,
+        /// The product.
+        needed: u64,
+        /// What there is.
+        available: u64,
     },
     /// KVM or the library refused a call.
     #[error("{strategy}: {refused}")]
@@ -193,8 +212,14 @@ struct Contender {
 }
 
 impl Replay {
-    /// Replays the trace. Nothing is run unless this machine's VMs can have
-    /// all its slots.
+    /// How many times the trace is replayed, at most.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.strategies.len() * (self.runs + 1)
+    }
+
+    /// Replays the trace, and tells `on_run` before each run which way it is.
+    /// Nothing is run unless this machine's VMs can have all its slots.
     ///
     /// # Errors
     /// [`ReplayError`]; what this kernel lacks is a row that says so.
@@ -202,17 +227,20 @@ impl Replay {
         &self,
         trace: &Trace,
         mut counter: Option<&mut GraceCounter>,
+        mut on_run: impl FnMut(Strategy),
     ) -> Result<Vec<Row>, ReplayError> {
         let limits = limits_of(&new_vm().map_err(ReplayError::NoVm)?)?;
+        trace.made().try_for_each(|call| fits(call, &limits))?;
         let memory = TracedMemory::reserve(trace)?;
         let calls: Vec<Call> = trace.made().map(|call| memory.place(call)).collect();
-        calls.iter().try_for_each(|call| fits(call, &limits))?;
+        kernel_memory::check(&calls)?;
         let bursts = bursts(&calls, self.gap);
         let able = |strategy: &&Strategy| strategy.lacks(&limits).is_none();
         let mut contenders: Vec<_> =
             self.strategies.iter().filter(able).map(|strategy| Contender::new(*strategy)).collect();
         for round in 0..=self.runs {
             for contender in &mut contenders {
+                on_run(contender.strategy);
                 let counter = counter.as_deref_mut().filter(|_| round == 0);
                 self.replay(contender, &bursts, counter, round > 0)?;
             }
@@ -280,6 +308,11 @@ impl Contender {
     fn new(strategy: Strategy) -> Self {
         Self { strategy, spent: Spent::default(), counted: None, walls: Vec::new() }
     }
+}
+
+/// What to do about it.
+fn hint(needs: &str) -> &'static str {
+    if needs.starts_with("address space") { "; --one-address-space replays without" } else { "" }
 }
 
 fn limits_of(vm: &VmFd) -> Result<Limits, ReplayError> {

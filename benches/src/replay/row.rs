@@ -33,6 +33,8 @@ pub struct Row {
     pub wall_ns_min: Option<u64>,
     /// The slowest run.
     pub wall_ns_max: Option<u64>,
+    /// All runs, in nanoseconds, in the order in which they were made.
+    pub walls_ns: Vec<u64>,
     /// Runs measured.
     pub runs: usize,
     /// The median of `per-region` over this one.
@@ -73,6 +75,7 @@ pub(super) fn rows(
             wall_ns: median.map(nanos),
             wall_ns_min: walls().min().map(nanos),
             wall_ns_max: walls().max().map(nanos),
+            walls_ns: walls().map(nanos).collect(),
             runs: walls().count(),
             ratio: ratio.map(|(baseline, wall)| baseline.as_secs_f64() / wall.as_secs_f64()),
             note: strategy.note(),

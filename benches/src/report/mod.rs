@@ -1,10 +1,15 @@
 //! What a comparison found, for people and for programs.
 
+pub mod baseline;
+mod html;
 mod markdown;
+mod measured;
 mod plot;
 mod table;
 
+pub use html::Report;
 pub(crate) use markdown::{left, markdown, or_dash};
+pub use measured::Measured;
 pub use plot::{PlotError, plot};
 pub use table::table;
 

@@ -1,7 +1,5 @@
 //! The plot.
 
-use std::path::Path;
-
 use plotters::prelude::*;
 use thiserror::Error;
 
@@ -10,31 +8,30 @@ use crate::strategy::Strategy;
 
 /// Why there is no plot.
 #[derive(Debug, Error)]
-#[error("{path}: {reason}")]
-pub struct PlotError {
-    path: String,
-    reason: String,
-}
+#[error("drawing the plot: {0}")]
+pub struct PlotError(String);
 
 /// Pixels.
 const WIDTH: u32 = 1000;
 const GROUP: u32 = 64;
 
-/// Draws the rows as an SVG: a group of bars for each comparison, a bar for
+/// The rows as an SVG: a group of bars for each comparison, a bar for
 /// each strategy, its length the time it took (logarithmic).
 ///
 /// # Errors
-/// [`PlotError`]: the file can't be written.
-pub fn plot(rows: &[Row], path: &Path) -> Result<(), PlotError> {
-    draw(rows, path)
-        .map_err(|error| PlotError { path: path.display().to_string(), reason: error.to_string() })
+/// [`PlotError`]: what the backend says.
+pub fn plot(rows: &[Row]) -> Result<String, PlotError> {
+    let mut svg = String::new();
+    draw(rows, &mut svg).map_err(|error| PlotError(error.to_string()))?;
+    Ok(svg)
 }
 
-fn draw(rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let groups: Vec<&[Row]> =
-        rows.chunk_by(|a, b| (a.scenario, a.vcpus) == (b.scenario, b.vcpus)).collect();
-    let root =
-        SVGBackend::new(path, (WIDTH, 100 + GROUP * groups.len() as u32)).into_drawing_area();
+fn draw(rows: &[Row], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let groups: Vec<&[Row]> = rows
+        .chunk_by(|a, b| (a.scenario, a.regions, a.vcpus) == (b.scenario, b.regions, b.vcpus))
+        .collect();
+    let root = SVGBackend::with_string(svg, (WIDTH, 100 + GROUP * groups.len() as u32))
+        .into_drawing_area();
     root.fill(&WHITE)?;
     let ms = |row: &Row| row.wall_ns.map(|ns| ns as f64 / 1e6);
     let times = || rows.iter().filter_map(ms);

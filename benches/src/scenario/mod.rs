@@ -150,6 +150,9 @@ impl Workload {
     pub const USUAL: [Self; 6] =
         [Self::Sparse, Self::Contiguous, Self::Boot, Self::Hotplug, Self::Resize, Self::DirtyLog];
 
+    /// The largest size of any: names and guest addresses end there.
+    pub const MOST_REGIONS: usize = 1 << 24;
+
     /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -196,7 +199,7 @@ impl Workload {
     /// [`REQUESTS_PER_CYCLE`] of which make a cycle; for `pci` the devices.
     #[must_use]
     pub fn generate(self, regions: usize) -> Scenario {
-        let regions = regions.clamp(1, 1 << 24);
+        let regions = regions.clamp(1, Self::MOST_REGIONS);
         match self {
             Self::Sparse => many::sparse(regions),
             Self::Contiguous => many::contiguous(regions),

@@ -69,10 +69,9 @@ impl<'a> Kernel<'a> {
 
 /// A system call event of a memslot call, which lacks what is needed.
 pub(super) fn check_syscall(line: &Line) -> Result<(), At> {
-    if line.text.contains("ioctl") || line.text.contains("sys_enter") {
-        if SYSCALL.is_match(&line.text) {
-            return Err(At(line.number, Problem::OnlyAddress));
-        }
+    let may_be = line.text.contains("ioctl") || line.text.contains("sys_enter");
+    if may_be && SYSCALL.is_match(&line.text) {
+        return Err(At(line.number, Problem::OnlyAddress));
     }
     Ok(())
 }

@@ -283,8 +283,8 @@ struct Readers {
 }
 
 impl Readers {
-    fn line(&mut self, line: Line) -> Result<(), At> {
-        let line = Line { text: prefix::strip(&line.text).to_owned(), ..line };
+    fn line(&mut self, line: &Line) -> Result<(), At> {
+        let line = Line { text: prefix::strip(&line.text).to_owned(), ..*line };
         kernel::check_syscall(&line)?;
         if let Some(kernel) = kernel::Kernel::read(&line.text) {
             return match kernel.mark() {
@@ -328,7 +328,7 @@ fn read_log(first: Option<Line>, lines: &mut Lines, vm: Option<i32>) -> Result<T
     };
     let mut line = first;
     while let Some(this) = line {
-        readers.line(this)?;
+        readers.line(&this)?;
         line = lines.next()?;
     }
     readers.finish()

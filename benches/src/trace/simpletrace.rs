@@ -67,7 +67,7 @@ pub(super) fn arguments(fields: &str) -> Result<(kvm_userspace_memory_region2, i
             // Values are 64 bits wide, whatever they were.
             "fd" => region.guest_memfd = number as u32,
             "fd_offset" => region.guest_memfd_offset = number,
-            "ret" => ret = number as u32 as i32,
+            "ret" => ret = (number as u32).cast_signed(),
             _ => return Err(format!("what is {name}?")),
         }
         if seen.contains(&name) {

@@ -30,12 +30,16 @@ fn read(text: &str, name: &str) -> Trace {
     import_text(text).unwrap_or_else(|error| panic!("{name}: {error}\n{text}"))
 }
 
+/// An option, the prefixes of two lines, the thread, and how long after the first
+/// line the second one began.
+type Row = (&'static str, &'static str, &'static str, Option<u32>, Option<u64>);
+
 /// The prefixes of two lines, in real output; the thread, and how long after
 /// the first line the second one began, where that can be known.
 #[test]
 fn strace_with_all_its_options() {
     let pointer = "[00007f6096288d6b] ";
-    let table: [(&str, &str, &str, Option<u32>, Option<u64>); 18] = [
+    let table: [Row; 18] = [
         ("plain", "", "", None, None),
         ("-i", pointer, pointer, None, None),
         ("-i at the end", pointer, "[????????????????] ", None, None),

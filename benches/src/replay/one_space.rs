@@ -1,0 +1,91 @@
+//! A trace of two address spaces in one, for machines without SMM in KVM.
+
+use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+
+use super::ReplayError;
+use crate::trace::{Call, Trace};
+
+/// Guest addresses keep their place within a page of any size.
+const ALIGN: u64 = 1 << 30;
+
+/// The trace in address space 0: each further one keeps its slots' distances
+/// from each other, above the ids and the guest addresses of those before it.
+///
+/// # Errors
+/// [`ReplayError::Beyond`]: there are not as many ids or addresses.
+pub fn one_address_space(trace: &Trace) -> Result<Trace, ReplayError> {
+    let spaces = trace.calls.iter().map(Call::as_id).max().map_or(0, u64::from) + 1;
+    let ids = trace.calls.iter().map(|call| u64::from(call.slot()) + 1).max().unwrap_or(0);
+    let ends = trace.calls.iter().map(|call| {
+        let region = &call.region;
+        region.guest_phys_addr.saturating_add(region.memory_size)
+    });
+    let stride = ends.max().unwrap_or(0).checked_next_multiple_of(ALIGN);
+    let calls = trace.calls.iter().map(|call| {
+        let space = u64::from(call.as_id());
+        let moved = stride.and_then(|stride| {
+            let guest_phys_addr = call.region.guest_phys_addr.checked_add(stride * space)?;
+            guest_phys_addr.checked_add(call.region.memory_size)?;
+            let slot = u16::try_from(ids * space + u64::from(call.slot())).ok()?;
+            Some((u32::from(slot), guest_phys_addr))
+        });
+        let (slot, guest_phys_addr) = moved.filter(|_| spaces <= 2).ok_or_else(|| {
+            let needs = format!(
+                "{spaces} address spaces in one: {ids} ids and {} bytes of addresses for each",
+                stride.unwrap_or(u64::MAX)
+            );
+            ReplayError::Beyond { line: call.line, needs }
+        })?;
+        let region = kvm_userspace_memory_region2 { slot, guest_phys_addr, ..call.region };
+        Ok(Call { region, ..*call })
+    });
+    Ok(Trace { source: trace.source, calls: calls.collect::<Result<_, ReplayError>>()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::Source;
+
+    fn call(slot: u32, gpa: u64, size: u64) -> Call {
+        Call {
+            line: 1,
+            began: None,
+            ended: None,
+            thread: None,
+            after_run: false,
+            implied: false,
+            errno: 0,
+            region: kvm_userspace_memory_region2 {
+                slot,
+                guest_phys_addr: gpa,
+                memory_size: size,
+                ..Default::default()
+            },
+        }
+    }
+
+    fn of(calls: &[Call]) -> Result<Vec<(u32, u64)>, ReplayError> {
+        let trace = Trace { source: Source::Strace, calls: calls.to_vec() };
+        let one = one_address_space(&trace)?;
+        Ok(one.calls.iter().map(|call| (call.id(), call.region.guest_phys_addr)).collect())
+    }
+
+    #[test]
+    fn the_second_space_is_above_the_first() {
+        let calls =
+            [call(0, 0, 0xa0000), call(3, 0xa0000, 0x20000), call(0x1_0001, 0xa0000, 0x20000)];
+        let moved = of(&calls).expect("room");
+        assert_eq!(moved, [(0, 0), (3, 0xa0000), (5, ALIGN + 0xa0000)]);
+        let single = of(&calls[..2]).expect("nothing to move");
+        assert_eq!(single, [(0, 0), (3, 0xa0000)]);
+    }
+
+    #[test]
+    fn what_has_no_room_is_refused() {
+        let high = [call(0, u64::MAX - 0xfff, 0xfff), call(0x1_0000, 0, 4096)];
+        assert!(matches!(of(&high), Err(ReplayError::Beyond { .. })));
+        let many = [call(0xffff, 0, 4096), call(0x1_0000, 0, 4096)];
+        assert!(matches!(of(&many), Err(ReplayError::Beyond { .. })));
+    }
+}

@@ -1,0 +1,249 @@
+//! Plots as SVG in the page, of a size that a phone shows unscaled.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use super::page::escape;
+use crate::report::{Measured, human};
+
+/// Pixels.
+const WIDTH: u32 = 360;
+const HEIGHT: u32 = 240;
+
+/// What can be told apart in print, too.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0x55, 0x55, 0x55),
+    RGBColor(0x00, 0x72, 0xb2),
+    RGBColor(0x00, 0x9e, 0x73),
+    RGBColor(0xd5, 0x5e, 0x00),
+    RGBColor(0xcc, 0x79, 0xa7),
+    RGBColor(0xe6, 0x9f, 0x00),
+];
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+fn colour(index: usize) -> RGBColor {
+    COLOURS[index % COLOURS.len()]
+}
+
+/// What is written at an axis.
+const LABELS: (&str, u32) = ("sans-serif", 13);
+
+/// Round numbers in a range, few enough to stand beside each other.
+fn ticks(from: f64, to: f64) -> Vec<f64> {
+    const MOST: usize = 4;
+    let round = |steps: &[f64]| -> Vec<f64> {
+        let decades = -1..20_i32;
+        let all = decades.flat_map(|decade| steps.iter().map(move |at| at * 10_f64.powi(decade)));
+        all.filter(|at| (from..=to).contains(at)).collect()
+    };
+    let finest = [&[1.0][..], &[1.0, 3.0], &[1.0, 2.0, 5.0], &[1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]];
+    let found = finest.map(round);
+    let fits = found.iter().rev().find(|ticks| ticks.len() <= MOST && !ticks.is_empty());
+    let mut ticks = fits.or_else(|| found.iter().find(|ticks| !ticks.is_empty())).cloned();
+    if let Some(ticks) = &mut ticks {
+        let step = ticks.len().div_ceil(MOST).max(1);
+        *ticks = ticks.iter().copied().step_by(step).collect();
+    }
+    ticks.unwrap_or_default()
+}
+
+/// Nanoseconds at an axis.
+fn time_label(ns: f64) -> String {
+    // Whole, and never negative.
+    #[allow(clippy::cast_sign_loss)]
+    let ns = ns as u64;
+    let text = human(ns);
+    let (value, unit) = text.split_once(' ').unwrap_or((&text, ""));
+    let value =
+        if value.contains('.') { value.trim_end_matches('0').trim_end_matches('.') } else { value };
+    format!("{value} {unit}")
+}
+
+/// A figure with its key in text beneath; nothing where it can't be drawn.
+fn figure(
+    caption: &str,
+    names: &[&str],
+    height: u32,
+    draw: impl FnOnce(&Area<'_>) -> Drawn,
+) -> String {
+    let mut svg = String::new();
+    let drawn = {
+        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        area.fill(&WHITE).map_err(Into::into).and_then(|()| draw(&area))
+    };
+    if drawn.is_err() {
+        return String::new();
+    }
+    // It stands in HTML, which knows what it is.
+    let svg = svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");
+    let mut text =
+        format!("<figure role=\"img\" aria-label=\"{0}\">\n{svg}<figcaption>{0}", escape(caption));
+    for (index, name) in names.iter().enumerate() {
+        let RGBColor(red, green, blue) = colour(index);
+        let _ = write!(
+            text,
+            "<br/><span class=\"key\" style=\"background:#{red:02x}{green:02x}{blue:02x}\"></span>{}",
+            escape(name)
+        );
+    }
+    text + "</figcaption>\n</figure>\n"
+}
+
+/// For each thing that was done at several sizes: time and grace periods over
+/// the size.
+pub(super) fn over_sizes(rows: &[Measured]) -> Vec<(String, String)> {
+    let mut things: Vec<(&str, &str)> = Vec::new();
+    for row in rows {
+        let thing = (row.what.as_str(), row.vcpus.as_str());
+        if !things.contains(&thing) {
+            things.push(thing);
+        }
+    }
+    let drawn = things.into_iter().filter_map(|(what, vcpus)| {
+        let of = |value: fn(&Measured) -> Option<u64>| {
+            let mut series: Vec<(&str, BTreeMap<u64, u64>)> = Vec::new();
+            for row in rows.iter().filter(|row| row.what == what && row.vcpus == vcpus) {
+                let Some(value) = value(row) else { continue };
+                let index = series.iter().position(|(name, _)| *name == row.strategy);
+                let index = index.unwrap_or_else(|| {
+                    series.push((&row.strategy, BTreeMap::new()));
+                    series.len() - 1
+                });
+                series[index].1.insert(row.size, value.max(1));
+            }
+            series
+        };
+        let times = of(Measured::median);
+        if times.iter().all(|(_, points)| points.len() < 2) {
+            return None;
+        }
+        let title = format!("{what}, {vcpus}, by number of regions");
+        let lines = |caption: &str, series: &[(&str, BTreeMap<u64, u64>)], time: bool| {
+            let names: Vec<&str> = series.iter().map(|(name, _)| *name).collect();
+            figure(caption, &names, HEIGHT, |area| draw_lines(area, series, time))
+        };
+        let charts = format!(
+            "<div class=\"charts\">\n{}{}</div>\n",
+            lines(&format!("Time over regions: {what}, {vcpus}"), &times, true),
+            lines(
+                &format!("Grace periods over regions: {what}, {vcpus}"),
+                &of(|row| row.grace_periods),
+                false
+            )
+        );
+        Some((title, charts))
+    });
+    drawn.collect()
+}
+
+fn draw_lines(area: &Area<'_>, series: &[(&str, BTreeMap<u64, u64>)], time: bool) -> Drawn {
+    let points = || series.iter().flat_map(|(_, points)| points.iter());
+    let least = |values: &mut dyn Iterator<Item = u64>| values.min().unwrap_or(1) as f64;
+    let most = |values: &mut dyn Iterator<Item = u64>| values.max().unwrap_or(1) as f64;
+    let (from, to) =
+        (least(&mut points().map(|at| *at.0)) / 1.1, most(&mut points().map(|at| *at.0)) * 1.1);
+    let (low, high) =
+        (least(&mut points().map(|at| *at.1)) / 1.5, most(&mut points().map(|at| *at.1)) * 1.5);
+    let sizes = (from..to).log_scale().with_key_points(ticks(from, to));
+    let values = (low..high).log_scale().with_key_points(ticks(low, high));
+    let mut chart = ChartBuilder::on(area)
+        .margin(8)
+        .margin_right(16)
+        .x_label_area_size(36)
+        .y_label_area_size(64)
+        .build_cartesian_2d(sizes, values)?;
+    chart
+        .configure_mesh()
+        .x_desc("regions")
+        .label_style(LABELS)
+        .axis_desc_style(LABELS)
+        .x_labels(4)
+        .y_labels(4)
+        .light_line_style(TRANSPARENT)
+        .x_label_formatter(&|size| format!("{size:.0}"))
+        .y_label_formatter(&|value| {
+            if time { time_label(*value) } else { format!("{value:.0}") }
+        })
+        .draw()?;
+    for (index, (_, points)) in series.iter().enumerate() {
+        let points: Vec<_> = points.iter().map(|at| (*at.0 as f64, *at.1 as f64)).collect();
+        chart.draw_series(LineSeries::new(points.clone(), colour(index).stroke_width(2)))?;
+        let dots = points.into_iter().map(|at| Circle::new(at, 3, colour(index).filled()));
+        chart.draw_series(dots)?;
+    }
+    area.present()?;
+    Ok(())
+}
+
+/// All runs of a comparison: a line of dots for each way.
+pub(super) fn distribution(rows: &[Measured]) -> String {
+    let rows: Vec<&Measured> = rows.iter().filter(|row| row.walls.len() > 1).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = rows.iter().map(|row| row.strategy.as_str()).collect();
+    let caption = "Each dot is a run; further right is slower";
+    let height = 60 + 24 * rows.len() as u32;
+    figure(caption, &names, height, |area| {
+        let walls = || rows.iter().flat_map(|row| &row.walls).map(|wall| (*wall).max(1) as f64);
+        let least = walls().fold(f64::INFINITY, f64::min) / 1.2;
+        let most = walls().fold(1.0, f64::max) * 1.2;
+        let axis = (least..most).log_scale().with_key_points(ticks(least, most));
+        let mut chart = ChartBuilder::on(area)
+            .margin(8)
+            .margin_left(20)
+            .margin_right(24)
+            .x_label_area_size(30)
+            .build_cartesian_2d(axis, 0.0..rows.len() as f64)?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .disable_y_axis()
+            .x_labels(4)
+            .label_style(LABELS)
+            .light_line_style(TRANSPARENT)
+            .x_label_formatter(&|ns| time_label(*ns))
+            .draw()?;
+        for (index, row) in rows.iter().enumerate() {
+            let y = rows.len() as f64 - 0.5 - index as f64;
+            let dots = row.walls.iter().map(|wall| {
+                Circle::new(((*wall).max(1) as f64, y), 4, colour(index).mix(0.6).filled())
+            });
+            chart.draw_series(dots)?;
+        }
+        area.present()?;
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_axis_has_some_round_numbers() {
+        for (from, to, expected) in [
+            (1e2, 1e5, &[1e2, 1e3, 1e4, 1e5][..]),
+            (8.0, 1000.0, &[10.0, 100.0, 1000.0]),
+            (8.0, 400.0, &[10.0, 30.0, 100.0, 300.0]),
+            (146.0, 430.0, &[150.0, 200.0, 300.0, 400.0]),
+            (1.0, 1e19, &[1.0, 1e5, 1e10, 1e15]),
+            (101.0, 102.0, &[]),
+        ] {
+            let found = ticks(from, to);
+            let close = |(a, b): (&f64, &f64)| (a / b - 1.0).abs() < 1e-9;
+            assert!(
+                found.len() == expected.len() && found.iter().zip(expected).all(close),
+                "{found:?}"
+            );
+        }
+        assert_eq!(time_label(1_500_000.0), "1.5 ms");
+        assert_eq!(time_label(10_000.0), "10 us");
+        assert_eq!(time_label(300.0), "300 ns");
+    }
+}

@@ -1,0 +1,134 @@
+//! A page that says it all: no network, no scripts, one file.
+
+mod chart;
+mod page;
+
+use std::fmt::Write;
+
+use super::{Measured, human, or_dash};
+use crate::machine::Machine;
+use page::{escape, table};
+
+/// What a page is about.
+#[derive(Debug)]
+pub struct Report<'a> {
+    /// Its title.
+    pub title: &'a str,
+    /// What was asked for, as a command line.
+    pub command: &'a str,
+    /// Where it was measured.
+    pub machine: &'a Machine,
+    /// Whether times mean nothing, as changes were made on the model of KVM.
+    pub model: bool,
+    /// What was measured.
+    pub rows: &'a [Measured],
+    /// What changed since a run before, if there was one.
+    pub changes: Option<&'a [String]>,
+}
+
+impl Report<'_> {
+    /// The page.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let mut body = format!("<h1>{}</h1>\n<p>{}</p>\n", escape(self.title), self.where_());
+        let _ = writeln!(body, "<p>Asked for: <code>{}</code></p>", escape(self.command));
+        if let Some(changes) = self.changes {
+            body += "<h2>What changed since the baseline</h2>\n<ul>\n";
+            for change in changes {
+                let _ = writeln!(body, "<li>{}</li>", escape(change));
+            }
+            body += "</ul>\n";
+        }
+        for (title, charts) in chart::over_sizes(self.rows) {
+            let _ = writeln!(body, "<h2>{}</h2>\n{charts}", escape(&title));
+        }
+        for rows in self.rows.chunk_by(|a, b| a.comparison() == b.comparison()) {
+            let _ = write!(body, "<section>\n<h2>{}</h2>\n", escape(&rows[0].title()));
+            for sentence in sentences(rows) {
+                let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
+            }
+            let first = rows.iter().find(|row| row.strategy == "per-region");
+            body += &table(&HEADER, rows.iter().map(|row| cells(row, first)));
+            body += &chart::distribution(rows);
+            body += "</section>\n";
+        }
+        page::page(self.title, &body)
+    }
+
+    fn where_(&self) -> String {
+        let Machine { kernel, arch, cpus, .. } = self.machine;
+        let place = match self.machine.virtual_machine {
+            Some(true) => ", itself a VM",
+            Some(false) => ", bare metal",
+            None => "",
+        };
+        let hz = self.machine.hz.map_or_else(String::new, |hz| format!(", HZ {hz}"));
+        let preemption = (self.machine.preemption.as_ref())
+            .map_or_else(String::new, |model| format!(", preemption {model}"));
+        let kvm = match (&self.machine.kvm, self.model) {
+            (_, true) => "The changes were made on the model of KVM: counts hold, times mean \
+                          nothing."
+                .to_owned(),
+            (Ok(offer), _) => {
+                let flavour = offer.flavour.unwrap_or("not known by name");
+                let batch = if offer.limits.batch.is_some() { "has" } else { "does not have" };
+                format!("Its KVM is {flavour} and {batch} KVM_SET_USER_MEMORY_REGIONS.")
+            }
+            (Err(why), _) => format!("KVM: {why}."),
+        };
+        escape(&format!(
+            "Measured on Linux {kernel}, {arch}, {cpus} CPUs{place}{hz}{preemption}. {kvm} A time \
+             is the median of its runs; two times are called different only where each median \
+             lies outside of all runs of the other."
+        ))
+    }
+}
+
+const HEADER: [&str; 7] =
+    ["strategy", "calls", "grace periods", "median", "fastest", "slowest", "times as fast"];
+
+fn cells(row: &Measured, first: Option<&Measured>) -> Vec<String> {
+    let by = if row.counted { "counted" } else { "planned" };
+    let time = |ns: Option<u64>| or_dash(ns.map(human));
+    vec![
+        row.strategy.clone(),
+        or_dash(row.calls),
+        or_dash(row.grace_periods.map(|count| format!("{count} {by}"))),
+        match &row.remark {
+            Some(why) if row.walls.is_empty() => why.clone(),
+            _ => time(row.median()),
+        },
+        time(row.walls.first().copied()),
+        time(row.walls.last().copied()),
+        match first {
+            Some(first) if first != row && !row.walls.is_empty() => {
+                row.speedup(first).map_or_else(|| "equal".to_owned(), |ratio| format!("{ratio:.2}"))
+            }
+            _ => "-".to_owned(),
+        },
+    ]
+}
+
+/// What a comparison says.
+fn sentences(rows: &[Measured]) -> Vec<String> {
+    let Some(first) = rows.iter().find(|row| row.strategy == "per-region") else {
+        return Vec::new();
+    };
+    let Some(time) = first.median() else { return Vec::new() };
+    let cost = |row: &Measured| {
+        let count = |value| or_dash(value);
+        format!("{} calls and {} grace periods", count(row.calls), count(row.grace_periods))
+    };
+    let mut said = vec![format!("One by one: {}, {}.", cost(first), human(time))];
+    for row in rows.iter().filter(|row| row.strategy != first.strategy) {
+        let Some(time) = row.median() else { continue };
+        let compared = match row.speedup(first) {
+            None => "no faster and no slower within the noise".to_owned(),
+            Some(ratio) if ratio > 1.0 => format!("{ratio:.2} times as fast"),
+            Some(ratio) => format!("{:.2} times as slow", 1.0 / ratio),
+        };
+        said.push(format!("{}: {}, {}, {compared}.", row.strategy, cost(row), human(time)));
+        said.extend(row.remark.clone());
+    }
+    said
+}
