@@ -295,13 +295,20 @@ proptest! {
                 let most = if executor == Executor::Batch { usize::from(changes > 0) } else { changes };
                 let allowed = most as u64 + u64::from(other != world.other);
                 prop_assert!(calls <= allowed, "{:?}: {} calls for {} changes", op, calls, changes);
+                let mut by_bar = 0;
                 for (function, naive) in world.naive.iter().enumerate() {
                     for (bar, base) in naive.bases.iter().enumerate() {
                         let shape = SHAPES[function][bar];
                         let index = (!shape.is_rom).then_some((shape.register - 0x10) / 4);
                         prop_assert_eq!(world.bars.base(world.ids[function], index), *base);
+                        for (window, id) in world.bars.regions(world.ids[function], index) {
+                            let region = world.vm.region(id).unwrap();
+                            prop_assert_eq!(region.hva, hva(function, bar, window));
+                            by_bar += 1;
+                        }
                     }
                 }
+                prop_assert_eq!(by_bar, after.len());
                 prop_assert_eq!(world.vm.slots(0), world.model.slots(0));
             }
         }

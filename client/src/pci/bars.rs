@@ -15,6 +15,9 @@ use crate::{Changes, RegionId, RegionSpec, Report, Span, Vm};
 /// A window: of which function, which of its BARs, which one of those.
 type Key = (FunctionId, usize, usize);
 
+/// The expansion ROM, which has no index, among the BARs: behind them.
+const EXPANSION_ROM: usize = usize::MAX;
+
 /// A window that KVM refused where it was to be.
 #[derive(Debug)]
 struct Refusal {
@@ -152,7 +155,7 @@ impl PciBars {
     /// with [`sync`](Self::sync).
     #[must_use]
     pub fn refusal(&self, function: FunctionId, bar: Option<usize>) -> Option<&Error> {
-        let bar = bar.unwrap_or(usize::MAX);
+        let bar = bar.unwrap_or(EXPANSION_ROM);
         let mine = self.refused.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
         mine.min_by_key(|(key, _)| **key).map(|(_, refusal)| &refusal.error)
     }
@@ -161,7 +164,7 @@ impl PciBars {
     /// expansion ROM, by their index.
     #[must_use]
     pub fn regions(&self, function: FunctionId, bar: Option<usize>) -> Vec<(usize, RegionId)> {
-        let bar = bar.unwrap_or(usize::MAX);
+        let bar = bar.unwrap_or(EXPANSION_ROM);
         let mine = self.mapped.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
         let mut mine: Vec<_> = mine.map(|((_, _, window), id)| (*window, *id)).collect();
         mine.sort_unstable();
@@ -276,6 +279,7 @@ impl PciBars {
             registers.windows().filter_map(|(bar, window, base, spec)| {
                 let Span { gpa, size } = spec.span();
                 // A BAR that would wrap is nowhere.
+                let bar = bar.unwrap_or(EXPANSION_ROM);
                 Some(((*id, bar, window), Range::new(base.checked_add(gpa)?, size)?, spec))
             })
         })

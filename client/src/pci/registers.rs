@@ -178,12 +178,13 @@ impl Registers {
         Some((bar, at - self.bars[bar].offset))
     }
 
-    /// The windows of BARs that are somewhere, and where those are: BAR by BAR.
-    pub(super) fn windows(&self) -> impl Iterator<Item = (usize, usize, u64, &Window)> {
-        self.bars.iter().enumerate().flat_map(|(bar, this)| {
-            let windows = this.spec.windows.iter().enumerate();
-            this.base.into_iter().flat_map(move |base| {
-                windows.clone().map(move |(window, spec)| (bar, window, base, spec))
+    /// The windows of BARs that are somewhere, and where those are: BAR by BAR,
+    /// each by its index, the expansion ROM last.
+    pub(super) fn windows(&self) -> impl Iterator<Item = (Option<usize>, usize, u64, &Window)> {
+        self.bars.iter().flat_map(|bar| {
+            let windows = bar.spec.windows.iter().enumerate();
+            bar.base.into_iter().flat_map(move |base| {
+                windows.clone().map(move |(window, spec)| (bar.index, window, base, spec))
             })
         })
     }
