@@ -1,0 +1,14 @@
+//! Fuzzing on stable Rust: bytes that a mutator makes of a small corpus, the same
+//! each time, go into what reads bytes from outside.
+//!
+//! `MEMSLOTS_FUZZ_SECONDS=3600 cargo test -p kvm-memslots-bench --test fuzz` goes
+//! on for an hour each, with other bytes each time; `MEMSLOTS_FUZZ_SEED` makes it
+//! those of a run before. An input that brings something down is written into the
+//! folder for temporary files, and belongs into `tests/data/fuzz` then, from where
+//! each run starts.
+#![allow(clippy::unwrap_used)]
+
+mod changes;
+mod engine;
+mod pci;
+mod traces;
