@@ -2,15 +2,14 @@
 
 mod output;
 mod page;
+mod progress;
 mod traces;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::{Bench, Row, Sizes};
 use crate::density::{self, Density};
@@ -25,6 +24,7 @@ use crate::scenario::Workload;
 use crate::strategy::Strategy;
 use output::OutputFile;
 use page::PageArgs;
+use progress::{progress, spinner};
 
 /// The exit code for what can't be done as asked, as clap's for what can't be
 /// understood.
@@ -266,7 +266,7 @@ fn devices(args: &Devices) -> Result<(), Failure> {
     let mut written = Ok(());
     let measured = devices::devices(args, |new| {
         if args.json && written.is_ok() {
-            written = progress.0.suspend(|| report::json(&new, io::stdout().lock()));
+            written = progress.suspend(|| report::json(&new, io::stdout().lock()));
         }
         rows.extend(new);
     });
@@ -288,7 +288,7 @@ fn density(args: &Density) -> Result<(), Failure> {
     let measured = density::density(args, |row| {
         if args.json && written.is_ok() {
             let row = std::slice::from_ref(&row);
-            written = progress.0.suspend(|| report::json(row, io::stdout().lock()));
+            written = progress.suspend(|| report::json(row, io::stdout().lock()));
         }
         rows.push(row);
     });
@@ -384,34 +384,4 @@ fn need_kvm(vcpus: &[usize]) -> Result<(), Failure> {
         return Err(Failure::Usage(why));
     }
     Ok(())
-}
-
-fn progress(length: usize) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
-    ProgressBar::new(length as u64)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// Progress of what does not say how far it is; gone when it is dropped.
-struct Spinner(ProgressBar);
-
-impl Drop for Spinner {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
-}
-
-fn spinner(what: &'static str) -> Spinner {
-    if !io::stderr().is_terminal() {
-        return Spinner(ProgressBar::hidden());
-    }
-    let style = ProgressStyle::with_template("{spinner} {msg}, {elapsed}");
-    let bar = ProgressBar::new_spinner()
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
-        .with_message(what);
-    bar.enable_steady_tick(Duration::from_millis(200));
-    Spinner(bar)
 }

@@ -56,7 +56,7 @@ fn the_page_is_one_file_with_every_number() {
     check_alone(&page);
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     for part in
-        [release.trim(), "on the model of KVM", "sparse, 40 regions, no vCPU", "One by one: "]
+        [release.trim(), "on the model of KVM", "sparse, 40 regions, no vCPU", "per-region: "]
     {
         assert!(page.contains(part), "{part}");
     }
@@ -129,5 +129,7 @@ fn whatever_the_rows_say_the_page_is_well_formed() {
         .page();
         check_well_formed(&page);
         check_alone(&page);
+        assert_eq!(page.contains("shim, skipped: a &lt;i&gt; &amp; no more."), !rows.is_empty());
+        assert!(page.contains("<li>a &lt; b</li>"));
     }
 }

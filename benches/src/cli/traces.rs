@@ -8,7 +8,8 @@ use clap::Args;
 
 use super::output::OutputFile;
 use super::page::PageArgs;
-use super::{Failure, counter, need_kvm, progress, spinner};
+use super::progress::{progress, spinner};
+use super::{Failure, counter, need_kvm};
 use crate::replay::{self, CHURN_AFTER, Replay, Strategy};
 use crate::rig::Target;
 use crate::trace::{self, BURST_GAP, bursts};

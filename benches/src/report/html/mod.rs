@@ -84,51 +84,54 @@ impl Report<'_> {
     }
 }
 
+/// What matters most comes first: a narrow screen shows only that at once.
 const HEADER: [&str; 7] =
-    ["strategy", "calls", "grace periods", "median", "fastest", "slowest", "times as fast"];
+    ["strategy", "median", "times as fast", "calls", "grace periods", "fastest", "slowest"];
 
 fn cells(row: &Measured, first: Option<&Measured>) -> Vec<String> {
     let by = if row.counted { "counted" } else { "planned" };
     let time = |ns: Option<u64>| or_dash(ns.map(human));
+    let faster = match first {
+        Some(first) if first != row && !row.walls.is_empty() => {
+            row.speedup(first).map_or_else(|| "equal".to_owned(), |ratio| format!("{ratio:.2}"))
+        }
+        _ => "-".to_owned(),
+    };
     vec![
         row.strategy.clone(),
+        if row.walls.is_empty() { "skipped".to_owned() } else { time(row.median()) },
+        faster,
         or_dash(row.calls),
         or_dash(row.grace_periods.map(|count| format!("{count} {by}"))),
-        match &row.remark {
-            Some(why) if row.walls.is_empty() => why.clone(),
-            _ => time(row.median()),
-        },
         time(row.walls.first().copied()),
         time(row.walls.last().copied()),
-        match first {
-            Some(first) if first != row && !row.walls.is_empty() => {
-                row.speedup(first).map_or_else(|| "equal".to_owned(), |ratio| format!("{ratio:.2}"))
-            }
-            _ => "-".to_owned(),
-        },
     ]
 }
 
 /// What a comparison says.
 fn sentences(rows: &[Measured]) -> Vec<String> {
-    let Some(first) = rows.iter().find(|row| row.strategy == "per-region") else {
-        return Vec::new();
-    };
-    let Some(time) = first.median() else { return Vec::new() };
-    let cost = |row: &Measured| {
-        let count = |value| or_dash(value);
-        format!("{} calls and {} grace periods", count(row.calls), count(row.grace_periods))
-    };
-    let mut said = vec![format!("One by one: {}, {}.", cost(first), human(time))];
-    for row in rows.iter().filter(|row| row.strategy != first.strategy) {
-        let Some(time) = row.median() else { continue };
-        let compared = match row.speedup(first) {
-            None => "no faster and no slower within the noise".to_owned(),
-            Some(ratio) if ratio > 1.0 => format!("{ratio:.2} times as fast"),
-            Some(ratio) => format!("{:.2} times as slow", 1.0 / ratio),
-        };
-        said.push(format!("{}: {}, {}, {compared}.", row.strategy, cost(row), human(time)));
-        said.extend(row.remark.clone());
+    let first = rows.iter().find(|row| row.strategy == "per-region");
+    let mut said = Vec::new();
+    for row in rows {
+        let name = &row.strategy;
+        if let Some(time) = row.median() {
+            let cost = format!(
+                "{} calls and {} grace periods, {}",
+                or_dash(row.calls),
+                or_dash(row.grace_periods),
+                human(time)
+            );
+            let compared = match first.filter(|first| *first != row) {
+                None => String::new(),
+                Some(first) => match row.speedup(first) {
+                    None => ", no faster and no slower within the noise".to_owned(),
+                    Some(ratio) if ratio > 1.0 => format!(", {ratio:.2} times as fast"),
+                    Some(ratio) => format!(", {:.2} times as slow", 1.0 / ratio),
+                },
+            };
+            said.push(format!("{name}: {cost}{compared}."));
+        }
+        said.extend(row.remark.iter().map(|remark| format!("{name}, {remark}.")));
     }
     said
 }

@@ -17,6 +17,7 @@ th:first-child,td:first-child{text-align:left}\
 figure{margin:1rem 0;max-width:100%}figcaption{font-size:.9rem;color:#333}\
 svg{max-width:100%;height:auto;display:block}\
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .9em}\
+@media (max-width:30rem){th,td{padding:.25rem .35rem}}\
 @media print{body{max-width:none;padding:0;font-size:11pt}section,figure,table{break-inside:avoid}\
 .box{overflow:visible}}";
 
