@@ -88,6 +88,12 @@ mod tests {
     }
 
     #[test]
+    fn this_machine_says_what_it_has() {
+        assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(is_on("Y\n") && is_on("1\n") && !is_on("N\n") && !is_on("0\n"));
+    }
+
+    #[test]
     fn the_sum_is_named() {
         let calls = [call(0, 1 << 42), call(1, 1 << 42)];
         assert!(check_with(&calls, 0, 0).is_ok());

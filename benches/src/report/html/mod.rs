@@ -40,7 +40,7 @@ impl Report<'_> {
             body += "</ul>\n";
         }
         for (title, charts) in chart::over_sizes(self.rows) {
-            let _ = writeln!(body, "<h2>{}</h2>\n{charts}", escape(&title));
+            let _ = writeln!(body, "<section>\n<h2>{}</h2>\n{charts}</section>", escape(&title));
         }
         for rows in self.rows.chunk_by(|a, b| a.comparison() == b.comparison()) {
             let _ = write!(body, "<section>\n<h2>{}</h2>\n", escape(&rows[0].title()));

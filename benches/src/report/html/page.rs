@@ -18,7 +18,7 @@ figure{margin:1rem 0;max-width:100%}figcaption{font-size:.9rem;color:#333}\
 svg{max-width:100%;height:auto;display:block}\
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .9em}\
 @media (max-width:30rem){th,td{padding:.25rem .35rem}}\
-@media print{body{max-width:none;padding:0;font-size:11pt}section,figure,table{break-inside:avoid}\
+@media print{body{max-width:none;padding:0;font-size:11pt}section,figure,table{break-inside:avoid}h2{break-after:avoid}\
 .box{overflow:visible}}";
 
 /// Text as content or attribute.
