@@ -6,12 +6,14 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, RwLock};
 
 use kvm_memslots_shim::events::{EventCalls, Route};
+use kvm_memslots_shim::kvm::QUIRK_SLOT_ZAP_ALL;
 use kvm_memslots_shim::memory::{How, MemoryCalls};
 use kvm_memslots_shim::uapi::irqfd::NoIrqBypass;
 use kvm_memslots_shim::uapi::probe::{Support, TrapSupport};
-use kvm_memslots_shim::{Kvm, KvmOptions, Limits, SlotIds};
+use kvm_memslots_shim::{Kvm, KvmOptions, Limits, OpenError, SlotIds};
 
 use super::events::EventState;
+use super::order::OrderCheck;
 use super::plan::Space;
 use super::regions::Regions;
 use super::{Commit, Harvest, Tables, Vm, fork};
@@ -55,6 +57,8 @@ const FIRST_GSI: u32 = 24;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
+// Options that have nothing to do with each other.
+#[allow(clippy::struct_excessive_bools)]
 #[must_use]
 pub struct Builder {
     executor: Executor,
@@ -69,6 +73,9 @@ pub struct Builder {
     reserved_gsis: Vec<RangeInclusive<u32>>,
     first_gsi: u32,
     no_irqbypass: bool,
+    order_check: bool,
+    /// With which others `KVM_X86_QUIRK_SLOT_ZAP_ALL` is to be disabled.
+    slot_zap_all_and: Option<u64>,
 }
 
 impl Default for Builder {
@@ -86,6 +93,8 @@ impl Default for Builder {
             reserved_gsis: Vec::new(),
             first_gsi: FIRST_GSI,
             no_irqbypass: true,
+            order_check: true,
+            slot_zap_all_and: None,
         }
     }
 }
@@ -196,6 +205,39 @@ impl Builder {
         self
     }
 
+    /// Whether the order of the VM's start is watched: on unless said otherwise.
+    ///
+    /// Since Linux 6.18 `KVM_CREATE_IRQCHIP`, `KVM_CREATE_PIT2` and ioeventfds leave
+    /// a normal grace period in flight (`call_srcu()` in `kvm_io_bus_register_dev()`),
+    /// which the next change of memory waits for: ticks instead of microseconds. So
+    /// memory comes first, then these. A `tracing` warning names the call that came
+    /// too early, once a VM, and only where a set of changes was slow after it.
+    ///
+    /// It costs one `KVM_GET_IRQCHIP` when the VM is opened, on x86; calls that the
+    /// VMM makes after that, other than through this crate, are not noticed.
+    pub fn order_check(mut self, on: bool) -> Self {
+        self.order_check = on;
+        self
+    }
+
+    /// Disables `KVM_X86_QUIRK_SLOT_ZAP_ALL` where the kernel has it (x86, Linux
+    /// 6.12): to unmap or to move a region then drops the page tables of that
+    /// region alone, where else vCPUs fault all of their memory in again
+    /// (`kvm_arch_flush_shadow_memslot()`). For VMs whose regions come and go.
+    ///
+    /// Not for a VM with assigned devices: that has corrupted guests, for a reason
+    /// that was never found (Linux commit d012a06ab1d2), and is why the quirk is on
+    /// by default. Nor where KVM shadows the guest's page tables (no EPT or NPT)
+    /// and regions are large: it then looks at each of a region's pages.
+    ///
+    /// `others` are the quirks that the VMM has disabled by itself
+    /// (`KVM_CAP_DISABLE_QUIRKS2`), a bit for each: before Linux 6.15 the call
+    /// replaces them. [`Vm::zaps_slots_only`] says what came of it.
+    pub fn disable_slot_zap_all(mut self, others: u64) -> Self {
+        self.slot_zap_all_and = Some(others);
+        self
+    }
+
     /// Opens the VM behind `vm`, whose descriptor is duplicated: the VM lives at
     /// least as long as the [`Vm`].
     ///
@@ -223,8 +265,14 @@ impl Builder {
         if !fork::claim(&kvm, fd) {
             return Err(ErrorKind::AlreadyOpen.into());
         }
+        let zaps_slots_only = match self.slot_zap_all_and {
+            Some(others) => disable_slot_zap_all(&kvm, others)?,
+            None => false,
+        };
         let memory: Arc<dyn MemoryCalls> = Arc::clone(&kvm) as _;
-        self.open_on(memory, kvm)
+        let mut vm = self.open_on(memory, kvm)?;
+        vm.zaps_slots_only = zaps_slots_only;
+        Ok(vm)
     }
 
     /// Opens on something else than a VM's descriptor: the models of KVM
@@ -251,6 +299,8 @@ impl Builder {
             self.reserved_gsis,
             self.first_gsi,
         )?;
+        let irqchip_first = self.order_check && events.has_irqchip() == Some(true);
+        let order = OrderCheck::new(self.order_check, irqchip_first);
         let count = spaces.len();
         let deferred: Vec<_> = (0..count).map(|_| DeferredMaps::new(&self.deferral)).collect();
         tracing::debug!(backend = memory.name(), ?limits, ?how, "open");
@@ -258,6 +308,7 @@ impl Builder {
             limits,
             how,
             manual_dirty_log: self.manual_dirty_log,
+            zaps_slots_only: false,
             observers: self.observers,
             harvest: self.harvest,
             process: fork::Process::this(),
@@ -273,6 +324,7 @@ impl Builder {
                 events: events_state,
                 limbo: Vec::new(),
                 deferred,
+                order,
             }),
             committer: std::sync::atomic::AtomicUsize::new(0),
             dirty: Mutex::new(DirtyState::new(count)),
@@ -294,4 +346,17 @@ impl Builder {
         }
         Ok(all.into_iter().map(Space::new).collect())
     }
+}
+
+/// Whether the quirk is disabled now.
+fn disable_slot_zap_all(kvm: &Kvm, others: u64) -> Result<bool, Error> {
+    let known = if cfg!(target_arch = "x86_64") { kvm.quirks() } else { 0 };
+    if known & QUIRK_SLOT_ZAP_ALL == 0 {
+        tracing::debug!("no KVM_X86_QUIRK_SLOT_ZAP_ALL to disable");
+        return Ok(false);
+    }
+    let quirks = others | QUIRK_SLOT_ZAP_ALL;
+    let disabled = kvm.disable_quirks(quirks);
+    disabled.map_err(|errno| OpenError::Quirks { quirks, known, errno })?;
+    Ok(true)
 }

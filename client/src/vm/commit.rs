@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_memslots_shim::memory;
+use kvm_memslots_shim::{events, memory};
 
 use super::calls::Made;
 use super::draft::Edit;
@@ -65,11 +65,18 @@ impl Vm {
     ) -> Result<Report, Error> {
         let mut panics = Panics::default();
         let mut garbage = Garbage::default();
+        let mut early = None;
         let result = self.enter().and_then(|mut committing| {
             let promote = promote(&committing.commit);
-            self.carry_out(&mut committing, &changes, &promote, &mut garbage, &mut panics)
+            let done =
+                self.carry_out(&mut committing, &changes, &promote, &mut garbage, &mut panics);
+            early = committing.commit.order.take();
+            done
         });
         let result = result.map_err(|error| name_device(error, &changes));
+        if let Some(early) = early {
+            panics.catch(|| early.warn());
+        }
         panics.catch(|| match &result {
             Ok(report) => tracing::debug!(
                 ioctls = report.ioctls,
@@ -291,7 +298,12 @@ impl Vm {
         }
         follow(&mut tables.regions, &edits, &mut left.extras);
         left.edits = edits;
+        commit.order.memory(&made.memory);
         if let Some(events) = &mut prepared.events {
+            let came = &events.plan.ops[events.plan.gone..];
+            if came.iter().any(|op| matches!(op, events::Op::AssignIoeventfd(_))) {
+                commit.order.ioeventfds();
+            }
             commit.events.settle(events);
             if !commit.events.unsettled {
                 left.events.append(&mut commit.events.limbo);

@@ -10,6 +10,7 @@ mod events;
 mod fork;
 mod heirs;
 mod lookup;
+mod order;
 mod panics;
 mod plan;
 mod prepare;
@@ -92,6 +93,7 @@ pub struct Vm {
     limits: Limits,
     how: How,
     pub(crate) manual_dirty_log: bool,
+    zaps_slots_only: bool,
     observers: Vec<Arc<dyn Observer>>,
     harvest: Option<Arc<Harvest>>,
     process: fork::Process,
@@ -128,6 +130,7 @@ pub(crate) struct Commit {
     /// change that could not be undone.
     limbo: Vec<Arc<dyn HostMemory>>,
     pub(crate) deferred: Vec<DeferredMaps>,
+    order: order::OrderCheck,
 }
 
 /// A thread, as a number that is no other's while it lives.
@@ -177,6 +180,13 @@ impl Vm {
             How::PerRegion => Executor::PerRegion,
             How::Batch { .. } => Executor::Batch,
         }
+    }
+
+    /// Whether unmapping a region leaves the page tables of others alone: see
+    /// [`Builder::disable_slot_zap_all`].
+    #[must_use]
+    pub const fn zaps_slots_only(&self) -> bool {
+        self.zaps_slots_only
     }
 
     /// `"kvm"` or `"model"`.

@@ -65,6 +65,7 @@ impl Vm {
         tables.slots[usize::from(as_id)].follow(&plan.ops);
         commit.spaces[usize::from(as_id)].follow(&plan.ops, 1);
         commit.deferred[usize::from(as_id)].note_commit(&plan.ops, &memory, false);
+        commit.order.memory(&memory);
         left.extras.extend(match (edit.index, &edit.now) {
             (Some(index), Some(now)) => tables.regions.set(index, now),
             (Some(index), None) => tables.regions.remove(index),

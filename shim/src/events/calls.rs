@@ -52,4 +52,10 @@ pub trait EventCalls: Send + Sync {
     /// # Errors
     /// `ENOENT`: there is none like this; `EBADF`, `EINVAL`.
     fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno>;
+
+    /// Whether `KVM_CREATE_IRQCHIP` was called on the VM, as `KVM_GET_IRQCHIP`
+    /// says; `None` where nobody can tell.
+    fn has_irqchip(&self) -> Option<bool> {
+        None
+    }
 }

@@ -85,6 +85,14 @@ impl EventCalls for Kvm {
     fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
         self.change_ioeventfd(ioeventfd, IOEVENTFD_DEASSIGN)
     }
+
+    fn has_irqchip(&self) -> Option<bool> {
+        match retry(|| self.calls.get_irqchip()) {
+            Ok(()) => Some(true),
+            Err(Errno::ENXIO) => Some(false),
+            Err(_) => None,
+        }
+    }
 }
 
 /// A descriptor as `struct kvm_irqfd` has it: no descriptor is negative, and

@@ -380,4 +380,8 @@ impl EventCalls for Model {
     fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
         self.with(|vm| vm.deassign_ioeventfd(ioeventfd))
     }
+
+    fn has_irqchip(&self) -> Option<bool> {
+        Some(self.with(|vm| vm.irqchip == Irqchip::Full))
+    }
 }

@@ -4,7 +4,9 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use kvm_bindings::{kvm_clear_dirty_log, kvm_dirty_log, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd};
+use kvm_bindings::{
+    kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
+};
 use kvm_memslots_uapi::{
     kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_userspace_memory_regions,
 };
@@ -81,11 +83,21 @@ pub(crate) trait VmCalls: Send + Sync + fmt::Debug {
 
     /// `KVM_IOEVENTFD`, likewise.
     fn ioeventfd(&self, ioeventfd: &kvm_ioeventfd) -> Result<(), Errno>;
+
+    /// `KVM_GET_IRQCHIP` of the first PIC, whose state is thrown away: `ENXIO`
+    /// where `KVM_CREATE_IRQCHIP` was not called. x86 only.
+    fn get_irqchip(&self) -> Result<(), Errno>;
+
+    /// `KVM_ENABLE_CAP` of the VM, of a capability that reads `args` alone.
+    fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno>;
 }
 
 mod request {
+    #[cfg(target_arch = "x86_64")]
+    use kvm_bindings::kvm_irqchip;
     use kvm_bindings::{
-        kvm_clear_dirty_log, kvm_dirty_log, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
+        kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing,
+        kvm_irqfd,
     };
     use kvm_memslots_uapi::{
         KVM_SET_USER_MEMORY_REGIONS, KVMIO, kvm_userspace_memory_region,
@@ -104,9 +116,12 @@ mod request {
     ioctl_write_ptr!(get_dirty_log, KVMIO, 0x42, kvm_dirty_log);
     ioctl_write_ptr!(set_user_memory_region, KVMIO, 0x46, kvm_userspace_memory_region);
     ioctl_write_ptr!(set_user_memory_region2, KVMIO, 0x49, kvm_userspace_memory_region2);
+    #[cfg(target_arch = "x86_64")]
+    ioctl_readwrite!(get_irqchip, KVMIO, 0x62, kvm_irqchip);
     ioctl_write_ptr!(set_gsi_routing, KVMIO, 0x6a, kvm_irq_routing);
     ioctl_write_ptr!(irqfd, KVMIO, 0x76, kvm_irqfd);
     ioctl_write_ptr!(ioeventfd, KVMIO, 0x79, kvm_ioeventfd);
+    ioctl_write_ptr!(enable_cap, KVMIO, 0xa3, kvm_enable_cap);
     ioctl_readwrite!(clear_dirty_log, KVMIO, 0xc0, kvm_clear_dirty_log);
     ioctl_readwrite_bad!(
         set_user_memory_regions,
@@ -233,6 +248,26 @@ impl VmCalls for OwnedFd {
     fn ioeventfd(&self, ioeventfd: &kvm_ioeventfd) -> Result<(), Errno> {
         // SAFETY: the kernel reads the structure.
         let answer = unsafe { request::ioeventfd(self.as_raw_fd(), ioeventfd) };
+        answer.map(drop).map_err(Errno::from_nix)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn get_irqchip(&self) -> Result<(), Errno> {
+        let mut chip = kvm_bindings::kvm_irqchip::default();
+        // SAFETY: the kernel reads and writes the structure.
+        let answer = unsafe { request::get_irqchip(self.as_raw_fd(), &raw mut chip) };
+        answer.map(drop).map_err(Errno::from_nix)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn get_irqchip(&self) -> Result<(), Errno> {
+        Err(Errno::ENOTTY)
+    }
+
+    fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno> {
+        // SAFETY: the kernel reads the structure, whose `args` are numbers to
+        // the capabilities that this is for.
+        let answer = unsafe { request::enable_cap(self.as_raw_fd(), cap) };
         answer.map(drop).map_err(Errno::from_nix)
     }
 }

@@ -57,4 +57,16 @@ pub enum OpenError {
         /// The descriptor.
         fd: RawFd,
     },
+    /// Quirks that the kernel does not let go of.
+    #[error(
+        "the quirks {quirks:#x} of the VM can't be disabled ({errno}): the kernel has {known:#x}"
+    )]
+    Quirks {
+        /// Those that were to be disabled, a bit for each.
+        quirks: u64,
+        /// What `KVM_CAP_DISABLE_QUIRKS2` has.
+        known: u64,
+        /// The errno of `KVM_ENABLE_CAP`.
+        errno: Errno,
+    },
 }

@@ -4,6 +4,7 @@ mod allowed;
 mod calls;
 mod error;
 mod open;
+mod quirks;
 mod retry;
 mod scratch;
 #[cfg(test)]
@@ -12,5 +13,6 @@ mod trap;
 mod vm;
 
 pub use error::OpenError;
+pub use quirks::QUIRK_SLOT_ZAP_ALL;
 pub(crate) use retry::retry;
 pub use vm::{Kvm, KvmOptions};

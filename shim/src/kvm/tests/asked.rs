@@ -1,9 +1,9 @@
 //! What a kernel is asked at the start, and how far it is believed.
 
 use kvm_bindings::{
-    KVM_CAP_GUEST_MEMFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID, KVM_CAP_MULTI_ADDRESS_SPACE,
-    KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM, KVM_CAP_USER_MEMORY, KVM_CAP_USER_MEMORY2,
-    KVM_IRQFD_FLAG_DEASSIGN,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID,
+    KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM, KVM_CAP_USER_MEMORY,
+    KVM_CAP_USER_MEMORY2, KVM_IRQFD_FLAG_DEASSIGN,
 };
 use kvm_memslots_uapi::irqfd::{
     KVM_CAP_IRQFD_NO_IRQBYPASS, KVM_IRQFD_FLAG_NO_IRQBYPASS, NoIrqBypass,
@@ -17,7 +17,7 @@ use crate::errno::Errno;
 use crate::events::EventCalls;
 use crate::kvm::error::OpenError;
 use crate::kvm::open::check;
-use crate::kvm::{Kvm, KvmOptions};
+use crate::kvm::{Kvm, KvmOptions, QUIRK_SLOT_ZAP_ALL};
 use crate::memory::{MemoryCalls, Op};
 
 #[test]
@@ -196,4 +196,24 @@ fn only_a_vm_fd_is_taken() {
     assert!(matches!(check(system), Err(OpenError::SystemFd { fd: 7 })));
     let none = check(Fake::new(&[], absent));
     assert!(matches!(none, Err(OpenError::NoMemslots { fd: 7 })));
+}
+
+#[test]
+fn the_irqchip_is_there_or_not_or_nobody_knows() {
+    let answers =
+        [(Ok(()), Some(true)), (Err(Errno::ENXIO), Some(false)), (Err(Errno::ENOTTY), None)];
+    for (irqchip, expected) in answers {
+        let (vm, kernel) = open(Fake { irqchip, ..Fake::new(&[], absent) });
+        assert!(!kernel.look().asked.contains(&"irqchip"), "asked without need");
+        assert_eq!(vm.has_irqchip(), expected);
+    }
+}
+
+#[test]
+fn quirks_are_disabled_as_a_set() {
+    let (vm, kernel) = open(Fake::new(&[(KVM_CAP_DISABLE_QUIRKS2, 0xff)], absent));
+    assert_eq!(vm.quirks(), 0xff);
+    assert_eq!(vm.disable_quirks(QUIRK_SLOT_ZAP_ALL | 1), Ok(()));
+    assert_eq!(kernel.look().enabled, [(KVM_CAP_DISABLE_QUIRKS2, 0x81)]);
+    assert_eq!(open(Fake::new(&[], absent)).0.quirks(), 0);
 }

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use kvm_bindings::{kvm_clear_dirty_log, kvm_dirty_log, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd};
+use kvm_bindings::{
+    kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
+};
 use kvm_memslots_uapi::{
     KVM_CAP_USER_MEMORY_REGIONS, MemoryRegionsFlags, kvm_userspace_memory_region,
     kvm_userspace_memory_region2, kvm_userspace_memory_regions,
@@ -38,6 +40,10 @@ pub(super) struct Fake {
     pub(super) has_dev_kvm: bool,
     /// The words of the last routing table.
     pub(super) routes: Vec<u32>,
+    /// What `KVM_GET_IRQCHIP` says.
+    pub(super) irqchip: Result<(), Errno>,
+    /// Capabilities that were enabled, with their first argument.
+    pub(super) enabled: Vec<(u32, u64)>,
 }
 
 impl Fake {
@@ -52,6 +58,8 @@ impl Fake {
             knows: !0,
             has_dev_kvm: true,
             routes: Vec::new(),
+            irqchip: Ok(()),
+            enabled: Vec::new(),
         }
     }
 
@@ -161,6 +169,17 @@ impl VmCalls for Seat {
 
     fn ioeventfd(&self, _: &kvm_ioeventfd) -> Result<(), Errno> {
         self.ask("ioeventfd")
+    }
+
+    fn get_irqchip(&self) -> Result<(), Errno> {
+        self.ask("irqchip")?;
+        self.look().irqchip
+    }
+
+    fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno> {
+        self.ask("enable")?;
+        self.look().enabled.push((cap.cap, cap.args[0]));
+        Ok(())
     }
 }
 
