@@ -14,13 +14,14 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::{Bench, Row, Sizes};
 use crate::density::{self, Density};
 use crate::devices::{self, Devices};
-use crate::doctor;
+use crate::doctor::{self, Doctor};
 use crate::flash::{self, Way, compare};
 use crate::grace::GraceCounter;
 use crate::machine::{new_vm, open_kvm};
 use crate::report;
 use crate::rig::{Busy, Target, Vcpus};
 use crate::scenario::Workload;
+use crate::start::{self, Start};
 use crate::strategy::Strategy;
 use output::OutputFile;
 use page::PageArgs;
@@ -48,8 +49,9 @@ enum Command {
     /// Have a guest program flash, and compare the ways in which the slot of a
     /// ROM device can follow its mode.
     Flash(FlashArgs),
-    /// Show what this machine offers, and what a grace period costs on it.
-    Doctor,
+    /// Show what this machine offers, what a grace period costs on it, and in
+    /// which order a VM is best started.
+    Doctor(Doctor),
     /// Read the memslot calls of a VMM from the log of QEMU's event
     /// `kvm_set_user_memory` or from strace -e ioctl, and write them as a
     /// trace.
@@ -68,6 +70,9 @@ enum Command {
         #[arg(long)]
         no_irqbypass: bool,
     },
+    /// A VM of `bench start`, in a process of its own.
+    #[command(name = "start-worker", hide = true)]
+    StartWorker(start::Worker),
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +89,9 @@ struct BenchCommand {
 enum Special {
     /// Whole devices, attached and detached: memory, ioeventfds, MSI-X vectors.
     Devices(Devices),
+    /// A VM's start in KVM: memory, interrupt controller, vCPUs and devices, in
+    /// the order of VMMs and in the best one; one VM, and many at once.
+    Start(Start),
 }
 
 #[derive(Debug, Args)]
@@ -159,15 +167,21 @@ pub fn main() -> ExitCode {
         Some(Command::Bench(BenchCommand { special: Some(Special::Devices(args)), .. })) => {
             devices(&args)
         }
+        Some(Command::Bench(BenchCommand { special: Some(Special::Start(args)), .. })) => {
+            start(&args)
+        }
         Some(Command::Bench(BenchCommand { special: None, scenarios })) => bench(&scenarios),
         Some(Command::Density(args)) => density(&args),
         Some(Command::DensityWorker { irqfds, no_irqbypass }) => {
             return density::worker(irqfds, density::Flag(no_irqbypass));
         }
+        Some(Command::StartWorker(args)) => return start::worker(args),
         Some(Command::Flash(args)) => flash(&args),
         Some(Command::Import(args)) => traces::import(&args),
         Some(Command::Replay(args)) => traces::replay(&args),
-        Some(Command::Doctor) => doctor::doctor(&mut io::stdout().lock()).map_err(Failure::from),
+        Some(Command::Doctor(args)) => {
+            doctor::doctor(args, &mut io::stdout().lock()).map_err(Failure::from)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -196,6 +210,8 @@ enum Failure {
     Devices(#[from] devices::DevicesError),
     #[error(transparent)]
     Density(#[from] density::DensityError),
+    #[error(transparent)]
+    Start(#[from] start::StartError),
     #[error(transparent)]
     Plot(#[from] report::PlotError),
     #[error(transparent)]
@@ -275,6 +291,22 @@ fn devices(args: &Devices) -> Result<(), Failure> {
         let hotplug = args.hotplug.is_some();
         let table = if hotplug { devices::hotplug_table(&rows) } else { devices::table(&rows) };
         writeln!(io::stdout().lock(), "{table}")?;
+    }
+    measured?;
+    Ok(written?)
+}
+
+fn start(args: &Start) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    let mut written = Ok(());
+    let measured = start::start(args, |new| {
+        if args.json && written.is_ok() {
+            written = report::json(&new, io::stdout().lock());
+        }
+        rows.extend(new);
+    });
+    if !args.json && !rows.is_empty() {
+        writeln!(io::stdout().lock(), "{}", start::table(&rows))?;
     }
     measured?;
     Ok(written?)

@@ -7,6 +7,7 @@ pub mod density;
 pub mod devices;
 pub mod doctor;
 pub mod flash;
+pub mod fleet;
 pub mod grace;
 pub mod guest;
 pub mod host;
@@ -17,6 +18,7 @@ pub mod replay;
 pub mod report;
 pub mod rig;
 pub mod scenario;
+pub mod start;
 pub mod strategy;
 pub mod trace;
 

@@ -19,9 +19,9 @@ use std::io;
 use clap::Args;
 use kvm_memslots::backend::EventCalls;
 
+use crate::fleet::FleetError;
 use background::Background;
 use vm::Machine;
-use worker::Workers;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
@@ -71,14 +71,9 @@ pub enum DensityError {
         /// `RLIMIT_NOFILE`, the hard one.
         limit: u64,
     },
-    /// A process with a VM.
-    #[error("VM {index} of those set up at a time: {why}")]
-    Worker {
-        /// Which.
-        index: usize,
-        /// What it said.
-        why: String,
-    },
+    /// The processes with a VM each.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// `--no-irqbypass` on a kernel without.
     #[error("--no-irqbypass: this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS")]
     NoFlag,
@@ -129,8 +124,7 @@ pub fn density(args: &Density, mut on_row: impl FnMut(Row)) -> Result<(), Densit
         for flag in &flags {
             let mut samples = table::Samples::default();
             for _ in 0..args.rounds {
-                let workers = Workers::start(args.vms, args.irqfds, *flag)?;
-                workers.measure(&mut samples)?;
+                worker::measure(args.vms, args.irqfds, *flag, &mut samples)?;
             }
             on_row(samples.row(background.len(), args, *flag));
         }

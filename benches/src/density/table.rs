@@ -4,7 +4,7 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use super::{Density, Flag};
-use crate::report::{human, left, markdown};
+use crate::report::{human, left, markdown, percentile};
 
 /// What one measurement found.
 #[derive(Debug, Clone, Serialize)]
@@ -70,12 +70,6 @@ impl Samples {
     }
 }
 
-/// The smallest of the sorted samples that `percent` of them do not exceed.
-fn percentile(sorted: &[u64], percent: usize) -> u64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0)
-}
-
 /// The rows as a table.
 #[must_use]
 pub fn table(rows: &[Row]) -> Table {
@@ -105,17 +99,4 @@ pub fn table(rows: &[Row]) -> Table {
         ]);
     }
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::percentile;
-
-    #[test]
-    fn percentiles_are_samples() {
-        let sorted: Vec<u64> = (1..=300).collect();
-        assert_eq!([50, 99, 100].map(|p| percentile(&sorted, p)), [150, 297, 300]);
-        assert_eq!(percentile(&[7], 50), 7);
-        assert_eq!(percentile(&[], 50), 0);
-    }
 }

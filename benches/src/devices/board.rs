@@ -21,23 +21,23 @@ const FIRST_VECTOR: u32 = 0x30;
 
 /// One device.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(crate) struct Device {
     /// Guest address and host address.
-    pub(super) bars: Vec<(u64, u64)>,
+    pub(crate) bars: Vec<(u64, u64)>,
     pub(super) doorbells: Vec<EventFd>,
     doorbell: u64,
-    pub(super) interrupts: Vec<EventFd>,
+    pub(crate) interrupts: Vec<EventFd>,
 }
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Board {
-    pub(super) devices: Vec<Device>,
+pub(crate) struct Board {
+    pub(crate) devices: Vec<Device>,
     _memory: HostMemory,
 }
 
 impl Board {
-    pub(super) fn new(args: &Devices) -> io::Result<Self> {
+    pub(crate) fn new(args: &Devices) -> io::Result<Self> {
         let bars = u64::from(args.devices) * u64::from(args.bars);
         let stride = if args.scattered { 2 * BAR_SIZE } else { BAR_SIZE };
         let memory = HostMemory::reserve(bars * BAR_SIZE, Pages::Small)?;
@@ -73,15 +73,15 @@ impl Device {
         })
     }
 
-    pub(super) fn msi(vector: usize) -> Msi {
+    pub(crate) fn msi(vector: usize) -> Msi {
         Msi { address: 0xfee0_0000, data: FIRST_VECTOR + vector as u32, devid: None }
     }
 
-    /// For the library.
+    /// For the library; with its vectors masked, if they come later.
     ///
     /// # Safety
     /// The board outlives the device's attachment.
-    pub(super) unsafe fn setup(&self, index: usize) -> device::Device {
+    pub(crate) unsafe fn setup(&self, index: usize, masked: bool) -> device::Device {
         let mut device = device::Device::new(format!("dev{index}"));
         for (gpa, hva) in &self.bars {
             // SAFETY: the caller's promise; nothing else uses the memory.
@@ -95,7 +95,7 @@ impl Device {
             device = device.ioeventfd(doorbell, ioeventfd.fd);
         }
         for (vector, fd) in self.interrupts.iter().enumerate() {
-            device = device.vector(fd.as_raw_fd(), Some(Self::msi(vector)));
+            device = device.vector(fd.as_raw_fd(), (!masked).then(|| Self::msi(vector)));
         }
         device
     }

@@ -9,10 +9,12 @@ mod run;
 mod table;
 mod ways;
 
+pub(crate) use board::{Board, Device as BoardDevice};
 pub use error::DevicesError;
 pub use run::devices;
 pub use table::{Row, hotplug_table, table};
 pub use ways::Way;
+pub(crate) use ways::{Apply, ByHand, CallOrder, Spent};
 
 use clap::Args;
 

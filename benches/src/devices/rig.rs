@@ -9,7 +9,7 @@ use kvm_ioctls::VmFd;
 use super::Devices;
 use super::board::Board;
 use super::error::DevicesError;
-use super::ways::{Apply, ByHand, Library, Spent, Way};
+use super::ways::{Apply, ByHand, CallOrder, Library, Spent, Way};
 use crate::guest::BusyVcpus;
 use crate::machine::new_vm;
 
@@ -48,10 +48,14 @@ impl Rig {
 
     pub(super) fn way(&self, way: Way) -> Result<Box<dyn Apply + '_>, DevicesError> {
         let open = |error| DevicesError::Call { way, what: "opening", error };
+        let by_hand = |order| {
+            let by_hand: Box<dyn Apply + '_> =
+                Box::new(ByHand::new(&self.vm, order).map_err(open)?);
+            Ok::<_, DevicesError>(by_hand)
+        };
         Ok(match way {
-            Way::CloudHypervisor | Way::Firecracker => {
-                Box::new(ByHand::new(&self.vm, way).map_err(open)?)
-            }
+            Way::CloudHypervisor => by_hand(CallOrder::CLOUD_HYPERVISOR)?,
+            Way::Firecracker => by_hand(CallOrder::FIRECRACKER)?,
             Way::OneByOne | Way::Deferred | Way::Together => {
                 Box::new(Library::new(&self.vm, way, OWN_SLOT).map_err(open)?)
             }

@@ -56,21 +56,44 @@ impl fmt::Display for Way {
     }
 }
 
+/// The order in which a VMM makes the calls of several devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CallOrder {
+    /// Of each device the doorbells before its memory.
+    doorbells_first: bool,
+    /// All routes in one call, then the irqfds.
+    routes_once: bool,
+    /// The vectors of a device before the next device.
+    by_device: bool,
+}
+
+impl CallOrder {
+    /// Cloud Hypervisor's: devices are made, then the guest enables vectors.
+    pub(crate) const CLOUD_HYPERVISOR: Self =
+        Self { doorbells_first: false, routes_once: false, by_device: false };
+    /// Firecracker's, with a guest that enables vectors.
+    pub(crate) const FIRECRACKER: Self = Self { doorbells_first: true, ..Self::CLOUD_HYPERVISOR };
+    /// Firecracker's, where a VM is restored with its vectors.
+    pub(crate) const FIRECRACKER_RESTORE: Self = Self { routes_once: true, ..Self::FIRECRACKER };
+    /// QEMU's: doorbells and vectors come when the guest starts a device.
+    pub(crate) const QEMU: Self = Self { by_device: true, ..Self::CLOUD_HYPERVISOR };
+}
+
 /// What a change took, beside time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Spent {
-    pub(super) ioctls: u64,
-    pub(super) routing_calls: u64,
+pub(crate) struct Spent {
+    pub(crate) ioctls: u64,
+    pub(crate) routing_calls: u64,
     /// Grace periods waited for in the calls, by KVM's rules.
-    pub(super) grace_periods: u64,
+    pub(crate) grace_periods: u64,
     /// Of those, `KVM_IOEVENTFD` deassign's.
-    pub(super) in_ioeventfd_deassign: u64,
+    pub(crate) in_ioeventfd_deassign: u64,
     /// Those of the worker behind `KVM_IRQFD` deassign.
-    pub(super) in_irqfd_shutdown: u64,
+    pub(crate) in_irqfd_shutdown: u64,
 }
 
 impl Spent {
-    pub(super) fn plus(mut self, other: Self) -> Self {
+    pub(crate) fn plus(mut self, other: Self) -> Self {
         self.ioctls += other.ioctls;
         self.routing_calls += other.routing_calls;
         self.grace_periods += other.grace_periods;
@@ -79,7 +102,7 @@ impl Spent {
         self
     }
 
-    fn add(&mut self, report: &Report) {
+    pub(crate) fn add(&mut self, report: &Report) {
         self.ioctls += report.calls();
         self.routing_calls += report.events.routing_calls;
         self.grace_periods += report.waits();
@@ -89,7 +112,7 @@ impl Spent {
 }
 
 /// Attaches and detaches devices of a board.
-pub(super) trait Apply {
+pub(crate) trait Apply {
     fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent>;
     fn detach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent>;
 
@@ -100,25 +123,34 @@ pub(super) trait Apply {
 }
 
 /// Call by call.
-pub(super) struct ByHand<'a> {
+pub(crate) struct ByHand<'a> {
     vm: &'a VmFd,
     events: Kvm,
-    ioeventfds_first: bool,
+    order: CallOrder,
+    /// The slot of the first BAR.
+    first_slot: u32,
+    /// Routes that are no device's.
+    own_routes: Vec<Route>,
     /// By GSI.
     routes: BTreeMap<u32, Route>,
 }
 
 impl<'a> ByHand<'a> {
-    pub(super) fn new(vm: &'a VmFd, way: Way) -> io::Result<Self> {
+    pub(crate) fn new(vm: &'a VmFd, order: CallOrder) -> io::Result<Self> {
         let events = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
-        let ioeventfds_first = way == Way::Firecracker;
-        Ok(Self { vm, events, ioeventfds_first, routes: BTreeMap::new() })
+        let (own_routes, routes) = Default::default();
+        Ok(Self { vm, events, order, first_slot: 0, own_routes, routes })
+    }
+
+    /// Beside slots and routes that the VM has.
+    pub(crate) fn beside(self, first_slot: u32, own_routes: Vec<Route>) -> Self {
+        Self { first_slot, own_routes, ..self }
     }
 
     fn set_bars(&self, device: &Device, index: usize, size: u64) -> io::Result<()> {
         for (bar, (gpa, hva)) in device.bars.iter().enumerate() {
             let region = kvm_userspace_memory_region {
-                slot: (index * device.bars.len() + bar) as u32,
+                slot: self.first_slot + (index * device.bars.len() + bar) as u32,
                 flags: 0,
                 guest_phys_addr: *gpa,
                 memory_size: size,
@@ -132,10 +164,49 @@ impl<'a> ByHand<'a> {
     }
 
     fn set_routes(&mut self, spent: &mut Spent) -> io::Result<()> {
-        let table: Vec<Route> = self.routes.values().copied().collect();
+        let table: Vec<Route> =
+            self.own_routes.iter().chain(self.routes.values()).copied().collect();
         self.events.set_routes(&table)?;
         (spent.ioctls, spent.routing_calls) = (spent.ioctls + 1, spent.routing_calls + 1);
         spent.grace_periods += 1;
+        Ok(())
+    }
+
+    /// A device's memory and doorbells.
+    fn set_up(&self, device: &Device, index: usize, spent: &mut Spent) -> io::Result<()> {
+        if !self.order.doorbells_first {
+            self.set_bars(device, index, Device::BAR_SIZE)?;
+        }
+        device.ioeventfds().try_for_each(|ioeventfd| self.events.assign_ioeventfd(&ioeventfd))?;
+        if self.order.doorbells_first {
+            self.set_bars(device, index, Device::BAR_SIZE)?;
+        }
+        let bars = device.bars.len() as u64;
+        spent.ioctls += bars + device.doorbells.len() as u64;
+        spent.grace_periods += bars;
+        Ok(())
+    }
+
+    /// The vectors of devices.
+    fn enable(&mut self, board: &Board, which: Range<usize>, spent: &mut Spent) -> io::Result<()> {
+        let vectors = |index| {
+            let irqfds = Self::irqfds(&board.devices[index], index);
+            irqfds.into_iter().enumerate().map(|(vector, irqfd)| (Device::msi(vector), irqfd))
+        };
+        let all: Vec<_> = which.flat_map(vectors).collect();
+        if self.order.routes_once {
+            let routes = all.iter().map(|(msi, irqfd)| (irqfd.gsi, Route::msi(irqfd.gsi, *msi)));
+            self.routes.extend(routes);
+            self.set_routes(spent)?;
+        }
+        for (msi, irqfd) in &all {
+            if !self.order.routes_once {
+                self.routes.insert(irqfd.gsi, Route::msi(irqfd.gsi, *msi));
+                self.set_routes(spent)?;
+            }
+            self.events.assign_irqfd(irqfd)?;
+            spent.ioctls += 1;
+        }
         Ok(())
     }
 
@@ -154,30 +225,17 @@ impl<'a> ByHand<'a> {
 impl Apply for ByHand<'_> {
     fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
         let mut spent = Spent::default();
+        if self.order.by_device {
+            for index in which {
+                self.set_up(&board.devices[index], index, &mut spent)?;
+                self.enable(board, index..index + 1, &mut spent)?;
+            }
+            return Ok(spent);
+        }
         for index in which.clone() {
-            let device = &board.devices[index];
-            if !self.ioeventfds_first {
-                self.set_bars(device, index, Device::BAR_SIZE)?;
-            }
-            device
-                .ioeventfds()
-                .try_for_each(|ioeventfd| self.events.assign_ioeventfd(&ioeventfd))?;
-            if self.ioeventfds_first {
-                self.set_bars(device, index, Device::BAR_SIZE)?;
-            }
-            let bars = device.bars.len() as u64;
-            spent.ioctls += bars + device.doorbells.len() as u64;
-            spent.grace_periods += bars;
+            self.set_up(&board.devices[index], index, &mut spent)?;
         }
-        for index in which {
-            let device = &board.devices[index];
-            for (vector, irqfd) in Self::irqfds(device, index).iter().enumerate() {
-                self.routes.insert(irqfd.gsi, Route::msi(irqfd.gsi, Device::msi(vector)));
-                self.set_routes(&mut spent)?;
-                self.events.assign_irqfd(irqfd)?;
-                spent.ioctls += 1;
-            }
-        }
+        self.enable(board, which, &mut spent)?;
         Ok(spent)
     }
 
@@ -241,7 +299,7 @@ impl Apply for Library {
             let mut changes = Changes::new();
             for index in unit {
                 // SAFETY: the board outlives the VM's vCPUs.
-                let device = unsafe { board.devices[index].setup(index) };
+                let device = unsafe { board.devices[index].setup(index, false) };
                 let defers = self.way == Way::Deferred;
                 let device = if defers { device.defer_ioeventfds() } else { device };
                 self.ids.insert(index, changes.attach(device));

@@ -1,28 +1,32 @@
 //! `memslots doctor`: what this machine offers, what a grace period costs on
-//! it, and what that means.
+//! it, in which order a VM is best started, and what that means.
 
-use std::fmt;
+mod calls;
+mod start;
+
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
+use clap::Args;
 use kvm_memslots_shim::uapi::probe::Support;
+use serde_json::json;
 
-use crate::bench::median;
 use crate::grace::GraceCounter;
-use crate::guest::{BusyVcpus, GuestError, Work};
-use crate::host::{HostMemory, Pages, SMALL_PAGE};
+use crate::guest::Work;
 use crate::machine::{KvmOffer, Machine, new_vm};
 use crate::report::{human, markdown};
 use crate::rig::Busy;
+use calls::{CALLS, Cost, cost};
 
-/// Calls of each kind that are timed. With a vCPU that spins for milliseconds
-/// under `kvm->srcu`, they still take no more than a second.
-const CALLS: u32 = 300;
-
-/// The slot of the busy vCPU.
-const OWN_SLOT: u16 = CALLS as u16;
+/// What to say.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Doctor {
+    /// VMs that each order of a start, and each first call, is timed on.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// One JSON object a line instead of tables.
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Sizes for which the cost is worked out.
 const REGIONS: [u64; 4] = [10, 100, 1_000, 9_000];
@@ -31,30 +35,72 @@ const REGIONS: [u64; 4] = [10, 100, 1_000, 9_000];
 ///
 /// # Errors
 /// Those of `out`. What can't be found out is part of the report.
-pub fn doctor(out: &mut impl Write) -> io::Result<()> {
+pub fn doctor(args: Doctor, out: &mut impl Write) -> io::Result<()> {
     let machine = Machine::look();
+    if args.json {
+        return write_json(args, out, &machine);
+    }
     write_machine(out, &machine)?;
     let offer = match &machine.kvm {
         Ok(offer) => offer,
         Err(why) => return writeln!(out, "KVM              none: {why}"),
     };
     write_offer(out, offer)?;
-    match GraceCounter::calibrated(new_vm) {
+    let mut counter = GraceCounter::calibrated(new_vm);
+    match &counter {
         Ok(counter) => {
             writeln!(out, "grace periods    counted by {}", counter.method())?;
             writeln!(out, "                 ({})", counter.calibration())?;
         }
         Err(why) => writeln!(out, "grace periods    {why}")?,
     }
-    let costs = [
-        ("none running", cost(None)),
-        ("one spinning", cost(Some(Work::Spin))),
-        ("one faulting memory in", cost(Some(Busy::Fault.work()))),
-    ];
+    let costs = costs();
     write_costs(out, &costs)?;
     let known: Vec<_> =
         costs.iter().filter_map(|(vcpu, cost)| Some((*vcpu, cost.as_ref().ok()?))).collect();
-    write_meaning(out, &known, offer)
+    write_meaning(out, &known, offer)?;
+    calls::write_quirk(out, &calls::quirk())?;
+    start::write(out, &start::Measured::new(args.runs, counter.as_mut().ok()))
+}
+
+fn costs() -> [(&'static str, Result<Cost, String>); 3] {
+    [
+        ("none running", cost(None)),
+        ("one spinning", cost(Some(Work::Spin))),
+        ("one faulting memory in", cost(Some(Busy::Fault.work()))),
+    ]
+}
+
+/// The same, for programs: each line says in `table` what it is about.
+fn write_json(args: Doctor, out: &mut impl Write, machine: &Machine) -> io::Result<()> {
+    let mut line = |value: serde_json::Value| writeln!(out, "{value}");
+    line(json!({
+        "table": "machine", "arch": machine.arch, "cpus": machine.cpus, "kernel": machine.kernel,
+        "hz": machine.hz, "preemption": machine.preemption, "srcutree": machine.srcu,
+        "virtual_machine": machine.virtual_machine,
+        "kvm": machine.kvm.as_ref().ok().and_then(|offer| offer.flavour),
+        "no_kvm": machine.kvm.as_ref().err(),
+    }))?;
+    let Ok(offer) = &machine.kvm else { return Ok(()) };
+    let mut counter = GraceCounter::calibrated(new_vm);
+    line(json!({
+        "table": "kvm", "slots": offer.limits.slots,
+        "address_spaces": offer.limits.address_spaces, "max_vcpus": offer.max_vcpus,
+        "readonly": offer.limits.readonly, "guest_memfd": offer.limits.guest_memfd,
+        "batch": offer.limits.batch, "trap": offer.limits.trap,
+        "counted_by": counter.as_ref().ok().map(|counter| counter.method().to_string()),
+        "not_counted": counter.as_ref().err().map(ToString::to_string),
+    }))?;
+    for (vcpu, cost) in costs() {
+        line(calls::json("calls", vcpu, cost.as_ref()))?;
+    }
+    for (quirk, cost) in calls::quirk() {
+        line(calls::json("slot_zap_all", quirk, cost.as_ref()))?;
+    }
+    for value in start::Measured::new(args.runs, counter.as_mut().ok()).json() {
+        line(value)?;
+    }
+    Ok(())
 }
 
 fn write_machine(out: &mut impl Write, machine: &Machine) -> io::Result<()> {
@@ -102,79 +148,6 @@ fn write_offer(out: &mut impl Write, offer: &KvmOffer) -> io::Result<()> {
     writeln!(out, "batch ioctl      {batch}")
 }
 
-/// What calls take on a VM right now.
-#[derive(Debug)]
-struct Cost {
-    create: Times,
-    delete: Times,
-}
-
-#[derive(Debug)]
-struct Times {
-    median: Duration,
-    /// What a burst of calls is made of: the slow ones count too.
-    mean: Duration,
-    p99: Duration,
-}
-
-impl Times {
-    fn of(mut times: Vec<Duration>) -> Option<Self> {
-        times.sort_unstable();
-        let p99 = *times.get(times.len().saturating_sub(1) * 99 / 100)?;
-        let mean = times.iter().sum::<Duration>() / times.len() as u32;
-        Some(Self { median: median(&times)?, mean, p99 })
-    }
-}
-
-impl fmt::Display for Times {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let human = |time: Duration| human(time.as_nanos() as u64);
-        let Self { median, mean, p99 } = *self;
-        write!(f, "{} ({}, p99 {})", human(median), human(mean), human(p99))
-    }
-}
-
-/// Times creates and deletes of small slots, beside a vCPU that does `work`.
-fn cost(work: Option<Work>) -> Result<Cost, String> {
-    let vm = new_vm().map_err(|error| error.to_string())?;
-    let start = |work| {
-        let vcpu = BusyVcpus::start(&vm, OWN_SLOT, 1, work)?;
-        vcpu.wait_for_progress(Duration::from_secs(10))?;
-        Ok(vcpu)
-    };
-    let vcpu = work.map(start).transpose().map_err(|error: GuestError| error.to_string())?;
-    let cost = time_calls(&vm)?;
-    if let Some(vcpu) = vcpu {
-        vcpu.stop().map_err(|error| error.to_string())?;
-    }
-    Ok(cost)
-}
-
-fn time_calls(vm: &VmFd) -> Result<Cost, String> {
-    let size = u64::from(CALLS) * SMALL_PAGE;
-    let memory = HostMemory::reserve(size, Pages::Small).map_err(|error| error.to_string())?;
-    let call = |slot: u32, memory_size| {
-        let offset = u64::from(slot) * SMALL_PAGE;
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            // Every other page, so that no two are neighbours.
-            guest_phys_addr: 2 * offset,
-            memory_size,
-            userspace_addr: memory.hva() + offset,
-        };
-        let started = Instant::now();
-        // SAFETY: the memory outlives the slots, which are deleted below, and
-        // the guest does not access it.
-        unsafe { vm.set_user_memory_region(region) }.map_err(|error| error.to_string())?;
-        Ok::<_, String>(started.elapsed())
-    };
-    let create = (0..CALLS).map(|slot| call(slot, SMALL_PAGE)).collect::<Result<Vec<_>, _>>()?;
-    let delete = (0..CALLS).map(|slot| call(slot, 0)).collect::<Result<Vec<_>, _>>()?;
-    let times = |times| Times::of(times).ok_or("no calls were timed");
-    Ok(Cost { create: times(create)?, delete: times(delete)? })
-}
-
 fn write_costs(out: &mut impl Write, costs: &[(&str, Result<Cost, String>)]) -> io::Result<()> {
     writeln!(
         out,
@@ -183,7 +156,7 @@ fn write_costs(out: &mut impl Write, costs: &[(&str, Result<Cost, String>)]) -> 
     let mut table = markdown(["vCPU", "create: 1 grace period", "delete: 2 grace periods"], []);
     for (vcpu, cost) in costs {
         match cost {
-            Ok(Cost { create, delete }) => {
+            Ok(Cost { create, delete, .. }) => {
                 table.add_row([(*vcpu).to_owned(), create.to_string(), delete.to_string()]);
             }
             Err(why) => {

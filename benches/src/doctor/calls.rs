@@ -1,0 +1,187 @@
+//! What single calls take.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use kvm_memslots::backend::{Kvm, KvmOptions};
+use kvm_memslots::vm_fd;
+use kvm_memslots_shim::kvm::QUIRK_SLOT_ZAP_ALL;
+use serde_json::{Value, json};
+
+use crate::bench::median;
+use crate::guest::{BusyVcpus, GuestError, Work};
+use crate::host::{HostMemory, Pages, SMALL_PAGE};
+use crate::machine::new_vm;
+use crate::report::{human, markdown, or_dash};
+
+/// Calls of each kind that are timed. With a vCPU that spins for milliseconds
+/// under `kvm->srcu`, they still take no more than a second.
+pub(super) const CALLS: u32 = 300;
+
+/// The slot of the busy vCPU.
+const OWN_SLOT: u16 = CALLS as u16;
+
+/// Memory that a vCPU touches again and again, its slot, and where it is.
+const TOUCHED: u64 = 8 << 20;
+const TOUCHED_SLOT: u32 = CALLS + 1;
+const TOUCHED_GPA: u64 = 1 << 30;
+
+/// What calls take on a VM right now.
+#[derive(Debug)]
+pub(super) struct Cost {
+    pub(super) create: Times,
+    pub(super) delete: Times,
+    /// How many pages the vCPU touched in a millisecond of deletes.
+    pages_a_ms: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Times {
+    median: Duration,
+    /// What a burst of calls is made of: the slow ones count too.
+    pub(super) mean: Duration,
+    p99: Duration,
+}
+
+impl Times {
+    fn of(mut times: Vec<Duration>) -> Option<Self> {
+        times.sort_unstable();
+        let p99 = *times.get(times.len().saturating_sub(1) * 99 / 100)?;
+        let mean = times.iter().sum::<Duration>() / times.len() as u32;
+        Some(Self { median: median(&times)?, mean, p99 })
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let human = |time: Duration| human(time.as_nanos() as u64);
+        let Self { median, mean, p99 } = *self;
+        write!(f, "{} ({}, p99 {})", human(median), human(mean), human(p99))
+    }
+}
+
+/// Times creates and deletes of small slots, beside a vCPU that does `work`.
+pub(super) fn cost(work: Option<Work>) -> Result<Cost, String> {
+    let vm = new_vm().map_err(|error| error.to_string())?;
+    let start = |work| {
+        let vcpu = BusyVcpus::start(&vm, OWN_SLOT, 1, work)?;
+        vcpu.wait_for_progress(Duration::from_secs(10))?;
+        Ok(vcpu)
+    };
+    let vcpu = work.map(start).transpose().map_err(|error: GuestError| error.to_string())?;
+    let cost = time_calls(&vm, vcpu.as_ref())?;
+    if let Some(vcpu) = vcpu {
+        vcpu.stop().map_err(|error| error.to_string())?;
+    }
+    Ok(cost)
+}
+
+fn time_calls(vm: &VmFd, vcpu: Option<&BusyVcpus>) -> Result<Cost, String> {
+    let size = u64::from(CALLS) * SMALL_PAGE;
+    let memory = HostMemory::reserve(size, Pages::Small).map_err(|error| error.to_string())?;
+    let call = |slot: u32, memory_size| {
+        let offset = u64::from(slot) * SMALL_PAGE;
+        let started = Instant::now();
+        // Every other page, so that no two are neighbours. The memory outlives
+        // the slots, which are deleted below, and the guest does not access it.
+        set_slot(vm, slot, 2 * offset, memory_size, memory.hva() + offset)?;
+        Ok::<_, String>(started.elapsed())
+    };
+    let create = (0..CALLS).map(|slot| call(slot, SMALL_PAGE)).collect::<Result<Vec<_>, _>>()?;
+    let progress = || vcpu.map(|vcpu| vcpu.progress().iter().sum::<u64>());
+    let (before, started) = (progress(), Instant::now());
+    let delete = (0..CALLS).map(|slot| call(slot, 0)).collect::<Result<Vec<_>, _>>()?;
+    let ms = started.elapsed().as_secs_f64() * 1e3;
+    let pages = before.zip(progress()).map(|(before, after)| after.saturating_sub(before));
+    let times = |times| Times::of(times).ok_or("no calls were timed");
+    Ok(Cost {
+        create: times(create)?,
+        delete: times(delete)?,
+        pages_a_ms: pages.map(|pages| (pages as f64 / ms) as u64),
+    })
+}
+
+fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, hva: u64) -> Result<(), String> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: gpa,
+        memory_size: size,
+        userspace_addr: hva,
+    };
+    // SAFETY: callers keep the memory for as long as a vCPU runs, and access it
+    // atomically only.
+    unsafe { vm.set_user_memory_region(region) }.map_err(|error| error.to_string())
+}
+
+/// Deletes of small slots beside a vCPU that touches memory again and again, with
+/// and without `KVM_X86_QUIRK_SLOT_ZAP_ALL`; nothing where the kernel has no
+/// such quirk.
+pub(super) fn quirk() -> Vec<(&'static str, Result<Cost, String>)> {
+    let known = new_vm().ok().and_then(|vm| Kvm::open(vm_fd(&vm), KvmOptions::default()).ok());
+    let known = known.filter(|_| cfg!(target_arch = "x86_64")).map_or(0, |kvm| kvm.quirks());
+    if known & QUIRK_SLOT_ZAP_ALL == 0 {
+        return Vec::new();
+    }
+    vec![("on, as by default", touched(false)), ("disabled", touched(true))]
+}
+
+fn touched(disabled: bool) -> Result<Cost, String> {
+    let vm = new_vm().map_err(|error| error.to_string())?;
+    if disabled {
+        let kvm = Kvm::open(vm_fd(&vm), KvmOptions::default());
+        let kvm = kvm.map_err(|error| error.to_string())?;
+        kvm.disable_quirks(QUIRK_SLOT_ZAP_ALL).map_err(|error| error.to_string())?;
+    }
+    let memory = HostMemory::reserve(TOUCHED, Pages::Small).map_err(|error| error.to_string())?;
+    set_slot(&vm, TOUCHED_SLOT, TOUCHED_GPA, TOUCHED, memory.hva())?;
+    let work = Work::Touch { gpa: TOUCHED_GPA, bytes: TOUCHED };
+    let vcpu = BusyVcpus::start(&vm, OWN_SLOT, 1, work).map_err(|error| error.to_string())?;
+    vcpu.wait_for_progress(Duration::from_secs(10)).map_err(|error| error.to_string())?;
+    let cost = time_calls(&vm, Some(&vcpu));
+    // Before the memory goes.
+    vcpu.stop().map_err(|error| error.to_string())?;
+    cost
+}
+
+pub(super) fn write_quirk(
+    out: &mut impl Write,
+    rows: &[(&str, Result<Cost, String>)],
+) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nWhat a delete costs a vCPU that touches {} MiB again and again, by \
+         KVM_X86_QUIRK_SLOT_ZAP_ALL:",
+        TOUCHED >> 20
+    )?;
+    let mut table = markdown(["quirk", "delete", "pages touched a ms"], [2]);
+    for (quirk, cost) in rows {
+        let cells = match cost {
+            Ok(cost) => [cost.delete.to_string(), or_dash(cost.pages_a_ms)],
+            Err(why) => [why.clone(), "-".to_owned()],
+        };
+        table.add_row([quirk.to_string()].into_iter().chain(cells));
+    }
+    writeln!(out, "{table}")
+}
+
+/// A line for programs.
+pub(super) fn json(table: &str, row: &str, cost: Result<&Cost, &String>) -> Value {
+    let times = |times: &Times| {
+        let ns = |time: Duration| time.as_nanos() as u64;
+        json!({"p50_ns": ns(times.median), "mean_ns": ns(times.mean), "p99_ns": ns(times.p99)})
+    };
+    match cost {
+        Ok(cost) => json!({
+            "table": table, "row": row, "create": times(&cost.create),
+            "delete": times(&cost.delete), "pages_a_ms": cost.pages_a_ms,
+        }),
+        Err(why) => json!({"table": table, "row": row, "skipped": why}),
+    }
+}

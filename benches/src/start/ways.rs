@@ -1,0 +1,218 @@
+//! The orders in which VMMs set a VM up.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvm_ioctls::VmFd;
+use kvm_memslots::device::{DeviceId, Route};
+use kvm_memslots::{Access, Backing, Changes, RegionSpec, Vm, at, vm_fd};
+
+use super::steps::{Parts, Step};
+use super::{Shape, StartError};
+use crate::devices::{Apply, Board, BoardDevice, ByHand, CallOrder, Devices, Spent};
+use crate::machine::new_vm;
+use crate::rig::Busy;
+
+/// How a VM is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// As Cloud Hypervisor: TSS, split irqchip, memory, vCPUs; of all devices the
+    /// doorbells; for each vector all routes so far, then its irqfd.
+    CloudHypervisor,
+    /// As Firecracker restores a VM: TSS, irqchip, PIT, vCPUs, memory; of all
+    /// devices the doorbells; all routes once; the irqfds.
+    Firecracker,
+    /// As QEMU: TSS, irqchip, vCPUs, memory, PIT; device after device its
+    /// doorbells, and for each vector all routes so far, then its irqfd.
+    Qemu,
+    /// The library: memory in a set of changes, TSS, irqchip, PIT, vCPUs, all
+    /// devices in one set. Where devices have memory, they come with that, their
+    /// vectors masked, and the last set brings vectors and doorbells.
+    Library,
+    /// The same with a split irqchip, and without a PIT.
+    LibrarySplit,
+}
+
+impl Way {
+    /// All.
+    pub const ALL: [Self; 5] =
+        [Self::CloudHypervisor, Self::Firecracker, Self::Qemu, Self::Library, Self::LibrarySplit];
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Firecracker => "firecracker",
+            Self::Qemu => "qemu",
+            Self::Library => "library",
+            Self::LibrarySplit => "library-split",
+        }
+    }
+
+    const fn steps(self) -> &'static [Step] {
+        use Step::{Devices, Irqchip, Memory, Pit, SplitIrqchip, Tss, Vcpus};
+        match self {
+            Self::CloudHypervisor => &[Tss, SplitIrqchip, Memory, Vcpus, Devices],
+            Self::Firecracker => &[Tss, Irqchip, Pit, Vcpus, Memory, Devices],
+            Self::Qemu => &[Tss, Irqchip, Vcpus, Memory, Pit, Devices],
+            Self::Library => &[Memory, Tss, Irqchip, Pit, Vcpus, Devices],
+            Self::LibrarySplit => &[Memory, Tss, SplitIrqchip, Vcpus, Devices],
+        }
+    }
+
+    /// How devices are attached; `None` for the library.
+    const fn by_hand(self) -> Option<CallOrder> {
+        match self {
+            Self::CloudHypervisor => Some(CallOrder::CLOUD_HYPERVISOR),
+            Self::Firecracker => Some(CallOrder::FIRECRACKER_RESTORE),
+            Self::Qemu => Some(CallOrder::QEMU),
+            Self::Library | Self::LibrarySplit => None,
+        }
+    }
+
+    fn routes(self) -> Vec<Route> {
+        let split = self.steps().contains(&Step::SplitIrqchip);
+        if split { Vec::new() } else { Route::x86_defaults() }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A VM to be, with all that it takes but the VM.
+pub(super) struct Setup {
+    way: Way,
+    parts: Parts,
+    board: Board,
+    /// Devices that came with the memory.
+    early: Vec<DeviceId>,
+}
+
+/// A VM that is set up.
+pub(super) struct Done {
+    pub(super) create_ns: u64,
+    pub(super) setup_ns: u64,
+    pub(super) spent: Spent,
+    // In this order.
+    _library: Option<Vm>,
+    _vm: Arc<VmFd>,
+    _setup: Setup,
+}
+
+impl Setup {
+    pub(super) fn new(way: Way, shape: Shape) -> Result<Self, StartError> {
+        let parts = Parts::new(super::steps::REGIONS.len(), shape.vcpus);
+        let parts = parts.map_err(StartError::Parts)?;
+        let devices = Devices {
+            devices: shape.devices,
+            bars: shape.bars,
+            ioeventfds: shape.doorbells,
+            vectors: shape.vectors,
+            scattered: false,
+            way: Vec::new(),
+            vcpus: Vec::new(),
+            busy: Busy::Spin,
+            runs: 1,
+            hotplug: None,
+            json: false,
+        };
+        let board = Board::new(&devices).map_err(StartError::Parts)?;
+        Ok(Self { way, parts, board, early: Vec::new() })
+    }
+
+    /// Makes the VM, and all steps; `around` does the latter.
+    pub(super) fn run(mut self, around: impl FnOnce(&mut dyn FnMut())) -> Result<Done, StartError> {
+        let start = Instant::now();
+        let vm = Arc::new(new_vm().map_err(StartError::Vm)?);
+        let create_ns = start.elapsed().as_nanos() as u64;
+        let (way, mut library, mut spent, mut setup_ns) = (self.way, None, Spent::default(), 0);
+        let mut outcome: Result<(), StartError> = Ok(());
+        around(&mut || {
+            let start = Instant::now();
+            outcome = way.steps().iter().try_for_each(|step| {
+                let made = self.step(*step, &vm, &mut library);
+                let made = made.map_err(|error| StartError::Step { way, what: step.name(), error });
+                spent = std::mem::take(&mut spent).plus(made?);
+                Ok(())
+            });
+            setup_ns = start.elapsed().as_nanos() as u64;
+        });
+        outcome?;
+        Ok(Done { create_ns, setup_ns, spent, _library: library, _vm: vm, _setup: self })
+    }
+
+    /// All devices, as far as they can come before the interrupt controller.
+    fn attach(&self, changes: &mut Changes, early: bool) -> Vec<DeviceId> {
+        let attach = |(index, device): (usize, &BoardDevice)| {
+            // SAFETY: the board is dropped after the VM, no vCPU of which ever
+            // runs.
+            let device = unsafe { device.setup(index, early) };
+            changes.attach(if early { device.defer_ioeventfds() } else { device })
+        };
+        self.board.devices.iter().enumerate().map(attach).collect()
+    }
+
+    fn step(&mut self, step: Step, vm: &VmFd, library: &mut Option<Vm>) -> io::Result<Spent> {
+        match (step, self.way.by_hand()) {
+            (Step::Devices, Some(order)) => {
+                let first_slot = self.parts.regions().len() as u32;
+                let by_hand = ByHand::new(vm, order)?;
+                let mut by_hand = by_hand.beside(first_slot, self.way.routes());
+                by_hand.attach(&self.board, 0..self.board.devices.len())
+            }
+            (Step::Devices, None) => {
+                let mut changes = Changes::new();
+                if self.early.is_empty() {
+                    self.attach(&mut changes, false);
+                }
+                for (id, device) in self.early.iter().zip(&self.board.devices) {
+                    for vector in 0..device.interrupts.len() {
+                        changes.set_vector(*id, vector, Some(BoardDevice::msi(vector)));
+                    }
+                }
+                changes.assign_deferred();
+                apply(library.as_ref(), changes)
+            }
+            (Step::Memory, None) => {
+                let builder = Vm::builder().own_routes(self.way.routes());
+                let opened = library.insert(builder.open(vm_fd(vm)).map_err(io::Error::other)?);
+                let mut changes = Changes::new();
+                for (gpa, size, hva) in self.parts.regions() {
+                    // SAFETY: the parts are dropped after the VM, no vCPU of
+                    // which ever runs.
+                    let backing = unsafe { Backing::borrowed(*hva, *size, Access::ReadWrite) };
+                    changes.map(RegionSpec::ram(at(*gpa, *size), backing));
+                }
+                if self.board.devices.iter().any(|device| !device.bars.is_empty()) {
+                    self.early = self.attach(&mut changes, true);
+                }
+                apply(Some(&*opened), changes)
+            }
+            _ => {
+                let ioctls = self.parts.make(step, vm)?;
+                // By KVM's rules: a create waits for one, and the irqchip's first
+                // routes do.
+                let grace_periods = match step {
+                    Step::Memory => ioctls,
+                    Step::Irqchip => 1,
+                    _ => 0,
+                };
+                Ok(Spent { ioctls, grace_periods, ..Spent::default() })
+            }
+        }
+    }
+}
+
+fn apply(vm: Option<&Vm>, changes: Changes) -> io::Result<Spent> {
+    let vm = vm.ok_or_else(|| io::Error::other("no memory before the devices"))?;
+    let mut spent = Spent::default();
+    spent.add(&vm.apply(changes).map_err(io::Error::other)?);
+    Ok(spent)
+}
