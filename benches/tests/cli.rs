@@ -258,14 +258,44 @@ fn a_batch_that_the_kernel_lacks_is_skipped_aloud() {
 
 #[test]
 fn doctor_says_what_this_machine_is() {
-    let report = stdout(&memslots("doctor"));
+    let report = stdout(&memslots("doctor --runs 2"));
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert!(report.contains(release.trim()), "{report}");
     assert!(report.contains("KVM "), "{report}");
     if vm_or_skip("doctor_says_what_this_machine_is").is_some() {
-        for part in ["batch ioctl", "grace period", "none running", "32764"] {
+        for part in ["batch ioctl", "grace period", "none running", "32764", "least here: "] {
             assert!(report.contains(part), "{part}: {report}");
         }
+    }
+}
+
+#[test]
+fn doctor_has_the_same_for_programs() {
+    let test = "doctor_has_the_same_for_programs";
+    let rows = json("doctor --runs 1");
+    assert_eq!(text(&rows[0], "table"), "machine");
+    if vm_or_skip(test).is_none() {
+        assert!(rows.len() == 1 && rows[0]["no_kvm"].is_string(), "{rows:?}");
+        return;
+    }
+    let of = |table: &str| {
+        rows.iter().filter(|row| text(row, "table") == table).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!((of("kvm").len(), of("calls").len()), (1, 3));
+    let orders = of("orders");
+    let least = orders.iter().filter(|row| row["least"] == Value::Bool(true)).count();
+    let measured = |row: &Map<String, Value>| row["p50_ns"].is_u64() || row["skipped"].is_string();
+    assert!(least > 0 && orders.iter().all(measured), "{orders:?}");
+    // What waits for what is KVM's to say, that a first memslot waits is not.
+    let first = of("first_calls");
+    let plain = |row: &&Map<String, Value>| {
+        text(row, "call") == "memory" && row["after"] == Value::Array(Vec::new())
+    };
+    let plain = first.iter().find(plain).unwrap();
+    if let Some(counted) = plain["grace_periods_counted"].as_u64() {
+        assert_eq!(counted, 1);
+    } else {
+        skip(test, "the kernel did not count");
     }
 }
 
@@ -344,8 +374,12 @@ fn without_kvm_the_model_takes_over_and_says_so() {
     let Some(output) = without_kvm(test, "doctor") else { return };
     assert!(stdout(&output).contains("none: "));
 
+    let Some(output) = without_kvm(test, "doctor --json") else { return };
+    let machine: Map<String, Value> = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(text(&machine, "no_kvm").contains("/dev/kvm"));
+
     let replay = format!("replay {UEFI}");
-    for command in ["--executor kvm", "flash", "bench devices", "density", &replay] {
+    for command in ["--executor kvm", "flash", "bench devices", "bench start", "density", &replay] {
         let Some(output) = without_kvm(test, command) else { return };
         assert_eq!(output.status.code(), Some(2), "{command}");
         assert!(output.stdout.is_empty(), "{command}");
@@ -383,6 +417,64 @@ fn devices_cost_what_the_documentation_says() {
     if let Some(counted) = row("attach", "together")["grace_periods_counted"].as_u64() {
         // Before Linux 6.18 registering an ioeventfd waited as well.
         assert!([2, 2 + 64].contains(&counted), "{counted}");
+    }
+}
+
+/// What a start costs, by the counts that do not depend on the machine: the
+/// plain loops make a routing call a vector, or one; the library makes as few
+/// calls as the better of them, for whatever it is asked.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_start_costs_what_its_way_says() {
+    let test = "a_start_costs_what_its_way_says";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+    if let Err(error) = vm.create_irq_chip() {
+        return skip(test, format_args!("KVM_CREATE_IRQCHIP: {error}"));
+    }
+    drop(vm);
+    let costs = |args: &str| {
+        let rows = json(&format!("bench start --at-once 1 --runs 1 {args}"));
+        let cost = |row: &Map<String, Value>| {
+            assert!(number(row, "setup_mean_ns") > 0, "{row:?}");
+            let keys = ["ioctls", "routing_calls", "grace_periods"];
+            (text(row, "way").to_owned(), keys.map(|key| number(row, key)))
+        };
+        rows.iter().map(cost).collect::<Vec<_>>()
+    };
+    let expected = |costs: [[u64; 3]; 5]| {
+        let ways = ["cloud-hypervisor", "firecracker", "qemu", "library", "library-split"];
+        ways.map(str::to_owned).into_iter().zip(costs).collect::<Vec<_>>()
+    };
+    // 12 devices of 12 vectors and 4 doorbells, 3 regions, 2 vCPUs.
+    let plain = [[344, 144, 147], [202, 1, 5], [345, 144, 148], [202, 1, 5], [201, 1, 4]];
+    assert_eq!(costs(""), expected(plain));
+    // The BARs of 2 devices, which lie side by side, come with the memory.
+    let few = "--devices 2 --vectors 3 --doorbells 1 --vcpus 1 --bars 2";
+    let plain = [[25, 6, 13], [21, 1, 9], [26, 6, 14], [18, 1, 6], [17, 1, 5]];
+    assert_eq!(costs(few), expected(plain));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn starts_at_once_are_all_measured() {
+    let test = "starts_at_once_are_all_measured";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let few = "--devices 1 --vectors 1 --doorbells 1 --vcpus 1 --way library-split";
+    let rows = json(&format!("bench start {few} --at-once 3,1 --runs 2"));
+    let sizes: Vec<_> =
+        rows.iter().map(|row| (number(row, "at_once"), number(row, "samples"))).collect();
+    assert_eq!(sizes, [(3, 6), (1, 2)]);
+    for row in &rows {
+        let [p50, p99, max] =
+            ["p50", "p99", "max"].map(|of| number(row, &format!("setup_{of}_ns")));
+        assert!(0 < p50 && p50 <= p99 && p99 <= max, "{row:?}");
+        // Nobody to be compared with.
+        assert_eq!(row["ratio"], Value::Null);
     }
 }
 

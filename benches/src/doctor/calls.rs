@@ -94,13 +94,13 @@ fn time_calls(vm: &VmFd, vcpu: Option<&BusyVcpus>) -> Result<Cost, String> {
     let progress = || vcpu.map(|vcpu| vcpu.progress().iter().sum::<u64>());
     let (before, started) = (progress(), Instant::now());
     let delete = (0..CALLS).map(|slot| call(slot, 0)).collect::<Result<Vec<_>, _>>()?;
-    let ms = started.elapsed().as_secs_f64() * 1e3;
+    let us = started.elapsed().as_micros().max(1) as u64;
     let pages = before.zip(progress()).map(|(before, after)| after.saturating_sub(before));
     let times = |times| Times::of(times).ok_or("no calls were timed");
     Ok(Cost {
         create: times(create)?,
         delete: times(delete)?,
-        pages_a_ms: pages.map(|pages| (pages as f64 / ms) as u64),
+        pages_a_ms: pages.map(|pages| pages * 1000 / us),
     })
 }
 

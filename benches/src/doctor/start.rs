@@ -83,10 +83,13 @@ struct Took {
     counted: Option<u64>,
 }
 
+/// An order of a start, and what it took.
+type Order = (&'static [Step], Result<Took, String>);
+
 pub(super) struct Measured {
     runs: u32,
     first: Vec<(First, Result<Took, String>)>,
-    orders: Vec<Vec<(&'static [Step], Result<Took, String>)>>,
+    orders: Vec<Vec<Order>>,
 }
 
 impl Measured {
@@ -155,9 +158,7 @@ fn cells(took: &Result<Took, String>) -> [String; 3] {
 }
 
 /// The cheapest and the dearest of a group.
-fn extremes<'a>(
-    group: &'a [(&'static [Step], Result<Took, String>)],
-) -> Option<[(&'static [Step], &'a Took); 2]> {
+fn extremes<'a>(group: &'a [Order]) -> Option<[(&'static [Step], &'a Took); 2]> {
     let known = || group.iter().filter_map(|(order, took)| Some((*order, took.as_ref().ok()?)));
     let least = known().min_by_key(|(_, took)| took.median)?;
     let most = known().max_by_key(|(_, took)| took.median)?;
