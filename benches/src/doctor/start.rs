@@ -158,7 +158,7 @@ fn cells(took: &Result<Took, String>) -> [String; 3] {
 }
 
 /// The cheapest and the dearest of a group.
-fn extremes<'a>(group: &'a [Order]) -> Option<[(&'static [Step], &'a Took); 2]> {
+fn extremes(group: &[Order]) -> Option<[(&'static [Step], &Took); 2]> {
     let known = || group.iter().filter_map(|(order, took)| Some((*order, took.as_ref().ok()?)));
     let least = known().min_by_key(|(_, took)| took.median)?;
     let most = known().max_by_key(|(_, took)| took.median)?;
