@@ -297,6 +297,7 @@ fn devices(args: &Devices) -> Result<(), Failure> {
 }
 
 fn start(args: &Start) -> Result<(), Failure> {
+    need_kvm(&[])?;
     let mut rows = Vec::new();
     let mut written = Ok(());
     let measured = start::start(args, |new| {
