@@ -1,8 +1,10 @@
 //! A set of changes of a VM, as a value.
 
+use std::os::fd::AsRawFd;
+
 use kvm_memslots_shim::MemFlags;
 
-use crate::device::{Device, DeviceId, Msi, Route};
+use crate::device::{Device, DeviceId, Event, Msi, Route};
 use crate::{Backing, RegionId, RegionSpec};
 
 /// One change of a set.
@@ -21,6 +23,7 @@ pub(crate) enum Change {
     Attach(DeviceId, Box<Device>),
     Detach(DeviceId),
     Vector(DeviceId, usize, Option<Msi>),
+    VectorFd(DeviceId, usize, Event),
     AssignDeferred,
     OwnRoutes(Vec<Route>),
 }
@@ -174,9 +177,24 @@ impl Changes {
     /// (`None`). However many vectors change, the routes are set once.
     ///
     /// Events of a masked vector stay in its eventfd and raise the interrupt when
-    /// it is unmasked.
+    /// it is unmasked. It keeps its route, so masking it and unmasking it with the
+    /// same message is one call each: its irqfd goes and comes back. With a
+    /// [`Trigger`](crate::device::Trigger) it is none. Only where GSIs run short,
+    /// those of the vectors that were masked first are given to others.
     pub fn set_vector(&mut self, device: DeviceId, vector: usize, msi: Option<Msi>) {
         self.list.push(Change::Vector(device, vector, msi));
+    }
+
+    /// Has another eventfd raise a vector's interrupt. When it has been applied,
+    /// the old one raises it no more; an event that it then holds, as the vector
+    /// is masked, stays in it.
+    pub fn set_vector_fd(
+        &mut self,
+        device: DeviceId,
+        vector: usize,
+        event: impl AsRawFd + Send + Sync + 'static,
+    ) {
+        self.list.push(Change::VectorFd(device, vector, Event::new(event)));
     }
 
     /// Assigns the ioeventfds of devices that

@@ -16,12 +16,14 @@
 //! [`Changes::detach`]: crate::Changes::detach
 
 use std::fmt;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use kvm_memslots_shim::events::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget, Waits};
 
+pub use crate::event::Event;
+pub use crate::trigger::Trigger;
 use crate::{RegionId, RegionSpec};
 
 /// Names a device, of whatever VM it is attached to, until it is detached; never
@@ -52,32 +54,6 @@ impl DeviceId {
 impl fmt::Debug for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "device {}", self.0)
-    }
-}
-
-/// An eventfd that a device signals or listens to, held open for as long as KVM
-/// uses it: an `OwnedFd`, an `EventFd`, an `Arc` of one. A plain number
-/// (`RawFd`) is one that the VMM keeps open itself.
-#[derive(Clone)]
-pub struct Event(Arc<dyn AsRawFd + Send + Sync>);
-
-impl Event {
-    /// Takes the descriptor as it is: it is not duplicated.
-    #[must_use]
-    pub fn new(fd: impl AsRawFd + Send + Sync + 'static) -> Self {
-        Self(Arc::new(fd))
-    }
-}
-
-impl AsRawFd for Event {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-impl fmt::Debug for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "eventfd {}", self.as_raw_fd())
     }
 }
 
@@ -148,10 +124,30 @@ pub(crate) struct Kick {
 #[derive(Debug, Clone)]
 pub(crate) struct Vector {
     pub(crate) event: Event,
+    /// Who signals the event, if that is known to heed the mask.
+    pub(crate) trigger: Option<Arc<Trigger>>,
     /// `None` while it is masked.
     pub(crate) msi: Option<Msi>,
-    /// Its own from the first message on.
-    pub(crate) gsi: Option<u32>,
+    /// Its GSI and the message that this is routed to: from the first message
+    /// on, and while it is masked for as long as nobody else needs the GSI.
+    pub(crate) routed: Option<(u32, Msi)>,
+    /// When it was masked last: higher for later.
+    pub(crate) masked: u64,
+}
+
+impl Vector {
+    fn new(event: Event, msi: Option<Msi>) -> Self {
+        Self { event, trigger: None, msi, routed: None, masked: 0 }
+    }
+
+    /// Whether it keeps a GSI that it has no use for.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.msi.is_none() && self.routed.is_some()
+    }
+
+    pub(crate) fn gsi(&self) -> Option<u32> {
+        self.routed.map(|(gsi, _)| gsi)
+    }
 }
 
 /// An interrupt line of a device.
@@ -250,7 +246,16 @@ impl Device {
     /// one (`None`: the vector is masked; see
     /// [`Changes::set_vector`](crate::Changes::set_vector)).
     pub fn vector(mut self, event: impl AsRawFd + Send + Sync + 'static, msi: Option<Msi>) -> Self {
-        self.vectors.push(Vector { event: Event::new(event), msi, gsi: None });
+        self.vectors.push(Vector::new(Event::new(event), msi));
+        self
+    }
+
+    /// The next vector, the events of which go through a [`Trigger`]: masking it
+    /// costs no call.
+    pub fn triggered_vector(mut self, trigger: Arc<Trigger>, msi: Option<Msi>) -> Self {
+        let event = Event::of(Arc::clone(&trigger) as _);
+        let vector = Vector { trigger: Some(trigger), ..Vector::new(event, msi) };
+        self.vectors.push(vector);
         self
     }
 

@@ -31,12 +31,14 @@ pub mod deferred;
 pub mod device;
 mod dirty;
 mod error;
+mod event;
 mod gate;
 mod observer;
 pub mod pci;
 mod region;
 mod report;
 mod rom_device;
+mod trigger;
 mod vm;
 
 pub use backing::{Access, Backing, FileRange, HostMemory};

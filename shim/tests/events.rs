@@ -84,7 +84,7 @@ fn quiet() {
 /// `state` without what `op` is about.
 fn without(mut state: State, op: &Op) -> State {
     match op {
-        Op::Routes { .. } => state.routes.clear(),
+        Op::Routes { .. } => state.routes = Default::default(),
         Op::AssignIrqfd(irqfd) | Op::DeassignIrqfd(irqfd) => _ = state.irqfds.remove(irqfd),
         Op::AssignIoeventfd(at) | Op::DeassignIoeventfd(at) => _ = state.ioeventfds.remove(at),
     }

@@ -2,6 +2,7 @@
 //! attached and detached, call by call as VMMs do it and with `Changes`.
 
 mod board;
+mod churn;
 mod error;
 mod hotplug;
 mod rig;
@@ -54,6 +55,10 @@ pub struct Devices {
     /// without vCPUs.
     #[arg(long, value_name = "MS,..", value_delimiter = ',', num_args = 0.., default_missing_value = "0,2,5,20")]
     pub hotplug: Option<Vec<u64>>,
+    /// Instead: a VM with so many vectors, 64 of which are masked and unmasked
+    /// and one of which gets another message, without vCPUs.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2048", value_parser = clap::value_parser!(u32).range(65..=4000), conflicts_with = "hotplug")]
+    pub churn: Option<u32>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     pub json: bool,

@@ -105,7 +105,7 @@ impl Rig {
 }
 
 /// Local APICs in the kernel, pins in the VMM: as Cloud Hypervisor has it.
-fn split_irqchip(vm: &VmFd) -> io::Result<()> {
+pub(super) fn split_irqchip(vm: &VmFd) -> io::Result<()> {
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     cap.args[0] = 24;
     vm.enable_cap(&cap).map_err(|error| {

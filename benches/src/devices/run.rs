@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Devices;
+use super::churn;
 use super::error::DevicesError;
 use super::hotplug;
 use super::rig::Rig;
@@ -30,6 +31,10 @@ pub fn devices(args: &Devices, mut on_rows: impl FnMut(Vec<Row>)) -> Result<(), 
         .inspect_err(|why| eprintln!("memslots: {why}; grace periods are those of the plan"))
         .ok();
     let mut machine = counter(&[Method::InvokeCallbacks]).ok();
+    if let Some(vectors) = args.churn {
+        on_rows(churn::churn(args, vectors, [&mut calls, &mut machine])?);
+        return Ok(());
+    }
     for vcpus in &args.vcpus {
         let mut rows: Vec<Compared> = ways.iter().map(|way| Compared::new(*way)).collect();
         for row in &mut rows {

@@ -18,6 +18,14 @@ pub enum Pass {
     Attach,
     /// All devices detached.
     Detach,
+    /// Vectors masked.
+    Mask,
+    /// The same unmasked, with the same messages.
+    Unmask,
+    /// One vector gets another message.
+    Program,
+    /// One vector gets the message that it has.
+    Nothing,
     /// A second device attached, some time after the first.
     Second {
         /// How long after.
@@ -30,6 +38,10 @@ impl fmt::Display for Pass {
         match self {
             Self::Attach => f.pad("attach"),
             Self::Detach => f.pad("detach"),
+            Self::Mask => f.pad("mask 64"),
+            Self::Unmask => f.pad("unmask 64"),
+            Self::Program => f.pad("program 1"),
+            Self::Nothing => f.pad("no change"),
             Self::Second { delay_ms } => write!(f, "2nd, {delay_ms} ms later"),
         }
     }

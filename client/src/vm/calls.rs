@@ -53,7 +53,7 @@ impl Vm {
                 }
                 Err(failed) => {
                     panics.keep(failed.panic);
-                    return Err(events_failed(commit, prepared, 0, failed.why, Undone::default()));
+                    return Err(events_failed(commit, prepared, failed.why, Undone::default()));
                 }
             }
         }
@@ -104,7 +104,6 @@ impl Vm {
                 }
                 Err(failed) => {
                     panics.keep(failed.panic);
-                    let from = change.plan.gone;
                     let mut undone = Undone::default();
                     if matches!(failed.why, events::Why::Stuck { .. }) {
                         commit.events.unsettled = true;
@@ -112,7 +111,7 @@ impl Vm {
                     let works = prepared.works.len();
                     self.take_back(commit, prepared, works, &mut dirty, &mut undone, panics);
                     self.take_events_back(commit, prepared, &mut undone, panics);
-                    return Err(events_failed(commit, prepared, from, failed.why, undone));
+                    return Err(events_failed(commit, prepared, failed.why, undone));
                 }
             }
         }
@@ -273,21 +272,18 @@ fn keep_new_memory(commit: &mut Commit, prepared: &Prepared) {
 /// Eventfds that KVM may have although no device has.
 fn in_limbo(commit: &mut Commit, prepared: &Prepared) {
     commit.events.unsettled = true;
-    let devices = prepared.events.iter().flat_map(|change| change.devices.values());
-    let devices = devices.flatten();
-    commit.events.limbo.extend(devices.flat_map(|device| device.fds()));
+    let changes = prepared.events.iter();
+    commit.events.limbo.extend(changes.flat_map(super::events::EventChange::new_events));
 }
 
 /// Calls of which nobody knows whether they were carried out: what makes sure.
 fn note_unsure(commit: &mut Commit, prepared: &Prepared, unsure: &[events::Op]) {
     use events::Op;
-    let before = prepared.events.as_ref().map(|change| &change.before.routes);
-    let routes = before.into_iter().flatten().copied();
+    let before = prepared.events.as_ref().map(|change| change.routes_before.clone());
+    let before = before.unwrap_or_default();
     for op in unsure {
         commit.events.unsure.push(match op {
-            Op::Routes { from, .. } => {
-                Op::Routes { from: from.clone(), to: routes.clone().collect() }
-            }
+            Op::Routes { from, .. } => Op::Routes { from: from.clone(), to: before.clone() },
             Op::AssignIrqfd(irqfd) | Op::DeassignIrqfd(irqfd) => Op::DeassignIrqfd(*irqfd),
             Op::AssignIoeventfd(ioeventfd) | Op::DeassignIoeventfd(ioeventfd) => {
                 Op::DeassignIoeventfd(*ioeventfd)
@@ -304,15 +300,16 @@ pub(super) fn or_stuck(
     undone: Undone,
 ) -> Error {
     let Some(undo_errno) = undone.errno else { return error };
-    let before = prepared.events.as_ref().map(|change| change.before.clone());
-    let before = before.unwrap_or_else(|| commit.events.live.clone());
+    let change = prepared.events.as_ref();
+    let (surplus, missing) =
+        change.map(|change| change.astray(&commit.events.live)).unwrap_or_default();
     let stuck = ErrorKind::Stuck {
         errno: error.errno(),
         what: error.to_string().into(),
         undo_errno,
         live: undone.live,
-        surplus: Box::new(commit.events.live.without(&before)),
-        missing: Box::new(before.without(&commit.events.live)),
+        surplus: Box::new(surplus),
+        missing: Box::new(missing),
     };
     Error::from(stuck)
 }
@@ -320,7 +317,6 @@ pub(super) fn or_stuck(
 fn events_failed(
     commit: &mut Commit,
     prepared: &Prepared,
-    from: usize,
     why: events::Why,
     mut undone: Undone,
 ) -> Error {
@@ -334,18 +330,14 @@ fn events_failed(
         }
         other => return ErrorKind::Internal(other.to_string()).into(),
     };
-    let change = prepared.events.as_ref();
-    let index = change.and_then(|change| {
-        change.plan.ops[from..].iter().position(|other| *other == op).map(|at| at + from)
-    });
-    let blame = index.and_then(|index| change?.blame.get(index));
+    let blame = prepared.events.as_ref().map(|change| change.blame(&op));
     let mut error: Error = ErrorKind::EventRefused { op: Box::new(op), errno }.into();
     if let Some((device, part, number)) = blame {
         if !device.is_empty() {
-            error = error.of_device(device, Some(*part));
+            error = error.of_device(&device, Some(part));
         }
         if let Some(number) = number {
-            error = error.in_change(*number);
+            error = error.in_change(number);
         }
     }
     or_stuck(commit, prepared, error, undone)

@@ -29,7 +29,7 @@ pub(super) struct Left {
     edits: Vec<Edit>,
     pub(super) extras: Vec<Arc<Extra>>,
     memory: Vec<Arc<dyn HostMemory>>,
-    devices: Vec<Arc<Attached>>,
+    devices: Vec<Attached>,
     events: Vec<Event>,
 }
 
@@ -227,7 +227,14 @@ impl Vm {
             let gone = gone.map(|before| (before.as_id, before.mapping.range()));
             self.read_last(dirty, gone, panics);
         }
-        let made = self.make_calls(commit, prepared, dirty.as_deref_mut(), panics)?;
+        if let Some(events) = &prepared.events {
+            events.hold();
+        }
+        let made = self.make_calls(commit, prepared, dirty.as_deref_mut(), panics);
+        if let Some(events) = &prepared.events {
+            events.release(made.is_err());
+        }
+        let made = made?;
         let mut report = self.settle(commit, prepared, &made, left);
         if let Some(dirty) = &mut dirty {
             if prepared.touches_deferrable {
@@ -304,18 +311,12 @@ impl Vm {
             if came.iter().any(|op| matches!(op, events::Op::AssignIoeventfd(_))) {
                 commit.order.ioeventfds();
             }
-            commit.events.settle(events);
+            let mut replaced = commit.events.settle(events, &mut tables.devices);
             if !commit.events.unsettled {
                 left.events.append(&mut commit.events.limbo);
             }
-            for (id, device) in std::mem::take(&mut events.devices) {
-                left.devices.extend(match device {
-                    Some(device) => tables.devices.insert(id, device),
-                    None => tables.devices.remove(&id),
-                });
-            }
-            let mut devices = tables.devices.values();
-            commit.events.follows_regions = devices.any(|device| device.follows_regions());
+            left.devices.append(&mut replaced.devices);
+            left.events.append(&mut replaced.events);
         }
         let slots = tables.slots.iter().map(SlotTable::len).sum();
         if commit.spaces.iter().all(|space| !space.unsettled) {

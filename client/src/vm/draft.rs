@@ -82,6 +82,7 @@ impl<'t> Draft<'t> {
             }
             Change::Detach(_)
             | Change::Vector(..)
+            | Change::VectorFd(..)
             | Change::AssignDeferred
             | Change::OwnRoutes(_) => Ok(()),
         }

@@ -7,7 +7,7 @@ use kvm_memslots_shim::{Mapping, Range, Slot};
 
 use super::draft::Draft;
 use super::{SlotTable, Vm};
-use crate::device::DeviceId;
+use crate::device::{DeviceId, Vector};
 use crate::error::{Error, ErrorKind};
 use crate::{Region, RegionId, RegionSpec};
 
@@ -139,7 +139,8 @@ impl Vm {
         Ok(device.regions.clone())
     }
 
-    /// The GSI of a device's vector; `None` before its first message.
+    /// The GSI of a device's vector; `None` before its first message. While it is
+    /// masked, another vector may need the GSI: it has none then.
     ///
     /// # Errors
     /// [`ErrorKind::UnknownDevice`], [`ErrorKind::NoSuchVector`].
@@ -147,7 +148,7 @@ impl Vm {
         let tables = self.tables();
         let device = tables.devices.get(&id).ok_or(ErrorKind::UnknownDevice { id })?;
         let vectors = device.vectors.len();
-        let found = device.vectors.get(vector).map(|vector| vector.gsi);
+        let found = device.vectors.get(vector).map(Vector::gsi);
         found.ok_or_else(|| {
             let error = Error::from(ErrorKind::NoSuchVector { vectors });
             error.of_device(&device.name, None)

@@ -32,8 +32,11 @@ impl Vm {
         panics: &mut Panics,
     ) -> Option<Result<Report, Error>> {
         let settled = commit.spaces.iter().all(|space| !space.unsettled);
-        let told = !self.observers.is_empty() || commit.events.follows_regions;
-        if !settled || told || commit.events.unsettled {
+        let followed = match change {
+            Change::Map(id, _) | Change::Unmap(id) => commit.events.follows(*id),
+            _ => false,
+        };
+        if !settled || followed || !self.observers.is_empty() || commit.events.unsettled {
             return None;
         }
         let single = match change {

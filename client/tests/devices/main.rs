@@ -7,3 +7,4 @@ mod faults;
 mod lifecycle;
 mod random;
 mod rig;
+mod vectors;

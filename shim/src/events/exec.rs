@@ -63,7 +63,10 @@ fn make(calls: &dyn EventCalls, live: &mut State, op: &Op) -> Result<(), Refusal
         Ok(Err(errno)) => Err(Refusal { errno, panic: None }),
         Err(panic) => {
             match op {
-                Op::Routes { to, .. } => live.routes.retain(|route| to.contains(route)),
+                Op::Routes { to, .. } => {
+                    let kept = live.routes.iter().filter(|route| to.contains(route));
+                    live.routes = kept.copied().collect();
+                }
                 Op::DeassignIrqfd(_) | Op::DeassignIoeventfd(_) => live.follow(op),
                 Op::AssignIrqfd(_) | Op::AssignIoeventfd(_) => {}
             }

@@ -55,12 +55,12 @@ impl EventCalls for Kvm {
     fn set_routes(&self, routes: &[Route]) -> Result<(), Errno> {
         let nr = u32::try_from(routes.len()).map_err(|_| Errno::EINVAL)?;
         // `struct kvm_irq_routing`, and the entries behind it.
-        let mut table = Vec::with_capacity(1 + routes.len() * 6);
+        let mut table: Vec<[u32; 2]> = Vec::with_capacity(1 + routes.len() * 6);
         table.push([nr, 0]);
         for route in routes {
-            let (kind, flags, words) = route.target.to_raw();
-            table.extend([[route.gsi, kind], [flags, 0]]);
-            table.extend(words.chunks_exact(2).map(|pair| [pair[0], pair[1]]));
+            let (kind, flags, [a, b, c, d, e, f, g, h]) = route.target.to_raw();
+            let entry = [[route.gsi, kind], [flags, 0], [a, b], [c, d], [e, f], [g, h]];
+            table.extend_from_slice(&entry);
         }
         let header = table.as_ptr().cast();
         // SAFETY: the header and the `nr` entries behind it are there, wherever

@@ -16,6 +16,7 @@
 #[cfg(feature = "model")]
 mod bus;
 mod calls;
+mod delta;
 mod error;
 mod exec;
 mod gsis;
@@ -24,17 +25,20 @@ mod kvm;
 pub mod model;
 mod op;
 mod plan;
+mod routes;
 mod state;
 mod types;
 
 pub use crate::limits::EventLimits;
 pub use calls::EventCalls;
+pub use delta::{Delta, Parts};
 pub use error::{Failed, Why};
 pub use exec::{Done, execute};
 pub use gsis::Gsis;
 #[cfg(feature = "model")]
 pub use model::Model;
 pub use op::{Cost, Op, Waits};
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, plan_delta};
+pub use routes::Routes;
 pub use state::State;
 pub use types::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget};

@@ -113,7 +113,7 @@ impl Model {
         let mut state = State::default();
         let (mut mmio, mut pio) = (IoBus::default(), IoBus::default());
         if irqchip == Irqchip::Full {
-            state.routes.extend(Route::x86_defaults());
+            state.routes = Route::x86_defaults().into_iter().collect();
             mmio = IoBus::with(&[(0xfec0_0000, 0x100)]);
             pio = IoBus::with(&[(0x20, 2), (0xa0, 2), (0x4d0, 2)]);
         }
@@ -283,8 +283,8 @@ impl Vm {
     fn set_routes(&mut self, routes: &[Route]) -> Result<(), Errno> {
         self.enter(Call::Routing)?;
         self.check_routes(routes)?;
-        let from = self.state.routes.iter().copied().collect();
-        self.done(&Op::Routes { from, to: routes.into() });
+        let (from, to) = (self.state.routes.clone(), routes.iter().copied().collect());
+        self.done(&Op::Routes { from, to });
         Ok(())
     }
 

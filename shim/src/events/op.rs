@@ -3,9 +3,9 @@
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign};
-use std::sync::Arc;
 
-use super::types::{Bus, Ioeventfd, Irqfd, Route};
+use super::routes::Routes;
+use super::types::{Bus, Ioeventfd, Irqfd};
 
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,9 +13,9 @@ pub enum Op {
     /// `KVM_SET_GSI_ROUTING`.
     Routes {
         /// The table before.
-        from: Arc<[Route]>,
+        from: Routes,
         /// The table afterwards.
-        to: Arc<[Route]>,
+        to: Routes,
     },
     /// `KVM_IRQFD`.
     AssignIrqfd(Irqfd),

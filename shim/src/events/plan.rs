@@ -1,6 +1,8 @@
 //! Which calls lead from one state to another, in which order.
 
+use super::delta::Delta;
 use super::op::{Cost, Op};
+use super::routes::Routes;
 use super::state::State;
 
 /// The calls that lead from one state to another.
@@ -22,6 +24,13 @@ impl Plan {
 }
 
 /// The calls that lead from `live` to `wanted`; none if they are the same.
+#[must_use]
+pub fn plan(live: &State, wanted: &State) -> Plan {
+    plan_delta(&live.routes, &Delta::between(live, wanted))
+}
+
+/// The calls that make these differences, to a VM with these routes: none
+/// where there are none.
 ///
 /// - What goes, goes first: ioeventfds, then irqfds, so that nothing raises a
 ///   GSI when its route goes.
@@ -34,16 +43,17 @@ impl Plan {
 /// - They come by address: KVM loses sight of one of length 0 if another that
 ///   ends there is registered after it (`kvm_io_bus_cmp()`).
 #[must_use]
-pub fn plan(live: &State, wanted: &State) -> Plan {
+pub fn plan_delta(routes: &Routes, delta: &Delta) -> Plan {
+    let Delta { gone, come } = delta;
     let mut ops = Vec::new();
-    ops.extend(live.ioeventfds.difference(&wanted.ioeventfds).copied().map(Op::DeassignIoeventfd));
-    ops.extend(live.irqfds.difference(&wanted.irqfds).copied().map(Op::DeassignIrqfd));
-    let gone = ops.len();
-    if live.routes != wanted.routes {
-        let table = |state: &State| state.routes.iter().copied().collect();
-        ops.push(Op::Routes { from: table(live), to: table(wanted) });
+    ops.extend(gone.ioeventfds.iter().copied().map(Op::DeassignIoeventfd));
+    ops.extend(gone.irqfds.iter().copied().map(Op::DeassignIrqfd));
+    let taken = ops.len();
+    if !(gone.routes.is_empty() && come.routes.is_empty()) {
+        let to = routes.changed(&gone.routes, &come.routes);
+        ops.push(Op::Routes { from: routes.clone(), to });
     }
-    ops.extend(wanted.irqfds.difference(&live.irqfds).copied().map(Op::AssignIrqfd));
-    ops.extend(wanted.ioeventfds.difference(&live.ioeventfds).copied().map(Op::AssignIoeventfd));
-    Plan { ops, gone }
+    ops.extend(come.irqfds.iter().copied().map(Op::AssignIrqfd));
+    ops.extend(come.ioeventfds.iter().copied().map(Op::AssignIoeventfd));
+    Plan { ops, gone: taken }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::op::Op;
-use super::types::{Ioeventfd, Irqfd, Route};
+use super::routes::Routes;
+use super::types::{Ioeventfd, Irqfd};
 
 /// All that KVM has of a VM, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// The routes.
-    pub routes: BTreeSet<Route>,
+    pub routes: Routes,
     /// The irqfds.
     pub irqfds: BTreeSet<Irqfd>,
     /// The ioeventfds.
@@ -21,7 +22,7 @@ impl State {
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         Self {
-            routes: &self.routes - &other.routes,
+            routes: self.routes.without(&other.routes),
             irqfds: &self.irqfds - &other.irqfds,
             ioeventfds: &self.ioeventfds - &other.ioeventfds,
         }
@@ -30,7 +31,7 @@ impl State {
     /// Follows a change that was made.
     pub fn follow(&mut self, op: &Op) {
         match op {
-            Op::Routes { to, .. } => self.routes = to.iter().copied().collect(),
+            Op::Routes { to, .. } => self.routes = to.clone(),
             Op::AssignIrqfd(irqfd) => _ = self.irqfds.insert(*irqfd),
             Op::DeassignIrqfd(irqfd) => _ = self.irqfds.remove(irqfd),
             Op::AssignIoeventfd(ioeventfd) => _ = self.ioeventfds.insert(*ioeventfd),

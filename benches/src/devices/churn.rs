@@ -1,0 +1,280 @@
+//! A VM with many vectors, some of which are masked, unmasked and given other
+//! messages.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VmFd;
+use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
+use kvm_memslots::device::{self, DeviceId, Irqfd, Msi, Route, Trigger};
+use kvm_memslots::{Changes, Report, Vm, vm_fd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Devices;
+use super::board::Device;
+use super::error::DevicesError;
+use super::rig::split_irqchip;
+use super::table::{Pass, Row};
+use super::ways::{Spent, Way};
+use crate::bench::median;
+use crate::grace::GraceCounter;
+use crate::machine::new_vm;
+use crate::pin::Pinned;
+
+/// So many of them are masked and unmasked.
+const MASKED: usize = 64;
+/// The first GSI.
+const FIRST: u32 = 24;
+/// The passes, in order.
+const PASSES: [Pass; 4] = [Pass::Mask, Pass::Unmask, Pass::Program, Pass::Nothing];
+
+/// Who does it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// Call by call: an irqfd, and for each vector the whole table, without those
+    /// that are masked (Cloud Hypervisor's `MsiInterruptGroup`).
+    CloudHypervisor,
+    /// The calls that it takes, and nothing else: irqfds, and a table that is
+    /// there already.
+    Calls,
+    /// One set.
+    Library,
+    /// The same, where the vectors' events go through triggers.
+    Triggers,
+}
+
+impl Who {
+    const ALL: [Self; 4] = [Self::CloudHypervisor, Self::Calls, Self::Library, Self::Triggers];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::CloudHypervisor => Way::CloudHypervisor.name(),
+            Self::Calls => "calls alone",
+            Self::Library => "library",
+            Self::Triggers => "library, triggers",
+        }
+    }
+
+    const fn way(self) -> Way {
+        match self {
+            Self::CloudHypervisor | Self::Calls => Way::CloudHypervisor,
+            Self::Library | Self::Triggers => Way::Together,
+        }
+    }
+}
+
+/// The vector that gets other messages.
+const PROGRAMMED: usize = MASKED;
+
+fn message(vector: usize, round: u32) -> Msi {
+    let shift = if vector == PROGRAMMED { round % 2 } else { 0 };
+    Msi { data: 0x30 + shift, ..Device::msi(0) }
+}
+
+/// A VM in which all vectors are set up.
+enum Machine {
+    ByHand { calls: Kvm, irqfds: Vec<Irqfd>, routes: BTreeMap<u32, Route>, sparing: bool },
+    Library { vm: Vm, id: DeviceId },
+}
+
+impl Machine {
+    fn new(vm: &VmFd, fds: &[Arc<EventFd>], who: Who) -> io::Result<Self> {
+        let messages = || fds.iter().enumerate().map(|(vector, fd)| (fd, message(vector, 0)));
+        if who.way() == Way::Together {
+            let vm = Vm::open(vm_fd(vm)).map_err(io::Error::other)?;
+            let nic = device::Device::new("nic");
+            let nic = messages().fold(nic, |nic, (fd, msi)| match who {
+                Who::Triggers => {
+                    nic.triggered_vector(Arc::new(Trigger::new(fd.as_raw_fd())), Some(msi))
+                }
+                _ => nic.vector(fd.as_raw_fd(), Some(msi)),
+            });
+            let mut changes = Changes::new();
+            let id = changes.attach(nic);
+            vm.apply(changes).map_err(io::Error::other)?;
+            return Ok(Self::Library { vm, id });
+        }
+        let calls = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
+        let irqfd = |(gsi, (fd, _)): (u32, (&Arc<EventFd>, Msi))| Irqfd {
+            gsi,
+            fd: fd.as_raw_fd(),
+            resample: None,
+            no_irqbypass: false,
+        };
+        let irqfds: Vec<Irqfd> = (FIRST..).zip(messages()).map(irqfd).collect();
+        let route = |(gsi, (_, msi))| (gsi, Route::msi(gsi, msi));
+        let routes: BTreeMap<u32, Route> = (FIRST..).zip(messages()).map(route).collect();
+        calls.set_routes(&routes.values().copied().collect::<Vec<_>>())?;
+        irqfds.iter().try_for_each(|irqfd| calls.assign_irqfd(irqfd))?;
+        Ok(Self::ByHand { calls, irqfds, routes, sparing: who == Who::Calls })
+    }
+
+    /// Does a pass, and says how long it took: what the library does by itself is
+    /// in it, what a VMM would have ready is not.
+    fn pass(&mut self, pass: Pass, round: u32) -> io::Result<(Spent, Duration)> {
+        match self {
+            Self::ByHand { calls, irqfds, routes, sparing } => {
+                by_hand(calls, irqfds, routes, *sparing, pass, round)
+            }
+            Self::Library { vm, id } => {
+                let mut changes = Changes::new();
+                let mut set = |vector, msi| changes.set_vector(*id, vector, msi);
+                match pass {
+                    Pass::Mask => (0..MASKED).for_each(|vector| set(vector, None)),
+                    Pass::Unmask => {
+                        (0..MASKED).for_each(|vector| set(vector, Some(message(vector, round))));
+                    }
+                    Pass::Program => set(PROGRAMMED, Some(message(PROGRAMMED, round))),
+                    _ => set(PROGRAMMED - 1, Some(message(PROGRAMMED - 1, round))),
+                }
+                let start = Instant::now();
+                let report: Report = vm.apply(changes).map_err(io::Error::other)?;
+                let took = start.elapsed();
+                let mut spent = Spent::default();
+                spent.add(&report);
+                Ok((spent, took))
+            }
+        }
+    }
+}
+
+fn by_hand(
+    calls: &Kvm,
+    irqfds: &[Irqfd],
+    routes: &mut BTreeMap<u32, Route>,
+    sparing: bool,
+    pass: Pass,
+    round: u32,
+) -> io::Result<(Spent, Duration)> {
+    let mut spent = Spent::default();
+    let table = |routes: &BTreeMap<u32, Route>| routes.values().copied().collect::<Vec<_>>();
+    let set = |table: &[Route], spent: &mut Spent| {
+        (spent.ioctls, spent.routing_calls) = (spent.ioctls + 1, spent.routing_calls + 1);
+        spent.grace_periods += 1;
+        calls.set_routes(table)
+    };
+    if pass == Pass::Program {
+        let gsi = irqfds[PROGRAMMED].gsi;
+        routes.insert(gsi, Route::msi(gsi, message(PROGRAMMED, round)));
+    }
+    let ready = table(routes);
+    let start = Instant::now();
+    match pass {
+        Pass::Mask => {
+            for irqfd in &irqfds[..MASKED] {
+                calls.deassign_irqfd(irqfd)?;
+                (spent.ioctls, spent.in_irqfd_shutdown) =
+                    (spent.ioctls + 1, spent.in_irqfd_shutdown + 1);
+                if !sparing {
+                    routes.remove(&irqfd.gsi);
+                    set(&table(routes), &mut spent)?;
+                }
+            }
+        }
+        Pass::Unmask => {
+            for (vector, irqfd) in irqfds[..MASKED].iter().enumerate() {
+                if !sparing {
+                    routes.insert(irqfd.gsi, Route::msi(irqfd.gsi, message(vector, round)));
+                    set(&table(routes), &mut spent)?;
+                }
+                calls.assign_irqfd(irqfd)?;
+                spent.ioctls += 1;
+            }
+        }
+        Pass::Program if sparing => set(&ready, &mut spent)?,
+        Pass::Program => set(&table(routes), &mut spent)?,
+        // What changes nothing is noticed (Cloud Hypervisor since #4744).
+        _ => {}
+    }
+    Ok((spent, start.elapsed()))
+}
+
+/// One who does it, while that is measured.
+struct Compared {
+    who: Who,
+    vm: VmFd,
+    machine: Machine,
+    spent: [Spent; PASSES.len()],
+    counted: [[Option<u64>; 2]; PASSES.len()],
+    times: [Vec<Duration>; PASSES.len()],
+    round: u32,
+    // KVM has them until the VM goes.
+    _fds: Vec<Arc<EventFd>>,
+}
+
+impl Compared {
+    fn new(vectors: u32, who: Who) -> Result<Self, DevicesError> {
+        let vm = new_vm().map_err(DevicesError::Vm)?;
+        split_irqchip(&vm).map_err(DevicesError::Vm)?;
+        let fds = (0..vectors).map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new));
+        let fds: Vec<_> = fds.collect::<io::Result<_>>().map_err(DevicesError::Board)?;
+        let failed = |error| DevicesError::Call { way: who.way(), what: "setting up", error };
+        let machine = Machine::new(&vm, &fds, who).map_err(failed)?;
+        let (spent, counted, times) = Default::default();
+        Ok(Self { who, vm, machine, spent, counted, times, round: 0, _fds: fds })
+    }
+
+    /// All passes once; `around` does each.
+    fn round(
+        &mut self,
+        mut around: impl FnMut(usize, &mut dyn FnMut()),
+    ) -> Result<(), DevicesError> {
+        self.round += 1;
+        for (index, pass) in PASSES.into_iter().enumerate() {
+            let mut outcome = Ok(Default::default());
+            around(index, &mut || outcome = self.machine.pass(pass, self.round));
+            let way = self.who.way();
+            let failed = |error| DevicesError::Call { way, what: "changing vectors", error };
+            let (spent, took) = outcome.map_err(failed)?;
+            self.spent[index] = spent;
+            self.times[index].push(took);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, which: usize, counter: &mut GraceCounter) -> Result<(), DevicesError> {
+        let mut counts = [None; PASSES.len()];
+        self.round(|index, change| {
+            counts[index] = counter.count(change).ok().map(|((), count)| count);
+        })?;
+        for (counted, count) in self.counted.iter_mut().zip(counts) {
+            counted[which] = count;
+        }
+        self.times = Default::default();
+        Ok(())
+    }
+}
+
+pub(super) fn churn(
+    args: &Devices,
+    vectors: u32,
+    counters: [&mut Option<GraceCounter>; 2],
+) -> Result<Vec<Row>, DevicesError> {
+    let mut all =
+        Who::ALL.iter().map(|who| Compared::new(vectors, *who)).collect::<Result<Vec<_>, _>>()?;
+    for (which, counter) in counters.into_iter().enumerate() {
+        let Some(counter) = counter else { continue };
+        all.iter_mut().try_for_each(|one| one.count(which, counter))?;
+    }
+    let pinned = Pinned::to_first_cpu();
+    for _ in 0..args.runs {
+        all.iter_mut().try_for_each(|one| one.round(|_, change| change()))?;
+    }
+    drop(pinned);
+    let mut rows = Vec::new();
+    for (index, pass) in PASSES.into_iter().enumerate() {
+        let today = all.first().and_then(|one| median(&one.times[index]));
+        for one in &all {
+            let time = median(&one.times[index]).unwrap_or_default();
+            let row = Row::new(args, 0, one.who.way(), pass, &one.spent[index]);
+            let row = Row { way: one.who.name(), devices: 1, ..row };
+            rows.push(row.measured(one.counted[index], time, today));
+        }
+    }
+    // The VMs last: KVM looks at no eventfd that is closed.
+    all.into_iter().for_each(|one| drop((one.machine, one.vm)));
+    Ok(rows)
+}

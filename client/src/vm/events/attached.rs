@@ -1,0 +1,105 @@
+//! A device that is attached, and what KVM is to have of it.
+
+use std::sync::Arc;
+
+use kvm_memslots_shim::events::{Bus, Ioeventfd, Irqfd, Route};
+
+use crate::RegionId;
+use crate::device::{Device, Event, Kick, Line, Place, Vector};
+
+/// A device that is attached.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) name: Arc<str>,
+    pub(crate) regions: Vec<RegionId>,
+    pub(crate) kicks: Vec<Kick>,
+    pub(crate) vectors: Vec<Vector>,
+    pub(crate) lines: Vec<Line>,
+    pub(super) may_bypass: bool,
+    /// Its ioeventfds are left to a later set.
+    pub(super) defers: bool,
+}
+
+impl Attached {
+    pub(super) fn new(device: &Device) -> Self {
+        Self {
+            name: Arc::clone(&device.name),
+            regions: device.regions.iter().map(|(id, _)| *id).collect(),
+            kicks: device.kicks.clone(),
+            vectors: device.vectors.clone(),
+            lines: device.lines.clone(),
+            may_bypass: device.may_bypass,
+            defers: device.defers,
+        }
+    }
+
+    /// Its ioeventfds that have an address, by their index: all, or those in a
+    /// region.
+    pub(super) fn ioeventfds<'a>(
+        &'a self,
+        of: Option<RegionId>,
+        gpa_of: impl Fn(RegionId) -> Option<u64> + 'a,
+    ) -> impl Iterator<Item = (usize, Ioeventfd)> + 'a {
+        self.kicks.iter().enumerate().filter_map(move |(index, kick)| {
+            let (bus, addr) = match kick.doorbell.place {
+                Place::In(region, offset) if of.is_none_or(|of| of == region) => {
+                    (Bus::Mmio, gpa_of(region)?.checked_add(offset)?)
+                }
+                Place::At(bus, addr) if of.is_none() => (bus, addr),
+                _ => return None,
+            };
+            let (len, datamatch) = (kick.doorbell.len, kick.doorbell.value);
+            let fd = event_fd(&kick.event);
+            Some((index, Ioeventfd { bus, addr, len, datamatch, fd }))
+        })
+    }
+
+    /// The regions that its doorbells are in.
+    pub(super) fn follows(&self) -> impl Iterator<Item = RegionId> + '_ {
+        self.kicks.iter().filter_map(|kick| match kick.doorbell.place {
+            Place::In(region, _) => Some(region),
+            Place::At(..) => None,
+        })
+    }
+
+    /// The route and the irqfd of one of its vectors.
+    pub(super) fn of_vector(
+        &self,
+        vector: &Vector,
+        no_irqbypass: bool,
+    ) -> (Option<Route>, Option<Irqfd>) {
+        let Some((gsi, msi)) = vector.routed else { return (None, None) };
+        // A trigger holds its events back itself.
+        let raises = vector.msi.is_some() || vector.trigger.is_some();
+        let irqfd = Irqfd {
+            gsi,
+            fd: event_fd(&vector.event),
+            resample: None,
+            no_irqbypass: no_irqbypass && !self.may_bypass,
+        };
+        (Some(Route::msi(gsi, msi)), raises.then_some(irqfd))
+    }
+
+    /// The same of a line.
+    pub(super) fn of_line(&self, line: &Line, no_irqbypass: bool) -> (Option<Route>, Irqfd) {
+        let irqfd = Irqfd {
+            gsi: line.gsi,
+            fd: event_fd(&line.event),
+            resample: line.resample.as_ref().map(event_fd),
+            no_irqbypass: no_irqbypass && !self.may_bypass,
+        };
+        (line.pin.map(|(chip, pin)| Route::irqchip(line.gsi, chip, pin)), irqfd)
+    }
+
+    /// All its eventfds.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = Event> + '_ {
+        let vectors = self.vectors.iter().map(|vector| &vector.event);
+        let lines = self.lines.iter().flat_map(|line| [Some(&line.event), line.resample.as_ref()]);
+        let kicks = self.kicks.iter().map(|kick| &kick.event);
+        vectors.chain(lines.flatten()).chain(kicks).cloned()
+    }
+}
+
+fn event_fd(event: &Event) -> std::os::fd::RawFd {
+    std::os::fd::AsRawFd::as_raw_fd(event)
+}

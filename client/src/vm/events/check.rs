@@ -1,0 +1,35 @@
+//! What KVM would refuse, or take for something else, whatever there is.
+
+use std::collections::BTreeSet;
+
+use kvm_memslots_shim::events::Route;
+
+use crate::device::{Kick, Place};
+use crate::error::ErrorKind;
+
+pub(super) fn check_routes(routes: &BTreeSet<Route>, limit: u32) -> Result<(), ErrorKind> {
+    if let Some(route) = routes.iter().find(|route| route.gsi >= limit) {
+        return Err(ErrorKind::GsiBeyondLimit { gsi: route.gsi, limit });
+    }
+    if routes.len() > limit as usize {
+        return Err(ErrorKind::TooManyRoutes { routes: routes.len(), limit });
+    }
+    Ok(())
+}
+
+pub(super) fn check_kick(kick: &Kick) -> Result<(), ErrorKind> {
+    let (len, value) = (kick.doorbell.len, kick.doorbell.value);
+    if !matches!(len, 0 | 1 | 2 | 4 | 8) {
+        return Err(ErrorKind::IoeventfdLength { len });
+    }
+    let (Place::At(_, start) | Place::In(_, start)) = kick.doorbell.place;
+    if start.checked_add(len.into()).is_none() {
+        return Err(ErrorKind::IoeventfdWraps { len });
+    }
+    // A value that does not fit never matches.
+    let fits = |data| len == 8 || (len != 0 && data >> (len * 8) == 0);
+    match value.filter(|data| !fits(*data)) {
+        Some(data) => Err(ErrorKind::IoeventfdValue { len, data }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,43 @@
+//! Where doorbells are.
+
+use std::collections::BTreeMap;
+
+use kvm_memslots_shim::events::Ioeventfd;
+
+use crate::device::DeviceId;
+
+/// Doorbells of devices, with their index: no two for the same write.
+#[derive(Debug, Default)]
+pub(super) struct Claims(BTreeMap<Ioeventfd, (DeviceId, usize)>);
+
+impl Claims {
+    /// Those that would fire for some of the same writes.
+    pub(super) fn colliding(
+        &self,
+        with: Ioeventfd,
+    ) -> impl Iterator<Item = (&Ioeventfd, DeviceId, usize)> {
+        let first = Ioeventfd { len: 0, datamatch: None, fd: i32::MIN, ..with };
+        let here = self.0.range(first..);
+        let here =
+            here.take_while(move |(other, _)| (other.bus, other.addr) == (with.bus, with.addr));
+        let colliding = here.filter(move |(other, _)| other.collides_with(&with));
+        colliding.map(|(ioeventfd, (id, index))| (ioeventfd, *id, *index))
+    }
+
+    pub(super) fn insert(&mut self, ioeventfd: Ioeventfd, id: DeviceId, index: usize) {
+        self.0.insert(ioeventfd, (id, index));
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Ioeventfd, &(DeviceId, usize))> {
+        self.0.iter()
+    }
+
+    pub(super) fn contains(&self, ioeventfd: &Ioeventfd) -> bool {
+        self.0.contains_key(ioeventfd)
+    }
+
+    pub(super) fn follow(&mut self, gone: &Self, come: &Self) {
+        gone.0.keys().for_each(|ioeventfd| _ = self.0.remove(ioeventfd));
+        self.0.extend(&come.0);
+    }
+}
