@@ -158,6 +158,20 @@ impl Backing {
         self
     }
 
+    /// The same memory from `offset` bytes in it on.
+    pub(crate) fn from(&self, offset: u64) -> Self {
+        let on = |at: u64| at.saturating_add(offset);
+        Self {
+            hva: on(self.hva),
+            len: self.len.saturating_sub(offset),
+            file: self.file.map(|file| FileRange { offset: on(file.offset), ..file }),
+            guest_memfd: self
+                .guest_memfd
+                .map(|memfd| GuestMemfd { offset: on(memfd.offset), ..memfd }),
+            ..self.clone()
+        }
+    }
+
     /// The first host virtual address.
     #[must_use]
     pub const fn hva(&self) -> u64 {

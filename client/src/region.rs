@@ -140,6 +140,12 @@ impl RegionSpec {
         Self { kind: Kind::Device, ..Self::ram(span, backing) }
     }
 
+    /// `size` bytes of it, from `offset` on.
+    pub(crate) fn part(&self, offset: u64, size: u64) -> Self {
+        let gpa = self.span.gpa.saturating_add(offset);
+        Self { span: Span { gpa, size }, backing: self.backing.from(offset), ..self.clone() }
+    }
+
     /// In this address space of the VM: 0 unless said otherwise, 1 for SMM on
     /// x86.
     pub fn address_space(mut self, as_id: u16) -> Self {

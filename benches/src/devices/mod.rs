@@ -3,6 +3,7 @@
 
 mod board;
 mod churn;
+mod decode;
 mod error;
 mod hotplug;
 mod rig;
@@ -59,6 +60,10 @@ pub struct Devices {
     /// and one of which gets another message, without vCPUs.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2048", value_parser = clap::value_parser!(u32).range(65..=4000), conflicts_with = "hotplug")]
     pub churn: Option<u32>,
+    /// Instead: one BAR of each device, memory and doorbells, that the guest
+    /// enables, switches off and on again, and moves, without vCPUs.
+    #[arg(long, conflicts_with_all = ["hotplug", "churn"])]
+    pub decode: bool,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     pub json: bool,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Devices;
 use super::churn;
+use super::decode;
 use super::error::DevicesError;
 use super::hotplug;
 use super::rig::Rig;
@@ -33,6 +34,10 @@ pub fn devices(args: &Devices, mut on_rows: impl FnMut(Vec<Row>)) -> Result<(), 
     let mut machine = counter(&[Method::InvokeCallbacks]).ok();
     if let Some(vectors) = args.churn {
         on_rows(churn::churn(args, vectors, [&mut calls, &mut machine])?);
+        return Ok(());
+    }
+    if args.decode {
+        on_rows(decode::decode(args, [&mut calls, &mut machine])?);
         return Ok(());
     }
     for vcpus in &args.vcpus {

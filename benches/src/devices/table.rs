@@ -18,6 +18,12 @@ pub enum Pass {
     Attach,
     /// All devices detached.
     Detach,
+    /// BARs that decode from now on.
+    Enable,
+    /// Off, and on again.
+    Toggle,
+    /// BARs that get another address.
+    Move,
     /// Vectors masked.
     Mask,
     /// The same unmasked, with the same messages.
@@ -38,6 +44,9 @@ impl fmt::Display for Pass {
         match self {
             Self::Attach => f.pad("attach"),
             Self::Detach => f.pad("detach"),
+            Self::Enable => f.pad("decode on"),
+            Self::Toggle => f.pad("off and on"),
+            Self::Move => f.pad("move"),
             Self::Mask => f.pad("mask 64"),
             Self::Unmask => f.pad("unmask 64"),
             Self::Program => f.pad("program 1"),

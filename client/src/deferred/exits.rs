@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::access;
-use super::serving::{Entry, Serving};
+use super::serving::Serving;
+use super::table::Entry;
 
 /// Serves MMIO exits from the memory of deferrable regions: one for each vCPU
 /// thread, cloned or from [`Vm::deferred`].
@@ -22,6 +23,9 @@ pub struct Deferred {
     pub(super) shared: Arc<Serving>,
     /// Promotions that this thread knows of.
     seen: Cell<u64>,
+    /// The last promotion before an access could not be decoded, while slots are
+    /// too short for all that wait to be tried at once.
+    pub(super) round: Cell<Option<u64>>,
     exits: Cell<u32>,
     /// When the last exit was answered, for those whose time is taken.
     answered: Cell<Option<Instant>>,
@@ -77,6 +81,7 @@ impl Deferred {
         Self {
             seen: Cell::new(shared.promotions.load(Ordering::Acquire)),
             shared: Arc::clone(shared),
+            round: Cell::new(None),
             exits: Cell::new(0),
             answered: Cell::new(None),
         }
@@ -197,11 +202,13 @@ impl Deferred {
             Answer::NotMemory => return Part::Device(bytes),
             Answer::Fault => return Part::Fault,
         }
+        // The vCPU has got on.
+        self.round.set(None);
         let mut due = false;
         if entry.waits {
             self.take_time();
             let exits = entry.life.exits.fetch_add(1, Ordering::Relaxed) + 1;
-            due = self.shared.is_due(exits);
+            due = self.shared.is_due_now(&entry.life, exits);
         }
         Part::Memory(Served { bytes, due, fault: None })
     }
@@ -220,9 +227,14 @@ impl Deferred {
         }
     }
 
+    /// How often regions were promoted so far.
+    pub(super) fn promotions(&self) -> u64 {
+        self.shared.promotions.load(Ordering::Acquire)
+    }
+
     /// Whether regions were promoted since this was last asked on this thread.
     pub(super) fn promoted_meanwhile(&self) -> bool {
-        let now = self.shared.promotions.load(Ordering::Acquire);
+        let now = self.promotions();
         self.seen.replace(now) != now
     }
 }

@@ -10,10 +10,30 @@ use kvm_memslots_shim::{Mapping, MemFlags};
 
 use super::Deferral;
 use super::policy::Estimate;
-use super::serving::{Entry, Life, Serving, Table};
+use super::serving::{Life, Serving};
+use super::table::{Entry, Table};
 use crate::RegionId;
 use crate::dirty::Overlay;
-use crate::vm::SlotTable;
+use crate::vm::{self, Record, SlotTable};
+
+/// What vCPU threads are to see of a region.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(super) mapping: Mapping,
+    /// Whether accesses never fault.
+    pub(super) never_faults: bool,
+    /// Whether it waits for its slot.
+    pub(super) waits: bool,
+}
+
+impl Shown {
+    /// Of a region, if it is deferrable.
+    pub(super) fn of(record: &Record) -> Option<Self> {
+        let never_faults = record.extra.as_ref().is_some_and(|extra| extra.never_faults);
+        let is = record.deferral != vm::Deferral::Never;
+        is.then_some(Self { mapping: record.mapping, never_faults, waits: record.waits() })
+    }
+}
 
 /// The VM's side of deferred maps, of one address space.
 #[derive(Debug)]
@@ -91,44 +111,58 @@ impl DeferredMaps {
         self.serving.slot_ns.store(map.saturating_add(unmap), Ordering::Relaxed);
     }
 
-    /// Replaces the table by one of `regions`: name, mapping, whether accesses
-    /// never fault, and whether it waits. When this returns, no thread uses the
-    /// old one.
+    /// Follows changes of regions: name, and what it is now if it is deferrable
+    /// still. When this returns, no thread uses what they were.
     ///
     /// What was written to regions that are no more, or no more the same, goes
     /// to `overlay`.
     pub(crate) fn publish(
         &mut self,
-        regions: impl Iterator<Item = (RegionId, Mapping, bool, bool)>,
+        regions: impl Iterator<Item = (RegionId, Option<Shown>)>,
         page_size: u64,
         overlay: &mut Overlay,
     ) {
-        let mut old = self.serving.lives.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lives = HashMap::new();
-        let mut entries: Vec<Entry> = regions
-            .map(|(id, mapping, never_faults, waits)| {
-                let life = old
-                    .get(&id)
-                    .filter(|life| life.fits(&mapping))
-                    .map_or_else(|| Arc::new(Life::new(&mapping, page_size)), Arc::clone);
-                lives.insert(id, Arc::clone(&life));
-                Entry {
-                    range: mapping.range(),
-                    hva: mapping.hva(),
-                    read_only: mapping.flags().contains(MemFlags::READONLY),
-                    never_faults,
-                    waits,
-                    life,
-                }
-            })
-            .collect();
-        entries.sort_unstable_by_key(|entry| entry.range.gpa());
-        self.replace(Table { entries: entries.into() });
-        for (id, life) in std::mem::replace(&mut *old, lives) {
-            if old.get(&id).is_none_or(|now| !Arc::ptr_eq(now, &life)) {
-                life.harvest(overlay);
-            }
+        let mut lives = self.serving.lives.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut regions =
+            regions.filter(|(id, now)| now.is_some() || lives.contains_key(id)).peekable();
+        if regions.peek().is_none() {
+            return;
         }
+        let regions: Vec<_> = regions.collect();
+        let mut table: Table = self.serving.table.load().as_ref().clone();
+        let (mut over, mut come) = (Vec::new(), Vec::new());
+        for (id, now) in regions {
+            let before = lives.get(&id).cloned();
+            // All that go go before the first one comes.
+            if let Some(life) = &before {
+                table.remove(life.range.gpa());
+            }
+            let Some(Shown { mapping, never_faults, waits }) = now else {
+                lives.remove(&id);
+                over.extend(before);
+                continue;
+            };
+            let life = match before {
+                Some(life) if life.fits(&mapping) => life,
+                before => {
+                    over.extend(before);
+                    let life = Arc::new(Life::new(&mapping, page_size));
+                    lives.insert(id, Arc::clone(&life));
+                    life
+                }
+            };
+            come.push(Entry {
+                range: mapping.range(),
+                hva: mapping.hva(),
+                read_only: mapping.flags().contains(MemFlags::READONLY),
+                never_faults,
+                waits,
+                life,
+            });
+        }
+        come.into_iter().for_each(|entry| table.insert(entry));
+        self.replace(table);
+        over.iter().for_each(|life| life.harvest(overlay));
     }
 
     /// Serves nothing any more.

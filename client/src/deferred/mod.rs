@@ -86,6 +86,8 @@ mod maps;
 pub mod policy;
 mod promote;
 mod serving;
+mod short;
+mod table;
 
 pub use exits::{Deferred, Part, Served};
 pub use policy::{Costs, Policy};

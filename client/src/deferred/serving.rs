@@ -1,14 +1,14 @@
-//! What vCPU threads look up: the deferrable regions as one table, replaced as a
-//! whole.
+//! What a VM and its vCPU threads share.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use kvm_memslots_shim::{Mapping, Range};
 
 use super::policy::{Costs, Policy};
+use super::table::Table;
 use crate::RegionId;
 use crate::dirty::Overlay;
 
@@ -18,10 +18,16 @@ use crate::dirty::Overlay;
 pub(super) struct Life {
     /// Exits served, of those that a slot would have spared.
     pub(super) exits: AtomicU64,
+    /// What it has earned its slot with, where slots are short.
+    pub(super) earned: AtomicU64,
+    /// The promotion that it had a slot from last.
+    pub(super) turn: AtomicU64,
+    /// So many exits have to be served before it is due again.
+    pub(super) again: AtomicU64,
     /// A bit a page that was written; none where writes are not logged.
     dirty: Box<[AtomicU64]>,
     page_size: u64,
-    range: Range,
+    pub(super) range: Range,
 }
 
 impl Life {
@@ -29,7 +35,15 @@ impl Life {
         let pages = mapping.range().size() / page_size;
         let words = if mapping.is_logged() { pages.div_ceil(64) } else { 0 };
         let dirty = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Self { exits: AtomicU64::new(0), dirty, page_size, range: mapping.range() }
+        Self {
+            exits: AtomicU64::new(0),
+            earned: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            again: AtomicU64::new(0),
+            dirty,
+            page_size,
+            range: mapping.range(),
+        }
     }
 
     pub(super) fn fits(&self, mapping: &Mapping) -> bool {
@@ -55,35 +69,6 @@ impl Life {
         if !bits.is_empty() {
             let pages = self.range.size() / self.page_size;
             overlay.or(self.range.gpa() / self.page_size, &bits, 0, pages);
-        }
-    }
-}
-
-/// A deferrable region.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) range: Range,
-    pub(super) hva: u64,
-    pub(super) read_only: bool,
-    pub(super) never_faults: bool,
-    /// Whether it has no slot yet.
-    pub(super) waits: bool,
-    pub(super) life: Arc<Life>,
-}
-
-/// All of them, by guest address.
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    pub(super) entries: Box<[Entry]>,
-}
-
-impl Table {
-    /// The region at `gpa`, or where the next one starts.
-    pub(super) fn at(&self, gpa: u64) -> Result<&Entry, Option<u64>> {
-        let next = self.entries.partition_point(|entry| entry.range.gpa() <= gpa);
-        match next.checked_sub(1).map(|index| &self.entries[index]) {
-            Some(entry) if entry.range.contains(gpa) => Ok(entry),
-            _ => Err(self.entries.get(next).map(|entry| entry.range.gpa())),
         }
     }
 }
@@ -114,7 +99,11 @@ const FASTEST_EXIT_NS: u64 = 500;
 
 impl Serving {
     pub(super) fn life(&self, id: RegionId) -> Option<Arc<Life>> {
-        self.lives.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.all_lives().get(&id).cloned()
+    }
+
+    pub(super) fn all_lives(&self) -> MutexGuard<'_, HashMap<RegionId, Arc<Life>>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many exits were served for a region.
@@ -130,11 +119,21 @@ impl Serving {
     }
 
     pub(super) fn is_due(&self, exits: u64) -> bool {
+        exits >= self.threshold()
+    }
+
+    /// Whether a region that has cost so many exits is to be mapped now.
+    pub(super) fn is_due_now(&self, life: &Life, exits: u64) -> bool {
+        self.is_due(exits) && exits >= life.again.load(Ordering::Relaxed)
+    }
+
+    /// After so many exits a slot has been earned.
+    pub(super) fn threshold(&self) -> u64 {
         let exit_ns = match self.exit_ns.load(Ordering::Relaxed) {
             u64::MAX => Costs::UNMEASURED.exit_ns,
             exit_ns => exit_ns,
         };
-        exits >= self.policy.exits(self.slot_ns.load(Ordering::Relaxed), exit_ns)
+        self.policy.exits(self.slot_ns.load(Ordering::Relaxed), exit_ns)
     }
 
     /// Takes in that an exit took `ns`, and a little of the guest.

@@ -1,24 +1,46 @@
 //! The functions of a VM and the windows that are mapped.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::AsRawFd;
 
-use kvm_memslots_shim::{Errno, Range};
+use kvm_memslots_shim::{Errno, Range, events};
 
 use super::claims::Claims;
 use super::error::PciError;
 use super::id::FunctionId;
 use super::registers::{Decoded, Registers};
 use super::spec::{FunctionSpec, Window};
+use crate::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
 use crate::error::{Error, ErrorKind};
 use crate::{Changes, RegionId, RegionSpec, Report, Span, Vm};
 
-/// A window: of which function, which of its BARs, which one of those.
-type Key = (FunctionId, usize, usize);
+/// What a BAR is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Item {
+    Window(usize),
+    Doorbell(usize),
+}
 
-/// The expansion ROM, which has no index, among the BARs: behind them.
-const EXPANSION_ROM: usize = usize::MAX;
+/// A BAR: of which function, and which.
+type BarKey = (FunctionId, usize);
+/// A window or a doorbell: of which function, which of its BARs, which of those.
+type Key = (FunctionId, usize, Item);
 
-/// A window that KVM refused where it was to be.
+/// The doorbells of a BAR that are assigned.
+#[derive(Debug)]
+struct Bells {
+    device: DeviceId,
+    places: Vec<(usize, Ioeventfd)>,
+}
+
+/// What is to be.
+#[derive(Default)]
+struct Wanted<'s> {
+    windows: BTreeMap<Key, (Range, &'s Window)>,
+    bells: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
+}
+
+/// A window or a doorbell that KVM refused where it was to be.
 #[derive(Debug)]
 struct Refusal {
     range: Range,
@@ -32,6 +54,7 @@ pub struct PciBars {
     end: u64,
     functions: BTreeMap<FunctionId, Registers>,
     mapped: HashMap<Key, RegionId>,
+    bells: BTreeMap<BarKey, Bells>,
     refused: HashMap<Key, Refusal>,
     /// Whether the registers say something else than `mapped`.
     moved: bool,
@@ -48,6 +71,7 @@ impl PciBars {
             end,
             functions: BTreeMap::new(),
             mapped: HashMap::new(),
+            bells: BTreeMap::new(),
             refused: HashMap::new(),
             moved: false,
         }
@@ -58,8 +82,9 @@ impl PciBars {
     /// # Errors
     /// What is wrong with its description, [`PciError::Vm`] where that is
     /// something that `vm` could not map.
-    pub fn add(&mut self, vm: &Vm, function: FunctionSpec) -> Result<FunctionId, PciError> {
+    pub fn add(&mut self, vm: &Vm, mut function: FunctionSpec) -> Result<FunctionId, PciError> {
         function.check()?;
+        function.cut(vm.limits().page_size);
         function.windows().try_for_each(|window| vm.check_spec(window))?;
         let id = FunctionId::new();
         self.functions.insert(id, Registers::new(function));
@@ -150,23 +175,28 @@ impl PciBars {
     }
 
     /// Why a BAR, for `None` the expansion ROM, is not mapped where it decodes,
-    /// or not all of it: what KVM said of the first of its windows that it
-    /// refused. Accesses to that exit. It is tried anew when the BAR moves, and
+    /// or not all of it: what KVM said of the first of its windows, then of its
+    /// doorbells, that it refused. Accesses to that exit. It is tried anew when the BAR moves, and
     /// with [`sync`](Self::sync).
     #[must_use]
     pub fn refusal(&self, function: FunctionId, bar: Option<usize>) -> Option<&Error> {
-        let bar = bar.unwrap_or(EXPANSION_ROM);
+        let bar = bar.unwrap_or(usize::MAX);
         let mine = self.refused.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
         mine.min_by_key(|(key, _)| **key).map(|(_, refusal)| &refusal.error)
     }
 
     /// The regions of a BAR's windows that are mapped, for `None` of the
-    /// expansion ROM, by their index.
+    /// expansion ROM, by their index; a window that was
+    /// [cut](super::BarSpec::exits) counts as several.
     #[must_use]
     pub fn regions(&self, function: FunctionId, bar: Option<usize>) -> Vec<(usize, RegionId)> {
-        let bar = bar.unwrap_or(EXPANSION_ROM);
+        let bar = bar.unwrap_or(usize::MAX);
         let mine = self.mapped.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
-        let mut mine: Vec<_> = mine.map(|((_, _, window), id)| (*window, *id)).collect();
+        let window = |(key, id): (&Key, &RegionId)| match key.2 {
+            Item::Window(window) => Some((window, *id)),
+            Item::Doorbell(_) => None,
+        };
+        let mut mine: Vec<_> = mine.filter_map(window).collect();
         mine.sort_unstable();
         mine
     }
@@ -194,12 +224,12 @@ impl PciBars {
         self.moved = true;
         loop {
             self.forget_refusals();
-            let wanted = self.wanted(vm);
+            let Wanted { windows, bells } = self.wanted(vm);
             let is = |id: &RegionId| vm.region(*id).ok().map(|region| region.range);
             let gone: Vec<(Key, RegionId)> = self
                 .mapped
                 .iter()
-                .filter(|(key, id)| is(id) != wanted.get(*key).map(|(range, _)| *range))
+                .filter(|(key, id)| is(id) != windows.get(*key).map(|(range, _)| *range))
                 .map(|(key, id)| (*key, *id))
                 .collect();
             let left: HashSet<Key> = gone.iter().map(|(key, _)| *key).collect();
@@ -208,16 +238,18 @@ impl PciBars {
             let there = gone.iter().filter(|(_, id)| is(id).is_some());
             there.for_each(|(_, id)| changes.unmap(*id));
             let mut made: Vec<(Key, Range, RegionId)> = Vec::new();
-            for (key, (range, window)) in &wanted {
+            for (key, (range, window)) in &windows {
                 if left.contains(key) || !self.mapped.contains_key(key) {
                     let spec = RegionSpec { span: (*range).into(), ..(*window).clone() };
                     made.push((*key, *range, changes.map(spec)));
                 }
             }
+            let silent = self.silence(vm, &bells, &mut changes);
+            let ringing = self.ring(bells, &silent, &mut changes);
             let report = match vm.apply_if_any(changes) {
                 Ok(report) => report,
                 Err(error) => {
-                    self.refuse(&made, error)?;
+                    self.refuse(&made, &ringing, error)?;
                     continue;
                 }
             };
@@ -225,22 +257,99 @@ impl PciBars {
                 self.mapped.remove(&key);
             }
             self.mapped.extend(made.into_iter().map(|(key, _, id)| (key, id)));
+            silent.iter().for_each(|bar| _ = self.bells.remove(bar));
+            self.bells.extend(ringing);
             self.moved = false;
             return Ok(report);
         }
     }
 
-    /// Keeps what KVM says of a window; the others are tried without it.
-    fn refuse(&mut self, made: &[(Key, Range, RegionId)], error: Error) -> Result<(), Error> {
+    /// Takes the doorbells of BARs away that are to be others.
+    fn silence(
+        &self,
+        vm: &Vm,
+        wanted: &BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
+        changes: &mut Changes,
+    ) -> HashSet<BarKey> {
+        let mut silent = HashSet::new();
+        for (bar, bells) in &self.bells {
+            // Somebody else may have detached them.
+            let there = vm.device_regions(bells.device).is_ok();
+            if there && wanted.get(bar) == Some(&bells.places) {
+                continue;
+            }
+            if there {
+                changes.detach(bells.device);
+            }
+            silent.insert(*bar);
+        }
+        silent
+    }
+
+    /// Brings the doorbells of BARs that have none, or not these.
+    fn ring(
+        &self,
+        wanted: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
+        silent: &HashSet<BarKey>,
+        changes: &mut Changes,
+    ) -> Vec<(BarKey, Bells)> {
+        let mut ringing = Vec::new();
+        for (bar, places) in wanted {
+            if self.bells.contains_key(&bar) && !silent.contains(&bar) {
+                continue;
+            }
+            let device = Device::new(format!("the doorbells of {:?}", bar.0));
+            let events = self.functions.get(&bar.0).map(|function| function.bells(bar.1));
+            let mut events = events.into_iter().flatten();
+            let device = places.iter().fold(device, |device, (n, at)| {
+                let bell = Doorbell::at(at.bus, at.addr).len(at.len);
+                let bell = at.datamatch.map_or(bell, |value| bell.value(value));
+                match events.find(|(there, _)| there == n) {
+                    Some((_, event)) => device.ioeventfd(bell, event.clone()),
+                    None => device,
+                }
+            });
+            let device = changes.attach(device);
+            ringing.push((bar, Bells { device, places }));
+        }
+        ringing
+    }
+
+    /// Keeps what KVM says of a window or a doorbell; the others are tried without
+    /// it.
+    fn refuse(
+        &mut self,
+        made: &[(Key, Range, RegionId)],
+        ringing: &[(BarKey, Bells)],
+        error: Error,
+    ) -> Result<(), Error> {
         // What an address is refused with: beyond the last guest page EINVAL on
-        // x86 and EFAULT on arm64, on top of something else EEXIST. That KVM is
-        // out of memory, say, is no mistake of the guest's.
-        let guests = matches!(error.errno(), Errno::EINVAL | Errno::EEXIST | Errno::EFAULT);
+        // x86 and EFAULT on arm64, on top of something else EEXIST; a bus that is
+        // full ENOSPC. That KVM is out of memory, say, is no mistake of the
+        // guest's.
+        let guests =
+            matches!(error.errno(), Errno::EINVAL | Errno::EEXIST | Errno::EFAULT | Errno::ENOSPC);
+        let bell = match error.kind() {
+            ErrorKind::EventRefused { op, .. } if guests => match **op {
+                events::Op::AssignIoeventfd(ioeventfd) => Some(ioeventfd),
+                _ => None,
+            },
+            ErrorKind::IoeventfdTaken { ioeventfd, .. } => Some(*ioeventfd),
+            _ => None,
+        };
         let refused = guests && matches!(error.kind(), ErrorKind::Refused { .. });
         let blamed = error.region().filter(|_| refused).map(|region| region.id);
-        match made.iter().find(|(_, _, id)| Some(*id) == blamed) {
-            Some((key, range, _)) => {
-                self.refused.insert(*key, Refusal { range: *range, error });
+        let window = made.iter().find(|(_, _, id)| Some(*id) == blamed);
+        let window = window.map(|(key, range, _)| (*key, *range));
+        let bells = ringing.iter().flat_map(|((function, bar), bells)| {
+            let of_bar = bells.places.iter();
+            of_bar.map(move |(n, at)| ((*function, *bar, Item::Doorbell(*n)), at))
+        });
+        let mut bells = bells.filter(|(_, at)| Some(**at) == bell);
+        let bell = bells.next().and_then(|(key, at)| Some((key, bell_range(at)?)));
+        match window.or(bell) {
+            Some((key, range)) => {
+                self.refused.insert(key, Refusal { range, error });
                 Ok(())
             }
             None => Err(error),
@@ -253,16 +362,31 @@ impl PciBars {
 
     /// What is to be mapped where, as the registers alone say, and what KVM
     /// refused there before.
-    fn wanted(&self, vm: &Vm) -> BTreeMap<Key, (Range, &Window)> {
+    fn wanted(&self, vm: &Vm) -> Wanted<'_> {
         let ours: HashSet<RegionId> = self.mapped.values().copied().collect();
         let mut claims = Claims::default();
-        let mut wanted = BTreeMap::new();
-        for (key, range, spec) in self.places() {
-            let refused = self.refused.contains_key(&key);
-            if !refused && !vm.is_taken(spec.as_id, range, &ours) && claims.claim(range) {
-                wanted.insert(key, (range, spec));
+        let mut wanted = Wanted::default();
+        for (key, range, place) in self.places() {
+            if self.refused.contains_key(&key) {
+                continue;
+            }
+            match place {
+                Place::Window(spec) => {
+                    if !vm.is_taken(spec.as_id, range, &ours) && claims.claim(range) {
+                        wanted.windows.insert(key, (range, spec));
+                    }
+                }
+                Place::Doorbell(n, ioeventfd) => {
+                    // Several may be at one address, told apart by value.
+                    let own = |(_, other): &(usize, Ioeventfd)| other.addr == ioeventfd.addr;
+                    let here = wanted.bells.entry((key.0, key.1)).or_default();
+                    if here.iter().any(own) || claims.claim(range) {
+                        here.push((n, ioeventfd));
+                    }
+                }
             }
         }
+        wanted.bells.retain(|_, bells| !bells.is_empty());
         wanted
     }
 
@@ -273,15 +397,41 @@ impl PciBars {
         self.refused.retain(|key, refusal| places.get(key) == Some(&refusal.range));
     }
 
-    /// The windows of BARs that are somewhere, in the order in which they count.
-    fn places(&self) -> impl Iterator<Item = (Key, Range, &Window)> + '_ {
-        self.functions.iter().flat_map(|(id, registers)| {
-            registers.windows().filter_map(|(bar, window, base, spec)| {
-                let Span { gpa, size } = spec.span();
+    /// The windows and doorbells of BARs that are somewhere, in the order in which
+    /// they count.
+    fn places(&self) -> impl Iterator<Item = (Key, Range, Place<'_>)> + '_ {
+        let placed = self.functions.iter().flat_map(|(id, registers)| {
+            registers.placed().map(|(bar, base, spec)| (*id, bar, base, spec))
+        });
+        placed.flat_map(|(id, bar, base, spec)| {
+            let windows = spec.windows.iter().enumerate().filter_map(move |(n, window)| {
+                let Span { gpa, size } = window.span();
                 // A BAR that would wrap is nowhere.
-                let bar = bar.unwrap_or(EXPANSION_ROM);
-                Some(((*id, bar, window), Range::new(base.checked_add(gpa)?, size)?, spec))
-            })
+                let range = Range::new(base.checked_add(gpa)?, size)?;
+                Some(((id, bar, Item::Window(n)), range, Place::Window(window)))
+            });
+            let bells = spec.bells.iter().enumerate().filter_map(move |(n, bell)| {
+                let ioeventfd = Ioeventfd {
+                    bus: Bus::Mmio,
+                    addr: base.checked_add(bell.offset)?,
+                    len: bell.len,
+                    datamatch: bell.value,
+                    fd: bell.event.as_raw_fd(),
+                };
+                let range = bell_range(&ioeventfd)?;
+                Some(((id, bar, Item::Doorbell(n)), range, Place::Doorbell(n, ioeventfd)))
+            });
+            windows.chain(bells)
         })
     }
+}
+
+/// A window or a doorbell that is somewhere.
+enum Place<'s> {
+    Window(&'s Window),
+    Doorbell(usize, Ioeventfd),
+}
+
+fn bell_range(ioeventfd: &Ioeventfd) -> Option<Range> {
+    Range::new(ioeventfd.addr, u64::from(ioeventfd.len.max(1)))
 }

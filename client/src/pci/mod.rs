@@ -7,11 +7,13 @@
 //!
 //! 1. Each function of a device is described by a [`FunctionSpec`]: its BARs,
 //!    and which parts of them ([`BarSpec::window`]) are host memory. The rest of
-//!    a BAR (registers, MSI-X tables) exits as MMIO, as ever.
+//!    a BAR (registers, MSI-X tables: [`BarSpec::exits`]) exits as MMIO, as
+//!    ever.
 //! 2. The VMM hands every config write of a function to
 //!    [`PciBars::config_write`], and fills what the guest reads of BARs from
 //!    [`PciBars::config_read`].
-//! 3. [`PciBars`] maps and unmaps the windows:
+//! 3. [`PciBars`] maps and unmaps the windows, and assigns and deassigns the
+//!    doorbells ([`BarSpec::ioeventfd`]) in the same sets:
 //!
 //! | write | memslot changes |
 //! | --- | --- |
@@ -80,13 +82,13 @@
 //! - Of windows, the function that was added first comes first, then the lower
 //!   BAR, the expansion ROM last. What is mapped depends on the registers
 //!   alone, not on how they came to be so.
-//! - A window that comes later and overlaps is not mapped at all: accesses to
-//!   it exit. Once what was in its way has gone, it is mapped in the same
+//! - A window or a doorbell that comes later and overlaps is not there at all:
+//!   accesses to it exit. Once what was in its way has gone, it is mapped in the same
 //!   set ([`PciBars::sync`], where that was not a BAR).
 //!
 //! # What KVM refuses
-//! A BAR above the addresses that KVM has, or over a memslot of KVM's own, is not
-//! mapped, and its accesses exit: that is a guest's mistake, too, and nobody
+//! A BAR above the addresses that KVM has, over a memslot of KVM's own, or whose
+//! doorbell another device has, is not mapped or not all of it, and its accesses exit: that is a guest's mistake, too, and nobody
 //! else's trouble. All other BARs are followed as if it were not there,
 //! [`PciBars::refusal`] says why it is not, and it comes right by itself when the
 //! guest moves it.

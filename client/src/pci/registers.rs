@@ -1,6 +1,7 @@
 //! The registers of a function that are about memory.
 
-use super::spec::{BarSpec, FunctionSpec, Kind, Window};
+use super::spec::{BarSpec, FunctionSpec, Kind};
+use crate::event::Event;
 
 // Offsets in the config space (`linux/pci_regs.h`).
 const COMMAND: usize = 0x04;
@@ -178,15 +179,17 @@ impl Registers {
         Some((bar, at - self.bars[bar].offset))
     }
 
-    /// The windows of BARs that are somewhere, and where those are: BAR by BAR,
-    /// each by its index, the expansion ROM last.
-    pub(super) fn windows(&self) -> impl Iterator<Item = (Option<usize>, usize, u64, &Window)> {
-        self.bars.iter().flat_map(|bar| {
-            let windows = bar.spec.windows.iter().enumerate();
-            bar.base.into_iter().flat_map(move |base| {
-                windows.clone().map(move |(window, spec)| (bar.index, window, base, spec))
-            })
-        })
+    /// The BARs that are somewhere, by their index, the expansion ROM's being the
+    /// highest; and where they are.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (usize, u64, &BarSpec)> {
+        let placed = self.bars.iter().filter_map(|bar| Some((bar, bar.base?)));
+        placed.map(|(bar, base)| (bar.index.unwrap_or(usize::MAX), base, &bar.spec))
+    }
+
+    /// The eventfds of a BAR that is somewhere.
+    pub(super) fn bells(&self, bar: usize) -> impl Iterator<Item = (usize, &Event)> {
+        let bars = self.placed().filter(move |(index, ..)| *index == bar);
+        bars.flat_map(|(_, _, spec)| spec.bells.iter().map(|bell| &bell.event).enumerate())
     }
 
     /// Where the BAR with this index decodes, or the expansion ROM.

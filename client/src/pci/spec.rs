@@ -1,6 +1,9 @@
 //! What a function's BARs are.
 
+use std::os::fd::AsRawFd;
+
 use super::PciError;
+use crate::event::Event;
 use crate::region::{RegionSpec, Span};
 
 /// BARs of an ordinary function, and of a bridge.
@@ -19,6 +22,15 @@ pub(super) enum Kind {
 /// BAR.
 pub(super) type Window = RegionSpec;
 
+/// An eventfd that writes to a BAR signal.
+#[derive(Debug, Clone)]
+pub(super) struct Bell {
+    pub(super) offset: u64,
+    pub(super) len: u32,
+    pub(super) value: Option<u64>,
+    pub(super) event: Event,
+}
+
 /// A BAR.
 #[derive(Debug, Clone)]
 pub struct BarSpec {
@@ -26,11 +38,21 @@ pub struct BarSpec {
     pub(super) prefetchable: bool,
     pub(super) size: u64,
     pub(super) windows: Vec<Window>,
+    pub(super) bells: Vec<Bell>,
+    /// What is to exit, whatever is memory.
+    exits: Vec<Span>,
 }
 
 impl BarSpec {
     const fn new(kind: Kind, size: u64) -> Self {
-        Self { kind, prefetchable: false, size, windows: Vec::new() }
+        Self {
+            kind,
+            prefetchable: false,
+            size,
+            windows: Vec::new(),
+            bells: Vec::new(),
+            exits: Vec::new(),
+        }
     }
 
     /// Memory below 4 GiB, `size` bytes of it.
@@ -75,6 +97,62 @@ impl BarSpec {
         self
     }
 
+    /// Writes of `len` bytes (0: of any length), and of `value` if there is one,
+    /// to this offset signal an eventfd and don't exit, for as long as the BAR
+    /// decodes and wherever it is: a doorbell. It moves with the BAR in the same
+    /// set of changes as its windows.
+    #[must_use]
+    pub fn ioeventfd(
+        mut self,
+        offset: u64,
+        len: u32,
+        value: Option<u64>,
+        event: impl AsRawFd + Send + Sync + 'static,
+    ) -> Self {
+        self.bells.push(Bell { offset, len, value, event: Event::new(event) });
+        self
+    }
+
+    /// This part of the BAR is to exit, though windows may cover it: an MSI-X
+    /// table, an array of pending bits. Windows are cut around the host pages that
+    /// it is in, of 4, 16 or 64 KiB, when the function is
+    /// [added](super::PciBars::add); in what is cut off with it the VMM serves
+    /// the accesses from the memory itself.
+    #[must_use]
+    pub fn exits(mut self, offset: u64, size: u64) -> Self {
+        self.exits.push(Span { gpa: offset, size });
+        self
+    }
+
+    /// Cuts the windows to pages, around what is to exit. They lie in the BAR.
+    fn cut(&mut self, page_size: u64) {
+        let up = |at: u64| at.checked_next_multiple_of(page_size);
+        let mut holes: Vec<(u64, u64)> = self
+            .exits
+            .iter()
+            .filter(|span| span.size > 0)
+            .filter_map(|Span { gpa, size }| {
+                Some((gpa - gpa % page_size, up(gpa.checked_add(*size)?)?))
+            })
+            .collect();
+        if holes.is_empty() {
+            return;
+        }
+        holes.sort_unstable();
+        let mut windows = Vec::new();
+        for window in std::mem::take(&mut self.windows) {
+            let Span { gpa, size } = window.span;
+            let (mut at, end) = (up(gpa).unwrap_or(gpa + size), gpa + size);
+            for (from, to) in holes.iter().copied().chain([(end - end % page_size, end)]) {
+                if let Some(len) = from.min(end).checked_sub(at).filter(|len| *len > 0) {
+                    windows.push(window.part(at - gpa, len));
+                }
+                at = at.max(to);
+            }
+        }
+        self.windows = windows;
+    }
+
     pub(super) fn check(&self) -> Result<(), PciError> {
         let sizes = match self.kind {
             Kind::Memory32 => 16..=1 << 31,
@@ -85,8 +163,15 @@ impl BarSpec {
         if !self.size.is_power_of_two() || !sizes.contains(&self.size) {
             return Err(PciError::BadSize { size: self.size });
         }
-        if self.kind == Kind::Io && !self.windows.is_empty() {
+        if self.kind == Kind::Io && !(self.windows.is_empty() && self.bells.is_empty()) {
             return Err(PciError::WindowInPorts);
+        }
+        let bells = self.bells.iter().map(|bell| (bell.offset, u64::from(bell.len.max(1))));
+        let exits = self.exits.iter().map(|span| (span.gpa, span.size));
+        for (offset, size) in bells.chain(exits) {
+            if offset.checked_add(size).is_none_or(|end| end > self.size) {
+                return Err(PciError::Outside { offset, size, bar: self.size });
+            }
         }
         let mut ranges: Vec<Span> = self.windows.iter().map(RegionSpec::span).collect();
         for Span { gpa, size } in &ranges {
@@ -138,6 +223,12 @@ impl FunctionSpec {
     pub const fn bridge(mut self) -> Self {
         self.is_bridge = true;
         self
+    }
+
+    /// Cuts windows around what is to exit.
+    pub(super) fn cut(&mut self, page_size: u64) {
+        let bars = self.bars.iter_mut().map(|(_, bar)| bar).chain(&mut self.rom);
+        bars.for_each(|bar| bar.cut(page_size));
     }
 
     pub(super) const fn registers(&self) -> usize {

@@ -7,7 +7,7 @@ use kvm_memslots_shim::{events, memory};
 use super::calls::Made;
 use super::draft::Edit;
 use super::events::Attached;
-use super::prepare::{Before, Prepared};
+use super::prepare::{Before, Prepared, Promotion};
 use super::regions::{Extra, Record, Regions};
 use super::{Commit, Committing, Panics, SlotTable, Vm};
 use crate::backing::HostMemory;
@@ -49,7 +49,7 @@ impl Vm {
     /// `tracing` subscriber): its panic goes on when all is settled. Changes that
     /// KVM has carried out by then have been applied.
     pub fn apply(&self, changes: Changes) -> Result<Report, Error> {
-        self.apply_with(changes, |_| Vec::new())
+        self.apply_with(changes, |_| Promotion::default())
     }
 
     /// The same, if there are any.
@@ -61,7 +61,7 @@ impl Vm {
     pub(crate) fn apply_with(
         &self,
         changes: Changes,
-        promote: impl FnOnce(&Commit) -> Vec<u32>,
+        promote: impl FnOnce(&Commit) -> Promotion,
     ) -> Result<Report, Error> {
         let mut panics = Panics::default();
         let mut garbage = Garbage::default();
@@ -113,7 +113,7 @@ impl Vm {
     pub fn preview(&self, changes: &Changes) -> Result<Preview, Error> {
         let mut committing = self.enter()?;
         let prepared = self
-            .prepare(&mut committing.commit, changes, &[])
+            .prepare(&mut committing.commit, changes, &Promotion::default())
             .map_err(|error| name_device(error, changes))?;
         let mut preview = Preview {
             ioctls: 0,
@@ -143,12 +143,12 @@ impl Vm {
         &self,
         committing: &mut Committing<'_>,
         changes: &Changes,
-        promote: &[u32],
+        promote: &Promotion,
         garbage: &mut Garbage,
         panics: &mut Panics,
     ) -> Result<Report, Error> {
         let commit = &mut *committing.commit;
-        if let ([change], []) = (&changes.list[..], promote) {
+        if let ([change], 0) = (&changes.list[..], promote.len()) {
             if let Some(result) = self.apply_single(commit, change, &mut garbage.left, panics) {
                 return result;
             }
@@ -238,7 +238,7 @@ impl Vm {
         let mut report = self.settle(commit, prepared, &made, left);
         if let Some(dirty) = &mut dirty {
             if prepared.touches_deferrable {
-                self.publish_deferred(commit, dirty);
+                self.publish_deferred(commit, dirty, &left.edits);
             }
             let mut moved = Vec::new();
             for before in &prepared.logged {

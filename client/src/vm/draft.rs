@@ -16,12 +16,12 @@ const FEW: usize = 8;
 
 /// What a set of changes does to a region.
 #[derive(Debug)]
-pub(super) struct Edit {
-    pub(super) id: RegionId,
+pub(crate) struct Edit {
+    pub(crate) id: RegionId,
     /// The region as it is applied; none if the set maps it.
     pub(super) index: Option<u32>,
     /// As it will be; none if it goes.
-    pub(super) now: Option<Record>,
+    pub(crate) now: Option<Record>,
     /// The change that did it last.
     pub(super) change: usize,
     /// It is to be in as few slots as can be.
@@ -411,6 +411,13 @@ impl<'t> Draft<'t> {
     pub(super) fn promote(&mut self, index: u32) {
         if let Ok((at, record)) = self.current(self.regions.id(index)) {
             self.set(at, Some(Record { deferral: Deferral::Over, ..record }));
+        }
+    }
+
+    /// A region gives its slot back.
+    pub(super) fn demote(&mut self, index: u32) {
+        if let Ok((at, record)) = self.current(self.regions.id(index)) {
+            self.set(at, Some(Record { deferral: Deferral::Waiting, ..record }));
         }
     }
 

@@ -19,9 +19,11 @@ mod single;
 mod slots;
 
 pub use builder::{Builder, Executor};
+pub(crate) use draft::Edit;
 pub use lookup::SlotUsage;
 pub(crate) use panics::Panics;
-pub(crate) use regions::{Record, Regions};
+pub(crate) use prepare::Promotion;
+pub(crate) use regions::{Deferral, Record, Regions};
 pub(crate) use slots::SlotTable;
 
 use std::fmt;
@@ -131,6 +133,14 @@ pub(crate) struct Commit {
     limbo: Vec<Arc<dyn HostMemory>>,
     pub(crate) deferred: Vec<DeferredMaps>,
     order: order::OrderCheck,
+}
+
+impl Commit {
+    /// How many slots can still be made.
+    pub(crate) fn free_slots(&self, as_id: u16) -> usize {
+        let space = self.spaces.get(usize::from(as_id));
+        space.map_or(0, |space| space.ids.free().count())
+    }
 }
 
 /// A thread, as a number that is no other's while it lives.

@@ -28,6 +28,23 @@ pub(super) struct Before {
     pub(super) with_log: bool,
 }
 
+/// Regions that get a slot, and others that give theirs back.
+#[derive(Debug, Default)]
+pub(crate) struct Promotion {
+    pub(crate) up: Vec<u32>,
+    pub(crate) down: Vec<u32>,
+}
+
+impl Promotion {
+    pub(crate) const fn of(up: Vec<u32>) -> Self {
+        Self { up, down: Vec::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.up.len() + self.down.len()
+    }
+}
+
 /// The plan of one address space.
 pub(super) struct Work {
     pub(super) as_id: u16,
@@ -60,12 +77,12 @@ pub(super) struct Prepared {
 }
 
 impl Vm {
-    /// What `changes` come to, with the waiting regions of `promote` mapped, too.
+    /// What `changes` come to, with the regions of `promote` mapped and unmapped, too.
     pub(super) fn prepare(
         &self,
         commit: &mut Commit,
         changes: &Changes,
-        promote: &[u32],
+        promote: &Promotion,
     ) -> Result<Prepared, Error> {
         let tables = &*self.tables();
         let deferred = &commit.deferred;
@@ -80,9 +97,8 @@ impl Vm {
             draft.take(number, change)?;
             events.take(number, change, &mut draft)?;
         }
-        for index in promote {
-            draft.promote(*index);
-        }
+        promote.down.iter().for_each(|index| draft.demote(*index));
+        promote.up.iter().for_each(|index| draft.promote(*index));
         draft.seal()?;
         draft.inherit_origins();
         let events = events.finish(&draft)?;

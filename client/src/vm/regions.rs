@@ -240,6 +240,8 @@ pub(crate) struct Regions {
     extras: ById<u32, Arc<Extra>>,
     tags: BTreeSet<(u64, u32)>,
     deferrable: BTreeSet<u32>,
+    /// Those of them that wait for a slot.
+    waiting: BTreeSet<u32>,
     /// Made when it is first asked for, as most VMMs never do.
     by_hva: Option<ByHva>,
 }
@@ -432,9 +434,13 @@ impl Regions {
         self.deferrable.iter().copied()
     }
 
+    pub(crate) fn is_waiting(&self, index: u32) -> bool {
+        self.entry(index).has(WAITS)
+    }
+
     /// Those of them that wait for a slot.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = u32> + '_ {
-        self.deferrable().filter(|index| self.entry(*index).has(WAITS))
+        self.waiting.iter().copied()
     }
 
     /// Adds a region, whose name and addresses are free.
@@ -529,6 +535,9 @@ impl Regions {
         if entry.has(DEFERRABLE) {
             self.deferrable.insert(index);
         }
+        if entry.has(WAITS) {
+            self.waiting.insert(index);
+        }
         if let Some(by_hva) = &mut self.by_hva {
             by_hva.insert(&entry, index);
         }
@@ -542,6 +551,9 @@ impl Regions {
         }
         if entry.has(DEFERRABLE) {
             self.deferrable.remove(&index);
+        }
+        if entry.has(WAITS) {
+            self.waiting.remove(&index);
         }
         if let Some(by_hva) = &mut self.by_hva {
             by_hva.starts.remove(&(entry.hva, index));

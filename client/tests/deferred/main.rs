@@ -6,4 +6,5 @@ mod layouts;
 mod memory;
 mod promotion;
 mod serving;
+mod short;
 mod threads;

@@ -1,0 +1,280 @@
+//! BARs with doorbells that a guest enables, switches off and on again, and
+//! moves.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
+use kvm_memslots::device::{Bus, Ioeventfd};
+use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
+use kvm_memslots::{Access, Backing, RegionSpec, Report, Vm, at, vm_fd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Devices;
+use super::error::DevicesError;
+use super::rig::split_irqchip;
+use super::table::{Pass, Row};
+use super::ways::{Spent, Way};
+use crate::bench::median;
+use crate::grace::GraceCounter;
+use crate::host::{HostMemory, Pages};
+use crate::machine::new_vm;
+use crate::pin::Pinned;
+
+/// Memory of a BAR, behind which are its doorbells.
+const MEMORY: u64 = 16 << 10;
+/// A BAR with both.
+const BAR: u64 = 2 * MEMORY;
+/// Where the guest puts them, and where it moves them.
+const PLACES: [u64; 2] = [0xc000_0000, 0xd000_0000];
+const PASSES: [Pass; 3] = [Pass::Enable, Pass::Toggle, Pass::Move];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// Of each function its doorbells, then its memory; what moves is deassigned
+    /// and assigned doorbell by doorbell, then its memory removed and made anew.
+    CloudHypervisor,
+    /// Memory, then doorbells, at each enabling; both away at each disabling.
+    Alioth,
+    /// Config writes.
+    PciBars,
+}
+
+impl Who {
+    const ALL: [Self; 3] = [Self::CloudHypervisor, Self::Alioth, Self::PciBars];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::CloudHypervisor => Way::CloudHypervisor.name(),
+            Self::Alioth => "alioth",
+            Self::PciBars => "PciBars",
+        }
+    }
+
+    const fn way(self) -> Way {
+        match self {
+            Self::PciBars => Way::OneByOne,
+            _ => Way::CloudHypervisor,
+        }
+    }
+}
+
+/// The calls of a VMM without the library.
+struct ByHand<'v> {
+    vm: &'v VmFd,
+    calls: Kvm,
+    bells_first: bool,
+    bells: &'v [Vec<Arc<EventFd>>],
+    hva: u64,
+}
+
+impl ByHand<'_> {
+    fn memory(&self, n: usize, base: u64, size: u64, spent: &mut Spent) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: n as u32,
+            flags: 0,
+            guest_phys_addr: base,
+            memory_size: size,
+            userspace_addr: self.hva + n as u64 * MEMORY,
+        };
+        // SAFETY: the memory outlives the VM, in which no vCPU runs.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)?;
+        spent.ioctls += 1;
+        spent.grace_periods += if size == 0 { 2 } else { 1 };
+        Ok(())
+    }
+
+    fn doorbells(&self, n: usize, base: u64, on: bool, spent: &mut Spent) -> io::Result<()> {
+        for (queue, fd) in (0..).zip(&self.bells[n]) {
+            let bell = ioeventfd(base + MEMORY + queue * 4, fd);
+            if on {
+                self.calls.assign_ioeventfd(&bell)?;
+            } else {
+                self.calls.deassign_ioeventfd(&bell)?;
+                spent.grace_periods += 1;
+                spent.in_ioeventfd_deassign += 1;
+            }
+            spent.ioctls += 1;
+        }
+        Ok(())
+    }
+
+    fn on(&self, n: usize, base: u64, spent: &mut Spent) -> io::Result<()> {
+        if self.bells_first {
+            self.doorbells(n, base, true, spent)?;
+            return self.memory(n, base, MEMORY, spent);
+        }
+        self.memory(n, base, MEMORY, spent)?;
+        self.doorbells(n, base, true, spent)
+    }
+
+    fn off(&self, n: usize, base: u64, spent: &mut Spent) -> io::Result<()> {
+        self.doorbells(n, base, false, spent)?;
+        self.memory(n, base, 0, spent)
+    }
+
+    fn step(&self, pass: Pass, n: usize, [from, to]: [u64; 2]) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        match pass {
+            Pass::Enable => self.on(n, from, &mut spent)?,
+            Pass::Move if self.bells_first => {
+                self.doorbells(n, from, false, &mut spent)?;
+                self.doorbells(n, to, true, &mut spent)?;
+                self.memory(n, from, 0, &mut spent)?;
+                self.memory(n, to, MEMORY, &mut spent)?;
+            }
+            // Off where it is, on where it is to be.
+            _ => {
+                self.off(n, from, &mut spent)?;
+                self.on(n, to, &mut spent)?;
+            }
+        }
+        Ok(spent)
+    }
+}
+
+fn ioeventfd(addr: u64, fd: &EventFd) -> Ioeventfd {
+    Ioeventfd { bus: Bus::Mmio, addr, len: 4, datamatch: None, fd: fd.as_raw_fd() }
+}
+
+/// The library, and the functions.
+struct Library {
+    vm: Vm,
+    bars: PciBars,
+    functions: Vec<FunctionId>,
+}
+
+impl Library {
+    fn new(vm: &VmFd, bells: &[Vec<Arc<EventFd>>], hva: u64) -> io::Result<Self> {
+        let vm = Vm::open(vm_fd(vm)).map_err(io::Error::other)?;
+        let mut bars = PciBars::new(36);
+        let mut functions = Vec::new();
+        for (n, bells) in (0..).zip(bells) {
+            // SAFETY: the memory outlives the VM, in which no vCPU runs.
+            let backing = unsafe { Backing::borrowed(hva + n * MEMORY, MEMORY, Access::ReadWrite) };
+            let bar = BarSpec::memory32(BAR).window(RegionSpec::device(at(0, MEMORY), backing));
+            let bar = (0..).zip(bells).fold(bar, |bar, (queue, fd)| {
+                bar.ioeventfd(MEMORY + queue * 4, 4, None, Arc::clone(fd))
+            });
+            let function = FunctionSpec::new().bar(0, bar);
+            functions.push(bars.add(&vm, function).map_err(io::Error::other)?);
+        }
+        Ok(Self { vm, bars, functions })
+    }
+
+    fn write(&mut self, n: usize, offset: u16, value: u32, spent: &mut Spent) -> io::Result<()> {
+        let (function, data) = (self.functions[n], value.to_le_bytes());
+        let report: Option<Report> =
+            self.bars.config_write(&self.vm, function, offset, &data).map_err(io::Error::other)?;
+        report.iter().for_each(|report| spent.add(report));
+        Ok(())
+    }
+
+    fn step(&mut self, pass: Pass, n: usize, [from, to]: [u64; 2]) -> io::Result<Spent> {
+        const COMMAND: u16 = 4;
+        const BAR_0: u16 = 0x10;
+        let mut spent = Spent::default();
+        match pass {
+            Pass::Enable => {
+                self.write(n, BAR_0, from as u32, &mut spent)?;
+                self.write(n, COMMAND, 2, &mut spent)?;
+            }
+            Pass::Move => self.write(n, BAR_0, to as u32, &mut spent)?,
+            _ => {
+                self.write(n, COMMAND, 0, &mut spent)?;
+                self.write(n, COMMAND, 2, &mut spent)?;
+            }
+        }
+        Ok(spent)
+    }
+}
+
+/// All passes in a new VM; `around` does each.
+fn round(
+    args: &Devices,
+    who: Who,
+    mut around: impl FnMut(usize, &mut dyn FnMut()),
+) -> Result<[(Spent, Duration); PASSES.len()], DevicesError> {
+    let vm = new_vm().map_err(DevicesError::Vm)?;
+    split_irqchip(&vm).map_err(DevicesError::Vm)?;
+    let count = args.devices as usize;
+    let memory = HostMemory::reserve(count as u64 * MEMORY, Pages::Small).map_err(io::Error::from);
+    let memory = memory.map_err(DevicesError::Board)?;
+    let eventfds = || {
+        let all = (0..args.ioeventfds).map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new));
+        all.collect::<io::Result<Vec<_>>>()
+    };
+    let bells = (0..count).map(|_| eventfds()).collect::<io::Result<Vec<_>>>();
+    let bells = bells.map_err(DevicesError::Board)?;
+    let failed = |what| move |error| DevicesError::Call { way: who.way(), what, error };
+    let kvm = || Kvm::open(vm_fd(&vm), KvmOptions::default()).map_err(io::Error::other);
+    let mut library = match who {
+        Who::PciBars => Some(Library::new(&vm, &bells, memory.hva()).map_err(failed("opening"))?),
+        _ => None,
+    };
+    let calls = kvm().map_err(failed("opening"))?;
+    let bells_first = who == Who::CloudHypervisor;
+    let by_hand = ByHand { vm: &vm, calls, bells_first, bells: &bells, hva: memory.hva() };
+    let mut taken = [(Spent::default(), Duration::ZERO); PASSES.len()];
+    for (index, pass) in PASSES.into_iter().enumerate() {
+        let mut outcome = Ok(Spent::default());
+        let mut elapsed = Duration::ZERO;
+        around(index, &mut || {
+            let start = Instant::now();
+            outcome = (0..count).try_fold(Spent::default(), |spent, n| {
+                let place = |base: u64| base + n as u64 * 2 * BAR;
+                let to = if pass == Pass::Move { PLACES[1] } else { PLACES[0] };
+                let places = [place(PLACES[0]), place(to)];
+                let step = match &mut library {
+                    Some(library) => library.step(pass, n, places),
+                    None => by_hand.step(pass, n, places),
+                };
+                step.map(|step| spent.plus(step))
+            });
+            elapsed = start.elapsed();
+        });
+        taken[index] = (outcome.map_err(failed("following the guest"))?, elapsed);
+    }
+    Ok(taken)
+}
+
+pub(super) fn decode(
+    args: &Devices,
+    counters: [&mut Option<GraceCounter>; 2],
+) -> Result<Vec<Row>, DevicesError> {
+    let mut counted = [[[None; 2]; PASSES.len()]; Who::ALL.len()];
+    for (which, counter) in counters.into_iter().enumerate() {
+        let Some(counter) = counter else { continue };
+        for (who, counted) in Who::ALL.into_iter().zip(&mut counted) {
+            round(args, who, |index, change| {
+                counted[index][which] = counter.count(change).ok().map(|((), count)| count);
+            })?;
+        }
+    }
+    let pinned = Pinned::to_first_cpu();
+    let mut times: [[Vec<Duration>; PASSES.len()]; Who::ALL.len()] = Default::default();
+    let mut spent = [[Spent::default(); PASSES.len()]; Who::ALL.len()];
+    for _ in 0..args.runs {
+        for (at, who) in Who::ALL.into_iter().enumerate() {
+            for (index, taken) in round(args, who, |_, change| change())?.into_iter().enumerate() {
+                spent[at][index] = taken.0;
+                times[at][index].push(taken.1);
+            }
+        }
+    }
+    drop(pinned);
+    let mut rows = Vec::new();
+    for (index, pass) in PASSES.into_iter().enumerate() {
+        let today = median(&times[0][index]);
+        for (at, who) in Who::ALL.into_iter().enumerate() {
+            let time = median(&times[at][index]).unwrap_or_default();
+            let row = Row::new(args, 0, who.way(), pass, &spent[at][index]);
+            rows.push(Row { way: who.name(), ..row }.measured(counted[at][index], time, today));
+        }
+    }
+    Ok(rows)
+}

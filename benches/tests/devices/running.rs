@@ -1,0 +1,156 @@
+//! What a running guest has its devices do: vectors that are masked under load,
+//! BARs that swap places with their doorbells.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_memslots::device::{Bus, Device, Trigger};
+use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
+use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionSpec, Vm, at, vm_fd};
+use kvm_memslots_bench::guest::interrupted::{GuestWrite, Interrupted};
+use kvm_memslots_bench::host::{HostMemory, Pages};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::rig::{OWN_SLOT, PATIENCE, eventfd, msi, signalled, split_vm};
+
+/// Raised through an irqfd that comes and goes, and through a trigger.
+const VECTORS: [u8; 2] = [0x30, 0x31];
+/// A write that exits: what is pending has arrived before.
+const BARRIER: GuestWrite = GuestWrite { bus: Bus::Pio, addr: 0x99, len: 1, value: 0 };
+
+#[test]
+fn nothing_arrives_masked_and_nothing_is_lost_under_load() {
+    let test = "nothing_arrives_masked_and_nothing_is_lost_under_load";
+    let Some(vm) = split_vm(test) else { return };
+    let mut guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
+    let vm = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT).open(vm_fd(&vm)).unwrap();
+    let plain = Arc::new(eventfd());
+    let trigger = Arc::new(Trigger::new(eventfd()));
+    let mut c = Changes::new();
+    let nic = Device::new("nic")
+        .vector(plain.as_raw_fd(), Some(msi(VECTORS[0])))
+        .triggered_vector(Arc::clone(&trigger), Some(msi(VECTORS[1])));
+    let id = c.attach(nic);
+    vm.apply(c).unwrap();
+    let set = |masked: bool| {
+        let mut c = Changes::new();
+        for (n, vector) in VECTORS.into_iter().enumerate() {
+            c.set_vector(id, n, (!masked).then_some(msi(vector)));
+        }
+        let report = vm.apply(c).unwrap();
+        assert_eq!((report.calls(), report.waits()), (1, 0), "the irqfd of the plain one");
+    };
+    let signal = || {
+        plain.write(1).unwrap();
+        trigger.signal().unwrap();
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // A failure has to stop it, too.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let stop = Stop(&stop);
+        let stopped = stop.0;
+        scope.spawn(|| {
+            while !stopped.load(Ordering::Relaxed) {
+                signal();
+                std::thread::yield_now();
+            }
+        });
+        for round in 0..100 {
+            set(true);
+            guest.write(&[BARRIER]).unwrap();
+            let before = VECTORS.map(|vector| guest.count(vector));
+            signal();
+            guest.write(&[BARRIER]).unwrap();
+            assert_eq!(VECTORS.map(|vector| guest.count(vector)), before, "round {round}");
+            set(false);
+            // What came meanwhile has been kept.
+            for (vector, before) in VECTORS.into_iter().zip(before) {
+                assert!(guest.wait_for(vector, before + 1, PATIENCE), "{vector:#x}, {round}");
+            }
+        }
+    });
+    set(true);
+    guest.write(&[BARRIER]).unwrap();
+    let before = VECTORS.map(|vector| guest.count(vector));
+    signal();
+    assert!(trigger.is_pending());
+    set(false);
+    for (vector, before) in VECTORS.into_iter().zip(before) {
+        assert!(guest.wait_for(vector, before + 1, PATIENCE), "{vector:#x}");
+    }
+}
+
+const X: u64 = 0xe000_0000;
+const Y: u64 = 0xe010_0000;
+/// Where doorbells are in a BAR of twice the size.
+const BELLS: u64 = 0x4000;
+
+/// A function with memory, and two doorbells behind it.
+struct Nic {
+    id: FunctionId,
+    bells: [EventFd; 2],
+}
+
+fn nic(bars: &mut PciBars, vm: &Vm, hva: u64) -> Nic {
+    let bells = [eventfd(), eventfd()];
+    // SAFETY: the memory is only accessed atomically, and outlives the VM's vCPU.
+    let memory = unsafe { Backing::borrowed(hva, BELLS, Access::ReadWrite) };
+    let bar = BarSpec::memory32(2 * BELLS).window(RegionSpec::device(at(0, BELLS), memory));
+    let bar = bar.ioeventfd(BELLS, 4, None, bells[0].as_raw_fd()).ioeventfd(
+        BELLS + 4,
+        2,
+        Some(7),
+        bells[1].as_raw_fd(),
+    );
+    Nic { id: bars.add(vm, FunctionSpec::new().bar(0, bar)).unwrap(), bells }
+}
+
+#[test]
+fn bars_swap_places_with_their_doorbells() {
+    let test = "bars_swap_places_with_their_doorbells";
+    let Some(vm) = split_vm(test) else { return };
+    let memory = HostMemory::reserve(2 * BELLS, Pages::Small).unwrap();
+    let mut guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
+    let builder = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT);
+    let vm = builder.holes(HolePolicy::Named).open(vm_fd(&vm)).unwrap();
+    let mut bars = PciBars::new(36);
+    let nics = [0, 1].map(|n| nic(&mut bars, &vm, memory.hva() + n * BELLS));
+    let write = |addr, len, value| GuestWrite { bus: Bus::Mmio, addr, len, value };
+    for (nic, base) in nics.iter().zip([X, Y]) {
+        bars.note_write(nic.id, 0x10, &(base as u32).to_le_bytes()).unwrap();
+        bars.config_write(&vm, nic.id, 4, &[2]).unwrap();
+    }
+    let mut at = [X, Y];
+    for round in 1..=20_u64 {
+        for (n, (nic, base)) in nics.iter().zip(at).enumerate() {
+            let fires = [write(base + BELLS, 4, round), write(base + BELLS + 4, 2, 7)];
+            assert_eq!(guest.write(&fires).unwrap(), [], "round {round}");
+            // Memory and doorbells are the same function's.
+            assert_eq!(guest.write(&[write(base + 0x10, 4, round)]).unwrap(), []);
+            assert_eq!(memory.read(n as u64 * BELLS + 0x10), round, "round {round}");
+            let exits = [write(base + BELLS + 4, 2, 8), write(base + BELLS + 8, 4, 7)];
+            assert_eq!(guest.write(&exits).unwrap(), exits, "round {round}");
+            assert!(nic.bells.iter().all(|bell| signalled(bell) == 1), "round {round}");
+            let others = nics.iter().filter(|other| other.id != nic.id);
+            assert!(others.flat_map(|other| &other.bells).all(|bell| signalled(bell) == 0));
+        }
+        at.reverse();
+        for (nic, base) in nics.iter().zip(at) {
+            bars.note_write(nic.id, 0x10, &(base as u32).to_le_bytes()).unwrap();
+        }
+        let report = bars.sync(&vm).unwrap().unwrap();
+        assert_eq!(report.events.ioeventfd_calls, 8);
+    }
+    for nic in &nics {
+        bars.config_write(&vm, nic.id, 4, &[0]).unwrap();
+    }
+    let silent = [write(X + BELLS, 4, 1), write(Y + BELLS + 4, 2, 7), write(X + 0x10, 4, 1)];
+    assert_eq!(guest.write(&silent).unwrap(), silent);
+}
