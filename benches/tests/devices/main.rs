@@ -12,6 +12,7 @@ mod end_to_end;
 mod faults;
 #[cfg(target_arch = "x86_64")]
 mod rig;
+#[cfg(target_arch = "x86_64")]
 mod running;
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -452,10 +452,13 @@ int kvm_memslots_attach(struct kvm_memslots_changes *changes,
 			struct kvm_memslots_device *device, uint64_t *id);
 /* With what is left of its memory. */
 int kvm_memslots_detach(struct kvm_memslots_changes *changes, uint64_t device);
-/* NULL masks the vector. */
+/* NULL masks the vector, which keeps its route. */
 int kvm_memslots_set_vector(struct kvm_memslots_changes *changes,
 			    uint64_t device, size_t vector,
 			    const struct kvm_memslots_msi *msi);
+/* Another eventfd raises the vector's interrupt from then on. */
+int kvm_memslots_set_vector_fd(struct kvm_memslots_changes *changes,
+			       uint64_t device, size_t vector, int eventfd);
 int kvm_memslots_assign_deferred(struct kvm_memslots_changes *changes);
 
 /* ---- Applying ---- */

@@ -83,6 +83,16 @@ void devices(void)
 	CHECK(report.ioctls == 0 && report.irqfd_calls == 2);
 	CHECK(!kvm_memslots_gsi(vm, id, 1, &gsi));
 
+	/* It gets another eventfd, and back the one that it had. */
+	c = kvm_memslots_changes_new();
+	CHECK(!kvm_memslots_set_vector_fd(c, id, 1, fd[0]));
+	CHECK(!kvm_memslots_set_vector_fd(c, id, 1, fd[3]));
+	CHECK(!kvm_memslots_apply(vm, c, &report));
+	CHECK(report.irqfd_calls == 0);
+	c = kvm_memslots_changes_new();
+	FAILS(kvm_memslots_set_vector_fd(c, id, 1, -1), EBADF, "eventfd");
+	kvm_memslots_changes_free(c);
+
 	/* Another device at the same port: which part of which is known. */
 	CHECK(!kvm_memslots_device_new("blk", 0, &device));
 	CHECK(!kvm_memslots_device_ioeventfd(device, &port, fd[0]));

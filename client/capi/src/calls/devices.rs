@@ -176,6 +176,24 @@ pub unsafe extern "C" fn kvm_memslots_set_vector(
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_set_vector_fd(
+    changes: *mut CChanges,
+    device: u64,
+    vector: usize,
+    eventfd: c_int,
+) -> c_int {
+    let set = |changes: &mut kvm_memslots::Changes| {
+        let eventfd = descriptor(eventfd, "eventfd")?;
+        changes.set_vector_fd(DeviceId::from_raw(device), vector, eventfd);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, set) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_assign_deferred(changes: *mut CChanges) -> c_int {
     let assign = |changes: &mut kvm_memslots::Changes| {
         changes.assign_deferred();
