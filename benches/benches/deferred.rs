@@ -77,5 +77,44 @@ fn contended(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, serve, contended);
+/// A deferrable page that comes and goes beside others, which costs no call.
+fn change(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("a deferrable region mapped and unmapped");
+    for regions in [10, 1_000, 16_000] {
+        let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).expect("memory");
+        let vm = many(&memory, regions);
+        group.bench_function(format!("beside {regions}"), |bencher| {
+            let mut n = 0;
+            bencher.iter(|| {
+                n = (n + 7919) % regions;
+                let mut changes = Changes::new();
+                let id = changes.map(page(&memory, 2 * n + 1));
+                vm.apply(changes).expect("the model");
+                let mut changes = Changes::new();
+                changes.unmap(id);
+                vm.apply(changes).expect("the model");
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Page `n` of the guest's, the same memory for all.
+fn page(memory: &HostMemory, n: u64) -> RegionSpec {
+    // SAFETY: the memory outlives the VM, and is anonymous.
+    let page = unsafe { Backing::borrowed(memory.hva(), SMALL_PAGE, Access::ReadWrite) };
+    RegionSpec::device(at(n * SMALL_PAGE, SMALL_PAGE), page).deferrable()
+}
+
+fn many(memory: &HostMemory, regions: u64) -> Arc<Vm> {
+    let model = MemoryModel::new(Limits::x86());
+    let deferral = Deferral::default().policy(Policy::Fixed { exits: u64::MAX });
+    let vm = model_vm(&model, Vm::builder().deferral(deferral)).expect("a VM");
+    let mut changes = Changes::new();
+    (0..regions).for_each(|n| _ = changes.map(page(memory, 2 * n)));
+    vm.apply(changes).expect("the model");
+    vm
+}
+
+criterion_group!(benches, serve, contended, change);
 criterion_main!(benches);

@@ -4,7 +4,11 @@
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use kvm_memslots::backend::{BatchRefusal, EventModel, Irqchip, Kvm, KvmOptions, MemoryCalls, Op};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_memslots::backend::{
+    BatchRefusal, EventCalls, EventLimits, EventModel, Irqchip, Kvm, KvmOptions, MemoryCalls, Op,
+};
+use kvm_memslots::device::{Device, Ioeventfd, Irqfd, Msi, Route};
 use kvm_memslots::vm_fd;
 use kvm_memslots::{Access, Backing, Changes, Errno, Limits, RegionId, RegionSpec, Slot, Vm, at};
 use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
@@ -38,6 +42,30 @@ impl MemoryCalls for Nothing {
         Ok(())
     }
     fn clear_dirty_log(&self, _: u16, _: &Slot, _: u64, _: u32, _: &[u64]) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+impl EventCalls for Nothing {
+    fn limits(&self) -> EventLimits {
+        EventLimits { routes: 4096, no_irqbypass: false, devid: false }
+    }
+    fn name(&self) -> &'static str {
+        "nothing"
+    }
+    fn set_routes(&self, _: &[Route]) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn assign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn deassign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn assign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn deassign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -120,6 +148,46 @@ fn nearly_full(criterion: &mut Criterion) {
     group.finish();
 }
 
+const VECTORS: u32 = 2048;
+
+fn message(data: u32) -> Msi {
+    Msi { address: 0xfee0_0000, data, devid: None }
+}
+
+/// One vector of many gets another message: one table of routes.
+fn one_vector(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group(format!("one vector of {VECTORS} is programmed"));
+    let nothing = || Arc::new(Nothing(Limits::x86()));
+    let vm = Vm::builder().open_on(nothing(), nothing()).expect("nothing refuses nothing");
+    let mut changes = Changes::new();
+    let nic = (0..VECTORS)
+        .fold(Device::new("nic"), |nic, n| nic.vector(n as std::os::fd::RawFd, Some(message(n))));
+    let id = changes.attach(nic);
+    vm.apply(changes).expect("they fit");
+    let mut n = 0;
+    let mut set = |step| {
+        n += step;
+        let mut changes = Changes::new();
+        changes.set_vector(id, 1000, Some(message(n)));
+        vm.apply(changes).expect("it fits");
+    };
+    group.bench_function("own", |bencher| bencher.iter(|| set(1)));
+    group.bench_function("own, no change", |bencher| bencher.iter(|| set(0)));
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    cap.args[0] = 24;
+    match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
+        Ok(fd) if fd.enable_cap(&cap).is_ok() => {
+            let kvm = Kvm::open(vm_fd(&fd), KvmOptions::default()).expect("a VM");
+            let table: Vec<Route> = (0..VECTORS).map(|n| Route::msi(24 + n, message(n))).collect();
+            group.bench_function("KVM_SET_GSI_ROUTING", |bencher| {
+                bencher.iter(|| kvm.set_routes(&table).expect("KVM takes it"));
+            });
+        }
+        _ => eprintln!("SKIPPED KVM's share: no VM with an interrupt controller"),
+    }
+    group.finish();
+}
+
 /// Blocks that share a slot, logged: all their logs, and KVM's one.
 fn dirty_logs(criterion: &mut Criterion) {
     let fd = match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
@@ -155,5 +223,5 @@ fn dirty_logs(criterion: &mut Criterion) {
     vm.close().expect("KVM lets go");
 }
 
-criterion_group!(benches, one_change, nearly_full, dirty_logs);
+criterion_group!(benches, one_change, nearly_full, one_vector, dirty_logs);
 criterion_main!(benches);

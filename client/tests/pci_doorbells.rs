@@ -150,6 +150,70 @@ fn bars_with_doorbells_swap_places_in_one_set_and_one_by_one() {
 }
 
 #[test]
+fn doorbells_are_kept_while_nobody_else_is_there() {
+    let mut world = World::new();
+    world.bars = PciBars::new(40).keep_ioeventfds();
+    let nics = [world.nic(0), world.nic(1)];
+    world.write(&nics[0], 0x18, X);
+    world.write(&nics[0], 4, 2);
+    for _ in 0..2 {
+        let off = world.write(&nics[0], 4, 0).unwrap();
+        let on = world.write(&nics[0], 4, 2).unwrap();
+        assert_eq!((off.calls(), off.waits(), on.calls(), on.waits()), (1, 2, 1, 1));
+        world.assert_at(&nics[0], X);
+    }
+    // Elsewhere is elsewhere.
+    world.write(&nics[0], 4, 0).unwrap();
+    world.write(&nics[0], 0x18, Y);
+    world.write(&nics[0], 4, 2).unwrap();
+    world.assert_at(&nics[0], Y);
+    assert_eq!(world.bells(), 4);
+    // Another one's doorbells are to be there; or its memory.
+    for place in [Y, Y + BELLS] {
+        world.write(&nics[0], 4, 0).unwrap();
+        assert_eq!(world.bells(), 4);
+        let other = world.nic(2);
+        world.bars.note_write(other.id, 0x18, &(place as u32).to_le_bytes()).unwrap();
+        world.bars.config_write(&world.vm, other.id, 4, &[2]).unwrap();
+        if place % BAR == 0 {
+            world.assert_at(&other, place);
+        }
+        let rings = world.events.guest_writes(Bus::Mmio, Y + BELLS, 4, 1);
+        assert!(nics[0].fds.iter().all(|fd| rings != Some(fd.as_raw_fd())));
+        world.bars.remove(&world.vm, other.id).unwrap();
+        world.write(&nics[0], 4, 2).unwrap();
+        world.assert_at(&nics[0], Y);
+    }
+    // And a reset, and whoever asks.
+    world.write(&nics[0], 4, 0).unwrap();
+    world.bars.reset(&world.vm, nics[0].id).unwrap().unwrap();
+    assert_eq!(world.bells(), 0);
+    world.write(&nics[0], 0x18, X);
+    world.write(&nics[0], 4, 2);
+    world.write(&nics[0], 4, 0);
+    assert_eq!(world.bells(), 4);
+    world.bars.sync(&world.vm).unwrap().unwrap();
+    assert_eq!(world.bells(), 0);
+    world.assert_known();
+}
+
+#[test]
+fn doorbells_can_be_left_to_later() {
+    let mut world = World::new();
+    world.bars = PciBars::new(40).defer_ioeventfds();
+    let nics = [world.nic(0), world.nic(1)];
+    for (nic, gpa) in nics.iter().zip([X, Y]) {
+        world.write(nic, 0x18, gpa);
+        assert_eq!(world.write(nic, 4, 2).unwrap().calls(), 1);
+    }
+    let mut c = Changes::new();
+    c.assign_deferred();
+    assert_eq!(world.vm.apply(c).unwrap().events.ioeventfd_calls, 8);
+    world.assert_at(&nics[0], X);
+    world.assert_at(&nics[1], Y);
+}
+
+#[test]
 fn a_doorbell_that_is_refused_is_that_bars_trouble() {
     let mut world = World::new();
     let nics = [world.nic(0), world.nic(1)];

@@ -11,7 +11,7 @@ use kvm_ioctls::VmFd;
 use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
 use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
-use kvm_memslots::{Access, Backing, RegionSpec, Report, Vm, at, vm_fd};
+use kvm_memslots::{Access, Backing, Changes, RegionSpec, Report, Vm, at, vm_fd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Devices;
@@ -42,23 +42,30 @@ enum Who {
     Alioth,
     /// Config writes.
     PciBars,
+    /// The same, with doorbells kept while a BAR does not decode.
+    Kept,
+    /// The same, with the doorbells of all assigned together behind them.
+    Deferred,
 }
 
 impl Who {
-    const ALL: [Self; 3] = [Self::CloudHypervisor, Self::Alioth, Self::PciBars];
+    const ALL: [Self; 5] =
+        [Self::CloudHypervisor, Self::Alioth, Self::PciBars, Self::Kept, Self::Deferred];
 
     const fn name(self) -> &'static str {
         match self {
             Self::CloudHypervisor => Way::CloudHypervisor.name(),
             Self::Alioth => "alioth",
             Self::PciBars => "PciBars",
+            Self::Kept => "PciBars, kept",
+            Self::Deferred => "PciBars, kept, deferred",
         }
     }
 
     const fn way(self) -> Way {
         match self {
-            Self::PciBars => Way::OneByOne,
-            _ => Way::CloudHypervisor,
+            Self::CloudHypervisor | Self::Alioth => Way::CloudHypervisor,
+            _ => Way::OneByOne,
         }
     }
 }
@@ -149,9 +156,14 @@ struct Library {
 }
 
 impl Library {
-    fn new(vm: &VmFd, bells: &[Vec<Arc<EventFd>>], hva: u64) -> io::Result<Self> {
+    fn new(vm: &VmFd, who: Who, bells: &[Vec<Arc<EventFd>>], hva: u64) -> io::Result<Self> {
         let vm = Vm::open(vm_fd(vm)).map_err(io::Error::other)?;
-        let mut bars = PciBars::new(36);
+        let bars = PciBars::new(36);
+        let mut bars = match who {
+            Who::Kept => bars.keep_ioeventfds(),
+            Who::Deferred => bars.keep_ioeventfds().defer_ioeventfds(),
+            _ => bars,
+        };
         let mut functions = Vec::new();
         for (n, bells) in (0..).zip(bells) {
             // SAFETY: the memory outlives the VM, in which no vCPU runs.
@@ -164,6 +176,15 @@ impl Library {
             functions.push(bars.add(&vm, function).map_err(io::Error::other)?);
         }
         Ok(Self { vm, bars, functions })
+    }
+
+    /// What was left to later.
+    fn finish(&self) -> io::Result<Spent> {
+        let mut changes = Changes::new();
+        changes.assign_deferred();
+        let mut spent = Spent::default();
+        spent.add(&self.vm.apply(changes).map_err(io::Error::other)?);
+        Ok(spent)
     }
 
     fn write(&mut self, n: usize, offset: u16, value: u32, spent: &mut Spent) -> io::Result<()> {
@@ -213,8 +234,8 @@ fn round(
     let failed = |what| move |error| DevicesError::Call { way: who.way(), what, error };
     let kvm = || Kvm::open(vm_fd(&vm), KvmOptions::default()).map_err(io::Error::other);
     let mut library = match who {
-        Who::PciBars => Some(Library::new(&vm, &bells, memory.hva()).map_err(failed("opening"))?),
-        _ => None,
+        Who::CloudHypervisor | Who::Alioth => None,
+        _ => Some(Library::new(&vm, who, &bells, memory.hva()).map_err(failed("opening"))?),
     };
     let calls = kvm().map_err(failed("opening"))?;
     let bells_first = who == Who::CloudHypervisor;
@@ -235,6 +256,10 @@ fn round(
                 };
                 step.map(|step| spent.plus(step))
             });
+            if let (Ok(spent), Some(library)) = (&mut outcome, &library) {
+                let finished = library.finish();
+                outcome = finished.map(|last| spent.plus(last));
+            }
             elapsed = start.elapsed();
         });
         taken[index] = (outcome.map_err(failed("following the guest"))?, elapsed);

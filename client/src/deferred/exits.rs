@@ -209,6 +209,9 @@ impl Deferred {
             self.take_time();
             let exits = entry.life.exits.fetch_add(1, Ordering::Relaxed) + 1;
             due = self.shared.is_due_now(&entry.life, exits);
+            if due {
+                self.shared.queue(&entry.life);
+            }
         }
         Part::Memory(Served { bytes, due, fault: None })
     }

@@ -59,6 +59,7 @@ impl DeferredMaps {
                 // 0 is no process: nothing is read then.
                 pid: libc::pid_t::try_from(std::process::id()).unwrap_or(0),
                 lives: Mutex::new(HashMap::new()),
+                due: Mutex::new(Vec::new()),
             }),
             only_due: deferral.only_due,
             map: Estimate::default(),
@@ -146,7 +147,7 @@ impl DeferredMaps {
                 Some(life) if life.fits(&mapping) => life,
                 before => {
                     over.extend(before);
-                    let life = Arc::new(Life::new(&mapping, page_size));
+                    let life = Arc::new(Life::new(id, &mapping, page_size));
                     lives.insert(id, Arc::clone(&life));
                     life
                 }

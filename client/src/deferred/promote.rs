@@ -73,9 +73,13 @@ impl Vm {
     /// # Errors
     /// As [`promote`](Self::promote).
     pub fn promote_due(&self) -> Result<Option<Report>, Error> {
+        let queued: Vec<RegionId> =
+            self.serving.iter().flat_map(|serving| serving.take_due()).collect();
         let report = self.promote_where(|commit, tables| {
-            let due: Vec<u32> =
-                tables.regions.waiting().filter(|index| self.is_due(tables, *index)).collect();
+            let there = queued.iter().filter_map(|id| tables.regions.find(*id));
+            let mut due: Vec<u32> = there.filter(|index| self.is_due(tables, *index)).collect();
+            due.sort_unstable();
+            due.dedup();
             let only_due = commit.deferred.first().is_some_and(|maps| maps.only_due);
             let all = !due.is_empty() && !only_due;
             Promotion::of(if all { tables.regions.waiting().collect() } else { due })
@@ -233,6 +237,9 @@ impl Vm {
     }
 
     fn is_due(&self, tables: &Tables, index: u32) -> bool {
+        if !tables.regions.is_waiting(index) {
+            return false;
+        }
         let (as_id, id) = (tables.regions.as_id(index), tables.regions.id(index));
         let serving = &self.serving[usize::from(as_id)];
         let exits = |life: &Life| life.exits.load(Ordering::Relaxed);

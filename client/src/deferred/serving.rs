@@ -1,7 +1,7 @@
 //! What a VM and its vCPU threads share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -16,6 +16,9 @@ use crate::dirty::Overlay;
 /// changes its size or its logging.
 #[derive(Debug)]
 pub(super) struct Life {
+    id: RegionId,
+    /// Whether it is among those that are [due](Serving::due).
+    queued: AtomicBool,
     /// Exits served, of those that a slot would have spared.
     pub(super) exits: AtomicU64,
     /// What it has earned its slot with, where slots are short.
@@ -31,11 +34,13 @@ pub(super) struct Life {
 }
 
 impl Life {
-    pub(super) fn new(mapping: &Mapping, page_size: u64) -> Self {
+    pub(super) fn new(id: RegionId, mapping: &Mapping, page_size: u64) -> Self {
         let pages = mapping.range().size() / page_size;
         let words = if mapping.is_logged() { pages.div_ceil(64) } else { 0 };
         let dirty = (0..words).map(|_| AtomicU64::new(0)).collect();
         Self {
+            id,
+            queued: AtomicBool::new(false),
             exits: AtomicU64::new(0),
             earned: AtomicU64::new(0),
             turn: AtomicU64::new(0),
@@ -91,6 +96,8 @@ pub(crate) struct Serving {
     /// This process, for reading memory that may fault.
     pub(super) pid: libc::pid_t,
     pub(super) lives: Mutex<HashMap<RegionId, Arc<Life>>>,
+    /// Regions that have become due; not waited for by vCPU threads.
+    pub(super) due: Mutex<Vec<RegionId>>,
 }
 
 /// No exit to userspace and back is faster than this, in nanoseconds: what
@@ -125,6 +132,27 @@ impl Serving {
     /// Whether a region that has cost so many exits is to be mapped now.
     pub(super) fn is_due_now(&self, life: &Life, exits: u64) -> bool {
         self.is_due(exits) && exits >= life.again.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a region is due. Where another thread is at it, the next exit
+    /// does.
+    pub(super) fn queue(&self, life: &Life) {
+        if !life.queued.swap(true, Ordering::Relaxed) {
+            match self.due.try_lock() {
+                Ok(mut due) => due.push(life.id),
+                Err(_) => life.queued.store(false, Ordering::Relaxed),
+            }
+        }
+    }
+
+    /// The regions that have become due since this was called last.
+    pub(super) fn take_due(&self) -> Vec<RegionId> {
+        let due = std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner));
+        let lives = self.all_lives();
+        for life in due.iter().filter_map(|id| lives.get(id)) {
+            life.queued.store(false, Ordering::Relaxed);
+        }
+        due
     }
 
     /// After so many exits a slot has been earned.

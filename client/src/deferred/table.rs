@@ -114,7 +114,7 @@ mod tests {
     fn entry(gpa: u64, hva: u64) -> Entry {
         let range = Range::new(gpa, 0x1000).expect("a page");
         let mapping = Mapping::new(range, hva, Kind::Device).expect("a page");
-        let life = Arc::new(Life::new(&mapping, 0x1000));
+        let life = Arc::new(Life::new(crate::RegionId::new(), &mapping, 0x1000));
         Entry { range, hva, read_only: false, never_faults: true, waits: true, life }
     }
 

@@ -36,6 +36,7 @@ struct Bells {
 /// What is to be.
 #[derive(Default)]
 struct Wanted<'s> {
+    claims: Claims,
     windows: BTreeMap<Key, (Range, &'s Window)>,
     bells: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
 }
@@ -58,6 +59,8 @@ pub struct PciBars {
     refused: HashMap<Key, Refusal>,
     /// Whether the registers say something else than `mapped`.
     moved: bool,
+    keeps: bool,
+    defers: bool,
 }
 
 impl PciBars {
@@ -74,7 +77,35 @@ impl PciBars {
             bells: BTreeMap::new(),
             refused: HashMap::new(),
             moved: false,
+            keeps: false,
+            defers: false,
         }
+    }
+
+    /// The ioeventfds of a BAR that stops decoding stay where they were until it
+    /// decodes elsewhere, or another BAR is to be there: a guest that switches
+    /// decoding off and on again costs no call for them. It can still ring them
+    /// meanwhile, where hardware would ignore the write.
+    ///
+    /// Before something else than a BAR is put there, [`sync`](Self::sync) takes
+    /// them away; so do [`reset`](Self::reset) and [`remove`](Self::remove).
+    #[must_use]
+    pub const fn keep_ioeventfds(mut self) -> Self {
+        self.keeps = true;
+        self
+    }
+
+    /// The ioeventfds of a BAR that is enabled or moved are left to a later set of
+    /// changes, one with [`Changes::assign_deferred`]. Until then the guest's
+    /// writes exit, and the VMM has to look after them.
+    ///
+    /// On kernels since 6.18 an ioeventfd that was registered makes the next
+    /// change of memory wait for a normal grace period, which is milliseconds for
+    /// each function that a booting guest enables behind another.
+    #[must_use]
+    pub const fn defer_ioeventfds(mut self) -> Self {
+        self.defers = true;
+        self
     }
 
     /// Adds a function, as after a reset: nothing is mapped.
@@ -148,7 +179,10 @@ impl PciBars {
     /// As [`config_write`](Self::config_write).
     pub fn reset(&mut self, vm: &Vm, function: FunctionId) -> Result<Option<Report>, PciError> {
         self.moved |= self.registers(function)?.reset();
-        self.settle(vm)
+        if self.moved || self.bells.keys().any(|(id, _)| *id == function) {
+            return self.follow(vm, |id| id != function);
+        }
+        Ok(None)
     }
 
     /// Unmaps the function's windows and forgets it: for one that is unplugged.
@@ -211,20 +245,25 @@ impl PciBars {
     /// What was mapped still is.
     pub fn sync(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
         self.refused.clear();
-        self.follow(vm)
+        self.follow(vm, |_| false)
     }
 
     fn settle(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
-        if self.moved { self.follow(vm) } else { Ok(None) }
+        if self.moved { self.follow(vm, |_| true) } else { Ok(None) }
     }
 
-    /// Maps and unmaps what the registers say, without what KVM refuses.
-    fn follow(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
+    /// Maps and unmaps what the registers say, without what KVM refuses. Of
+    /// functions that `may_keep` theirs, doorbells may stay.
+    fn follow(
+        &mut self,
+        vm: &Vm,
+        may_keep: impl Fn(FunctionId) -> bool,
+    ) -> Result<Option<Report>, PciError> {
         // Until it has worked.
         self.moved = true;
         loop {
             self.forget_refusals();
-            let Wanted { windows, bells } = self.wanted(vm);
+            let Wanted { windows, bells, claims } = self.wanted(vm);
             let is = |id: &RegionId| vm.region(*id).ok().map(|region| region.range);
             let gone: Vec<(Key, RegionId)> = self
                 .mapped
@@ -244,7 +283,11 @@ impl PciBars {
                     made.push((*key, *range, changes.map(spec)));
                 }
             }
-            let silent = self.silence(vm, &bells, &mut changes);
+            let stays = |(function, _): &BarKey, places: &[(usize, Ioeventfd)]| {
+                let free = |(_, at): &_| bell_range(at).is_some_and(|at| claims.is_free(at));
+                self.keeps && may_keep(*function) && places.iter().all(free)
+            };
+            let silent = self.silence(vm, &bells, stays, &mut changes);
             let ringing = self.ring(bells, &silent, &mut changes);
             let report = match vm.apply_if_any(changes) {
                 Ok(report) => report,
@@ -269,13 +312,18 @@ impl PciBars {
         &self,
         vm: &Vm,
         wanted: &BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
+        stays: impl Fn(&BarKey, &[(usize, Ioeventfd)]) -> bool,
         changes: &mut Changes,
     ) -> HashSet<BarKey> {
         let mut silent = HashSet::new();
         for (bar, bells) in &self.bells {
             // Somebody else may have detached them.
             let there = vm.device_regions(bells.device).is_ok();
-            if there && wanted.get(bar) == Some(&bells.places) {
+            let right = match wanted.get(bar) {
+                Some(places) => *places == bells.places,
+                None => stays(bar, &bells.places),
+            };
+            if there && right {
                 continue;
             }
             if there {
@@ -299,6 +347,7 @@ impl PciBars {
                 continue;
             }
             let device = Device::new(format!("the doorbells of {:?}", bar.0));
+            let device = if self.defers { device.defer_ioeventfds() } else { device };
             let events = self.functions.get(&bar.0).map(|function| function.bells(bar.1));
             let mut events = events.into_iter().flatten();
             let device = places.iter().fold(device, |device, (n, at)| {
@@ -364,7 +413,6 @@ impl PciBars {
     /// refused there before.
     fn wanted(&self, vm: &Vm) -> Wanted<'_> {
         let ours: HashSet<RegionId> = self.mapped.values().copied().collect();
-        let mut claims = Claims::default();
         let mut wanted = Wanted::default();
         for (key, range, place) in self.places() {
             if self.refused.contains_key(&key) {
@@ -372,7 +420,7 @@ impl PciBars {
             }
             match place {
                 Place::Window(spec) => {
-                    if !vm.is_taken(spec.as_id, range, &ours) && claims.claim(range) {
+                    if !vm.is_taken(spec.as_id, range, &ours) && wanted.claims.claim(range) {
                         wanted.windows.insert(key, (range, spec));
                     }
                 }
@@ -380,7 +428,7 @@ impl PciBars {
                     // Several may be at one address, told apart by value.
                     let own = |(_, other): &(usize, Ioeventfd)| other.addr == ioeventfd.addr;
                     let here = wanted.bells.entry((key.0, key.1)).or_default();
-                    if here.iter().any(own) || claims.claim(range) {
+                    if here.iter().any(own) || wanted.claims.claim(range) {
                         here.push((n, ioeventfd));
                     }
                 }

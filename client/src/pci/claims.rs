@@ -14,11 +14,16 @@ pub(super) struct Claims {
 impl Claims {
     /// Claims the range, unless part of it is taken.
     pub(super) fn claim(&mut self, range: Range) -> bool {
-        let before = self.taken.range(..range.end()).next_back();
-        let free = before.is_none_or(|(_, end)| *end <= range.gpa());
+        let free = self.is_free(range);
         if free {
             self.taken.insert(range.gpa(), range.end());
         }
         free
+    }
+
+    /// Whether nobody has claimed any of it.
+    pub(super) fn is_free(&self, range: Range) -> bool {
+        let before = self.taken.range(..range.end()).next_back();
+        before.is_none_or(|(_, end)| *end <= range.gpa())
     }
 }
