@@ -161,7 +161,7 @@ fn one_vector(criterion: &mut Criterion) {
     let vm = Vm::builder().open_on(nothing(), nothing()).expect("nothing refuses nothing");
     let mut changes = Changes::new();
     let nic = (0..VECTORS)
-        .fold(Device::new("nic"), |nic, n| nic.vector(n as std::os::fd::RawFd, Some(message(n))));
+        .fold(Device::new("nic"), |nic, n| nic.vector(n.cast_signed(), Some(message(n))));
     let id = changes.attach(nic);
     vm.apply(changes).expect("they fit");
     let mut n = 0;

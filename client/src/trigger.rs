@@ -118,7 +118,7 @@ impl fmt::Debug for Trigger {
             .field("event", &self.event)
             .field("masked", &self.is_masked())
             .field("pending", &self.is_pending())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -194,7 +194,9 @@ mod tests {
             assert_eq!(count(&mut file), 0, "signalled while masked");
         }
         stop.store(true, Ordering::Relaxed);
-        threads.into_iter().for_each(|thread| thread.join().expect("a signaller"));
+        for thread in threads {
+            thread.join().expect("a signaller");
+        }
         assert!(trigger.is_pending());
         trigger.unmask();
         assert_eq!(count(&mut file), 1);

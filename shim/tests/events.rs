@@ -7,7 +7,7 @@ use std::sync::Once;
 use kvm_memslots_shim::Errno;
 use kvm_memslots_shim::events::model::{Fault, Irqchip, Model};
 use kvm_memslots_shim::events::{
-    Bus, EventCalls, Ioeventfd, Irqfd, Msi, Op, Route, State, Why, execute, plan,
+    Bus, EventCalls, Ioeventfd, Irqfd, Msi, Op, Route, Routes, State, Why, execute, plan,
 };
 use proptest::collection::btree_map;
 use proptest::prelude::*;
@@ -84,7 +84,7 @@ fn quiet() {
 /// `state` without what `op` is about.
 fn without(mut state: State, op: &Op) -> State {
     match op {
-        Op::Routes { .. } => state.routes = Default::default(),
+        Op::Routes { .. } => state.routes = Routes::default(),
         Op::AssignIrqfd(irqfd) | Op::DeassignIrqfd(irqfd) => _ = state.irqfds.remove(irqfd),
         Op::AssignIoeventfd(at) | Op::DeassignIoeventfd(at) => _ = state.ioeventfds.remove(at),
     }

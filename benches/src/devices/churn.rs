@@ -76,8 +76,8 @@ fn message(vector: usize, round: u32) -> Msi {
 
 /// A VM in which all vectors are set up.
 enum Machine {
-    ByHand { calls: Kvm, irqfds: Vec<Irqfd>, routes: BTreeMap<u32, Route>, sparing: bool },
-    Library { vm: Vm, id: DeviceId },
+    ByHand { calls: Box<Kvm>, irqfds: Vec<Irqfd>, routes: BTreeMap<u32, Route>, sparing: bool },
+    Library { vm: Box<Vm>, id: DeviceId },
 }
 
 impl Machine {
@@ -95,7 +95,7 @@ impl Machine {
             let mut changes = Changes::new();
             let id = changes.attach(nic);
             vm.apply(changes).map_err(io::Error::other)?;
-            return Ok(Self::Library { vm, id });
+            return Ok(Self::Library { vm: Box::new(vm), id });
         }
         let calls = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
         let irqfd = |(gsi, (fd, _)): (u32, (&Arc<EventFd>, Msi))| Irqfd {
@@ -109,7 +109,7 @@ impl Machine {
         let routes: BTreeMap<u32, Route> = (FIRST..).zip(messages()).map(route).collect();
         calls.set_routes(&routes.values().copied().collect::<Vec<_>>())?;
         irqfds.iter().try_for_each(|irqfd| calls.assign_irqfd(irqfd))?;
-        Ok(Self::ByHand { calls, irqfds, routes, sparing: who == Who::Calls })
+        Ok(Self::ByHand { calls: Box::new(calls), irqfds, routes, sparing: who == Who::Calls })
     }
 
     /// Does a pass, and says how long it took: what the library does by itself is
@@ -275,6 +275,8 @@ pub(super) fn churn(
         }
     }
     // The VMs last: KVM looks at no eventfd that is closed.
-    all.into_iter().for_each(|one| drop((one.machine, one.vm)));
+    for one in all {
+        drop((one.machine, one.vm));
+    }
     Ok(rows)
 }

@@ -191,7 +191,9 @@ impl Library {
         let (function, data) = (self.functions[n], value.to_le_bytes());
         let report: Option<Report> =
             self.bars.config_write(&self.vm, function, offset, &data).map_err(io::Error::other)?;
-        report.iter().for_each(|report| spent.add(report));
+        if let Some(report) = report {
+            spent.add(&report);
+        }
         Ok(())
     }
 

@@ -161,9 +161,13 @@ impl DeferredMaps {
                 life,
             });
         }
-        come.into_iter().for_each(|entry| table.insert(entry));
+        for entry in come {
+            table.insert(entry);
+        }
         self.replace(table);
-        over.iter().for_each(|life| life.harvest(overlay));
+        for life in over {
+            life.harvest(overlay);
+        }
     }
 
     /// Serves nothing any more.

@@ -32,7 +32,7 @@ impl Vm {
             waiting.sort_by_key(|one| Reverse(exits(&one.life)));
             let mut mapped = self.candidates(tables, as_id, false);
             mapped.sort_by_key(|one| earned(&one.life));
-            self.fit(&mut all, commit, as_id, waiting, mapped, |one, other| {
+            fit(&mut all, commit, as_id, waiting, mapped, |one, other| {
                 let exits = exits(&one.life);
                 let enough = serving.is_due(exits / 4) || exits > earned(&other.life);
                 serving.is_due(exits) && enough
@@ -52,7 +52,7 @@ impl Vm {
             waiting.sort_by_key(|one| turn(&one.life));
             let mut mapped = self.candidates(tables, as_id, false);
             mapped.sort_by_key(|one| turn(&one.life));
-            self.fit(&mut all, commit, as_id, waiting, mapped, |_, _| true);
+            fit(&mut all, commit, as_id, waiting, mapped, |_, _| true);
         }
         all
     }
@@ -73,37 +73,36 @@ impl Vm {
         let mine = regions.deferrable().filter(|index| regions.as_id(*index) == as_id);
         mine.filter_map(candidate).collect()
     }
+}
 
-    /// Fits those of `waiting` in that fit, in order; others for which some of
-    /// `mapped` may be `displaced`.
-    fn fit(
-        &self,
-        all: &mut Promotion,
-        commit: &Commit,
-        as_id: u16,
-        waiting: Vec<Candidate>,
-        mapped: Vec<Candidate>,
-        displaced: impl Fn(&Candidate, &Candidate) -> bool,
-    ) {
-        let mut free = commit.free_slots(as_id);
-        let mut mapped = mapped.into_iter().peekable();
-        for one in waiting {
-            let mut down = Vec::new();
-            while free + down.len() < one.slots {
-                match mapped.next_if(|other| displaced(&one, other)) {
-                    Some(other) => down.push(other.index),
-                    None => break,
-                }
+/// Fits those of `waiting` in that fit, in order; others for which some of
+/// `mapped` may be `displaced`.
+fn fit(
+    all: &mut Promotion,
+    commit: &Commit,
+    as_id: u16,
+    waiting: Vec<Candidate>,
+    mapped: Vec<Candidate>,
+    displaced: impl Fn(&Candidate, &Candidate) -> bool,
+) {
+    let mut free = commit.free_slots(as_id);
+    let mut mapped = mapped.into_iter().peekable();
+    for one in waiting {
+        let mut down = Vec::new();
+        while free + down.len() < one.slots {
+            match mapped.next_if(|other| displaced(&one, other)) {
+                Some(other) => down.push(other.index),
+                None => break,
             }
-            let room = free + down.len();
-            all.down.extend(down);
-            free = room;
-            if one.slots <= room {
-                free -= one.slots;
-                all.up.push(one.index);
-            } else if room == 0 {
-                break;
-            }
+        }
+        let room = free + down.len();
+        all.down.extend(down);
+        free = room;
+        if one.slots <= room {
+            free -= one.slots;
+            all.up.push(one.index);
+        } else if room == 0 {
+            break;
         }
     }
 }

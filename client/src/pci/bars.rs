@@ -300,7 +300,9 @@ impl PciBars {
                 self.mapped.remove(&key);
             }
             self.mapped.extend(made.into_iter().map(|(key, _, id)| (key, id)));
-            silent.iter().for_each(|bar| _ = self.bells.remove(bar));
+            for bar in &silent {
+                self.bells.remove(bar);
+            }
             self.bells.extend(ringing);
             self.moved = false;
             return Ok(report);

@@ -58,9 +58,10 @@ impl EventCalls for Kvm {
         let mut table: Vec<[u32; 2]> = Vec::with_capacity(1 + routes.len() * 6);
         table.push([nr, 0]);
         for route in routes {
-            let (kind, flags, [a, b, c, d, e, f, g, h]) = route.target.to_raw();
-            let entry = [[route.gsi, kind], [flags, 0], [a, b], [c, d], [e, f], [g, h]];
-            table.extend_from_slice(&entry);
+            let (kind, flags, words) = route.target.to_raw();
+            let pair = |at: usize| [words[at], words[at + 1]];
+            let head = [[route.gsi, kind], [flags, 0]];
+            table.extend_from_slice(&[head[0], head[1], pair(0), pair(2), pair(4), pair(6)]);
         }
         let header = table.as_ptr().cast();
         // SAFETY: the header and the `nr` entries behind it are there, wherever

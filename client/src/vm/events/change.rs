@@ -110,14 +110,18 @@ impl EventChange {
 
     /// Before the first call: what is masked raises nothing from here on.
     pub(in crate::vm) fn hold(&self) {
-        self.holds.iter().for_each(|trigger| trigger.mask());
+        for trigger in &self.holds {
+            trigger.mask();
+        }
     }
 
     /// Behind the last call: what is no longer masked raises what it has held.
     /// With `undone`, what was held is let go.
     pub(in crate::vm) fn release(&self, undone: bool) {
         let which = if undone { &self.holds } else { &self.releases };
-        which.iter().for_each(|trigger| trigger.unmask());
+        for trigger in which {
+            trigger.unmask();
+        }
     }
 }
 
@@ -382,7 +386,9 @@ impl<'d, 't> Work<'d, 't> {
             for (_, device, _) in self.draft.views() {
                 for line in &device.lines {
                     let (route, irqfd) = device.of_line(line, state.no_irqbypass);
-                    route.iter().for_each(|route| _ = shared.routes.remove(route));
+                    if let Some(route) = route {
+                        shared.routes.remove(&route);
+                    }
                     shared.irqfds.remove(&irqfd);
                 }
             }

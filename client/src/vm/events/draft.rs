@@ -20,12 +20,15 @@ pub(super) struct Edit {
     pub(super) what: Edited,
 }
 
+/// Vectors that are others, by their number.
+pub(super) type Altered = BTreeMap<usize, Vector>;
+
 #[derive(Debug)]
 pub(super) enum Edited {
     New(Box<Attached>),
     Gone,
     Altered {
-        vectors: BTreeMap<usize, Vector>,
+        vectors: Altered,
         /// Its ioeventfds are left no longer.
         assigned: bool,
     },
@@ -59,7 +62,7 @@ impl<'t> EventDraft<'t> {
             Change::Detach(id) => self.detach(number, *id, draft),
             Change::Vector(id, vector, msi) => self.set_vector(number, *id, *vector, *msi),
             Change::VectorFd(id, index, event) => {
-                self.vector(*id, *index).map(Vector::clone).map(|mut vector| {
+                self.vector(*id, *index).cloned().map(|mut vector| {
                     (vector.event, vector.trigger) = (event.clone(), None);
                     self.alter(number, *id, *index, vector);
                 })
@@ -339,7 +342,7 @@ impl<'t> EventDraft<'t> {
     }
 
     /// A device as it will be.
-    fn view(&self, id: DeviceId) -> Result<(&Attached, Option<&BTreeMap<usize, Vector>>), Error> {
+    fn view(&self, id: DeviceId) -> Result<(&Attached, Option<&Altered>), Error> {
         let unknown = || ErrorKind::UnknownDevice { id }.into();
         let applied = || self.devices.get(&id).ok_or_else(unknown);
         match self.edits.get(&id).map(|edit| &edit.what) {
@@ -351,9 +354,7 @@ impl<'t> EventDraft<'t> {
     }
 
     /// The devices as they will be, with those of their vectors that are others.
-    pub(super) fn views(
-        &self,
-    ) -> impl Iterator<Item = (DeviceId, &Attached, Option<&BTreeMap<usize, Vector>>)> {
+    pub(super) fn views(&self) -> impl Iterator<Item = (DeviceId, &Attached, Option<&Altered>)> {
         let new = self.edits.iter().filter(|(_, edit)| matches!(edit.what, Edited::New(_)));
         self.devices.keys().chain(new.map(|(id, _)| id)).filter_map(|id| {
             let (device, altered) = self.view(*id).ok()?;
@@ -371,7 +372,7 @@ impl<'t> EventDraft<'t> {
 /// A device's vectors as they will be.
 pub(super) fn vectors<'a>(
     device: &'a Attached,
-    altered: Option<&'a BTreeMap<usize, Vector>>,
+    altered: Option<&'a Altered>,
 ) -> impl Iterator<Item = &'a Vector> {
     device.vectors.iter().enumerate().map(move |(index, vector)| {
         altered.and_then(|altered| altered.get(&index)).unwrap_or(vector)
