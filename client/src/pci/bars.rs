@@ -5,12 +5,13 @@ use std::os::fd::AsRawFd;
 
 use kvm_memslots_shim::{Errno, Range, events};
 
+use super::bells::{BarKey, Bells, bell_range, ring, silence};
 use super::claims::Claims;
 use super::error::PciError;
 use super::id::FunctionId;
 use super::registers::{Decoded, Registers};
 use super::spec::{FunctionSpec, Window};
-use crate::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
+use crate::device::{Bus, Ioeventfd};
 use crate::error::{Error, ErrorKind};
 use crate::{Changes, RegionId, RegionSpec, Report, Span, Vm};
 
@@ -21,17 +22,8 @@ enum Item {
     Doorbell(usize),
 }
 
-/// A BAR: of which function, and which.
-type BarKey = (FunctionId, usize);
 /// A window or a doorbell: of which function, which of its BARs, which of those.
 type Key = (FunctionId, usize, Item);
-
-/// The doorbells of a BAR that are assigned.
-#[derive(Debug)]
-struct Bells {
-    device: DeviceId,
-    places: Vec<(usize, Ioeventfd)>,
-}
 
 /// What is to be.
 #[derive(Default)]
@@ -287,8 +279,9 @@ impl PciBars {
                 let free = |(_, at): &_| bell_range(at).is_some_and(|at| claims.is_free(at));
                 self.keeps && may_keep(*function) && places.iter().all(free)
             };
-            let silent = self.silence(vm, &bells, stays, &mut changes);
-            let ringing = self.ring(bells, &silent, &mut changes);
+            let silent = silence(&self.bells, vm, &bells, stays, &mut changes);
+            let (functions, defers) = (&self.functions, self.defers);
+            let ringing = ring(&self.bells, functions, defers, bells, &silent, &mut changes);
             let report = match vm.apply_if_any(changes) {
                 Ok(report) => report,
                 Err(error) => {
@@ -307,63 +300,6 @@ impl PciBars {
             self.moved = false;
             return Ok(report);
         }
-    }
-
-    /// Takes the doorbells of BARs away that are to be others.
-    fn silence(
-        &self,
-        vm: &Vm,
-        wanted: &BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
-        stays: impl Fn(&BarKey, &[(usize, Ioeventfd)]) -> bool,
-        changes: &mut Changes,
-    ) -> HashSet<BarKey> {
-        let mut silent = HashSet::new();
-        for (bar, bells) in &self.bells {
-            // Somebody else may have detached them.
-            let there = vm.device_regions(bells.device).is_ok();
-            let right = match wanted.get(bar) {
-                Some(places) => *places == bells.places,
-                None => stays(bar, &bells.places),
-            };
-            if there && right {
-                continue;
-            }
-            if there {
-                changes.detach(bells.device);
-            }
-            silent.insert(*bar);
-        }
-        silent
-    }
-
-    /// Brings the doorbells of BARs that have none, or not these.
-    fn ring(
-        &self,
-        wanted: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
-        silent: &HashSet<BarKey>,
-        changes: &mut Changes,
-    ) -> Vec<(BarKey, Bells)> {
-        let mut ringing = Vec::new();
-        for (bar, places) in wanted {
-            if self.bells.contains_key(&bar) && !silent.contains(&bar) {
-                continue;
-            }
-            let device = Device::new(format!("the doorbells of {:?}", bar.0));
-            let device = if self.defers { device.defer_ioeventfds() } else { device };
-            let events = self.functions.get(&bar.0).map(|function| function.bells(bar.1));
-            let mut events = events.into_iter().flatten();
-            let device = places.iter().fold(device, |device, (n, at)| {
-                let bell = Doorbell::at(at.bus, at.addr).len(at.len);
-                let bell = at.datamatch.map_or(bell, |value| bell.value(value));
-                match events.find(|(there, _)| there == n) {
-                    Some((_, event)) => device.ioeventfd(bell, event.clone()),
-                    None => device,
-                }
-            });
-            let device = changes.attach(device);
-            ringing.push((bar, Bells { device, places }));
-        }
-        ringing
     }
 
     /// Keeps what KVM says of a window or a doorbell; the others are tried without
@@ -480,8 +416,4 @@ impl PciBars {
 enum Place<'s> {
     Window(&'s Window),
     Doorbell(usize, Ioeventfd),
-}
-
-fn bell_range(ioeventfd: &Ioeventfd) -> Option<Range> {
-    Range::new(ioeventfd.addr, u64::from(ioeventfd.len.max(1)))
 }

@@ -99,6 +99,7 @@
 //! [`PciBars::reset`]. I/O BARs have registers here and no memory.
 
 mod bars;
+mod bells;
 mod claims;
 mod error;
 mod id;

@@ -10,6 +10,7 @@ mod change;
 mod check;
 mod claims;
 mod draft;
+mod work;
 
 pub(crate) use attached::Attached;
 pub(super) use change::EventChange;

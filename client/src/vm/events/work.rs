@@ -1,0 +1,302 @@
+//! How a change is worked out, from the devices and vectors that it names.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kvm_memslots_shim::events::{Delta, Ioeventfd, Irqfd, Parts, Route, State};
+
+use super::Attached;
+use super::claims::Claims;
+use super::draft::{Edit, Edited, EventDraft};
+use crate::RegionId;
+use crate::device::{DeviceId, DevicePart, Trigger, Vector};
+use crate::error::{Error, ErrorKind};
+use crate::vm::draft::Draft;
+
+/// Whom a call is about: the name of a device, its part, and the change that is
+/// to blame.
+pub(in crate::vm) type Blame = (Arc<str>, DevicePart, Option<usize>);
+
+/// What a call is about.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    Route(Route),
+    Irqfd(Irqfd),
+    Ioeventfd(Ioeventfd),
+}
+
+/// A change while it is worked out.
+pub(super) struct Work<'d, 't> {
+    draft: &'d EventDraft<'t>,
+    pub(super) delta: Delta,
+    /// What goes, unless somebody else has it as well.
+    shared: Parts,
+    pub(super) claims_gone: Claims,
+    pub(super) claims_come: Claims,
+    pub(super) holds: Vec<Arc<Trigger>>,
+    pub(super) releases: Vec<Arc<Trigger>>,
+    pub(super) subjects: Vec<(Subject, Blame)>,
+}
+
+impl<'d, 't> Work<'d, 't> {
+    pub(super) fn of(
+        draft: &'d EventDraft<'t>,
+        memory: &Draft<'_>,
+        followed: &[RegionId],
+    ) -> Result<Self, Error> {
+        let mut work = Self {
+            draft,
+            delta: Delta::default(),
+            shared: Parts::default(),
+            claims_gone: Claims::default(),
+            claims_come: Claims::default(),
+            holds: Vec::new(),
+            releases: Vec::new(),
+            subjects: Vec::new(),
+        };
+        let before = |id| memory.regions.find(id).map(|index| memory.regions.range(index).gpa());
+        let after = |id| memory.record(id).map(|record| record.range().gpa());
+        for (id, edit) in &draft.edits {
+            let number = Some(edit.number);
+            let applied = draft.devices.get(id);
+            match (&edit.what, applied) {
+                (Edited::New(device), _) => {
+                    work.whole(device, number, true);
+                    work.doorbells(*id, device, None, number, &after, true)?;
+                }
+                (Edited::Gone, Some(device)) => {
+                    work.whole(device, number, false);
+                    work.doorbells(*id, device, None, number, &before, false)?;
+                }
+                (Edited::Altered { vectors, assigned }, Some(device)) => {
+                    for (index, vector) in vectors {
+                        let Some(old) = device.vectors.get(*index) else { continue };
+                        work.vector(device, *index, old, number, false);
+                        work.vector(device, *index, vector, number, true);
+                        work.switch(Some(old), Some(vector));
+                    }
+                    if *assigned && device.defers {
+                        for (index, ioeventfd) in device.ioeventfds(None, after) {
+                            work.delta.come.ioeventfds.insert(ioeventfd);
+                            work.note_ioeventfd(device, index, ioeventfd, number);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        for region in followed.iter().filter(|region| before(**region) != after(**region)) {
+            let followers = draft.state.followers.get(region).into_iter().flatten();
+            for id in followers {
+                let Some(device) = draft.devices.get(id) else { continue };
+                let number = match draft.edits.get(id) {
+                    Some(Edit { what: Edited::New(_) | Edited::Gone, .. }) => continue,
+                    edit => edit.map(|edit| edit.number),
+                };
+                work.doorbells(*id, device, Some(*region), number, &before, false)?;
+                work.doorbells(*id, device, Some(*region), number, &after, true)?;
+            }
+        }
+        if let Some((_, new)) = &draft.own_routes {
+            work.shared.routes.extend(draft.state.own_routes.difference(new));
+            work.delta.come.routes.extend(new);
+        }
+        work.check_claims()?;
+        work.finish(&after);
+        Ok(work)
+    }
+
+    /// The vectors and lines of a device that comes or goes.
+    fn whole(&mut self, device: &Attached, number: Option<usize>, comes: bool) {
+        for (index, vector) in device.vectors.iter().enumerate() {
+            self.vector(device, index, vector, number, comes);
+            let (old, new) = if comes { (None, Some(vector)) } else { (Some(vector), None) };
+            self.switch(old, new);
+        }
+        for line in &device.lines {
+            let part = DevicePart::Line { gsi: line.gsi };
+            let (route, irqfd) = device.of_line(line, self.draft.state.no_irqbypass);
+            let parts = if comes { &mut self.delta.come } else { &mut self.shared };
+            parts.routes.extend(route);
+            parts.irqfds.insert(irqfd);
+            self.note(Subject::Irqfd(irqfd), device, part, number);
+            if let Some(route) = route {
+                self.note(Subject::Route(route), device, part, number);
+            }
+        }
+    }
+
+    fn vector(
+        &mut self,
+        device: &Attached,
+        index: usize,
+        vector: &Vector,
+        number: Option<usize>,
+        comes: bool,
+    ) {
+        let part = DevicePart::Vector { index };
+        let (route, irqfd) = device.of_vector(vector, self.draft.state.no_irqbypass);
+        let parts = if comes { &mut self.delta.come } else { &mut self.delta.gone };
+        parts.routes.extend(route);
+        parts.irqfds.extend(irqfd);
+        if let Some(route) = route {
+            self.note(Subject::Route(route), device, part, number);
+        }
+        if let Some(irqfd) = irqfd {
+            self.note(Subject::Irqfd(irqfd), device, part, number);
+        }
+    }
+
+    /// What becomes of a vector's trigger.
+    fn switch(&mut self, old: Option<&Vector>, new: Option<&Vector>) {
+        let open = |vector: Option<&Vector>| {
+            vector.filter(|vector| vector.msi.is_some()).and_then(|vector| vector.trigger.clone())
+        };
+        let (old, new) = (open(old), open(new));
+        if let (Some(old), Some(new)) = (&old, &new) {
+            if Arc::ptr_eq(old, new) {
+                return;
+            }
+        }
+        self.holds.extend(old);
+        self.releases.extend(new);
+    }
+
+    /// Doorbells of a device, or of those only that are in one region.
+    fn doorbells(
+        &mut self,
+        id: DeviceId,
+        device: &Attached,
+        of: Option<RegionId>,
+        number: Option<usize>,
+        gpa_of: &dyn Fn(RegionId) -> Option<u64>,
+        comes: bool,
+    ) -> Result<(), Error> {
+        for (index, ioeventfd) in device.ioeventfds(of, gpa_of) {
+            if comes {
+                let other = self.claims_come.colliding(ioeventfd).next();
+                if let Some((_, other, at)) = other {
+                    return Err(self.taken((id, index, ioeventfd), (other, at)));
+                }
+                self.claims_come.insert(ioeventfd, id, index);
+            } else {
+                self.claims_gone.insert(ioeventfd, id, index);
+            }
+            if !device.defers {
+                let parts = if comes { &mut self.delta.come } else { &mut self.delta.gone };
+                parts.ioeventfds.insert(ioeventfd);
+                self.note_ioeventfd(device, index, ioeventfd, number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what comes would fire for writes that are somebody else's.
+    fn check_claims(&self) -> Result<(), Error> {
+        for (ioeventfd, (id, index)) in self.claims_come.iter() {
+            let there = self.draft.state.claims.colliding(*ioeventfd);
+            let mut there = there.filter(|(other, ..)| !self.claims_gone.contains(other));
+            if let Some((_, other, at)) = there.next() {
+                return Err(self.taken((*id, *index, *ioeventfd), (other, at)));
+            }
+        }
+        Ok(())
+    }
+
+    fn taken(
+        &self,
+        (id, index, ioeventfd): (DeviceId, usize, Ioeventfd),
+        (other, other_index): (DeviceId, usize),
+    ) -> Error {
+        let other = self.draft.name(other);
+        let other_part = DevicePart::Ioeventfd { index: other_index };
+        let error = Error::from(ErrorKind::IoeventfdTaken { ioeventfd, other, other_part });
+        let part = DevicePart::Ioeventfd { index };
+        let error = error.of_device(&self.draft.name(id), Some(part));
+        match self.draft.edits.get(&id) {
+            Some(edit) => error.in_change(edit.number),
+            None => error,
+        }
+    }
+
+    /// Leaves out what others have as well, and what KVM has already.
+    fn finish(&mut self, gpa_of: &dyn Fn(RegionId) -> Option<u64>) {
+        let state = self.draft.state;
+        if state.unsettled {
+            let wanted = self.wanted(gpa_of);
+            self.delta = Delta::between(&state.live, &wanted);
+            return;
+        }
+        if !self.shared.is_empty() {
+            let mut shared = std::mem::take(&mut self.shared);
+            shared.routes.retain(|route| !self.draft.own_routes().contains(route));
+            for (_, device, _) in self.draft.views() {
+                for line in &device.lines {
+                    let (route, irqfd) = device.of_line(line, state.no_irqbypass);
+                    if let Some(route) = route {
+                        shared.routes.remove(&route);
+                    }
+                    shared.irqfds.remove(&irqfd);
+                }
+            }
+            self.delta.gone.routes.append(&mut shared.routes);
+            self.delta.gone.irqfds.append(&mut shared.irqfds);
+        }
+        self.delta.cancel();
+        let Delta { come, .. } = &mut self.delta;
+        come.routes.retain(|route| !state.live.routes.contains(route));
+        come.irqfds.retain(|irqfd| !state.live.irqfds.contains(irqfd));
+    }
+
+    /// All that KVM is to have.
+    fn wanted(&mut self, gpa_of: &dyn Fn(RegionId) -> Option<u64>) -> State {
+        let draft = self.draft;
+        let mut routes: BTreeSet<Route> = draft.own_routes().clone();
+        let mut wanted = State::default();
+        for (id, device, altered) in draft.views() {
+            let edit = draft.edits.get(&id);
+            let number = edit.map(|edit| edit.number);
+            for (index, vector) in super::draft::vectors(device, altered).enumerate() {
+                let (route, irqfd) = device.of_vector(vector, draft.state.no_irqbypass);
+                routes.extend(route);
+                wanted.irqfds.extend(irqfd);
+                if let Some(irqfd) = irqfd {
+                    let part = DevicePart::Vector { index };
+                    self.note(Subject::Irqfd(irqfd), device, part, number);
+                }
+            }
+            for line in &device.lines {
+                let (route, irqfd) = device.of_line(line, draft.state.no_irqbypass);
+                routes.extend(route);
+                wanted.irqfds.insert(irqfd);
+                let part = DevicePart::Line { gsi: line.gsi };
+                self.note(Subject::Irqfd(irqfd), device, part, number);
+            }
+            let assigned =
+                edit.is_some_and(|e| matches!(e.what, Edited::Altered { assigned: true, .. }));
+            if assigned || !device.defers {
+                for (index, ioeventfd) in device.ioeventfds(None, gpa_of) {
+                    wanted.ioeventfds.insert(ioeventfd);
+                    self.note_ioeventfd(device, index, ioeventfd, number);
+                }
+            }
+        }
+        wanted.routes = routes.into_iter().collect();
+        wanted
+    }
+
+    fn note_ioeventfd(
+        &mut self,
+        device: &Attached,
+        index: usize,
+        ioeventfd: Ioeventfd,
+        number: Option<usize>,
+    ) {
+        let part = DevicePart::Ioeventfd { index };
+        self.note(Subject::Ioeventfd(ioeventfd), device, part, number);
+    }
+
+    fn note(&mut self, what: Subject, device: &Attached, part: DevicePart, number: Option<usize>) {
+        self.subjects.push((what, (Arc::clone(&device.name), part, number)));
+    }
+}
