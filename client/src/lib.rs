@@ -40,6 +40,7 @@ mod report;
 mod rom_device;
 mod trigger;
 mod vm;
+pub mod window;
 
 pub use backing::{Access, Backing, FileRange, HostMemory};
 pub use changes::Changes;

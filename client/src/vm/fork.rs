@@ -49,13 +49,13 @@ impl Page {
 
 /// Tells a process from its forks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Process {
+pub(crate) struct Process {
     /// Where the kernel has no `MADV_WIPEONFORK` (before 4.14).
     pid: Option<u32>,
 }
 
 impl Process {
-    pub(super) fn this() -> Self {
+    pub(crate) fn this() -> Self {
         match page() {
             Some(page) => {
                 page.word().store(1, Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Process {
     }
 
     /// Whether this is another process now, forked from that one.
-    pub(super) fn is_fork(self) -> bool {
+    pub(crate) fn is_fork(self) -> bool {
         match (self.pid, page()) {
             (None, Some(page)) => page.word().load(Ordering::Relaxed) == 0,
             (pid, _) => pid.is_some_and(|pid| pid != std::process::id()),

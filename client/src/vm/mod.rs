@@ -7,7 +7,7 @@ mod calls;
 mod commit;
 mod draft;
 mod events;
-mod fork;
+pub(crate) mod fork;
 mod heirs;
 mod lookup;
 mod order;

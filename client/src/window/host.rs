@@ -1,0 +1,372 @@
+//! The calls that change what is behind a window: `mmap`, `mremap`, `munmap`,
+//! `madvise`, all of them about addresses that are this module's.
+//!
+//! A call with `MAP_FIXED` or `MREMAP_FIXED` unmaps what is there before it does
+//! the rest. Where the rest fails, nothing is left, and any thread's `mmap` may
+//! be given these addresses, which the guest can reach
+//! (`vms_abort_munmap_vmas()` in `mm/vma.c`, `mremap_to()` in `mm/mremap.c`). So
+//! everything that a descriptor or a mapping can make fail is done somewhere
+//! else first, in a [`Scratch`]; what is left is the kernel's memory for a
+//! mapping, which it asks for before it unmaps where it can. And whatever fails
+//! is followed by [`Reservation::mend`].
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::{null_mut, with_exposed_provenance_mut};
+
+use kvm_memslots_shim::Errno;
+use libc::{MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, c_int};
+
+/// The flags of memory of nobody's.
+const ANONYMOUS: c_int = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+/// Which call failed, and how.
+pub(super) type Failed = (&'static str, Errno);
+
+fn address(result: *mut libc::c_void, call: &'static str) -> Result<u64, Failed> {
+    if result == libc::MAP_FAILED {
+        return Err((call, Errno::last()));
+    }
+    Ok(result.expose_provenance() as u64)
+}
+
+/// Addresses of this process.
+fn pointer(hva: u64) -> *mut libc::c_void {
+    with_exposed_provenance_mut(hva as usize)
+}
+
+pub(super) fn page_size() -> u64 {
+    // SAFETY: takes a number.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
+}
+
+/// Whether the descriptor names a file that holds bytes and does nothing else.
+pub(super) fn is_file(fd: BorrowedFd<'_>) -> Result<bool, Failed> {
+    // SAFETY: all zeroes is a value of that structure.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes the structure.
+    if unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(("fstat", Errno::last()));
+    }
+    Ok(stat.st_mode & libc::S_IFMT == libc::S_IFREG)
+}
+
+/// A mapping that is nobody's yet, or that was taken from somewhere: dropped, it
+/// is unmapped, or goes back there.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    hva: u64,
+    len: u64,
+    home: Option<u64>,
+}
+
+impl Scratch {
+    /// A part of what a descriptor names.
+    pub(super) fn of_file(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: u64,
+        protection: c_int,
+    ) -> Result<Self, Failed> {
+        let offset = libc::off_t::try_from(offset).map_err(|_| ("mmap", Errno::EOVERFLOW))?;
+        let (fd, len_) = (fd.as_raw_fd(), len as usize);
+        // SAFETY: a new mapping, at addresses that the kernel chooses.
+        let at = unsafe { libc::mmap(null_mut(), len_, protection, libc::MAP_SHARED, fd, offset) };
+        Ok(Self { hva: address(at, "mmap")?, len, home: None })
+    }
+
+    /// What is in `len` bytes from `hva` on. The addresses stay mapped: to the
+    /// same, where that is shared, else to zeroes until it goes back.
+    ///
+    /// # Safety
+    /// The addresses are mapped, and the caller's to do that with.
+    pub(super) unsafe fn taken_from(hva: u64, len: u64) -> Result<Self, Failed> {
+        let (at, size) = (pointer(hva), len as usize);
+        let keep = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+        // SAFETY: the caller vouches for the addresses; the new ones are nobody's.
+        let moved = unsafe { libc::mremap(at, size, size, keep, null_mut::<libc::c_void>()) };
+        let moved = address(moved, "mremap").or_else(|(call, errno)| {
+            if errno != Errno::EINVAL {
+                return Err((call, errno));
+            }
+            // Before Linux 5.13 only private memory is moved like that. Shared memory
+            // can be had twice.
+            // SAFETY: as above; nothing is moved.
+            address(unsafe { libc::mremap(at, 0, size, libc::MREMAP_MAYMOVE) }, call)
+                // What was wrong with the first is what is wrong.
+                .map_err(|_| (call, errno))
+        });
+        Ok(Self { hva: moved?, len, home: Some(hva) })
+    }
+
+    /// Moves it to `hva`, instead of whatever is there.
+    ///
+    /// # Safety
+    /// The addresses there are the caller's to map something else to.
+    unsafe fn move_to(self, hva: u64) -> Result<(), (Failed, Self)> {
+        let (from, to, size) = (pointer(self.hva), pointer(hva), self.len as usize);
+        let fixed = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        if let Err(errno) = faults::pass(to, size) {
+            return Err((("mremap", errno), self));
+        }
+        // SAFETY: the caller vouches for where it goes; what moves is a mapping of
+        // this value's.
+        match address(unsafe { libc::mremap(from, size, size, fixed, to) }, "mremap") {
+            Ok(_) => {
+                let _moved = ManuallyDrop::new(self);
+                Ok(())
+            }
+            Err(failed) => Err((failed, self)),
+        }
+    }
+
+    /// Puts it back where it was taken from.
+    pub(super) fn go_home(mut self) -> Result<(), Failed> {
+        let Some(home) = self.home.take() else { return Ok(()) };
+        // SAFETY: the addresses stayed what they were, for this.
+        unsafe { self.move_to(home) }.map_err(|(failed, scratch)| {
+            drop(scratch);
+            failed
+        })
+    }
+
+    /// Unmaps it, wherever it was taken from.
+    pub(super) fn discard(mut self) {
+        self.home = None;
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.take() {
+            let scratch = Self { hva: self.hva, len: self.len, home: Some(home) };
+            self.len = 0;
+            let _ = scratch.go_home();
+        }
+        if self.len > 0 {
+            // SAFETY: the mapping is this value's, and nobody knows of it.
+            unsafe { libc::munmap(pointer(self.hva), self.len as usize) };
+        }
+    }
+}
+
+/// Host addresses that are mapped for as long as this lives.
+pub(super) struct Reservation {
+    base: u64,
+    len: u64,
+    /// Of what is mapped where nothing is placed.
+    gap: c_int,
+}
+
+impl Reservation {
+    /// `len` bytes, at an address that is `gpa` modulo the largest power of two
+    /// that fits, up to 1 GiB, so that huge pages of guest and host are the same.
+    pub(super) fn new(gpa: u64, len: u64, gap: c_int) -> Result<Self, Failed> {
+        let too_large = ("mmap", Errno::ENOMEM);
+        let align = (1_u64 << len.ilog2()).clamp(page_size(), 1 << 30);
+        let padded = usize::try_from(len.checked_add(align).ok_or(too_large)?);
+        let padded = padded.map_err(|_| too_large)?;
+        // SAFETY: a new mapping, at addresses that the kernel chooses.
+        let at = unsafe { libc::mmap(null_mut(), padded, gap, ANONYMOUS, -1, 0) };
+        let at = address(at, "mmap")?;
+        let head = (gpa % align + align - at % align) % align;
+        for (from, size) in [(at, head), (at + head + len, align - head)] {
+            if size > 0 {
+                // SAFETY: a part of the new mapping, that is not going to be used.
+                // (Where it fails, it stays.)
+                unsafe { libc::munmap(pointer(from), size as usize) };
+            }
+        }
+        Ok(Self { base: at + head, len, gap })
+    }
+
+    pub(super) const fn base(&self) -> u64 {
+        self.base
+    }
+
+    pub(super) const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The address of a range, if it is one of these.
+    fn at(&self, offset: u64, len: u64) -> Result<*mut libc::c_void, Failed> {
+        let end = offset.checked_add(len).filter(|end| len > 0 && *end <= self.len);
+        end.ok_or(("mmap", Errno::EINVAL))?;
+        Ok(pointer(self.base + offset))
+    }
+
+    fn anonymous(&self, offset: u64, len: u64, access: c_int, how: c_int) -> Result<(), Failed> {
+        let (at, size) = (self.at(offset, len)?, len as usize);
+        if how & MAP_FIXED != 0 {
+            faults::pass(at, size).map_err(|errno| ("mmap", errno))?;
+        }
+        let how = faults::replaces(at, how);
+        // SAFETY: the addresses are this value's, and hold nothing but what the
+        // guest is to find.
+        let mapped = unsafe { libc::mmap(at, size, access, ANONYMOUS | how, -1, 0) };
+        let mapped = address(mapped, "mmap")?;
+        if mapped != self.base + offset {
+            // A kernel that takes `MAP_FIXED_NOREPLACE` (4.17) for a wish.
+            // SAFETY: what was just mapped, and is of no use.
+            unsafe { libc::munmap(pointer(mapped), size) };
+            return Err(("mmap", Errno::EEXIST));
+        }
+        Ok(())
+    }
+
+    /// Places anonymous memory.
+    pub(super) fn place_anonymous(
+        &self,
+        offset: u64,
+        len: u64,
+        protection: c_int,
+    ) -> Result<(), Failed> {
+        self.anonymous(offset, len, protection, MAP_FIXED)
+    }
+
+    /// Makes a gap.
+    pub(super) fn clear(&self, offset: u64, len: u64) -> Result<(), Failed> {
+        self.anonymous(offset, len, self.gap, MAP_FIXED)
+    }
+
+    /// Places a mapping, which is as long as the range.
+    pub(super) fn place(&self, offset: u64, what: Scratch) -> Result<(), Failed> {
+        self.at(offset, what.len)?;
+        // SAFETY: as in `anonymous`.
+        unsafe { what.move_to(self.base + offset) }.map_err(|(failed, what)| {
+            drop(what);
+            failed
+        })
+    }
+
+    /// Sets aside what is in a range: dropped, it is there again.
+    pub(super) fn set_aside(&self, offset: u64, len: u64) -> Result<Scratch, Failed> {
+        self.at(offset, len)?;
+        // SAFETY: the addresses are this value's.
+        unsafe { Scratch::taken_from(self.base + offset, len) }
+    }
+
+    /// After a call that failed: makes a gap of the range if nothing is mapped
+    /// there any more, and says whether it has. An error: it is not mapped.
+    pub(super) fn mend(&self, offset: u64, len: u64) -> Result<bool, Failed> {
+        match self.anonymous(offset, len, self.gap, MAP_FIXED_NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err((_, Errno::EEXIST)) => Ok(false),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// Asks for huge pages, as far as the kernel has them.
+    pub(super) fn advise_huge(&self, offset: u64, len: u64) {
+        if let Ok(at) = self.at(offset, len) {
+            // SAFETY: changes nothing that is in the memory.
+            unsafe { libc::madvise(at, len as usize, libc::MADV_HUGEPAGE) };
+        }
+    }
+
+    /// Unmaps all of it.
+    ///
+    /// # Safety
+    /// No guest reaches it any more, and nobody else's memory is there.
+    pub(super) unsafe fn unmap(&self) {
+        // SAFETY: the caller vouches for that.
+        unsafe { libc::munmap(pointer(self.base), self.len as usize) };
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} bytes at HVA {:#x}", self.len, self.base)
+    }
+}
+
+#[cfg(not(test))]
+mod faults {
+    use kvm_memslots_shim::Errno;
+
+    /// Lets every call pass.
+    #[allow(clippy::unnecessary_wraps)]
+    pub(super) const fn pass(_: *mut libc::c_void, _: usize) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    pub(super) const fn replaces(_: *mut libc::c_void, how: libc::c_int) -> libc::c_int {
+        how
+    }
+}
+
+/// Calls that fail as the kernel's would.
+#[cfg(test)]
+pub(super) mod faults {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+
+    use kvm_memslots_shim::Errno;
+
+    /// What becomes of a call that replaces a mapping.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(in crate::window) enum Fate {
+        Passes,
+        /// Nothing is changed.
+        Fails,
+        /// What was there is unmapped. (In truth other tests' threads must not be
+        /// given the addresses: they are `PROT_NONE`, and remembered as a hole.)
+        FailsLate,
+    }
+
+    #[derive(Default)]
+    struct Faults {
+        next: VecDeque<Fate>,
+        holes: Vec<usize>,
+    }
+
+    thread_local!(static FAULTS: RefCell<Faults> = RefCell::default());
+
+    fn with<T>(f: impl FnOnce(&mut Faults) -> T) -> T {
+        FAULTS.with(|faults| f(&mut faults.borrow_mut()))
+    }
+
+    /// The fates of the next such calls of this thread; those behind pass.
+    pub(in crate::window) fn set(fates: impl IntoIterator<Item = Fate>) {
+        with(|faults| faults.next = fates.into_iter().collect());
+    }
+
+    /// How many fates no call had; none is left.
+    pub(in crate::window) fn unused() -> usize {
+        with(|faults| std::mem::take(&mut faults.next).len())
+    }
+
+    /// How many holes there are that nobody has mended.
+    pub(in crate::window) fn holes() -> usize {
+        with(|faults| faults.holes.len())
+    }
+
+    pub(super) fn pass(at: *mut libc::c_void, size: usize) -> Result<(), Errno> {
+        match with(|faults| faults.next.pop_front()) {
+            None | Some(Fate::Passes) => {
+                with(|faults| faults.holes.retain(|hole| *hole != at.addr()));
+                return Ok(());
+            }
+            Some(Fate::Fails) => {}
+            Some(Fate::FailsLate) => {
+                let how = super::ANONYMOUS | libc::MAP_FIXED;
+                // SAFETY: replaces what the call would have replaced.
+                let hole = unsafe { libc::mmap(at, size, libc::PROT_NONE, how, -1, 0) };
+                assert!(hole == at);
+                with(|faults| faults.holes.push(at.addr()));
+            }
+        }
+        Err(Errno::ENOMEM)
+    }
+
+    /// A hole is filled where nothing must be replaced.
+    pub(super) fn replaces(at: *mut libc::c_void, how: libc::c_int) -> libc::c_int {
+        let hole = with(|faults| {
+            let found = faults.holes.iter().position(|hole| *hole == at.addr());
+            found.filter(|_| how == libc::MAP_FIXED_NOREPLACE).map(|n| faults.holes.remove(n))
+        });
+        hole.map_or(how, |_| libc::MAP_FIXED)
+    }
+}
