@@ -23,6 +23,7 @@ use crate::rig::{Busy, Target, Vcpus};
 use crate::scenario::Workload;
 use crate::start::{self, Start};
 use crate::strategy::Strategy;
+use crate::window::{self, Windows};
 use output::OutputFile;
 use page::PageArgs;
 use progress::{progress, spinner};
@@ -92,6 +93,8 @@ enum Special {
     /// A VM's start in KVM: memory, interrupt controller, vCPUs and devices, in
     /// the order of VMMs and in the best one; one VM, and many at once.
     Start(Start),
+    /// Blobs that come and go: a slot for each, and a window.
+    Window(Windows),
 }
 
 #[derive(Debug, Args)]
@@ -170,6 +173,9 @@ pub fn main() -> ExitCode {
         Some(Command::Bench(BenchCommand { special: Some(Special::Start(args)), .. })) => {
             start(&args)
         }
+        Some(Command::Bench(BenchCommand { special: Some(Special::Window(args)), .. })) => {
+            windows(&args)
+        }
         Some(Command::Bench(BenchCommand { special: None, scenarios })) => bench(&scenarios),
         Some(Command::Density(args)) => density(&args),
         Some(Command::DensityWorker { irqfds, no_irqbypass }) => {
@@ -208,6 +214,8 @@ enum Failure {
     Flash(#[from] flash::DriveError),
     #[error(transparent)]
     Devices(#[from] devices::DevicesError),
+    #[error(transparent)]
+    Windows(#[from] window::WindowsError),
     #[error(transparent)]
     Density(#[from] density::DensityError),
     #[error(transparent)]
@@ -308,6 +316,24 @@ fn start(args: &Start) -> Result<(), Failure> {
     });
     if !args.json && !rows.is_empty() {
         writeln!(io::stdout().lock(), "{}", start::table(&rows))?;
+    }
+    measured?;
+    Ok(written?)
+}
+
+fn windows(args: &Windows) -> Result<(), Failure> {
+    need_kvm(&[])?;
+    let mut counter = counter(Target::Kvm);
+    let mut rows = Vec::new();
+    let mut written = Ok(());
+    let measured = window::windows(args, counter.as_mut(), |new| {
+        if args.json && written.is_ok() {
+            written = report::json(&new, io::stdout().lock());
+        }
+        rows.extend(new);
+    });
+    if !args.json {
+        writeln!(io::stdout().lock(), "{}", window::table(&rows))?;
     }
     measured?;
     Ok(written?)

@@ -21,6 +21,8 @@ pub mod scenario;
 pub mod start;
 pub mod strategy;
 pub mod trace;
+pub mod userfault;
+pub mod window;
 
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {

@@ -65,6 +65,16 @@ pub enum Access {
     /// instruction that KVM can't carry out itself. On x86-64 what is found is
     /// how many bits are set (`popcnt`), on arm64 the word (`ldp`).
     Undecodable(u64),
+    /// Call the code at this guest address, a multiple of 8, as
+    /// [`code_returning`] makes it; what it returns is found.
+    Execute(u64),
+}
+
+/// Code for [`Access::Execute`] that returns `value`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[must_use]
+pub fn code_returning(value: u64) -> Vec<u8> {
+    live::returning(value)
 }
 
 impl Access {
@@ -76,7 +86,8 @@ impl Access {
             | Self::Write(gpa, _)
             | Self::Load(gpa, _)
             | Self::Store(gpa, ..)
-            | Self::Undecodable(gpa) => gpa,
+            | Self::Undecodable(gpa)
+            | Self::Execute(gpa) => gpa,
         }
     }
 
@@ -85,7 +96,7 @@ impl Access {
     pub const fn width(self) -> u8 {
         match self {
             Self::Load(_, width) | Self::Store(_, width, _) => width,
-            Self::Read(_) | Self::Write(..) | Self::Undecodable(_) => 8,
+            Self::Read(_) | Self::Write(..) | Self::Undecodable(_) | Self::Execute(_) => 8,
         }
     }
 }
@@ -203,8 +214,7 @@ pub enum GuestError {
 }
 
 impl GuestError {
-    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(dead_code))]
-    fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+    pub(crate) fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |error| Self::Kvm { call, errno: Errno::from_raw(error.errno()) }
     }
 

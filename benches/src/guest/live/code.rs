@@ -23,8 +23,8 @@ pub(super) mod mailbox {
     pub(crate) const COUNT: u64 = 8;
     /// Guest to host, probe: the one that is being done.
     pub(crate) const CURRENT: u64 = 16;
-    /// The accesses: address, value (in or out), 1 for a write or 2 for a read
-    /// that KVM can't decode, bytes.
+    /// The accesses: address, value (in or out), 1 for a write, 2 for a read
+    /// that KVM can't decode, 3 for a call; bytes.
     pub(crate) const ACCESSES: u64 = 64;
     pub(crate) const ACCESS_SIZE: u64 = 32;
     /// Bytes of a mailbox.

@@ -12,5 +12,6 @@ mod arch;
 
 #[cfg(target_arch = "x86_64")]
 pub use arch::enter_long_mode;
+pub(super) use arch::returning;
 pub use busy::BusyVcpus;
 pub use probe::Prober;

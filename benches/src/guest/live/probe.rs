@@ -70,7 +70,10 @@ impl Prober {
             outcomes.extend(round.iter().zip(mmio).enumerate().map(|(index, (access, mmio))| {
                 match access {
                     _ if mmio => Outcome::Mmio,
-                    Access::Read(_) | Access::Load(..) | Access::Undecodable(_) => {
+                    Access::Read(_)
+                    | Access::Load(..)
+                    | Access::Undecodable(_)
+                    | Access::Execute(_) => {
                         Outcome::Value(self.platform.memory().read(self.place(index) + 8))
                     }
                     Access::Write(..) | Access::Store(..) => Outcome::Written,
@@ -114,6 +117,7 @@ impl Prober {
                 Access::Read(_) | Access::Load(..) => (0, 0),
                 Access::Write(_, value) | Access::Store(_, _, value) => (value, 1),
                 Access::Undecodable(_) => (0, 2),
+                Access::Execute(_) => (0, 3),
             };
             memory.write(place, access.gpa());
             memory.write(place + 8, value);

@@ -91,8 +91,14 @@ kvm_memslots_guest_probe:
     b       6f
 34: str     w7, [x5]
     b       6f
-7:  ldp     x7, x8, [x5]
+7:  cmp     x6, #2
+    b.ne    8f
+    ldp     x7, x8, [x5]
     str     x7, [x3, #8]
+    b       6f
+8:  adr     x9, 9f
+    br      x5
+9:  str     x7, [x3, #8]
 6:  add     x2, x2, #1
     add     x3, x3, #{ACCESS_SIZE}
     b       3b
@@ -111,3 +117,12 @@ kvm_memslots_guest_end:
     ACCESSES = const mailbox::ACCESSES,
     ACCESS_SIZE = const mailbox::ACCESS_SIZE,
 );
+
+/// Code that goes back to where it was called from, with `value`.
+pub(in crate::guest) fn returning(value: u64) -> Vec<u8> {
+    // movz x7, ...; movk x7, ..., lsl 16, 32, 48; br x9
+    let moves = [0xd280_0007_u32, 0xf2a0_0007, 0xf2c0_0007, 0xf2e0_0007];
+    let part = |n: usize| ((value >> (16 * n)) as u32 & 0xffff) << 5;
+    let moves = moves.iter().enumerate().map(|(n, opcode)| opcode | part(n));
+    moves.chain([0xd61f_0120]).flat_map(u32::to_le_bytes).collect()
+}

@@ -5,6 +5,8 @@
 
 mod code;
 
+pub(in crate::guest) use code::returning;
+
 use std::ops::Range;
 
 use kvm_bindings::{

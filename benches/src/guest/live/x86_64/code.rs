@@ -74,8 +74,14 @@ kvm_memslots_guest_probe:
     jmp     6f
 34: mov     [rdx], eax
     jmp     6f
-7:  popcnt  rax, qword ptr [rdx]
+7:  cmp     qword ptr [rcx + 16], 2
+    jne     8f
+    popcnt  rax, qword ptr [rdx]
     mov     [rcx + 8], rax
+    jmp     6f
+8:  lea     r9, [rip + 9f]
+    jmp     rdx
+9:  mov     [rcx + 8], rax
 6:  inc     rbx
     add     rcx, {ACCESS_SIZE}
     jmp     3b
@@ -93,3 +99,9 @@ kvm_memslots_guest_end:
     ACCESSES = const mailbox::ACCESSES,
     ACCESS_SIZE = const mailbox::ACCESS_SIZE,
 );
+
+/// Code that goes back to where it was called from, with `value`.
+pub(in crate::guest) fn returning(value: u64) -> Vec<u8> {
+    // mov rax, value; jmp r9
+    [&[0x48, 0xb8], &value.to_le_bytes()[..], &[0x41, 0xff, 0xe1]].concat()
+}

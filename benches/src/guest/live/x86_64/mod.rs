@@ -2,6 +2,8 @@
 
 mod code;
 
+pub(in crate::guest) use code::returning;
+
 use std::ops::Range;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment};

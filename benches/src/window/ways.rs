@@ -1,0 +1,129 @@
+//! The ways in which a blob comes and goes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use kvm_memslots::window::{Contents, Window, WindowSpec};
+use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionId, RegionSpec, Vm, at, vm_fd};
+
+use super::blobs::Blobs;
+use super::guest::OWN_SLOTS;
+
+/// Where the blobs are.
+const GPA: u64 = 0x20_0000_0000;
+
+/// How a blob comes and goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Way {
+    /// A slot of its own: `KVM_SET_USER_MEMORY_REGION`, twice. (That the blob is
+    /// mapped into the VMM first is not counted.)
+    Slots,
+    /// The same as two sets of changes.
+    Changes,
+    /// In a window: `mmap`.
+    Window,
+}
+
+impl Way {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Slots, Self::Changes, Self::Window];
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Slots => "slots",
+            Self::Changes => "changes",
+            Self::Window => "window",
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A VM that has as many blobs as there are, in one way.
+pub(super) enum Applied<'a> {
+    Slots(&'a VmFd, &'a Blobs),
+    Changes(Box<Vm>, &'a Blobs, BTreeMap<u64, RegionId>),
+    Window { blobs: &'a Blobs, window: Window, _vm: Box<Vm> },
+}
+
+impl<'a> Applied<'a> {
+    pub(super) fn new(vm: &'a VmFd, way: Way, blobs: &'a Blobs) -> io::Result<Self> {
+        let open = || {
+            let builder = Vm::builder().reserve_slots(0, OWN_SLOTS).holes(HolePolicy::Refuse);
+            builder.open(vm_fd(vm)).map(Box::new).map_err(io::Error::other)
+        };
+        let mut applied = match way {
+            Way::Slots => Self::Slots(vm, blobs),
+            Way::Changes => Self::Changes(open()?, blobs, BTreeMap::new()),
+            Way::Window => {
+                let vm = open()?;
+                let spec = WindowSpec::new(at(GPA, blobs.count * blobs.size));
+                let window = Window::new(spec).map_err(io::Error::other)?;
+                let mut changes = Changes::new();
+                changes.map(window.region());
+                vm.apply(changes).map_err(io::Error::other)?;
+                Self::Window { blobs, window, _vm: vm }
+            }
+        };
+        (0..blobs.count).try_for_each(|blob| applied.place(blob))?;
+        Ok(applied)
+    }
+
+    pub(super) fn place(&mut self, blob: u64) -> io::Result<()> {
+        match self {
+            Self::Slots(vm, blobs) => set_slot(vm, blobs, blob, blobs.size),
+            Self::Changes(vm, blobs, ids) => {
+                let span = at(GPA + blobs.offset(blob), blobs.size);
+                // SAFETY: the blobs outlive the VM's vCPUs.
+                let memory =
+                    unsafe { Backing::borrowed(blobs.hva(blob), blobs.size, Access::ReadWrite) };
+                let mut changes = Changes::new();
+                ids.insert(blob, changes.map(RegionSpec::device(span, memory)));
+                vm.apply(changes).map(drop).map_err(io::Error::other)
+            }
+            Self::Window { blobs, window, .. } => {
+                let offset = blobs.offset(blob);
+                let contents = Contents::file(&blobs.file, offset);
+                window.place(offset, blobs.size, contents).map_err(io::Error::other)
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, blob: u64) -> io::Result<()> {
+        match self {
+            Self::Slots(vm, blobs) => set_slot(vm, blobs, blob, 0),
+            Self::Changes(vm, _, ids) => {
+                let mut changes = Changes::new();
+                ids.remove(&blob).into_iter().for_each(|id| changes.unmap(id));
+                vm.apply(changes).map(drop).map_err(io::Error::other)
+            }
+            Self::Window { blobs, window, .. } => {
+                window.remove(blobs.offset(blob), blobs.size).map_err(io::Error::other)
+            }
+        }
+    }
+}
+
+fn set_slot(vm: &VmFd, blobs: &Blobs, blob: u64, size: u64) -> io::Result<()> {
+    // Slots beyond the guest's own.
+    let slot = u32::try_from(blob).map_err(io::Error::other)?;
+    let slot = if slot < u32::from(*OWN_SLOTS.start()) { slot } else { slot + 2 };
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: GPA + blobs.offset(blob),
+        memory_size: size,
+        userspace_addr: blobs.hva(blob),
+    };
+    // SAFETY: the blobs outlive the VM's vCPUs.
+    unsafe { vm.set_user_memory_region(region) }.map_err(io::Error::from)
+}

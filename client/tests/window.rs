@@ -1,0 +1,415 @@
+//! Windows against a list of pages; input that is refused; threads; forks.
+//! Nothing of it needs KVM.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::ptr::with_exposed_provenance;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use common::{map_all, vm};
+use kvm_memslots::window::{
+    Contents, Edit, Found, Gap, Window, WindowError, WindowErrorKind, WindowSpec,
+};
+use kvm_memslots::{Access, Errno, Limits, at};
+use proptest::prelude::*;
+
+const PAGES: u64 = 16;
+const GPA: u64 = 0x10_0000;
+
+fn page_size() -> u64 {
+    // SAFETY: takes a number.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
+}
+
+/// A file whose pages are filled with 1, 2, ...
+fn numbered(pages: u8) -> File {
+    // SAFETY: takes a name.
+    let fd = unsafe { libc::memfd_create(c"window".as_ptr(), libc::MFD_ALLOW_SEALING) };
+    // SAFETY: a new descriptor.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    for page in 1..=pages {
+        file.write_all(&vec![page; page_size() as usize]).unwrap();
+    }
+    file
+}
+
+fn window(gap: Gap) -> Window {
+    Window::new(WindowSpec::new(at(GPA, PAGES * page_size())).gap(gap)).unwrap()
+}
+
+/// Reads host memory as the kernel does, which no fault harms.
+struct Peek(UnixStream, UnixStream);
+
+impl Peek {
+    fn new() -> Self {
+        let (from, to) = UnixStream::pair().unwrap();
+        Self(from, to)
+    }
+
+    /// The first byte of each page, if it can be read.
+    fn pages(&self, window: &Window) -> Vec<Option<u8>> {
+        let first = window.backing().hva();
+        let peek = |page| {
+            let from = with_exposed_provenance::<u8>((first + page * page_size()) as usize);
+            // SAFETY: the kernel reads a byte, wherever it is.
+            let put = unsafe { libc::write(self.1.as_raw_fd(), from.cast(), 1) };
+            let mut byte = [0];
+            (put == 1).then(|| (&self.0).read_exact(&mut byte).unwrap()).map(|()| byte[0])
+        };
+        (0..window.size() / page_size()).map(peek).collect()
+    }
+}
+
+/// One step of a set, in pages; where it wants what is not there it is refused.
+#[derive(Debug, Clone)]
+enum Step {
+    File { page: u64, pages: u64, from: u64, read_only: bool },
+    Anonymous { page: u64, pages: u64 },
+    Remove { page: u64, pages: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let range = || (0..PAGES, 1..6_u64);
+    prop_oneof![
+        4 => (range(), 0..PAGES, any::<bool>()).prop_map(|((page, pages), from, read_only)| {
+            Step::File { page, pages, from, read_only }
+        }),
+        1 => range().prop_map(|(page, pages)| Step::Anonymous { page, pages }),
+        4 => range().prop_map(|(page, pages)| Step::Remove { page, pages }),
+    ]
+}
+
+/// What a page is: nothing, or what it reads as and what the guest may do.
+type Page = Option<(u8, Access)>;
+
+#[derive(Debug, PartialEq)]
+enum Refusal {
+    Geometry,
+    Taken,
+    Gap,
+}
+
+impl Refusal {
+    fn of(error: &WindowError) -> Option<Self> {
+        Some(match error.kind() {
+            WindowErrorKind::Geometry { .. } => Self::Geometry,
+            WindowErrorKind::Taken { .. } => Self::Taken,
+            WindowErrorKind::Gap { .. } => Self::Gap,
+            _ => return None,
+        })
+    }
+}
+
+/// The pages after a set, or what is wrong and with which step.
+fn make(pages: &[Page], steps: &[Step]) -> Result<Vec<Page>, (usize, Refusal)> {
+    let range = |step: &Step| match *step {
+        Step::File { page, pages, .. }
+        | Step::Anonymous { page, pages }
+        | Step::Remove { page, pages } => page as usize..(page + pages) as usize,
+    };
+    let find = |wrong: &dyn Fn(&Step) -> bool| steps.iter().position(wrong);
+    if let Some(index) = find(&|step| range(step).end > PAGES as usize) {
+        return Err((index, Refusal::Geometry));
+    }
+    let mut pages = pages.to_vec();
+    for (index, step) in steps.iter().enumerate() {
+        if let Step::Remove { .. } = step {
+            if pages[range(step)].contains(&None) {
+                return Err((index, Refusal::Gap));
+            }
+            pages[range(step)].fill(None);
+        }
+    }
+    for (index, step) in steps.iter().enumerate() {
+        let (from, access) = match *step {
+            Step::Remove { .. } => continue,
+            Step::Anonymous { .. } => (None, Access::ReadWrite),
+            Step::File { from, read_only, .. } => {
+                (Some(from), if read_only { Access::Read } else { Access::ReadWrite })
+            }
+        };
+        let there = &mut pages[range(step)];
+        if there.iter().any(Option::is_some) {
+            return Err((index, Refusal::Taken));
+        }
+        for (page, n) in there.iter_mut().zip(0..) {
+            *page = Some((from.map_or(0, |from| (from + n + 1) as u8), access));
+        }
+    }
+    Ok(pages)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_window_is_what_a_list_of_pages_is(
+        sets in prop::collection::vec(prop::collection::vec(step(), 1..6), 1..20),
+        zeroes in any::<bool>(),
+    ) {
+        let (file, peek, page_size) = (numbered(2 * PAGES as u8), Peek::new(), page_size());
+        let gap = if zeroes { Gap::Zeroes } else { Gap::Fault };
+        let window = window(gap);
+        let mut pages: Vec<Page> = vec![None; PAGES as usize];
+        for set in sets {
+            let mut edit = Edit::new();
+            for step in &set {
+                let bytes = |page: u64, pages: u64| (page * page_size, pages * page_size);
+                match *step {
+                    Step::File { page, pages, from, read_only } => {
+                        let (offset, len) = bytes(page, pages);
+                        let contents = Contents::file(&file, from * page_size);
+                        edit.place(offset, len, match read_only {
+                            true => contents.read_only(),
+                            false => contents,
+                        });
+                    }
+                    Step::Anonymous { page, pages } => {
+                        let (offset, len) = bytes(page, pages);
+                        edit.place(offset, len, Contents::anonymous());
+                    }
+                    Step::Remove { page, pages } => {
+                        let (offset, len) = bytes(page, pages);
+                        edit.remove(offset, len);
+                    }
+                }
+            }
+            match (window.apply(&edit), make(&pages, &set)) {
+                (Ok(()), Ok(after)) => pages = after,
+                (Err(error), Err((index, refusal))) => {
+                    prop_assert_eq!(error.edit(), Some(index), "{}", error);
+                    prop_assert_eq!(Refusal::of(&error), Some(refusal), "{}", error);
+                }
+                (got, wanted) => prop_assert!(false, "{:?}, not {:?}", got, wanted),
+            }
+            let empty = zeroes.then_some(0);
+            let expected: Vec<_> = pages.iter().map(|p| p.map_or(empty, |(b, _)| Some(b))).collect();
+            prop_assert_eq!(peek.pages(&window), expected);
+            for (n, page) in (0..).zip(&pages) {
+                let found = window.at(n * page_size + 5).map(|placement| placement.access);
+                prop_assert_eq!(found, page.map(|(_, access)| access));
+            }
+            let placed = window.placed();
+            prop_assert!(placed.windows(2).all(|two| two[0].offset + two[0].len <= two[1].offset));
+            let len: u64 = placed.iter().map(|placement| placement.len).sum();
+            prop_assert_eq!(len, pages.iter().flatten().count() as u64 * page_size);
+        }
+    }
+}
+
+#[test]
+fn bad_input_is_refused_and_changes_nothing() {
+    let (page, file, peek) = (page_size(), numbered(4), Peek::new());
+    let window = window(Gap::Fault);
+    window.place(4 * page, 2 * page, Contents::file(&file, 0)).unwrap();
+    let before = (window.placed(), peek.pages(&window));
+    let read_only = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    let folder = File::open("/").unwrap();
+    // SAFETY: takes numbers.
+    let eventfd = unsafe { libc::eventfd(0, 0) };
+    // SAFETY: a new descriptor.
+    let eventfd = unsafe { OwnedFd::from_raw_fd(eventfd) };
+    let here = Contents::file(&file, 0);
+    // SAFETY: the kernel refuses it.
+    let device = unsafe { Contents::device(&eventfd, 0) };
+    // SAFETY: nothing is there.
+    let nowhere = unsafe { Contents::mapping(page) };
+    let cases = [
+        (0, 0, here, Errno::EINVAL, "0x0 bytes"),
+        (1, page, here, Errno::EINVAL, "whole pages"),
+        (0, page + 1, here, Errno::EINVAL, "whole pages"),
+        (PAGES * page, page, here, Errno::EINVAL, "whole pages"),
+        (0, (PAGES + 1) * page, here, Errno::EINVAL, "whole pages"),
+        (u64::MAX / page * page, page, here, Errno::EINVAL, "whole pages"),
+        (5 * page, page, here, Errno::EEXIST, "at offset 0x"),
+        (3 * page, 2 * page, here, Errno::EEXIST, "remove that in the same set"),
+        (0, page, Contents::file(&file, 1), Errno::EINVAL, "multiple of the page size"),
+        (0, page, Contents::file(&file, u64::MAX - page + 1), Errno::EOVERFLOW, "mmap"),
+        (0, page, Contents::file(&read_only, 0), Errno::EACCES, "open for reading"),
+        (0, page, Contents::file(&folder, 0), Errno::ENODEV, "not a file's"),
+        (0, page, Contents::file(&eventfd, 0), Errno::ENODEV, "Contents::device"),
+        (0, page, device, Errno::ENODEV, "can't be mapped"),
+        (0, page, nowhere, Errno::EFAULT, "not at these addresses"),
+    ];
+    for (offset, len, contents, errno, text) in cases {
+        let error = window.place(offset, len, contents).unwrap_err();
+        assert_eq!(error.errno(), errno, "{error}");
+        assert!(error.to_string().contains(text), "{text:?} is not in {error}");
+        assert_eq!((window.placed(), peek.pages(&window)), before, "{error}");
+    }
+    for (offset, len, errno) in
+        [(0, page, Errno::ENOENT), (5 * page, 2 * page, Errno::ENOENT), (1, page, Errno::EINVAL)]
+    {
+        let error = window.remove(offset, len).unwrap_err();
+        assert_eq!((error.errno(), error.edit()), (errno, Some(0)), "{error}");
+    }
+    assert_eq!((window.placed(), peek.pages(&window)), before);
+    window.place(0, page, Contents::file(&read_only, 0).read_only()).unwrap();
+    for size in [0, 1, page + 1] {
+        let error = Window::new(WindowSpec::new(at(GPA, size))).unwrap_err();
+        assert_eq!(error.errno(), Errno::EINVAL, "{error}");
+    }
+    Window::new(WindowSpec::new(at(GPA + 1, page))).unwrap_err();
+    Window::new(WindowSpec::new(at(page, u64::MAX - page + 1))).unwrap_err();
+    let error = Window::new(WindowSpec::new(at(0, 1 << 62))).unwrap_err();
+    assert_eq!(error.errno(), Errno::ENOMEM, "{error}");
+}
+
+#[test]
+fn a_sealed_file_can_only_be_placed_read_only() {
+    let (page, file) = (page_size(), numbered(4));
+    // SAFETY: takes numbers.
+    let sealed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+    assert_eq!(sealed, 0);
+    let window = window(Gap::Fault);
+    let error = window.place(0, page, Contents::file(&file, 0)).unwrap_err();
+    assert_eq!(error.errno(), Errno::EPERM, "{error}");
+    assert!(error.to_string().contains("sealed"), "{error}");
+    assert!(window.placed().is_empty());
+    window.place(0, page, Contents::file(&file, 0).read_only()).unwrap();
+}
+
+#[test]
+fn a_file_may_be_shorter_and_its_descriptor_closed() {
+    let (page, file, peek) = (page_size(), numbered(1), Peek::new());
+    let window = window(Gap::Fault);
+    window.place(0, 2 * page, Contents::file(&file, 0)).unwrap();
+    assert_eq!(peek.pages(&window)[..3], [Some(1), None, None]);
+    file.set_len(2 * page).unwrap();
+    drop(file);
+    assert_eq!(peek.pages(&window)[..3], [Some(1), Some(0), None]);
+}
+
+#[test]
+fn a_region_of_a_window_is_found_by_its_guest_address() {
+    let (vm, _) = vm(Limits::x86().with_page_size(page_size()));
+    let (page, file) = (page_size(), numbered(4));
+    let window = window(Gap::Fault);
+    let [region] = map_all(&vm, [window.region()]);
+    window.place(page, page, Contents::file(&file, page)).unwrap();
+    assert_eq!(window.found(&vm, 0, GPA + 1), Some(Found::Gap { offset: 1 }));
+    let placed = Some(Found::Placed(window.placed()[0]));
+    assert_eq!(window.found(&vm, 0, GPA + page), placed);
+    assert_eq!(window.found(&vm, 0, GPA - 1), None);
+    // Wherever it is.
+    let mut c = kvm_memslots::Changes::new();
+    c.move_to(region, 4 * GPA);
+    vm.apply(c).unwrap();
+    assert_eq!(window.found(&vm, 0, GPA + page), None);
+    assert_eq!(window.found(&vm, 0, 4 * GPA + page), placed);
+    // Another one's is not this one's.
+    let other = Window::new(WindowSpec::new(at(0, page))).unwrap();
+    assert_eq!(other.found(&vm, 0, 4 * GPA + page), None);
+}
+
+#[test]
+fn the_memory_lives_as_long_as_a_region_has_it() {
+    let (vm, model) = vm(Limits::x86().with_page_size(page_size()));
+    let (page, file, peek) = (page_size(), numbered(4), Peek::new());
+    let window = window(Gap::Fault);
+    map_all(&vm, [window.region()]);
+    window.place(0, page, Contents::file(&file, 0)).unwrap();
+    let again = window.clone();
+    drop(window);
+    assert_eq!(peek.pages(&again)[0], Some(1));
+    let hva = again.backing().hva();
+    drop(again);
+    let mapped = || {
+        let at = with_exposed_provenance::<u8>(hva as usize).cast_mut();
+        // SAFETY: changes nothing; fails where nothing is mapped.
+        unsafe { libc::madvise(at.cast(), page as usize, libc::MADV_NORMAL) == 0 }
+    };
+    assert!(mapped(), "the region has it");
+    vm.close().unwrap();
+    assert_eq!(model.slot_count(0), 0);
+    // Somebody else's thread may have been given the addresses by now; that it was
+    // let go can be seen by its owner's count elsewhere (`owned`).
+}
+
+/// Whoever is told that it placed something is the only one; what is there in the
+/// end is what was placed last.
+#[test]
+fn threads_that_want_the_same_place() {
+    let (page, file, peek) = (page_size(), numbered(8), Peek::new());
+    let window = window(Gap::Fault);
+    let holders = AtomicI64::new(0);
+    let wins = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (window, file, holders, wins) = (&window, &file, &holders, &wins);
+            scope.spawn(move || {
+                for round in 0..500 {
+                    let offset = (1 + round % 3) * page;
+                    let contents = Contents::file(file, thread * page);
+                    // Others can't have any of it meanwhile.
+                    match window.place(0, 5 * page, contents) {
+                        Ok(()) => {
+                            assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                            wins.fetch_add(1, Ordering::Relaxed);
+                            window.place(offset, page, contents).unwrap_err();
+                            let mut edit = Edit::new();
+                            edit.remove(0, 5 * page);
+                            edit.place(offset, page, Contents::anonymous());
+                            window.apply(&edit).unwrap();
+                            assert_eq!(holders.fetch_sub(1, Ordering::SeqCst), 1);
+                            window.remove(offset, page).unwrap();
+                        }
+                        Err(error) => assert_eq!(error.errno(), Errno::EEXIST, "{error}"),
+                    }
+                }
+            });
+        }
+        // Each in a place of its own beside that.
+        for thread in 0..4 {
+            let (window, file) = (&window, &file);
+            scope.spawn(move || {
+                let offset = (8 + thread) * page;
+                for _ in 0..500 {
+                    window.place(offset, page, Contents::file(file, thread * page)).unwrap();
+                    assert_eq!(window.at(offset).unwrap().file_offset, Some(thread * page));
+                    window.remove(offset, page).unwrap();
+                }
+                window.place(offset, page, Contents::file(file, thread * page)).unwrap();
+            });
+        }
+    });
+    assert!(wins.into_inner() > 0);
+    let mut expected = vec![None; PAGES as usize];
+    expected[8..12].copy_from_slice(&[Some(1), Some(2), Some(3), Some(4)]);
+    assert_eq!(peek.pages(&window), expected);
+}
+
+/// A forked process can't change the window, and nothing that it does reaches the
+/// parent's.
+#[test]
+fn a_fork_is_told_so() {
+    let (page, file) = (page_size(), numbered(4));
+    let window = window(Gap::Fault);
+    window.place(0, page, Contents::file(&file, 0)).unwrap();
+    // SAFETY: the child calls what takes no lock that another thread may hold, and
+    // allocates an error at most, with a C library that keeps its own locks whole.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let refused = window.place(page, page, Contents::file(&file, 0));
+        let forked = refused.is_err_and(|error| *error.kind() == WindowErrorKind::Forked);
+        let nothing = window.placed().is_empty() && window.at(0).is_none();
+        drop(window);
+        // SAFETY: ends the child without what is the parent's to do.
+        unsafe { libc::_exit(i32::from(!(forked && nothing))) };
+    }
+    assert!(child > 0);
+    let mut status = -1;
+    // SAFETY: waits for that child.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert_eq!(Peek::new().pages(&window)[0], Some(1));
+    file.write_all_at(&[9], 0).unwrap();
+    assert_eq!(Peek::new().pages(&window)[0], Some(9));
+    window.remove(0, page).unwrap();
+}
