@@ -13,10 +13,14 @@
 //! - [`Changes`]: what is to be mapped ([`RegionSpec`]), unmapped, changed, moved;
 //!   [devices](device) with their ioeventfds and interrupts.
 //! - [`Backing`]: host memory behind guest memory, and the one safety contract.
+//! - [`window::Window`]: memory that comes and goes without KVM.
 //! - [`HolePolicy`], [`VcpuGate`]: what may be unmapped for a moment.
 //! - [`Observer`]: who else follows the layout (VFIO, vhost).
 //! - [`deferred`], [`RomDevice`], [`pci`]: for guests that change memory one
 //!   register write at a time.
+//!
+//! Which of them is for what, and what it costs, is one table in
+//! `docs/mechanisms.md`.
 //!
 //! # Words
 //! A *region* is memory as the VMM thinks of it: RAM, a ROM, a BAR. A *memslot*
