@@ -4,7 +4,7 @@ use kvm_memslots_shim::Errno;
 
 use super::contents::{Contents, What};
 use super::error::{WindowError, WindowErrorKind};
-use super::host::{self, Failed, Reservation, Scratch};
+use super::host::{self, Failed, Named, Reservation, Scratch};
 use super::table::{Cut, Placement, Table};
 
 /// Places and removals that are done together, or not at all:
@@ -71,12 +71,17 @@ impl Step<'_> {
     }
 
     /// Does what may fail or take its time, and changes nothing: maps the
-    /// descriptor somewhere.
+    /// descriptor somewhere, unless it can be placed directly.
     pub(super) fn prepare(&self, index: usize) -> Result<Option<Scratch>, WindowError> {
         let Some(contents) = &self.contents else { return Ok(None) };
         let What::File { fd, offset, is_file } = contents.what else { return Ok(None) };
-        if is_file && !host::is_file(fd).map_err(|failed| self.refused(index, failed))? {
-            return Err(self.wrong(index, WindowErrorKind::NoFile));
+        if is_file {
+            let named = host::named(fd, contents.protection());
+            match named.map_err(|failed| self.refused(index, failed))? {
+                Named::Memory => return Ok(None),
+                Named::File => {}
+                Named::Other => return Err(self.wrong(index, WindowErrorKind::NoFile)),
+            }
         }
         let mapped = Scratch::of_file(fd, offset, self.len, contents.protection());
         mapped.map(Some).map_err(|failed| self.refused(index, failed))
@@ -210,9 +215,13 @@ impl Applying<'_> {
         for (index, step) in self.steps.iter().enumerate() {
             let Some(contents) = &step.contents else { continue };
             let (offset, len) = (step.offset, step.len);
-            let placed = match scratches[index].take() {
-                Some(scratch) => self.host.place(offset, scratch),
-                None => self.host.place_anonymous(offset, len, contents.protection()),
+            let protection = contents.protection();
+            let placed = match (scratches[index].take(), contents.what) {
+                (Some(scratch), _) => self.host.place(offset, scratch),
+                (None, What::File { fd, offset: from, .. }) => {
+                    self.host.place_memory(offset, len, protection, (fd, from))
+                }
+                (None, _) => self.host.place_anonymous(offset, len, protection),
             };
             if let Err(failed) = placed {
                 self.mend(offset, len);

@@ -42,15 +42,39 @@ pub(super) fn page_size() -> u64 {
     u64::try_from(size).unwrap_or(4096)
 }
 
-/// Whether the descriptor names a file that holds bytes and does nothing else.
-pub(super) fn is_file(fd: BorrowedFd<'_>) -> Result<bool, Failed> {
+/// What a descriptor names, as far as placing it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    /// A file of shared memory (`tmpfs`, `memfd_create`) that is mapped for sure if
+    /// the kernel begins to: what can be wrong it finds before it unmaps anything
+    /// (`do_mmap()`), and `shmem_mmap()` refuses nothing but seals.
+    Memory,
+    /// Another file, whose file system has its own reasons.
+    File,
+    /// What may do more than hold bytes.
+    Other,
+}
+
+pub(super) fn named(fd: BorrowedFd<'_>, protection: c_int) -> Result<Named, Failed> {
+    const WRITE_SEALS: c_int = libc::F_SEAL_WRITE | 0x10; // F_SEAL_FUTURE_WRITE
     // SAFETY: all zeroes is a value of that structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes the structure.
     if unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) } != 0 {
         return Err(("fstat", Errno::last()));
     }
-    Ok(stat.st_mode & libc::S_IFMT == libc::S_IFREG)
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Ok(Named::Other);
+    }
+    // The blocks of hugetlbfs, which reserves pages last, are its pages.
+    if u64::try_from(stat.st_blksize) != Ok(page_size()) {
+        return Ok(Named::File);
+    }
+    // SAFETY: takes numbers. Only shared memory and hugetlbfs have seals.
+    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    let writes = protection & libc::PROT_WRITE != 0;
+    let for_sure = seals >= 0 && !(writes && seals & WRITE_SEALS != 0);
+    Ok(if for_sure { Named::Memory } else { Named::File })
 }
 
 /// A mapping that is nobody's yet, or that was taken from somewhere: dropped, it
@@ -224,6 +248,23 @@ impl Reservation {
         protection: c_int,
     ) -> Result<(), Failed> {
         self.anonymous(offset, len, protection, MAP_FIXED)
+    }
+
+    /// Places [memory](Named::Memory).
+    pub(super) fn place_memory(
+        &self,
+        offset: u64,
+        len: u64,
+        protection: c_int,
+        (fd, from): (BorrowedFd<'_>, u64),
+    ) -> Result<(), Failed> {
+        let (at, size) = (self.at(offset, len)?, len as usize);
+        let from = libc::off_t::try_from(from).map_err(|_| ("mmap", Errno::EOVERFLOW))?;
+        faults::pass(at, size).map_err(|errno| ("mmap", errno))?;
+        let (fd, how) = (fd.as_raw_fd(), libc::MAP_SHARED | MAP_FIXED);
+        // SAFETY: as in `anonymous`.
+        let mapped = unsafe { libc::mmap(at, size, protection, how, fd, from) };
+        address(mapped, "mmap").map(drop)
     }
 
     /// Makes a gap.

@@ -84,7 +84,8 @@
 //! | what | calls |
 //! | --- | --- |
 //! | [`Window::new`] | `mmap`, up to 2 `munmap` (of what aligning left over) |
-//! | [`Contents::file`] | `fstat`, `mmap`, `mremap` |
+//! | [`Contents::file`], shared memory (`memfd_create`, `tmpfs`) | `fstat`, `fcntl`, `mmap` |
+//! | [`Contents::file`], other files | `fstat`, `fcntl`, `mmap`, `mremap` |
 //! | [`Contents::device`] | `mmap`, `mremap` |
 //! | [`Contents::anonymous`] | `mmap` |
 //! | [`Contents::mapping`] | 2 `mremap` (before Linux 5.13 up to 3) |
@@ -96,8 +97,9 @@
 //!
 //! # When a call fails
 //! `mmap` with `MAP_FIXED` unmaps first and may fail then. Contents of a
-//! descriptor are mapped elsewhere first, so that what the descriptor is can't
-//! be the reason: then nothing has been changed. What can still fail are the
+//! descriptor are mapped elsewhere first (unless it is shared memory, which
+//! is refused before anything is unmapped, if at all), so that what the descriptor
+//! is can't be the reason: then nothing has been changed. What can still fail are the
 //! kernel's own allocations. If such a call leaves addresses unmapped, they are
 //! made a gap right away, without replacing what another thread's `mmap` may have
 //! been given in between (`MAP_FIXED_NOREPLACE`, Linux 4.17). The kernel checks
