@@ -24,7 +24,8 @@ const GPA: u64 = 0x10_0000;
 
 fn page_size() -> u64 {
     // SAFETY: takes a number.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap()
 }
 
 /// A file whose pages are filled with 1, 2, ...
@@ -165,10 +166,8 @@ proptest! {
                     Step::File { page, pages, from, read_only } => {
                         let (offset, len) = bytes(page, pages);
                         let contents = Contents::file(&file, from * page_size);
-                        edit.place(offset, len, match read_only {
-                            true => contents.read_only(),
-                            false => contents,
-                        });
+                        let contents = if read_only { contents.read_only() } else { contents };
+                        edit.place(offset, len, contents);
                     }
                     Step::Anonymous { page, pages } => {
                         let (offset, len) = bytes(page, pages);
