@@ -599,15 +599,14 @@ impl ErrorKind {
             | Self::Stuck { errno, .. }
             | Self::EventRefused { errno, .. } => *errno,
             Self::Gate(error) => error.errno(),
-            Self::AlreadyOpen | Self::SlotInUse { .. } | Self::Hole { .. } => Errno::EBUSY,
+            Self::AlreadyOpen | Self::SlotInUse { .. } => Errno::EBUSY,
+            Self::Hole { .. } => Errno::EPERM,
             Self::Reentrant => Errno::EDEADLK,
-            Self::Open(OpenError::NotUsable { .. }) | Self::Forked | Self::Internal(_) => {
-                Errno::EIO
-            }
+            Self::Open(OpenError::NotUsable { .. }) | Self::Forked => Errno::EIO,
+            Self::Internal(_) => Errno::ENOTRECOVERABLE,
             Self::Observer(_) => Errno::ECANCELED,
-            Self::UnknownRegion { .. } | Self::UnknownDevice { .. } | Self::NotLogged { .. } => {
-                Errno::ENOENT
-            }
+            Self::UnknownRegion { .. } | Self::UnknownDevice { .. } => Errno::ENOENT,
+            Self::NotLogged { .. } => Errno::ENODATA,
             Self::Overlap { .. }
             | Self::Twice { .. }
             | Self::IoeventfdTaken { .. }
@@ -616,8 +615,9 @@ impl ErrorKind {
             Self::TooManySlots { .. } | Self::NoGsiLeft { .. } | Self::TooManyRoutes { .. } => {
                 Errno::ENOSPC
             }
-            Self::NoBatchIoctl | Self::ImpostorBatchIoctl { .. } => Errno::ENOTTY,
-            Self::ReadOnlyUnsupported { .. }
+            Self::NoBatchIoctl
+            | Self::ImpostorBatchIoctl { .. }
+            | Self::ReadOnlyUnsupported { .. }
             | Self::GuestMemfdUnsupported { .. }
             | Self::TrapUnsupported { .. }
             | Self::NoDevid => Errno::EOPNOTSUPP,

@@ -297,7 +297,7 @@ fn dirty_logs() {
     let not_logged = |error: Error| {
         assert!(error.to_string().contains("\"main\""), "{error}");
         assert!(matches!(error.kind(), ErrorKind::NotLogged { .. }));
-        assert_eq!(error.errno(), Errno::ENOENT);
+        assert_eq!(error.errno(), Errno::ENODATA);
     };
     not_logged(f.vm.dirty_log(f.id).unwrap_err());
     not_logged(f.vm.dirty_log_of(f.id, 0..1).unwrap_err());

@@ -185,7 +185,7 @@ fn holes_and_gates() {
         for part in ["[0x10000, 0x14000)", "\"main\"", "HolePolicy"] {
             assert!(text.contains(part), "{text}");
         }
-        assert_eq!((error.errno(), look(&vm, &model)), (Errno::EBUSY, before.clone()));
+        assert_eq!((error.errno(), look(&vm, &model)), (Errno::EPERM, before.clone()));
     }
 
     vm.set_hole_policy(HolePolicy::Gate(Arc::new(NoGate))).unwrap();

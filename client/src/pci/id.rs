@@ -13,4 +13,16 @@ impl FunctionId {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// The name behind a number from [`to_raw`](Self::to_raw).
+    #[must_use]
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// As a number, for languages that have no such type; never 0.
+    #[must_use]
+    pub const fn to_raw(self) -> u64 {
+        self.0
+    }
 }

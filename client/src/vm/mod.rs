@@ -205,6 +205,13 @@ impl Vm {
         self.memory.name()
     }
 
+    /// Whether this process was forked from the one that opened the VM: nothing
+    /// of that is its own. Takes no lock, and no system call since Linux 4.14.
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        self.process.is_fork()
+    }
+
     /// Says what may be unmapped for a moment, from now on.
     ///
     /// # Errors
