@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
  * A VM's memory and devices, changed in sets: the C interface of kvm-memslots.
+ * C99 or later, C++11 or later.
  *
  * What a VM is to have is described in regions and devices; KVM's memslots are
  * chosen by the library and need not correspond to regions.  Changes are
@@ -21,9 +22,43 @@
  * Flags, and fields beyond the library's, that the library does not know are
  * refused.
  *
- * A VM may be used from any thread, by several at a time, until it is freed; a
- * set of changes, and a device that is being described, by one at a time.
- * Callbacks return: no longjmp() and no C++ exception leaves them.
+ * Threads.  A VM may be used from any thread, by several at a time, until it is
+ * freed.  Everything else that a pointer is to (a set of changes, a device that
+ * is being described, exits, a ROM device, PCI BARs) is for one thread at a time:
+ * a second one gets -EBUSY, as does whoever frees what a call is inside of.
+ * Callbacks return: no longjmp() and no C++ exception leaves them.  All calls may
+ * be made in the destructor of a pthread key; messages of failures are not kept
+ * there.
+ *
+ * What was freed is not used any more.  A pointer to something else, or to what
+ * was freed, is -EBADF as far as that can be told: not where the memory has been
+ * given out again, or back to the kernel.
+ *
+ * In a process that was forked from the one that opened a VM, calls on it are
+ * -EIO and take no lock, and freeing it frees what is this process's.  After a
+ * fork() in a process with several threads, C allows what is async-signal-safe
+ * only, and of this library that is kvm_memslots_version().
+ *
+ * Errors.  One errno has one meaning.  Where kvm_memslots_last_error_info() has
+ * KVM_MEMSLOTS_ERROR_KVM it is the kernel's, and where it has
+ * KVM_MEMSLOTS_ERROR_CALLBACK what a callback returned; else:
+ *
+ *	EINVAL		an argument can't be: NULL, unaligned, an unknown flag, ...
+ *	E2BIG		a structure has fields that the library does not know
+ *	EBADF		no descriptor, or no pointer that the library gave
+ *	ENOENT		there is none of this name, or at this address
+ *	ENODATA		it has none: a vector no message, a region no dirty log
+ *	EEXIST		the name, the addresses, the GSI are taken
+ *	ENOSPC		no slot, GSI or route is left
+ *	EBUSY		in use: the VM is open, the slot is used, see Threads
+ *	EPERM		a hole that the hole policy does not allow
+ *	EACCES		a writable region of memory that may only be read
+ *	EOPNOTSUPP	this kernel, or this VM, can't
+ *	EDEADLK		called from a callback of a change
+ *	ECANCELED	an observer refused
+ *	EPROTO		a callback returned neither 0 nor a negative errno
+ *	EIO		the VM is another process's, or dead
+ *	ENOTRECOVERABLE	a bug of the library: please report it
  */
 #ifndef KVM_MEMSLOTS_CLIENT_H
 #define KVM_MEMSLOTS_CLIENT_H
@@ -35,17 +70,33 @@
 extern "C" {
 #endif
 
+/* The version that this header is of. */
+#define KVM_MEMSLOTS_VERSION_MAJOR	0
+#define KVM_MEMSLOTS_VERSION_MINOR	1
+#define KVM_MEMSLOTS_VERSION_PATCH	0
+#define KVM_MEMSLOTS_VERSION                                                   \
+	((KVM_MEMSLOTS_VERSION_MAJOR << 16) |                                  \
+	 (KVM_MEMSLOTS_VERSION_MINOR << 8) | KVM_MEMSLOTS_VERSION_PATCH)
+/* The version of the library.  The same major and, before 1.0, minor number fits. */
+uint32_t kvm_memslots_version(void);
+
 /* A VM: its address spaces, its devices. */
 struct kvm_memslots_vm;
 /* Changes of a VM. */
 struct kvm_memslots_changes;
 /* A device that is being described. */
 struct kvm_memslots_device;
+/* What serves a vCPU thread's exits. */
+struct kvm_memslots_exits;
+/* A device whose memory is a ROM in one mode. */
+struct kvm_memslots_rom;
+/* The BARs of PCI functions. */
+struct kvm_memslots_pci;
 /* <linux/kvm.h> */
 struct kvm_irq_routing_entry;
 
 /*
- * Regions and devices are named by numbers that are never 0, and never another
+ * Regions, devices and PCI functions are named by numbers that are never 0, and never another
  * one's, in whatever VM.  Not to be made up.
  */
 
@@ -111,6 +162,13 @@ enum kvm_memslots_kind {
 #define KVM_MEMSLOTS_PERMANENT	 (1U << 17)
 /* tag is set. */
 #define KVM_MEMSLOTS_TAGGED	 (1U << 18)
+/*
+ * The region may wait for a slot until it is worth one; see kvm_memslots_exits.
+ * Not for memory that the guest executes from, or synchronises vCPUs through.
+ */
+#define KVM_MEMSLOTS_DEFERRABLE	 (1U << 19)
+/* Of a region as it is: it waits for a slot. */
+#define KVM_MEMSLOTS_DEFERRED	 (1U << 20)
 
 /* A region to be mapped. */
 struct kvm_memslots_spec {
@@ -168,7 +226,7 @@ enum kvm_memslots_executor {
 enum kvm_memslots_holes {
 	/* Regions that the changes name, as in a loop of ioctls. */
 	KVM_MEMSLOTS_HOLES_NAMED = 0,
-	/* Nothing: such changes are refused with -EBUSY. */
+	/* Nothing: such changes are refused with -EPERM. */
 	KVM_MEMSLOTS_HOLES_REFUSE = 1,
 	/* Anything: no vCPU runs while changes are applied. */
 	KVM_MEMSLOTS_HOLES_NO_VCPU_RUNS = 2,
@@ -185,9 +243,10 @@ struct kvm_memslots_gate {
 	size_t size;
 	/*
 	 * Returns 0 once no vCPU is inside KVM_RUN, or a negative errno, with
-	 * nothing paused.
+	 * nothing paused.  committer is what the report of the call says, NULL
+	 * without one: the vCPU that needs no pausing, say.
 	 */
-	int (*pause)(void *opaque);
+	int (*pause)(void *opaque, void *committer);
 	/* Lets vCPUs in again; once for each pause that returned 0. */
 	void (*resume)(void *opaque);
 	void *opaque;
@@ -241,6 +300,32 @@ struct kvm_memslots_gsi_range {
 /* The VM has the routes that KVM_CREATE_IRQCHIP makes on x86. */
 #define KVM_MEMSLOTS_X86_ROUTES		(1U << 3)
 
+/* When a region that waits for a slot gets one. */
+enum kvm_memslots_policy {
+	/*
+	 * When the exits that were served for it have cost what a slot does: at
+	 * most twice what would have been best with hindsight.
+	 */
+	KVM_MEMSLOTS_POLICY_RENT_OR_BUY = 0,
+	/* After so many exits; 0: at once. */
+	KVM_MEMSLOTS_POLICY_FIXED = 1,
+};
+
+/* Regions are mapped when they are due themselves, not together. */
+#define KVM_MEMSLOTS_DEFERRAL_ONLY_DUE	(1U << 0)
+/* map_ns, unmap_ns and exit_ns are set, and nothing is measured. */
+#define KVM_MEMSLOTS_DEFERRAL_COSTS	(1U << 1)
+
+struct kvm_memslots_deferral {
+	size_t size;
+	uint32_t policy;	/* enum kvm_memslots_policy */
+	uint32_t flags;		/* KVM_MEMSLOTS_DEFERRAL_* */
+	uint64_t exits;		/* with KVM_MEMSLOTS_POLICY_FIXED */
+	uint64_t map_ns;
+	uint64_t unmap_ns;
+	uint64_t exit_ns;
+};
+
 struct kvm_memslots_options {
 	size_t size;
 	uint32_t flags;		/* KVM_MEMSLOTS_MANUAL_DIRTY_LOG, ... */
@@ -271,6 +356,8 @@ struct kvm_memslots_options {
 	/* GSIs that the VMM uses itself. */
 	const struct kvm_memslots_gsi_range *reserved_gsis;
 	size_t nr_reserved_gsis;
+	/* NULL for the defaults. */
+	const struct kvm_memslots_deferral *deferral;
 };
 
 #define KVM_MEMSLOTS_HAS_READONLY	(1U << 0)
@@ -311,7 +398,8 @@ struct kvm_memslots_report;
 
 /*
  * Unmaps all regions, detaches all devices and frees the VM.  On failure it is
- * still there, with everything mapped.
+ * still there, with everything mapped; but -EBUSY, where a call of another thread
+ * has not returned, may come when everything was unmapped.
  */
 int kvm_memslots_close(struct kvm_memslots_vm *vm,
 		       struct kvm_memslots_report *report);
@@ -346,7 +434,7 @@ void kvm_memslots_changes_free(struct kvm_memslots_changes *changes);
 int kvm_memslots_changes_append(struct kvm_memslots_changes *changes,
 				struct kvm_memslots_changes *other);
 /* How many there are; 0 for NULL. */
-size_t kvm_memslots_changes_len(const struct kvm_memslots_changes *changes);
+size_t kvm_memslots_changes_len(struct kvm_memslots_changes *changes);
 
 int kvm_memslots_map(struct kvm_memslots_changes *changes,
 		     const struct kvm_memslots_spec *spec, uint64_t *id);
@@ -484,6 +572,8 @@ struct kvm_memslots_report {
 	uint64_t regions_merged;
 	/* Regions whose unmap and map cancelled. */
 	uint64_t regions_cancelled;
+	/* Regions that wait for a slot. */
+	uint64_t regions_deferred;
 	/* From the first call to the last. */
 	uint64_t elapsed_ns;
 	/* Slots of the VM afterwards. */
@@ -498,6 +588,8 @@ struct kvm_memslots_report {
 	void (*last_dirty)(void *opaque, uint64_t region, const uint64_t *words,
 			   uint64_t pages);
 	void *opaque;
+	/* Set by the caller, or NULL: who that is, for the gate. */
+	void *committer;
 };
 
 /*
@@ -509,6 +601,17 @@ struct kvm_memslots_report {
 int kvm_memslots_apply(struct kvm_memslots_vm *vm,
 		       struct kvm_memslots_changes *changes,
 		       struct kvm_memslots_report *report);
+
+/*
+ * For callers whose begins nest, as a memory listener's do.  Each begin of a set
+ * has one commit, and the last one applies it; the set stays, empty, also on
+ * failure.  A commit that is not the last one is a report of nothing.  In between,
+ * applying or appending the set is -EBUSY, and frees it.
+ */
+int kvm_memslots_begin(struct kvm_memslots_changes *changes);
+int kvm_memslots_commit(struct kvm_memslots_vm *vm,
+			struct kvm_memslots_changes *changes,
+			struct kvm_memslots_report *report);
 
 /* What a set of changes would cost. */
 struct kvm_memslots_preview {
@@ -530,13 +633,17 @@ struct kvm_memslots_preview {
 
 /* What applying them now would cost.  The set stays. */
 int kvm_memslots_preview(struct kvm_memslots_vm *vm,
-			 const struct kvm_memslots_changes *changes,
+			 struct kvm_memslots_changes *changes,
 			 struct kvm_memslots_preview *preview);
 
 /* ---- Errors ---- */
 
 /* KVM has something else than before: see kvm_memslots_apply(). */
 #define KVM_MEMSLOTS_ERROR_STUCK	(1U << 0)
+/* The errno is the kernel's. */
+#define KVM_MEMSLOTS_ERROR_KVM		(1U << 1)
+/* A gate or an observer said no; of a gate it is its errno. */
+#define KVM_MEMSLOTS_ERROR_CALLBACK	(1U << 2)
 
 /* A part of a device. */
 enum kvm_memslots_part {
@@ -667,10 +774,230 @@ typedef void (*kvm_memslots_each_dirty_log)(void *opaque, uint64_t id,
  */
 int kvm_memslots_dirty_logs(struct kvm_memslots_vm *vm,
 			    kvm_memslots_each_dirty_log each, void *opaque);
-/* Forgets those of the pages whose bit is set: bit 0 is first_page. */
+/*
+ * Forgets those of the pages whose bit is set: bit 0 is first_page.  Only with
+ * KVM_MEMSLOTS_MANUAL_DIRTY_LOG.
+ */
 int kvm_memslots_clear_dirty_log(struct kvm_memslots_vm *vm, uint64_t id,
 				 uint64_t first_page, uint64_t nr_pages,
 				 const uint64_t *words, size_t nr_words);
+
+/* ---- Deferred maps ---- */
+
+/*
+ * A region with KVM_MEMSLOTS_DEFERRABLE costs nothing when it is mapped: the
+ * guest's accesses exit as MMIO, and are served from its memory, until they have
+ * cost what a slot does.  For devices that map and unmap memory again and again.
+ *
+ * A vCPU thread has exits of its own, and hands every KVM_EXIT_MMIO to
+ * kvm_memslots_exits_read() or kvm_memslots_exits_write() first.  Where the answer
+ * has KVM_MEMSLOTS_SERVED_DUE it calls kvm_memslots_promote_due().  The VM may be
+ * freed before its exits: then everything is the device's.
+ */
+int kvm_memslots_exits_new(struct kvm_memslots_vm *vm, uint16_t as_id,
+			   struct kvm_memslots_exits **exits);
+/* NULL is allowed. */
+void kvm_memslots_exits_free(struct kvm_memslots_exits *exits);
+
+/* kvm_memslots_promote_due() is worth its while now. */
+#define KVM_MEMSLOTS_SERVED_DUE		(1U << 0)
+/*
+ * The memory at fault can't be accessed (a file that was truncated).  Nothing was
+ * served from there on; with a slot, KVM_RUN would have failed with EFAULT.
+ */
+#define KVM_MEMSLOTS_SERVED_FAULT	(1U << 1)
+
+/* What became of an exit. */
+struct kvm_memslots_served {
+	size_t size;
+	/* Served from memory; the others were the device's. */
+	uint64_t bytes;
+	uint64_t fault;		/* a guest address, with KVM_MEMSLOTS_SERVED_FAULT */
+	uint64_t flags;		/* KVM_MEMSLOTS_SERVED_* */
+};
+
+typedef void (*kvm_memslots_device_read)(void *opaque, uint64_t gpa, void *data,
+					 size_t len);
+typedef void (*kvm_memslots_device_write)(void *opaque, uint64_t gpa,
+					  const void *data, size_t len);
+/*
+ * Answers a read of len bytes.  device is called for what is not in deferrable
+ * regions, in ascending order; data is 0 before.  It may change the VM.
+ */
+int kvm_memslots_exits_read(struct kvm_memslots_exits *exits, uint64_t gpa,
+			    void *data, size_t len,
+			    kvm_memslots_device_read device, void *opaque,
+			    struct kvm_memslots_served *served);
+/* The same of a write.  Writes to read-only regions are the device's. */
+int kvm_memslots_exits_write(struct kvm_memslots_exits *exits, uint64_t gpa,
+			     const void *data, size_t len,
+			     kvm_memslots_device_write device, void *opaque,
+			     struct kvm_memslots_served *served);
+
+/* Maps the regions that wait, together.  Where none does, the report is 0. */
+int kvm_memslots_promote(struct kvm_memslots_vm *vm,
+			 struct kvm_memslots_report *report);
+/* The same where one is due; with KVM_MEMSLOTS_DEFERRAL_ONLY_DUE those that are. */
+int kvm_memslots_promote_due(struct kvm_memslots_vm *vm,
+			     struct kvm_memslots_report *report);
+/*
+ * What to do after an access that KVM could not decode (KVM_EXIT_ARM_NISV, ENOSYS
+ * of KVM_RUN, KVM_INTERNAL_ERROR_EMULATION): where *reenter is 1, run the vCPU
+ * again, as there is memory now.
+ */
+int kvm_memslots_undecoded(struct kvm_memslots_vm *vm,
+			   struct kvm_memslots_exits *exits, int *reenter);
+
+struct kvm_memslots_deferral_usage {
+	size_t size;
+	/* Regions that wait for a slot. */
+	uint64_t waiting;
+	/* What a slot and an exit cost, as far as that was measured. */
+	uint64_t slot_ns;
+	uint64_t exit_ns;
+};
+
+int kvm_memslots_deferral_usage(struct kvm_memslots_vm *vm,
+				struct kvm_memslots_deferral_usage *usage);
+/* How many exits were served for a region while it waited. */
+int kvm_memslots_exits_served(struct kvm_memslots_vm *vm, uint64_t id,
+			      uint64_t *served);
+
+/* ---- ROM devices ---- */
+
+/* How a ROM device changes its mode. */
+enum kvm_memslots_rom_mode {
+	/* By a trap where the kernel has that, else deferred. */
+	KVM_MEMSLOTS_ROM_MODE_AUTO = 0,
+	KVM_MEMSLOTS_ROM_MODE_TRAP = 1,
+	/* Once it has flipped after times, its region is deferrable. */
+	KVM_MEMSLOTS_ROM_MODE_DEFERRED = 2,
+	/* The slot goes and comes with each flip. */
+	KVM_MEMSLOTS_ROM_MODE_TOGGLE = 3,
+};
+
+/*
+ * Maps memory that is read-only in array mode, where it begins, and answered by
+ * the device in command mode: flash, say.  spec->id is 0.  To remove it, its
+ * region is unmapped, in whatever set, and it is freed.
+ */
+int kvm_memslots_rom_new(struct kvm_memslots_vm *vm,
+			 const struct kvm_memslots_spec *spec, uint32_t mode,
+			 uint32_t after, struct kvm_memslots_rom **rom);
+/* Leaves its region as it is.  NULL is allowed. */
+void kvm_memslots_rom_free(struct kvm_memslots_rom *rom);
+/*
+ * When it has returned, no vCPU reaches the memory in command mode (on is 0), or
+ * all of it is there in array mode.  Where it is in that mode, the report is 0.
+ */
+int kvm_memslots_rom_set_array_mode(struct kvm_memslots_rom *rom,
+				    struct kvm_memslots_vm *vm, int on,
+				    struct kvm_memslots_report *report);
+
+struct kvm_memslots_rom_state {
+	size_t size;
+	uint64_t region;	/* 0: none now */
+	uint64_t flips;
+	uint32_t mode;		/* what AUTO came to */
+	uint32_t array_mode;	/* 0 or 1 */
+};
+
+int kvm_memslots_rom_state(struct kvm_memslots_rom *rom,
+			   struct kvm_memslots_rom_state *state);
+
+/* ---- PCI BARs ---- */
+
+enum kvm_memslots_bar_kind {
+	KVM_MEMSLOTS_BAR_MEMORY32 = 0,
+	KVM_MEMSLOTS_BAR_MEMORY64 = 1,
+	KVM_MEMSLOTS_BAR_IO = 2,
+};
+
+#define KVM_MEMSLOTS_BAR_PREFETCHABLE	(1U << 0)
+/* The index of the expansion ROM, which is KVM_MEMSLOTS_BAR_MEMORY32. */
+#define KVM_MEMSLOTS_BAR_ROM		6
+
+struct kvm_memslots_bar {
+	size_t size;
+	uint64_t len;
+	/*
+	 * Parts of the BAR that are memory: their gpa is the offset in it, their
+	 * id 0.  Everything else of the BAR exits.
+	 */
+	const struct kvm_memslots_spec *const *windows;
+	size_t nr_windows;
+	uint32_t index;		/* 0 to 5, or KVM_MEMSLOTS_BAR_ROM */
+	uint16_t kind;		/* enum kvm_memslots_bar_kind */
+	uint16_t flags;		/* KVM_MEMSLOTS_BAR_* */
+};
+
+/* The header is that of a bridge. */
+#define KVM_MEMSLOTS_FUNCTION_BRIDGE	(1U << 0)
+
+struct kvm_memslots_function {
+	size_t size;
+	const struct kvm_memslots_bar *const *bars;
+	size_t nr_bars;
+	uint64_t flags;		/* KVM_MEMSLOTS_FUNCTION_* */
+};
+
+/*
+ * BARs that follow the guest's config writes, with as few changes as can be: none
+ * while decoding is off, one set when it goes on or off or a BAR moves.  Of one
+ * VM, always the same, whose guest physical addresses have address_bits bits.
+ * Never NULL.
+ */
+struct kvm_memslots_pci *kvm_memslots_pci_new(uint32_t address_bits);
+/* Leaves what is mapped.  NULL is allowed. */
+void kvm_memslots_pci_free(struct kvm_memslots_pci *pci);
+/* Adds a function as after a reset. */
+int kvm_memslots_pci_add(struct kvm_memslots_pci *pci,
+			 struct kvm_memslots_vm *vm,
+			 const struct kvm_memslots_function *function,
+			 uint64_t *id);
+/*
+ * Follows a config write.  A window that KVM refuses where the guest has put it is
+ * no failure: see kvm_memslots_pci_refusal().  On failure the registers have the
+ * new values all the same, and kvm_memslots_pci_sync() tries again.
+ */
+int kvm_memslots_pci_config_write(struct kvm_memslots_pci *pci,
+				  struct kvm_memslots_vm *vm, uint64_t function,
+				  uint16_t offset, const void *data, size_t len,
+				  struct kvm_memslots_report *report);
+/* Only notes it, until kvm_memslots_pci_sync() maps all BARs together. */
+int kvm_memslots_pci_note_write(struct kvm_memslots_pci *pci, uint64_t function,
+				uint16_t offset, const void *data, size_t len);
+/* Fills in what is of BARs; other bytes, which have been written, stay. */
+int kvm_memslots_pci_config_read(struct kvm_memslots_pci *pci,
+				 uint64_t function, uint16_t offset, void *data,
+				 size_t len);
+int kvm_memslots_pci_sync(struct kvm_memslots_pci *pci,
+			  struct kvm_memslots_vm *vm,
+			  struct kvm_memslots_report *report);
+int kvm_memslots_pci_reset(struct kvm_memslots_pci *pci,
+			   struct kvm_memslots_vm *vm, uint64_t function,
+			   struct kvm_memslots_report *report);
+/* Unmaps its windows and forgets it. */
+int kvm_memslots_pci_remove(struct kvm_memslots_pci *pci,
+			    struct kvm_memslots_vm *vm, uint64_t function,
+			    struct kvm_memslots_report *report);
+/* Where a BAR decodes; -ENOENT if nowhere. */
+int kvm_memslots_pci_base(struct kvm_memslots_pci *pci, uint64_t function,
+			  uint32_t index, uint64_t *base);
+/* Which BAR an exit is for. */
+int kvm_memslots_pci_decode(struct kvm_memslots_pci *pci, uint64_t gpa,
+			    uint64_t *function, uint32_t *index,
+			    uint64_t *offset);
+/* Fails as KVM did where a BAR is not mapped although it decodes; else 0. */
+int kvm_memslots_pci_refusal(struct kvm_memslots_pci *pci, uint64_t function,
+			     uint32_t index);
+
+typedef void (*kvm_memslots_each_window)(void *opaque, size_t window,
+					 uint64_t id);
+/* The regions of a BAR's windows that are mapped, by their number. */
+int kvm_memslots_pci_regions(struct kvm_memslots_pci *pci, uint64_t function,
+			     uint32_t index, kvm_memslots_each_window each,
+			     void *opaque);
 
 #ifdef __cplusplus
 }

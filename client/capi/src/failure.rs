@@ -6,9 +6,16 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use kvm_memslots::backend::OpenError;
 use kvm_memslots::device::DevicePart;
+use kvm_memslots::pci::PciError;
 use kvm_memslots::{Errno, Error, ErrorKind};
 
+use crate::constants::{
+    KVM_MEMSLOTS_ERROR_CALLBACK, KVM_MEMSLOTS_ERROR_KVM, KVM_MEMSLOTS_ERROR_STUCK,
+    KVM_MEMSLOTS_PART_IOEVENTFD, KVM_MEMSLOTS_PART_LINE, KVM_MEMSLOTS_PART_NONE,
+    KVM_MEMSLOTS_PART_ROUTES, KVM_MEMSLOTS_PART_VECTOR,
+};
 use crate::names::in_c;
 use crate::record::{LABEL_SIZE, Out, label, record};
 
@@ -26,7 +33,8 @@ struct About {
     region: u64,
     device: String,
     part: Option<DevicePart>,
-    stuck: bool,
+    /// `KVM_MEMSLOTS_ERROR_*`
+    flags: u32,
 }
 
 impl Failure {
@@ -57,14 +65,45 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
         let about = About {
             change: error.change(),
             region: error.region().map_or(0, |region| region.id.to_raw()),
             device: error.device().unwrap_or_default().to_owned(),
             part: error.part(),
-            stuck: matches!(error.kind(), ErrorKind::Stuck { .. }),
+            flags: flags(error.kind()),
         };
         Self { errno: error.errno(), message: in_c(error.to_string()), about }
+    }
+}
+
+impl From<PciError> for Failure {
+    fn from(error: PciError) -> Self {
+        match error {
+            PciError::Vm(error) => error.into(),
+            other => Self::new(other.errno(), in_c(other.to_string())),
+        }
+    }
+}
+
+/// Whose errno it is.
+const fn flags(kind: &ErrorKind) -> u32 {
+    match kind {
+        ErrorKind::Stuck { .. } => KVM_MEMSLOTS_ERROR_STUCK | KVM_MEMSLOTS_ERROR_KVM,
+        ErrorKind::Refused { .. }
+        | ErrorKind::RefusedWhole { .. }
+        | ErrorKind::DirtyLog { .. }
+        | ErrorKind::EventRefused { .. }
+        | ErrorKind::Open(OpenError::Duplicate { .. } | OpenError::NotAVm { .. }) => {
+            KVM_MEMSLOTS_ERROR_KVM
+        }
+        ErrorKind::Gate(_) | ErrorKind::Observer(_) => KVM_MEMSLOTS_ERROR_CALLBACK,
+        _ => 0,
     }
 }
 
@@ -84,8 +123,6 @@ pub struct CError {
 }
 record!(CError, "kvm_memslots_error");
 
-const STUCK: u32 = 1 << 0;
-
 /// What a thread knows of its last failure.
 struct Last {
     message: CString,
@@ -96,18 +133,18 @@ struct Last {
 impl From<&Last> for CError {
     fn from(Last { errno, about, .. }: &Last) -> Self {
         let (part, index) = match about.part {
-            Some(DevicePart::Ioeventfd { index }) => (1, index as u32),
-            Some(DevicePart::Vector { index }) => (2, index as u32),
-            Some(DevicePart::Line { gsi }) => (3, gsi),
-            Some(DevicePart::Routes) => (4, 0),
-            _ => (0, 0),
+            Some(DevicePart::Ioeventfd { index }) => (KVM_MEMSLOTS_PART_IOEVENTFD, index as u32),
+            Some(DevicePart::Vector { index }) => (KVM_MEMSLOTS_PART_VECTOR, index as u32),
+            Some(DevicePart::Line { gsi }) => (KVM_MEMSLOTS_PART_LINE, gsi),
+            Some(DevicePart::Routes) => (KVM_MEMSLOTS_PART_ROUTES, 0),
+            _ => (KVM_MEMSLOTS_PART_NONE, 0),
         };
         Self {
             size: size_of::<Self>(),
             change: about.change.and_then(|change| change.try_into().ok()).unwrap_or(-1),
             region: about.region,
             error: *errno,
-            flags: if about.stuck { STUCK } else { 0 },
+            flags: about.flags,
             part,
             index,
             device: label(&about.device),
@@ -123,10 +160,17 @@ thread_local! {
     });
 }
 
+/// `MAX_ERRNO` of `linux/err.h`.
+pub(crate) const MAX_ERRNO: c_int = 4095;
+
 fn remember(failure: Failure) -> c_int {
     // A label may have brought a NUL along.
     let message = CString::new(failure.message.replace('\0', "\\0")).unwrap_or_default();
-    let errno = failure.errno.raw();
+    // A number that is none must not be taken for success.
+    let errno = match failure.errno.raw() {
+        errno @ 1..=MAX_ERRNO => errno,
+        _ => Errno::ENOTRECOVERABLE.raw(),
+    };
     // Nothing is kept for a thread that is going.
     let _ = LAST.try_with(|last| last.replace(Last { message, errno, about: failure.about }));
     -errno
@@ -153,14 +197,14 @@ pub unsafe extern "C" fn kvm_memslots_last_error_info(error: *mut CError) -> c_i
     }
 }
 
-/// Runs `f`; a panic is a failure with `EIO`.
+/// Runs `f`; a panic is a failure with `ENOTRECOVERABLE`.
 pub(crate) fn guard<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     // What a panic leaves is whole: see `Vm::apply`, and `handles`.
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = format!("please report this: {}", said(&*panic));
         // Dropping what a panic carries may panic, too.
         std::mem::forget(panic);
-        Err(Failure::new(Errno::EIO, message))
+        Err(Failure::new(Errno::ENOTRECOVERABLE, message))
     })
 }
 
@@ -197,10 +241,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_errno_is_no_success() {
+        for errno in [0, -1, 4096, c_int::MIN, c_int::MAX] {
+            let fails = || Err(Failure::new(Errno::from_raw(errno), "odd"));
+            assert_eq!(report(fails), -Errno::ENOTRECOVERABLE.raw());
+        }
+    }
+
+    #[test]
     fn a_panic_is_a_failure() {
-        assert_eq!(report(|| panic!("boom {}", 1)), -Errno::EIO.raw());
+        assert_eq!(report(|| panic!("boom {}", 1)), -Errno::ENOTRECOVERABLE.raw());
         assert_eq!(last(), "please report this: boom 1");
-        assert_eq!(report(|| std::panic::panic_any(1)), -Errno::EIO.raw());
+        assert_eq!(report(|| std::panic::panic_any(1)), -Errno::ENOTRECOVERABLE.raw());
         assert_eq!(last(), "please report this: a panic");
     }
 

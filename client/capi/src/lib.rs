@@ -1,8 +1,9 @@
 //! The C interface of `kvm-memslots`, as `include/kvm_memslots_client.h` has
 //! it. Rust uses `kvm-memslots` itself.
 //!
-//! `struct kvm_memslots_vm` is a [`Vm`], `struct kvm_memslots_changes` a
-//! [`CChanges`]. No panic leaves the library; a [`Vm`] is whole after one.
+//! `struct kvm_memslots_vm` is a [`Handle`] of a [`Vm`], `struct
+//! kvm_memslots_changes` one of a [`CChanges`]. No panic leaves the library; a
+//! [`Vm`] is whole after one.
 //!
 //! # Safety
 //! What the header asks of the caller: a pointer is null, or points to what its
@@ -14,6 +15,10 @@
 //! unwinds out of them; and a backing keeps what it promises.
 
 mod calls;
+mod changes;
+mod committer;
+mod constants;
+mod device;
 mod failure;
 mod handles;
 mod names;
@@ -21,8 +26,11 @@ mod record;
 mod types;
 
 pub use calls::*;
+pub use changes::CChanges;
+pub use constants::*;
+pub use device::CDevice;
 pub use failure::{CError, kvm_memslots_last_error, kvm_memslots_last_error_info};
-pub use handles::{CChanges, CDevice};
+pub use handles::{Handle, Held, give};
 #[doc(no_inline)]
-pub use kvm_memslots::Vm;
+pub use kvm_memslots::{RomDevice, Vm, deferred::Deferred, pci::PciBars};
 pub use types::*;

@@ -147,8 +147,7 @@ pub(crate) unsafe fn put<T>(to: *mut T, value: T) {
     }
 }
 
-/// `KVM_MEMSLOTS_LABEL_SIZE`
-pub const LABEL_SIZE: usize = 64;
+pub(crate) use crate::constants::KVM_MEMSLOTS_LABEL_SIZE as LABEL_SIZE;
 
 /// As much of `text` as fits, with a NUL behind it, cut between characters.
 pub(crate) fn label(text: &str) -> [c_char; LABEL_SIZE] {

@@ -2,15 +2,17 @@
 #include "program.h"
 
 struct gate {
+	void *committer;
 	int paused;
 	int resumed;
 	int answer;
 };
 
-static int pause_vcpus(void *opaque)
+static int pause_vcpus(void *opaque, void *committer)
 {
 	struct gate *gate = opaque;
 
+	CHECK(committer == gate->committer);
 	gate->paused += !gate->answer;
 	return gate->answer;
 }
@@ -72,13 +74,14 @@ void vcpus_are_paused_for_a_hole(void)
 	struct kvm_memslots_gate gate = INIT(kvm_memslots_gate);
 	struct kvm_memslots_options options = INIT(kvm_memslots_options);
 	struct kvm_memslots_report report = INIT(kvm_memslots_report);
+	struct kvm_memslots_error error = INIT(kvm_memslots_error);
 	struct kvm_memslots_vm *vm;
 
 	options.executor = KVM_MEMSLOTS_EXECUTOR_PER_REGION;
 	/* The changes don't name the lower one. */
-	FAILS(open_a_hole(&options, &report), EBUSY, "KVM_MEMSLOTS_HOLES_GATE");
+	FAILS(open_a_hole(&options, &report), EPERM, "KVM_MEMSLOTS_HOLES_GATE");
 	options.holes = KVM_MEMSLOTS_HOLES_REFUSE;
-	FAILS(open_a_hole(&options, &report), EBUSY, "for a moment");
+	FAILS(open_a_hole(&options, &report), EPERM, "for a moment");
 
 	options.holes = KVM_MEMSLOTS_HOLES_NO_VCPU_RUNS;
 	CHECK(!open_a_hole(&options, &report));
@@ -92,12 +95,21 @@ void vcpus_are_paused_for_a_hole(void)
 	gate.pause = pause_vcpus;
 	gate.resume = resume_vcpus;
 	gate.opaque = &state;
+	state.committer = &options;
+	report.committer = &options;
 	CHECK(!open_a_hole(&options, &report));
 	CHECK(report.flags & KVM_MEMSLOTS_REPORT_VCPUS_PAUSED);
 	CHECK(state.paused == 1 && state.resumed == 1);
 
 	state.answer = -ETIMEDOUT;
 	FAILS(open_a_hole(&options, &report), ETIMEDOUT, "pause returned");
+	CHECK(!kvm_memslots_last_error_info(&error));
+	CHECK(error.flags == KVM_MEMSLOTS_ERROR_CALLBACK);
+	/* Whatever is not 0 is no yes. */
+	state.answer = 1;
+	FAILS(open_a_hole(&options, &report), EPROTO, "pause returned 1,");
+	state.answer = -5000;
+	FAILS(open_a_hole(&options, &report), EPROTO, "pause returned -5000");
 	CHECK(state.paused == 1 && state.resumed == 1);
 
 	/* The policy can change. */
@@ -147,7 +159,7 @@ void dirty_logs(void)
 
 	FAILS(kvm_memslots_dirty_log(vm, low, words, 1), EINVAL, "needs 2");
 	FAILS(kvm_memslots_dirty_log(vm, low, NULL, 2), EINVAL, "NULL");
-	FAILS(kvm_memslots_dirty_log(vm, high, words, 4), ENOENT,
+	FAILS(kvm_memslots_dirty_log(vm, high, words, 4), ENODATA,
 	      "kvm_memslots_set_log_dirty");
 	FAILS(kvm_memslots_dirty_log_of(vm, low, 90, 11, words, 3), EINVAL,
 	      "pages 90 to 101");

@@ -26,14 +26,14 @@ fn last() -> String {
     unsafe { CStr::from_ptr(kvm_memslots_last_error()) }.to_str().unwrap().to_owned()
 }
 
-fn open(builder: Builder, dirty: DirtyTracking) -> (MemoryModel, *mut Vm) {
+fn open(builder: Builder, dirty: DirtyTracking) -> (MemoryModel, *mut Handle<Vm>) {
     let memory = MemoryModel::with_config(ModelConfig::new(Limits::x86()).dirty_tracking(dirty));
     let events = EventModel::new(Irqchip::Split);
     let vm = builder.open_on(Arc::new(memory.clone()), Arc::new(events)).unwrap();
-    (memory, Box::into_raw(Box::new(vm)))
+    (memory, give(vm))
 }
 
-fn map(changes: *mut CChanges, gpa: u64, len: u64, flags: u32) -> u64 {
+fn map(changes: *mut Handle<CChanges>, gpa: u64, len: u64, flags: u32) -> u64 {
     let backing = CBacking { hva: 0x7f00_0000_0000 + gpa, ..init() };
     let spec = CSpec { gpa, len, flags, backing: &raw const backing, ..init() };
     let mut id = 0;
@@ -41,9 +41,6 @@ fn map(changes: *mut CChanges, gpa: u64, len: u64, flags: u32) -> u64 {
     assert_eq!(unsafe { kvm_memslots_map(changes, &raw const spec, &raw mut id) }, 0);
     id
 }
-
-const PERMANENT: u32 = 1 << 17;
-const LOG_DIRTY: u32 = 1;
 
 /// The dirty pages of each region, in the order in which they came.
 type Logs = Vec<(u64, Vec<u64>)>;
@@ -62,8 +59,9 @@ fn what_the_guest_writes_is_reported_by_region() {
     let (memory, vm) = open(Vm::builder(), DirtyTracking::Bitmap);
     let changes = kvm_memslots_changes_new();
     // Both in one slot.
-    let low = map(changes, 0, 100 * 4096, PERMANENT | LOG_DIRTY);
-    let high = map(changes, 100 * 4096, 100 * 4096, PERMANENT | LOG_DIRTY);
+    let low = map(changes, 0, 100 * 4096, KVM_MEMSLOTS_PERMANENT | KVM_MEMSLOTS_LOG_DIRTY);
+    let high =
+        map(changes, 100 * 4096, 100 * 4096, KVM_MEMSLOTS_PERMANENT | KVM_MEMSLOTS_LOG_DIRTY);
     // SAFETY: the handles are good, and what is pointed to lives for the call.
     assert_eq!(unsafe { kvm_memslots_apply(vm, changes, null_mut()) }, 0);
     assert_eq!(memory.slot_count(0), 1);
@@ -115,7 +113,7 @@ fn a_manual_log_stays_until_it_is_cleared() {
     // SAFETY: what is pointed to lives for the call.
     assert_eq!(unsafe { kvm_memslots_open_model(&raw const options, null(), &raw mut vm) }, 0);
     let changes = kvm_memslots_changes_new();
-    let id = map(changes, 0, 4096, LOG_DIRTY);
+    let id = map(changes, 0, 4096, KVM_MEMSLOTS_LOG_DIRTY);
     // SAFETY: as above, and the handles are good.
     unsafe {
         // A model that is not manual itself would refuse this.
@@ -127,7 +125,7 @@ fn a_manual_log_stays_until_it_is_cleared() {
     let manual = DirtyTracking::ManualProtect { initially_set: false };
     let (memory, vm) = open(Vm::builder().manual_dirty_log(true), manual);
     let changes = kvm_memslots_changes_new();
-    let id = map(changes, 0, 100 * 4096, LOG_DIRTY);
+    let id = map(changes, 0, 100 * 4096, KVM_MEMSLOTS_LOG_DIRTY);
     // SAFETY: the handles are good, and what is pointed to lives for the call.
     assert_eq!(unsafe { kvm_memslots_apply(vm, changes, null_mut()) }, 0);
     let read = || {
@@ -158,10 +156,10 @@ fn a_model_has_what_is_asked_for() {
     let mut vm = null_mut();
     // SAFETY: what is pointed to lives for the calls, here and below.
     unsafe {
-        let open = |asked: &CLimits, vm: &mut *mut Vm| {
+        let open = |asked: &CLimits, vm: &mut *mut Handle<Vm>| {
             kvm_memslots_open_model(&raw const options, asked, vm)
         };
-        assert_eq!(open(&init(), &mut vm), -Errno::ENOTTY.raw());
+        assert_eq!(open(&init(), &mut vm), -Errno::EOPNOTSUPP.raw());
         assert!(last().contains("KVM_MEMSLOTS_EXECUTOR_AUTO"), "{}", last());
         assert_eq!(open(&CLimits { page_size: 5, ..asked }, &mut vm), -Errno::EINVAL.raw());
         assert_eq!(open(&CLimits { flags: 1 << 9, ..asked }, &mut vm), -Errno::EINVAL.raw());
@@ -206,7 +204,7 @@ fn no_panic_leaves_the_library_and_the_vm_goes_on() {
     let id = map(changes, 0, 4096, 0);
     // SAFETY: the handles are good, and what is pointed to lives for the calls.
     unsafe {
-        assert_eq!(kvm_memslots_apply(vm, changes, null_mut()), -Errno::EIO.raw());
+        assert_eq!(kvm_memslots_apply(vm, changes, null_mut()), -Errno::ENOTRECOVERABLE.raw());
         assert_eq!(last(), "please report this: on purpose");
         assert_eq!(memory.slot_count(0), 1);
         let mut region: CRegion = init();

@@ -1,6 +1,7 @@
 /*
- * What a VMM in C does, on KVM or on the model: program kvm|model.  Ends with 0
- * if all is well, and with 77 where there is no KVM.
+ * What a VMM in C does, on KVM or on the model: program kvm|model [careful].  Ends
+ * with 0 if all is well, and with 77 where there is no KVM.  A careful one touches
+ * nothing that was freed.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -137,7 +138,7 @@ static void what_is_not_applied_changes_nothing(void)
 	CHECK(!kvm_memslots_changes_append(c, more));
 	CHECK(kvm_memslots_changes_len(c) == 2);
 	FAILS(kvm_memslots_changes_append(c, c), EINVAL, "itself");
-	FAILS(kvm_memslots_changes_append(c, NULL), EINVAL, "other is NULL");
+	FAILS(kvm_memslots_changes_append(c, NULL), EINVAL, "changes is NULL");
 	CHECK(!kvm_memslots_apply(vm, c, NULL));
 	CHECK_MAPPED(MIB, 1);
 	CHECK(!kvm_memslots_close(vm, NULL));
@@ -276,7 +277,8 @@ int main(int argc, char **argv)
 	void *mapped;
 	int kvm;
 
-	CHECK(argc == 2);
+	CHECK(argc >= 2);
+	CHECK(kvm_memslots_version() == KVM_MEMSLOTS_VERSION);
 	CHECK(!strcmp(kvm_memslots_last_error(), ""));
 	mapped = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -305,6 +307,16 @@ int main(int argc, char **argv)
 	the_harvest_comes_first();
 	callbacks_may_look_and_not_touch();
 	threads();
+	begins_nest();
+	exits_are_served();
+	a_rom_device_flips();
+	bars_follow_config_writes();
+	handles_are_checked();
+	if (argc == 2)
+		what_was_freed_is_told();
+	what_is_in_use_is_told();
+	late_in_a_thread();
+	in_a_fork();
 	if (vm_fd >= 0 && ioctl(vm_fd, KVM_ENABLE_CAP, &split)) {
 		printf("no split irqchip for devices: %s\n", strerror(errno));
 		return 77;

@@ -58,6 +58,19 @@ void bad_input(void);
 void bad_changes(void);
 void a_slot_behind_the_librarys_back(void);
 
+/* guest.c */
+void begins_nest(void);
+void exits_are_served(void);
+void a_rom_device_flips(void);
+void bars_follow_config_writes(void);
+
+/* misuse.c */
+void handles_are_checked(void);
+void what_was_freed_is_told(void);
+void what_is_in_use_is_told(void);
+void late_in_a_thread(void);
+void in_a_fork(void);
+
 /* events.c */
 void devices(void);
 void observers(void);

@@ -3,37 +3,35 @@
 use std::ffi::c_int;
 
 use kvm_bindings::kvm_irq_routing_entry;
-use kvm_memslots::RegionId;
 use kvm_memslots::device::Route;
+use kvm_memslots::{Changes, RegionId};
 
+use crate::changes::{CChanges, add};
 use crate::failure::report;
-use crate::handles::{CChanges, add, give, take};
-use crate::record::{invalid, list, null, put, read};
-use crate::types::{CBacking, CSpec};
+use crate::handles::{Handle, exclusive, free, give, own, take};
+use crate::record::{invalid, list, put, read};
+use crate::types::{CBacking, CSpec, Taking};
 
 #[unsafe(no_mangle)]
 /// An empty set.
-pub extern "C" fn kvm_memslots_changes_new() -> *mut CChanges {
+pub extern "C" fn kvm_memslots_changes_new() -> *mut Handle<CChanges> {
     give(CChanges::default())
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_changes_free(changes: *mut CChanges) {
-    report(|| {
-        // SAFETY: null, or a set that the caller does not use any more.
-        drop(unsafe { take(changes) });
-        Ok(())
-    });
+pub unsafe extern "C" fn kvm_memslots_changes_free(changes: *mut Handle<CChanges>) {
+    // SAFETY: as the caller says.
+    unsafe { free(changes) };
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_changes_append(
-    changes: *mut CChanges,
-    other: *mut CChanges,
+    changes: *mut Handle<CChanges>,
+    other: *mut Handle<CChanges>,
 ) -> c_int {
     let same = std::ptr::eq(changes, other);
     report(|| {
@@ -42,35 +40,35 @@ pub unsafe extern "C" fn kvm_memslots_changes_append(
         }
         // SAFETY: null, or a set that the caller does not use any more.
         let other = unsafe { take(other) };
-        // SAFETY: null, or another set, that this thread uses alone.
-        let changes = unsafe { changes.as_mut() }.ok_or_else(|| null("changes"))?;
-        changes.append(other.ok_or_else(|| null("other"))?);
-        Ok(())
+        // SAFETY: as the caller says.
+        unsafe { exclusive(changes, |changes| changes.append(other?)) }
     })
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_changes_len(changes: *const CChanges) -> usize {
-    // SAFETY: null, or a set that this thread uses alone.
-    unsafe { changes.as_ref() }.map_or(0, |set| set.changes.len())
+pub unsafe extern "C" fn kvm_memslots_changes_len(changes: *mut Handle<CChanges>) -> usize {
+    // SAFETY: as the caller says.
+    unsafe { own(changes, |set| Ok(set.changes.len())) }.unwrap_or(0)
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_map(
-    changes: *mut CChanges,
+    changes: *mut Handle<CChanges>,
     spec: *const CSpec,
     id: *mut u64,
 ) -> c_int {
-    let map = |changes: &mut kvm_memslots::Changes| {
+    let map = |changes: &mut Changes| {
         // SAFETY: as the caller says.
         let spec = unsafe { read(spec) }?;
+        let mut taking = Taking::default();
         // SAFETY: as the caller says.
-        let (name, spec) = unsafe { spec.spec() }?;
+        let (name, spec) = unsafe { spec.spec(&mut taking) }?;
         changes.map_as(name, spec);
+        taking.taken();
         // SAFETY: null or room for an id, as the caller says.
         unsafe { put(id, name.to_raw()) };
         Ok(())
@@ -83,12 +81,12 @@ pub unsafe extern "C" fn kvm_memslots_map(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_split(
-    changes: *mut CChanges,
+    changes: *mut Handle<CChanges>,
     id: u64,
     offset: u64,
     upper: *mut u64,
 ) -> c_int {
-    let split = |changes: &mut kvm_memslots::Changes| {
+    let split = |changes: &mut Changes| {
         let rest = changes.split(RegionId::from_raw(id), offset);
         // SAFETY: null or room for an id, as the caller says.
         unsafe { put(upper, rest.to_raw()) };
@@ -102,18 +100,20 @@ pub unsafe extern "C" fn kvm_memslots_split(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_replace(
-    changes: *mut CChanges,
+    changes: *mut Handle<CChanges>,
     id: u64,
     backing: *const CBacking,
 ) -> c_int {
-    let replace = |changes: &mut kvm_memslots::Changes| {
+    let replace = |changes: &mut Changes| {
         // SAFETY: as the caller says.
         let backing = unsafe { read(backing) }?;
         if backing.len == 0 {
             return Err(invalid("the len of the backing is 0"));
         }
+        let mut taking = Taking::default();
         // SAFETY: as the caller says.
-        changes.replace(RegionId::from_raw(id), unsafe { backing.backing(0) }?);
+        changes.replace(RegionId::from_raw(id), unsafe { backing.backing(0, &mut taking) }?);
+        taking.taken();
         Ok(())
     };
     // SAFETY: as the caller says.
@@ -124,11 +124,11 @@ pub unsafe extern "C" fn kvm_memslots_replace(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_own_routes(
-    changes: *mut CChanges,
+    changes: *mut Handle<CChanges>,
     routes: *const kvm_irq_routing_entry,
     nr_routes: usize,
 ) -> c_int {
-    let set = |changes: &mut kvm_memslots::Changes| {
+    let set = |changes: &mut Changes| {
         // SAFETY: as the caller says.
         let routes = unsafe { list(routes, nr_routes, "routes") }?;
         changes.set_own_routes(routes.iter().map(Route::from_kvm));
@@ -138,31 +138,95 @@ pub unsafe extern "C" fn kvm_memslots_set_own_routes(
     unsafe { add(changes, set) }
 }
 
-/// Changes of a region that take numbers.
-macro_rules! of_a_region {
-    ($($c:ident => $rust:ident($($arg:ident: $ty:ty => $value:expr)?);)*) => {
-        $(
-            /// # Safety
-            /// As [the crate](crate#safety).
-            #[unsafe(no_mangle)]
-            pub unsafe extern "C" fn $c(changes: *mut CChanges, id: u64 $(, $arg: $ty)?) -> c_int {
-                let change = |changes: &mut kvm_memslots::Changes| {
-                    changes.$rust(RegionId::from_raw(id) $(, $value)?);
-                    Ok(())
-                };
-                // SAFETY: as the caller says.
-                unsafe { add(changes, change) }
-            }
-        )*
+/// Adds a change of a region.
+///
+/// # Safety
+/// As [the crate](crate#safety).
+unsafe fn of_region(
+    changes: *mut Handle<CChanges>,
+    id: u64,
+    change: impl FnOnce(&mut Changes, RegionId),
+) -> c_int {
+    let add_it = |changes: &mut Changes| {
+        change(changes, RegionId::from_raw(id));
+        Ok(())
     };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, add_it) }
 }
 
-of_a_region! {
-    kvm_memslots_unmap => unmap();
-    kvm_memslots_resize => resize(len: u64 => len);
-    kvm_memslots_join => join();
-    kvm_memslots_move_to => move_to(gpa: u64 => gpa);
-    kvm_memslots_set_log_dirty => set_log_dirty(on: c_int => on != 0);
-    kvm_memslots_set_read_only => set_read_only(on: c_int => on != 0);
-    kvm_memslots_set_trap => set_trap(on: c_int => on != 0);
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_unmap(changes: *mut Handle<CChanges>, id: u64) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { of_region(changes, id, Changes::unmap) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_resize(
+    changes: *mut Handle<CChanges>,
+    id: u64,
+    len: u64,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { of_region(changes, id, |changes, id| changes.resize(id, len)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_join(changes: *mut Handle<CChanges>, id: u64) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { of_region(changes, id, Changes::join) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_move_to(
+    changes: *mut Handle<CChanges>,
+    id: u64,
+    gpa: u64,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { of_region(changes, id, |changes, id| changes.move_to(id, gpa)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_set_log_dirty(
+    changes: *mut Handle<CChanges>,
+    id: u64,
+    on: c_int,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { of_region(changes, id, |changes, id| changes.set_log_dirty(id, on != 0)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_set_read_only(
+    changes: *mut Handle<CChanges>,
+    id: u64,
+    on: c_int,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { of_region(changes, id, |changes, id| changes.set_read_only(id, on != 0)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_set_trap(
+    changes: *mut Handle<CChanges>,
+    id: u64,
+    on: c_int,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { of_region(changes, id, |changes, id| changes.set_trap(id, on != 0)) }
 }

@@ -4,13 +4,13 @@ use std::ffi::{c_char, c_int};
 
 use kvm_memslots::device::{Device, DeviceId};
 
+use crate::changes::{CChanges, add};
+use crate::constants::{KVM_MEMSLOTS_DEVICE_DEFER_IOEVENTFDS, KVM_MEMSLOTS_DEVICE_MAY_BYPASS};
+use crate::device::{CDevice, describe};
 use crate::failure::report;
-use crate::handles::{CChanges, CDevice, add, describe, give, take};
+use crate::handles::{Handle, free, give_to, take};
 use crate::record::{null, put, read};
-use crate::types::{CDoorbell, CLine, CMsi, CSpec, descriptor, known, text};
-
-const MAY_BYPASS: u32 = 1 << 0;
-const DEFER_IOEVENTFDS: u32 = 1 << 1;
+use crate::types::{CDoorbell, CLine, CMsi, CSpec, Taking, descriptor, known, text};
 
 /// # Safety
 /// As [the crate](crate#safety).
@@ -18,23 +18,24 @@ const DEFER_IOEVENTFDS: u32 = 1 << 1;
 pub unsafe extern "C" fn kvm_memslots_device_new(
     name: *const c_char,
     flags: u32,
-    device: *mut *mut CDevice,
+    device: *mut *mut Handle<CDevice>,
 ) -> c_int {
     report(|| {
-        known(flags.into(), (MAY_BYPASS | DEFER_IOEVENTFDS).into(), "a device")?;
-        if device.is_null() {
-            return Err(null("device"));
-        }
+        let all = KVM_MEMSLOTS_DEVICE_MAY_BYPASS | KVM_MEMSLOTS_DEVICE_DEFER_IOEVENTFDS;
+        known(flags.into(), all.into(), "a device")?;
+        let make = || {
+            // SAFETY: as the caller says.
+            let mut new = Device::new(unsafe { text(name) }.ok_or_else(|| null("name"))?);
+            if flags & KVM_MEMSLOTS_DEVICE_MAY_BYPASS != 0 {
+                new = new.may_bypass();
+            }
+            if flags & KVM_MEMSLOTS_DEVICE_DEFER_IOEVENTFDS != 0 {
+                new = new.defer_ioeventfds();
+            }
+            Ok(CDevice::new(new))
+        };
         // SAFETY: as the caller says.
-        let mut new = Device::new(unsafe { text(name) }.ok_or_else(|| null("name"))?);
-        if flags & MAY_BYPASS != 0 {
-            new = new.may_bypass();
-        }
-        if flags & DEFER_IOEVENTFDS != 0 {
-            new = new.defer_ioeventfds();
-        }
-        // SAFETY: not null, so there is room for a pointer.
-        unsafe { device.write(give(CDevice::new(new))) };
+        unsafe { give_to(device, make) }?;
         Ok(())
     })
 }
@@ -42,27 +43,26 @@ pub unsafe extern "C" fn kvm_memslots_device_new(
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_device_free(device: *mut CDevice) {
-    report(|| {
-        // SAFETY: null, or a device that the caller does not use any more.
-        drop(unsafe { take(device) });
-        Ok(())
-    });
+pub unsafe extern "C" fn kvm_memslots_device_free(device: *mut Handle<CDevice>) {
+    // SAFETY: as the caller says.
+    unsafe { free(device) };
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_region(
-    device: *mut CDevice,
+    device: *mut Handle<CDevice>,
     spec: *const CSpec,
     id: *mut u64,
 ) -> c_int {
     let region = || {
         // SAFETY: as the caller says.
         let spec = unsafe { read(spec) }?;
+        let mut taking = Taking::default();
         // SAFETY: as the caller says.
-        let (name, spec) = unsafe { spec.spec() }?;
+        let (name, spec) = unsafe { spec.spec(&mut taking) }?;
+        taking.taken();
         // SAFETY: null or room for an id, as the caller says.
         unsafe { put(id, name.to_raw()) };
         Ok(move |device: Device| device.region(name, spec))
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn kvm_memslots_device_region(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_ioeventfd(
-    device: *mut CDevice,
+    device: *mut Handle<CDevice>,
     doorbell: *const CDoorbell,
     eventfd: c_int,
 ) -> c_int {
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn kvm_memslots_device_ioeventfd(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_vector(
-    device: *mut CDevice,
+    device: *mut Handle<CDevice>,
     eventfd: c_int,
     msi: *const CMsi,
 ) -> c_int {
@@ -111,7 +111,7 @@ pub unsafe extern "C" fn kvm_memslots_device_vector(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_line(
-    device: *mut CDevice,
+    device: *mut Handle<CDevice>,
     line: *const CLine,
 ) -> c_int {
     // SAFETY: as the caller says.
@@ -124,16 +124,15 @@ pub unsafe extern "C" fn kvm_memslots_device_line(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_attach(
-    changes: *mut CChanges,
-    device: *mut CDevice,
+    changes: *mut Handle<CChanges>,
+    device: *mut Handle<CDevice>,
     id: *mut u64,
 ) -> c_int {
     // Whatever comes of it, the description is gone.
     // SAFETY: null, or a device that the caller does not use any more.
     let device = unsafe { take(device) };
     let attach = |changes: &mut kvm_memslots::Changes| {
-        let device = device.ok_or_else(|| null("device"))?;
-        let name = changes.attach(device.into_device()?);
+        let name = changes.attach(device?.into_device()?);
         // SAFETY: null or room for an id, as the caller says.
         unsafe { put(id, name.to_raw()) };
         Ok(())
@@ -145,7 +144,7 @@ pub unsafe extern "C" fn kvm_memslots_attach(
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_detach(changes: *mut CChanges, device: u64) -> c_int {
+pub unsafe extern "C" fn kvm_memslots_detach(changes: *mut Handle<CChanges>, device: u64) -> c_int {
     let detach = |changes: &mut kvm_memslots::Changes| {
         changes.detach(DeviceId::from_raw(device));
         Ok(())
@@ -158,7 +157,7 @@ pub unsafe extern "C" fn kvm_memslots_detach(changes: *mut CChanges, device: u64
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_vector(
-    changes: *mut CChanges,
+    changes: *mut Handle<CChanges>,
     device: u64,
     vector: usize,
     msi: *const CMsi,
@@ -177,7 +176,7 @@ pub unsafe extern "C" fn kvm_memslots_set_vector(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_vector_fd(
-    changes: *mut CChanges,
+    changes: *mut Handle<CChanges>,
     device: u64,
     vector: usize,
     eventfd: c_int,
@@ -194,7 +193,7 @@ pub unsafe extern "C" fn kvm_memslots_set_vector_fd(
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_assign_deferred(changes: *mut CChanges) -> c_int {
+pub unsafe extern "C" fn kvm_memslots_assign_deferred(changes: *mut Handle<CChanges>) -> c_int {
     let assign = |changes: &mut kvm_memslots::Changes| {
         changes.assign_deferred();
         Ok(())

@@ -6,6 +6,7 @@ use kvm_memslots::{DirtyBitmap, RegionId, Vm};
 
 use super::on;
 use crate::failure::Failure;
+use crate::handles::Handle;
 use crate::record::{invalid, null};
 
 /// How many words have a bit for each of so many pages, if the caller has them.
@@ -27,7 +28,7 @@ type Asked = Option<(u64, u64)>;
 
 /// # Safety
 /// As [the crate](crate#safety).
-unsafe fn read(vm: *mut Vm, id: u64, asked: Asked, to: *mut u64, nr_words: usize) -> c_int {
+unsafe fn read(vm: *mut Handle<Vm>, id: u64, asked: Asked, to: *mut u64, nr_words: usize) -> c_int {
     let dirty_log = |vm: &Vm| {
         let id = RegionId::from_raw(id);
         // Exactly these pages, also if the region grows meanwhile: what is read
@@ -52,7 +53,7 @@ unsafe fn read(vm: *mut Vm, id: u64, asked: Asked, to: *mut u64, nr_words: usize
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_dirty_log(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     id: u64,
     words: *mut u64,
     nr_words: usize,
@@ -65,7 +66,7 @@ pub unsafe extern "C" fn kvm_memslots_dirty_log(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_dirty_log_of(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     id: u64,
     first_page: u64,
     nr_pages: u64,
@@ -83,7 +84,7 @@ type EachDirtyLog = unsafe extern "C" fn(*mut c_void, u64, *const u64, u64);
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_dirty_logs(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     each: Option<EachDirtyLog>,
     opaque: *mut c_void,
 ) -> c_int {
@@ -105,7 +106,7 @@ pub unsafe extern "C" fn kvm_memslots_dirty_logs(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_clear_dirty_log(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     id: u64,
     first_page: u64,
     nr_pages: u64,

@@ -7,13 +7,14 @@ use kvm_memslots::{Errno, Region, RegionId, Vm};
 
 use super::on;
 use crate::failure::Failure;
+use crate::handles::Handle;
 use crate::record::{Out, null, put};
 use crate::types::{CLimits, CRegion, CSlot, CSlotUsage};
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_limits(vm: *mut Vm, limits: *mut CLimits) -> c_int {
+pub unsafe extern "C" fn kvm_memslots_limits(vm: *mut Handle<Vm>, limits: *mut CLimits) -> c_int {
     let lookup = |vm: &Vm| {
         // SAFETY: as the caller says.
         unsafe { Out::new(limits) }?.put(vm.limits());
@@ -28,7 +29,7 @@ pub unsafe extern "C" fn kvm_memslots_limits(vm: *mut Vm, limits: *mut CLimits) 
 /// # Safety
 /// As [the crate](crate#safety).
 unsafe fn found(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     find: impl FnOnce(&Vm) -> Result<(Region, u64), Failure>,
     region: *mut CRegion,
     number: *mut u64,
@@ -46,14 +47,18 @@ unsafe fn found(
     unsafe { on(vm, lookup) }
 }
 
-fn none(what: String) -> impl FnOnce() -> Failure {
+pub(super) fn none(what: String) -> impl FnOnce() -> Failure {
     || Failure::new(Errno::ENOENT, what)
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_region(vm: *mut Vm, id: u64, region: *mut CRegion) -> c_int {
+pub unsafe extern "C" fn kvm_memslots_region(
+    vm: *mut Handle<Vm>,
+    id: u64,
+    region: *mut CRegion,
+) -> c_int {
     let find = |vm: &Vm| Ok((vm.region(RegionId::from_raw(id))?, 0));
     // SAFETY: as the caller says.
     unsafe { found(vm, find, region, std::ptr::null_mut()) }
@@ -63,7 +68,7 @@ pub unsafe extern "C" fn kvm_memslots_region(vm: *mut Vm, id: u64, region: *mut 
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region_at(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     as_id: u16,
     gpa: u64,
     region: *mut CRegion,
@@ -80,7 +85,7 @@ pub unsafe extern "C" fn kvm_memslots_region_at(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region_at_hva(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     hva: u64,
     region: *mut CRegion,
     offset: *mut u64,
@@ -95,7 +100,7 @@ pub unsafe extern "C" fn kvm_memslots_region_at_hva(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region_at_slot(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     as_id: u16,
     slot: u16,
     slot_page: u64,
@@ -117,7 +122,7 @@ type Each<T> = unsafe extern "C" fn(*mut c_void, T);
 /// # Safety
 /// As [the crate](crate#safety).
 unsafe fn each<T>(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     find: impl FnOnce(&Vm) -> Result<Vec<T>, Failure>,
     callback: Option<impl Fn(&T)>,
 ) -> c_int {
@@ -134,7 +139,7 @@ unsafe fn each<T>(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_regions(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     callback: Option<Each<*const CRegion>>,
     opaque: *mut c_void,
 ) -> c_int {
@@ -148,7 +153,7 @@ pub unsafe extern "C" fn kvm_memslots_regions(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_tagged(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     tag: u64,
     callback: Option<Each<*const CRegion>>,
     opaque: *mut c_void,
@@ -163,7 +168,7 @@ pub unsafe extern "C" fn kvm_memslots_tagged(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_slots(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     as_id: u16,
     callback: Option<Each<*const CSlot>>,
     opaque: *mut c_void,
@@ -179,7 +184,7 @@ pub unsafe extern "C" fn kvm_memslots_slots(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_slot_usage(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     as_id: u16,
     usage: *mut CSlotUsage,
 ) -> c_int {
@@ -197,7 +202,7 @@ pub unsafe extern "C" fn kvm_memslots_slot_usage(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_devices(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     callback: Option<Each<u64>>,
     opaque: *mut c_void,
 ) -> c_int {
@@ -211,7 +216,7 @@ pub unsafe extern "C" fn kvm_memslots_devices(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_regions(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     device: u64,
     callback: Option<Each<u64>>,
     opaque: *mut c_void,
@@ -227,7 +232,7 @@ pub unsafe extern "C" fn kvm_memslots_device_regions(
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_gsi(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     device: u64,
     vector: usize,
     gsi: *mut u32,

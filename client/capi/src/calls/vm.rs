@@ -8,13 +8,22 @@ use kvm_memslots::backend::model::memory::{DirtyTracking, ModelConfig};
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::{Builder, Error, Limits, Vm};
 
-use super::on;
+use super::{Wanted, on, with_vm};
+use crate::changes::CChanges;
+use crate::constants::KVM_MEMSLOTS_VERSION;
 use crate::failure::{Failure, report};
-use crate::handles::{CChanges, give, take};
-use crate::record::{Out, get, null, read};
+use crate::handles::{Handle, exclusive, free, give_to, own, take};
+use crate::record::{Out, get, read};
 use crate::types::{
-    CGate, CLimits, COptions, CPreview, CReport, CSlotRange, descriptor, hole_policy, limits,
+    CGate, CLimits, COptions, CPreview, CReport, CSlotRange, Opened, descriptor, hole_policy,
+    limits,
 };
+
+/// The version of the library.
+#[unsafe(no_mangle)]
+pub extern "C" fn kvm_memslots_version() -> u32 {
+    KVM_MEMSLOTS_VERSION
+}
 
 /// `open` is told whether the dirty log is manual.
 ///
@@ -22,23 +31,23 @@ use crate::types::{
 /// As [the crate](crate#safety).
 unsafe fn open(
     options: *const COptions,
-    vm: *mut *mut Vm,
+    vm: *mut *mut Handle<Vm>,
     open: impl FnOnce(Builder, bool) -> Result<Vm, Error>,
 ) -> Result<(), Failure> {
-    if vm.is_null() {
-        return Err(null("vm"));
-    }
-    let (builder, manual) = if options.is_null() {
-        (Vm::builder(), false)
-    } else {
-        // SAFETY: as the caller says.
-        let options = unsafe { read(options) }?;
-        // SAFETY: as the caller says.
-        (unsafe { options.builder() }?, options.is_manual())
+    let opened = Opened::default();
+    let make = || {
+        let (builder, manual) = if options.is_null() {
+            (Vm::builder(), false)
+        } else {
+            // SAFETY: as the caller says.
+            let options = unsafe { read(options) }?;
+            // SAFETY: as the caller says.
+            (unsafe { options.builder(&opened) }?, options.is_manual())
+        };
+        Ok(open(builder, manual)?)
     };
-    let opened = give(open(builder, manual)?);
-    // SAFETY: not null, so there is room for a pointer.
-    unsafe { vm.write(opened) };
+    // SAFETY: as the caller says.
+    opened.set(unsafe { give_to(vm, make) }?);
     Ok(())
 }
 
@@ -48,7 +57,7 @@ unsafe fn open(
 pub unsafe extern "C" fn kvm_memslots_open(
     vm_fd: c_int,
     options: *const COptions,
-    vm: *mut *mut Vm,
+    vm: *mut *mut Handle<Vm>,
 ) -> c_int {
     report(|| {
         let fd = descriptor(vm_fd, "vm_fd")?;
@@ -67,7 +76,7 @@ pub unsafe extern "C" fn kvm_memslots_open(
 pub unsafe extern "C" fn kvm_memslots_open_model(
     options: *const COptions,
     asked: *const CLimits,
-    vm: *mut *mut Vm,
+    vm: *mut *mut Handle<Vm>,
 ) -> c_int {
     report(|| {
         let limits = if asked.is_null() {
@@ -90,58 +99,37 @@ pub unsafe extern "C" fn kvm_memslots_open_model(
     })
 }
 
-/// Where a report goes, and the callback in it.
-///
-/// # Safety
-/// As [the crate](crate#safety).
-unsafe fn wanted(cost: *mut CReport) -> Result<(Option<CReport>, Out<CReport>), Failure> {
-    // SAFETY: as the caller says.
-    let given = (!cost.is_null()).then(|| unsafe { read(cost) }).transpose()?;
-    // SAFETY: as the caller says.
-    Ok((given, unsafe { Out::new(cost) }?))
-}
-
-fn done(report: &kvm_memslots::Report, (given, out): (Option<CReport>, Out<CReport>)) {
-    let cost = CReport::new(report, given.as_ref());
-    out.put(cost);
-    cost.hand_out(report);
-}
-
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_close(vm: *mut Vm, cost: *mut CReport) -> c_int {
+pub unsafe extern "C" fn kvm_memslots_close(vm: *mut Handle<Vm>, cost: *mut CReport) -> c_int {
     let close = |open: &Vm| {
         // SAFETY: as the caller says.
-        let wanted = unsafe { wanted(cost) }?;
-        done(&open.close()?, wanted);
+        let wanted = unsafe { Wanted::new(cost) }?;
+        wanted.done(&open.close()?);
         Ok(())
     };
     // SAFETY: as the caller says.
-    let ret = unsafe { on(vm, close) };
-    if ret == 0 {
+    match unsafe { on(vm, close) } {
         // SAFETY: as the caller says, and not used after this.
-        unsafe { kvm_memslots_free(vm) };
+        0 => unsafe { free(vm) },
+        errno => errno,
     }
-    ret
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_free(vm: *mut Vm) {
-    report(|| {
-        // SAFETY: null, or from `open` and not freed before, as the caller says.
-        drop(unsafe { take(vm) });
-        Ok(())
-    });
+pub unsafe extern "C" fn kvm_memslots_free(vm: *mut Handle<Vm>) {
+    // SAFETY: as the caller says.
+    unsafe { free(vm) };
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_holes(
-    vm: *mut Vm,
+    vm: *mut Handle<Vm>,
     holes: u32,
     gate: *const CGate,
 ) -> c_int {
@@ -154,7 +142,10 @@ pub unsafe extern "C" fn kvm_memslots_set_holes(
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_reserve_slots(vm: *mut Vm, ids: *const CSlotRange) -> c_int {
+pub unsafe extern "C" fn kvm_memslots_reserve_slots(
+    vm: *mut Handle<Vm>,
+    ids: *const CSlotRange,
+) -> c_int {
     let reserve = |vm: &Vm| {
         // SAFETY: as the caller says.
         let ids = unsafe { get(ids, "ids") }?;
@@ -168,42 +159,75 @@ pub unsafe extern "C" fn kvm_memslots_reserve_slots(vm: *mut Vm, ids: *const CSl
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_apply(
-    vm: *mut Vm,
-    changes: *mut CChanges,
+    vm: *mut Handle<Vm>,
+    changes: *mut Handle<CChanges>,
     cost: *mut CReport,
 ) -> c_int {
-    let apply = |vm: &Vm, changes: Option<CChanges>| {
-        let changes = changes.ok_or_else(|| null("changes"))?;
-        // SAFETY: as the caller says.
-        let wanted = unsafe { wanted(cost) }?;
-        done(&vm.apply(changes.into_whole()?)?, wanted);
-        Ok(())
-    };
     report(|| {
         // Whatever comes of it, the set is gone.
         // SAFETY: null, or a set that the caller does not use any more.
         let changes = unsafe { take(changes) };
-        // SAFETY: null, or a VM that nobody frees meanwhile.
-        apply(unsafe { get(vm, "vm") }?, changes)
+        let apply = |vm: &Vm| {
+            // SAFETY: as the caller says.
+            let wanted = unsafe { Wanted::new(cost) }?;
+            wanted.done(&vm.apply(changes?.into_whole()?)?);
+            Ok(())
+        };
+        // SAFETY: as the caller says.
+        unsafe { with_vm(vm, apply) }
     })
 }
 
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_begin(changes: *mut Handle<CChanges>) -> c_int {
+    let begin = |changes: &mut CChanges| {
+        changes.begin();
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { exclusive(changes, begin) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_commit(
+    vm: *mut Handle<Vm>,
+    changes: *mut Handle<CChanges>,
+    cost: *mut CReport,
+) -> c_int {
+    let commit = |vm: &Vm| {
+        // SAFETY: as the caller says.
+        let wanted = unsafe { Wanted::new(cost) }?;
+        // Not for as long as they are applied: callbacks may begin the next set.
+        // SAFETY: as the caller says.
+        let changes = unsafe { exclusive(changes, CChanges::commit) }?;
+        let report = changes.map(|changes| vm.apply(changes)).transpose()?;
+        wanted.done_if_any(report.as_ref());
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(vm, commit) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_preview(
-    vm: *mut Vm,
-    changes: *const CChanges,
+    vm: *mut Handle<Vm>,
+    changes: *mut Handle<CChanges>,
     cost: *mut CPreview,
 ) -> c_int {
     let preview = |vm: &Vm| {
-        // SAFETY: null, or a set that this thread uses alone.
-        let changes = unsafe { get(changes, "changes") }?;
         // SAFETY: as the caller says.
         let given = (!cost.is_null()).then(|| unsafe { read(cost) }).transpose()?;
         // SAFETY: as the caller says.
         let out = unsafe { Out::new(cost) }?;
-        let preview = vm.preview(changes.whole()?)?;
+        let preview = |changes: &CChanges| Ok(vm.preview(changes.whole()?)?);
+        // SAFETY: as the caller says.
+        let preview = unsafe { own(changes, preview) }?;
         let cost = CPreview::new(&preview, given.as_ref());
         out.put(cost);
         cost.hand_out(&preview);

@@ -3,11 +3,14 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::from_ref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use kvm_memslots::{Errno, GateError, Observer, Region, VcpuGate, Vm};
 
 use super::CRegion;
-use crate::failure::Failure;
+use crate::committer::committer;
+use crate::failure::{Failure, MAX_ERRNO};
+use crate::handles::Handle;
 use crate::record::{invalid, record};
 
 /// `opaque` of a callback.
@@ -26,7 +29,7 @@ unsafe impl Sync for Opaque {}
 #[allow(missing_docs)]
 pub struct CGate {
     pub size: usize,
-    pub pause: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
+    pub pause: Option<unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int>,
     pub resume: Option<unsafe extern "C" fn(*mut c_void)>,
     pub opaque: *mut c_void,
 }
@@ -34,7 +37,7 @@ record!(CGate, "kvm_memslots_gate");
 
 /// A gate that has both its functions.
 struct Gate {
-    pause: unsafe extern "C" fn(*mut c_void) -> c_int,
+    pause: unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int,
     resume: unsafe extern "C" fn(*mut c_void),
     opaque: Opaque,
 }
@@ -50,16 +53,23 @@ impl CGate {
     }
 }
 
-/// What C returned: 0, or a negative errno.
+/// What C returned: 0, or a negative errno. Whatever else it is, it is no yes.
 fn answer(what: &str, returned: c_int) -> Result<(), (Errno, String)> {
-    let errno = Errno::from_raw(returned.saturating_abs());
-    if returned == 0 { Ok(()) } else { Err((errno, format!("{what} returned {errno}"))) }
+    let errno = returned.checked_neg().filter(|errno| (1..=MAX_ERRNO).contains(errno));
+    match (returned, errno.map(Errno::from_raw)) {
+        (0, _) => Ok(()),
+        (_, Some(errno)) => Err((errno, format!("{what} returned {errno}"))),
+        (other, None) => {
+            let message = format!("{what} returned {other}, which is neither 0 nor -errno");
+            Err((Errno::EPROTO, message))
+        }
+    }
 }
 
 impl VcpuGate for Gate {
     fn pause(&self) -> Result<(), GateError> {
         // SAFETY: C gave the function to be called with this.
-        let returned = unsafe { (self.pause)(self.opaque.0) };
+        let returned = unsafe { (self.pause)(self.opaque.0, committer()) };
         answer("the gate's pause", returned)
             .map_err(|(errno, message)| GateError::new(message).with_errno(errno))
     }
@@ -133,15 +143,29 @@ impl Observer for Told {
 }
 
 /// `harvest` of `struct kvm_memslots_options`
-pub type CHarvest = unsafe extern "C" fn(*mut c_void, *mut Vm);
+pub type CHarvest = unsafe extern "C" fn(*mut c_void, *mut Handle<Vm>);
+
+/// Where a VM's handle will be, once it is open: for its harvest.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Opened(Arc<AtomicPtr<Handle<Vm>>>);
+
+impl Opened {
+    pub(crate) fn set(&self, vm: *mut Handle<Vm>) {
+        self.0.store(vm, Ordering::Release);
+    }
+}
 
 /// What the library calls for it.
-pub(crate) fn harvest(harvest: CHarvest, opaque: *mut c_void) -> impl Fn(&Vm) + Send + Sync {
+pub(crate) fn harvest(
+    harvest: CHarvest,
+    opaque: *mut c_void,
+    opened: Opened,
+) -> impl Fn(&Vm) + Send + Sync {
     let opaque = Opaque(opaque);
-    move |vm| {
-        let Opaque(opaque) = { opaque };
+    move |_| {
+        let (Opaque(opaque), Opened(vm)) = ({ opaque }, &opened);
         // SAFETY: C gave the function to be called with these. It has the VM
-        // for lookups, which share it.
-        unsafe { harvest(opaque, from_ref(vm).cast_mut()) }
+        // for lookups, which share it; it is open, as it is being changed.
+        unsafe { harvest(opaque, vm.load(Ordering::Acquire)) }
     }
 }

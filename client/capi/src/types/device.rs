@@ -6,6 +6,10 @@ use kvm_memslots::RegionId;
 use kvm_memslots::device::{Bus, Device, Doorbell, Event, Msi};
 
 use super::{descriptor, known};
+use crate::constants::{
+    KVM_MEMSLOTS_DOORBELL_PIO, KVM_MEMSLOTS_DOORBELL_VALUE, KVM_MEMSLOTS_LINE_PIN,
+    KVM_MEMSLOTS_LINE_RESAMPLE, KVM_MEMSLOTS_MSI_DEVID,
+};
 use crate::failure::Failure;
 use crate::record::{invalid, record};
 
@@ -23,20 +27,25 @@ pub struct CDoorbell {
 }
 record!(CDoorbell, "kvm_memslots_doorbell");
 
-const PIO: u32 = 1 << 0;
-const VALUE: u32 = 1 << 1;
-
 impl CDoorbell {
     pub(crate) fn doorbell(&self) -> Result<Doorbell, Failure> {
-        known(self.flags.into(), (PIO | VALUE).into(), "a doorbell")?;
-        let place = match (self.region, self.flags & PIO != 0) {
+        known(
+            self.flags.into(),
+            (KVM_MEMSLOTS_DOORBELL_PIO | KVM_MEMSLOTS_DOORBELL_VALUE).into(),
+            "a doorbell",
+        )?;
+        let place = match (self.region, self.flags & KVM_MEMSLOTS_DOORBELL_PIO != 0) {
             (0, false) => Doorbell::at(Bus::Mmio, self.addr),
             (0, true) => Doorbell::at(Bus::Pio, self.addr),
             (region, false) => Doorbell::in_region(RegionId::from_raw(region), self.addr),
             (_, true) => return Err(invalid("a doorbell in a region is not at a port")),
         };
         let doorbell = place.len(self.len);
-        Ok(if self.flags & VALUE == 0 { doorbell } else { doorbell.value(self.value) })
+        Ok(if self.flags & KVM_MEMSLOTS_DOORBELL_VALUE == 0 {
+            doorbell
+        } else {
+            doorbell.value(self.value)
+        })
     }
 }
 
@@ -53,12 +62,10 @@ pub struct CMsi {
 }
 record!(CMsi, "kvm_memslots_msi");
 
-const DEVID: u64 = 1 << 0;
-
 impl CMsi {
     pub(crate) fn msi(&self) -> Result<Msi, Failure> {
-        known(self.flags, DEVID, "a message")?;
-        let devid = (self.flags & DEVID != 0).then_some(self.devid);
+        known(self.flags, KVM_MEMSLOTS_MSI_DEVID, "a message")?;
+        let devid = (self.flags & KVM_MEMSLOTS_MSI_DEVID != 0).then_some(self.devid);
         Ok(Msi { address: self.address, data: self.data, devid })
     }
 }
@@ -78,17 +85,19 @@ pub struct CLine {
 }
 record!(CLine, "kvm_memslots_line");
 
-const PIN: u32 = 1 << 0;
-const RESAMPLE: u32 = 1 << 1;
-
 impl CLine {
     /// What adds it to a device.
     pub(crate) fn line(&self) -> Result<impl FnOnce(Device) -> Device + use<>, Failure> {
-        known(self.flags.into(), (PIN | RESAMPLE).into(), "a line")?;
+        known(
+            self.flags.into(),
+            (KVM_MEMSLOTS_LINE_PIN | KVM_MEMSLOTS_LINE_RESAMPLE).into(),
+            "a line",
+        )?;
         let gsi = self.gsi;
-        let pin = (self.flags & PIN != 0).then_some((self.irqchip, self.pin));
+        let pin = (self.flags & KVM_MEMSLOTS_LINE_PIN != 0).then_some((self.irqchip, self.pin));
         let eventfd = descriptor(self.eventfd, "eventfd")?;
-        let resample = (self.flags & RESAMPLE != 0).then(|| descriptor(self.resample, "resample"));
+        let resample = (self.flags & KVM_MEMSLOTS_LINE_RESAMPLE != 0)
+            .then(|| descriptor(self.resample, "resample"));
         let resample = resample.transpose()?.map(Event::new);
         Ok(move |device: Device| device.line(gsi, pin, eventfd, resample))
     }

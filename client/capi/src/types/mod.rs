@@ -1,19 +1,26 @@
 //! The structures of the header.
 
 mod callbacks;
+mod deferred;
 mod device;
+mod function;
 mod options;
 mod region;
 mod report;
 
-pub use crate::record::LABEL_SIZE;
 pub use callbacks::{CGate, CHarvest, CObserver};
+pub use deferred::{CDeferral, CDeferralUsage, CRomState, CServed};
 pub use device::{CDoorbell, CLine, CMsi};
+pub use function::{CBar, CFunction};
 pub use options::{CGsiRange, CLimits, COptions, CSlotRange};
 pub use region::{CBacking, CRegion, CSlot, CSpec};
 pub use report::{CPreview, CReport, CSlotUsage};
 
+pub(crate) use callbacks::Opened;
+pub(crate) use deferred::rom_mode;
+pub(crate) use function::{bar, index};
 pub(crate) use options::{hole_policy, limits};
+pub(crate) use region::Taking;
 
 use std::ffi::{CStr, c_char, c_int};
 

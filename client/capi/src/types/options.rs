@@ -7,8 +7,15 @@ use kvm_bindings::kvm_irq_routing_entry;
 use kvm_memslots::device::Route;
 use kvm_memslots::{Builder, Executor, HolePolicy, Limits, Vm};
 
-use super::callbacks::{CGate, CHarvest, CObserver, Told, harvest};
-use super::known;
+use super::callbacks::{CGate, CHarvest, CObserver, Opened, Told, harvest};
+use super::{CDeferral, known};
+use crate::constants::{
+    KVM_MEMSLOTS_ALLOW_BYPASS, KVM_MEMSLOTS_ALLOW_SCRATCH_VM, KVM_MEMSLOTS_EXECUTOR_AUTO,
+    KVM_MEMSLOTS_EXECUTOR_BATCH, KVM_MEMSLOTS_EXECUTOR_PER_REGION, KVM_MEMSLOTS_HAS_GUEST_MEMFD,
+    KVM_MEMSLOTS_HAS_READONLY, KVM_MEMSLOTS_HAS_TRAP, KVM_MEMSLOTS_HOLES_GATE,
+    KVM_MEMSLOTS_HOLES_NAMED, KVM_MEMSLOTS_HOLES_NO_VCPU_RUNS, KVM_MEMSLOTS_HOLES_REFUSE,
+    KVM_MEMSLOTS_MANUAL_DIRTY_LOG, KVM_MEMSLOTS_X86_ROUTES,
+};
 use crate::failure::Failure;
 use crate::record::{invalid, list, null, read, record};
 
@@ -52,24 +59,20 @@ pub struct COptions {
     pub nr_own_routes: usize,
     pub reserved_gsis: *const CGsiRange,
     pub nr_reserved_gsis: usize,
+    pub deferral: *const CDeferral,
 }
 record!(COptions, "kvm_memslots_options");
-
-const MANUAL_DIRTY_LOG: u32 = 1 << 0;
-const ALLOW_SCRATCH_VM: u32 = 1 << 1;
-const ALLOW_BYPASS: u32 = 1 << 2;
-const X86_ROUTES: u32 = 1 << 3;
 
 /// # Safety
 /// As [the crate](crate#safety).
 pub(crate) unsafe fn hole_policy(holes: u32, gate: *const CGate) -> Result<HolePolicy, Failure> {
     match holes {
-        0 => Ok(HolePolicy::Named),
-        1 => Ok(HolePolicy::Refuse),
-        2 => Ok(HolePolicy::NoVcpuRuns),
-        3 if gate.is_null() => Err(null("gate")),
+        KVM_MEMSLOTS_HOLES_NAMED => Ok(HolePolicy::Named),
+        KVM_MEMSLOTS_HOLES_REFUSE => Ok(HolePolicy::Refuse),
+        KVM_MEMSLOTS_HOLES_NO_VCPU_RUNS => Ok(HolePolicy::NoVcpuRuns),
+        KVM_MEMSLOTS_HOLES_GATE if gate.is_null() => Err(null("gate")),
         // SAFETY: not null, and as the caller says.
-        3 => Ok(HolePolicy::Gate(unsafe { read(gate) }?.gate()?)),
+        KVM_MEMSLOTS_HOLES_GATE => Ok(HolePolicy::Gate(unsafe { read(gate) }?.gate()?)),
         other => Err(invalid(format!("{other} is no kvm_memslots_holes"))),
     }
 }
@@ -77,31 +80,38 @@ pub(crate) unsafe fn hole_policy(holes: u32, gate: *const CGate) -> Result<HoleP
 impl COptions {
     /// # Safety
     /// As [the crate](crate#safety).
-    pub(crate) unsafe fn builder(&self) -> Result<Builder, Failure> {
-        let all = MANUAL_DIRTY_LOG | ALLOW_SCRATCH_VM | ALLOW_BYPASS | X86_ROUTES;
+    pub(crate) unsafe fn builder(&self, opened: &Opened) -> Result<Builder, Failure> {
+        let all = KVM_MEMSLOTS_MANUAL_DIRTY_LOG
+            | KVM_MEMSLOTS_ALLOW_SCRATCH_VM
+            | KVM_MEMSLOTS_ALLOW_BYPASS
+            | KVM_MEMSLOTS_X86_ROUTES;
         known(self.flags.into(), all.into(), "the options")?;
         let has = |flag| self.flags & flag != 0;
         let executor = match self.executor {
-            0 => Executor::Auto,
-            1 => Executor::Batch,
-            2 => Executor::PerRegion,
+            KVM_MEMSLOTS_EXECUTOR_AUTO => Executor::Auto,
+            KVM_MEMSLOTS_EXECUTOR_BATCH => Executor::Batch,
+            KVM_MEMSLOTS_EXECUTOR_PER_REGION => Executor::PerRegion,
             other => return Err(invalid(format!("{other} is no kvm_memslots_executor"))),
         };
         let mut builder = Vm::builder()
             .executor(executor)
             // SAFETY: as the caller says.
             .holes(unsafe { hole_policy(self.holes, self.gate) }?)
-            .manual_dirty_log(has(MANUAL_DIRTY_LOG))
-            .allow_scratch_vm(has(ALLOW_SCRATCH_VM))
-            .no_irqbypass(!has(ALLOW_BYPASS));
-        if has(X86_ROUTES) {
+            .manual_dirty_log(has(KVM_MEMSLOTS_MANUAL_DIRTY_LOG))
+            .allow_scratch_vm(has(KVM_MEMSLOTS_ALLOW_SCRATCH_VM))
+            .no_irqbypass(!has(KVM_MEMSLOTS_ALLOW_BYPASS));
+        if has(KVM_MEMSLOTS_X86_ROUTES) {
             builder = builder.own_routes(Route::x86_defaults());
         }
         if self.first_gsi != 0 {
             builder = builder.first_gsi(self.first_gsi);
         }
         if let Some(function) = self.harvest {
-            builder = builder.harvest(harvest(function, self.harvest_opaque));
+            builder = builder.harvest(harvest(function, self.harvest_opaque, opened.clone()));
+        }
+        if !self.deferral.is_null() {
+            // SAFETY: not null, and as the caller says.
+            builder = builder.deferral(unsafe { read(self.deferral) }?.deferral()?);
         }
         // SAFETY: as the caller says.
         unsafe { self.lists(builder) }
@@ -109,7 +119,7 @@ impl COptions {
 
     /// Whether reading a dirty log leaves it as it is.
     pub(crate) const fn is_manual(&self) -> bool {
-        self.flags & MANUAL_DIRTY_LOG != 0
+        self.flags & KVM_MEMSLOTS_MANUAL_DIRTY_LOG != 0
     }
 
     /// # Safety
@@ -152,10 +162,6 @@ pub struct CLimits {
 }
 record!(CLimits, "kvm_memslots_limits");
 
-const HAS_READONLY: u32 = 1 << 0;
-const HAS_GUEST_MEMFD: u32 = 1 << 1;
-const HAS_TRAP: u32 = 1 << 2;
-
 impl From<&Limits> for CLimits {
     fn from(limits: &Limits) -> Self {
         let flag = |has: bool, flag| if has { flag } else { 0 };
@@ -166,16 +172,20 @@ impl From<&Limits> for CLimits {
             slots: limits.slots,
             batch: limits.batch.unwrap_or(0),
             address_spaces: limits.address_spaces.into(),
-            flags: flag(limits.readonly, HAS_READONLY)
-                | flag(limits.guest_memfd, HAS_GUEST_MEMFD)
-                | flag(limits.trap, HAS_TRAP),
+            flags: flag(limits.readonly, KVM_MEMSLOTS_HAS_READONLY)
+                | flag(limits.guest_memfd, KVM_MEMSLOTS_HAS_GUEST_MEMFD)
+                | flag(limits.trap, KVM_MEMSLOTS_HAS_TRAP),
         }
     }
 }
 
 /// The limits of a model. A field that is 0 is what x86 has.
 pub(crate) fn limits(asked: &CLimits) -> Result<Limits, Failure> {
-    known(asked.flags.into(), (HAS_READONLY | HAS_GUEST_MEMFD | HAS_TRAP).into(), "the limits")?;
+    known(
+        asked.flags.into(),
+        (KVM_MEMSLOTS_HAS_READONLY | KVM_MEMSLOTS_HAS_GUEST_MEMFD | KVM_MEMSLOTS_HAS_TRAP).into(),
+        "the limits",
+    )?;
     let mut limits = Limits::x86();
     if asked.page_size != 0 {
         limits = limits.with_page_size(asked.page_size);
@@ -198,12 +208,12 @@ pub(crate) fn limits(asked: &CLimits) -> Result<Limits, Failure> {
         Err(_) => return Err(invalid("the limits: KVM has no more than 32 address spaces")),
     }
     if asked.flags != 0 {
-        limits = limits.with_readonly(asked.flags & HAS_READONLY != 0);
+        limits = limits.with_readonly(asked.flags & KVM_MEMSLOTS_HAS_READONLY != 0);
     }
-    if asked.flags & HAS_GUEST_MEMFD != 0 {
+    if asked.flags & KVM_MEMSLOTS_HAS_GUEST_MEMFD != 0 {
         limits = limits.with_guest_memfd();
     }
-    if asked.flags & HAS_TRAP != 0 {
+    if asked.flags & KVM_MEMSLOTS_HAS_TRAP != 0 {
         limits = limits.with_trap();
     }
     Ok(limits)

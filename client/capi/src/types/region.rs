@@ -2,12 +2,19 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_memslots::{
     Access, Backing, FileRange, HostMemory, Kind, MemFlags, Region, RegionId, RegionSpec, Slot, at,
 };
 
 use super::{descriptor, known, text};
+use crate::constants::{
+    KVM_MEMSLOTS_ALONE, KVM_MEMSLOTS_BACKING_FILE, KVM_MEMSLOTS_BACKING_GUEST_MEMFD,
+    KVM_MEMSLOTS_BACKING_READ_ONLY, KVM_MEMSLOTS_DEFERRABLE, KVM_MEMSLOTS_DEFERRED,
+    KVM_MEMSLOTS_DEVICE, KVM_MEMSLOTS_PERMANENT, KVM_MEMSLOTS_RAM, KVM_MEMSLOTS_ROM,
+    KVM_MEMSLOTS_TAGGED,
+};
 use crate::failure::Failure;
 use crate::record::{LABEL_SIZE, invalid, label, null, read, record};
 
@@ -29,10 +36,6 @@ pub struct CBacking {
 }
 record!(CBacking, "kvm_memslots_backing");
 
-const READ_ONLY: u64 = 1 << 0;
-const GUEST_MEMFD: u64 = 1 << 1;
-const FILE: u64 = 1 << 2;
-
 /// Memory that C has let go when nobody uses it any more.
 struct Released {
     hva: u64,
@@ -40,6 +43,8 @@ struct Released {
     access: Access,
     release: unsafe extern "C" fn(*mut c_void),
     opaque: *mut c_void,
+    /// Whether the call that it was given to has taken it.
+    taken: AtomicBool,
 }
 
 // SAFETY: the header says that the function is called on any thread.
@@ -61,30 +66,53 @@ unsafe impl HostMemory for Released {
 
 impl Drop for Released {
     fn drop(&mut self) {
-        // SAFETY: the caller gave it to be called with this, once.
-        unsafe { (self.release)(self.opaque) }
+        if *self.taken.get_mut() {
+            // SAFETY: the caller gave it to be called with this, once.
+            unsafe { (self.release)(self.opaque) }
+        }
+    }
+}
+
+/// Memory that a call takes, if it does not fail. Kept until that is known.
+#[derive(Default)]
+pub(crate) struct Taking(Vec<Arc<Released>>);
+
+impl Taking {
+    /// The call has succeeded: from now on the memory is the library's.
+    pub(crate) fn taken(self) {
+        self.0.iter().for_each(|memory| memory.taken.store(true, Ordering::Relaxed));
     }
 }
 
 impl CBacking {
-    /// The backing; where it has no length, of `len` bytes. Takes the memory, if
-    /// C is to be told when it can go: that is the last thing that may fail.
+    /// The backing; where it has no length, of `len` bytes.
     ///
     /// # Safety
     /// As [the crate](crate#safety).
-    pub(crate) unsafe fn backing(&self, len: u64) -> Result<Backing, Failure> {
-        known(self.flags, READ_ONLY | GUEST_MEMFD | FILE, "a backing")?;
+    pub(crate) unsafe fn backing(&self, len: u64, taking: &mut Taking) -> Result<Backing, Failure> {
+        known(
+            self.flags,
+            KVM_MEMSLOTS_BACKING_READ_ONLY
+                | KVM_MEMSLOTS_BACKING_GUEST_MEMFD
+                | KVM_MEMSLOTS_BACKING_FILE,
+            "a backing",
+        )?;
         let has = |flag| self.flags & flag != 0;
-        let guest_memfd =
-            has(GUEST_MEMFD).then(|| descriptor(self.guest_memfd, "guest_memfd")).transpose()?;
-        let file = has(FILE).then(|| descriptor(self.file, "file")).transpose()?;
-        let access = if has(READ_ONLY) { Access::Read } else { Access::ReadWrite };
+        let guest_memfd = has(KVM_MEMSLOTS_BACKING_GUEST_MEMFD)
+            .then(|| descriptor(self.guest_memfd, "guest_memfd"))
+            .transpose()?;
+        let file =
+            has(KVM_MEMSLOTS_BACKING_FILE).then(|| descriptor(self.file, "file")).transpose()?;
+        let access =
+            if has(KVM_MEMSLOTS_BACKING_READ_ONLY) { Access::Read } else { Access::ReadWrite };
         let (hva, opaque) = (self.hva, self.opaque);
         let len = if self.len == 0 { len } else { self.len };
         let mut backing = match self.release {
             Some(release) => {
-                let memory = Released { hva, len, access, release, opaque };
-                Backing::owned(Arc::new(memory), 0)
+                let taken = AtomicBool::new(false);
+                let memory = Arc::new(Released { hva, len, access, release, opaque, taken });
+                taking.0.push(Arc::clone(&memory));
+                Backing::owned(memory, 0)
             }
             // SAFETY: the header asks the caller for just that.
             None => unsafe { Backing::borrowed(hva, len, access) },
@@ -117,25 +145,27 @@ pub struct CSpec {
 }
 record!(CSpec, "kvm_memslots_spec");
 
-const ALONE: u32 = 1 << 16;
-const PERMANENT: u32 = 1 << 17;
-const TAGGED: u32 = 1 << 18;
-
 /// KVM's flags that a new region may have.
 const ASKED: MemFlags = MemFlags::LOG_DIRTY_PAGES.union(MemFlags::READONLY).union(MemFlags::TRAP);
 
 impl CSpec {
-    /// The region and its name. Takes the memory last.
+    /// The region and its name.
     ///
     /// # Safety
     /// As [the crate](crate#safety).
-    pub(crate) unsafe fn spec(&self) -> Result<(RegionId, RegionSpec), Failure> {
-        let ours = ALONE | PERMANENT | TAGGED;
+    pub(crate) unsafe fn spec(
+        &self,
+        taking: &mut Taking,
+    ) -> Result<(RegionId, RegionSpec), Failure> {
+        let ours = KVM_MEMSLOTS_ALONE
+            | KVM_MEMSLOTS_PERMANENT
+            | KVM_MEMSLOTS_TAGGED
+            | KVM_MEMSLOTS_DEFERRABLE;
         known(self.flags.into(), (ASKED.bits() | ours).into(), "a region")?;
         let make = match self.kind {
-            0 => RegionSpec::ram,
-            1 => RegionSpec::rom,
-            2 => RegionSpec::device,
+            KVM_MEMSLOTS_RAM => RegionSpec::ram,
+            KVM_MEMSLOTS_ROM => RegionSpec::rom,
+            KVM_MEMSLOTS_DEVICE => RegionSpec::device,
             other => return Err(invalid(format!("{other} is no kvm_memslots_kind"))),
         };
         if self.backing.is_null() {
@@ -146,7 +176,7 @@ impl CSpec {
         // SAFETY: as the caller says.
         let label = unsafe { text(self.label) };
         // SAFETY: as the caller says.
-        let backing = unsafe { backing.backing(self.len) }?;
+        let backing = unsafe { backing.backing(self.len, taking) }?;
         let mut spec = make(at(self.gpa, self.len), backing).address_space(self.as_id);
         let flags = MemFlags::from_bits_truncate(self.flags);
         if flags.contains(MemFlags::LOG_DIRTY_PAGES) {
@@ -158,13 +188,16 @@ impl CSpec {
         if flags.contains(MemFlags::TRAP) {
             spec = spec.trapped();
         }
-        if self.flags & ALONE != 0 {
+        if self.flags & KVM_MEMSLOTS_ALONE != 0 {
             spec = spec.alone();
         }
-        if self.flags & PERMANENT != 0 {
+        if self.flags & KVM_MEMSLOTS_PERMANENT != 0 {
             spec = spec.permanent();
         }
-        if self.flags & TAGGED != 0 {
+        if self.flags & KVM_MEMSLOTS_DEFERRABLE != 0 {
+            spec = spec.deferrable();
+        }
+        if self.flags & KVM_MEMSLOTS_TAGGED != 0 {
             spec = spec.tag(self.tag);
         }
         if let Some(label) = label {
@@ -172,6 +205,22 @@ impl CSpec {
         }
         let id = if self.id == 0 { RegionId::new() } else { RegionId::from_raw(self.id) };
         Ok((id, spec))
+    }
+
+    /// A region that gets its name from somewhere else.
+    ///
+    /// # Safety
+    /// As [the crate](crate#safety).
+    pub(crate) unsafe fn nameless(
+        &self,
+        what: &str,
+        taking: &mut Taking,
+    ) -> Result<RegionSpec, Failure> {
+        if self.id != 0 {
+            return Err(invalid(format!("{what} names its regions itself: id has to be 0")));
+        }
+        // SAFETY: as the caller says.
+        unsafe { self.spec(taking) }.map(|(_, spec)| spec)
     }
 }
 
@@ -213,13 +262,15 @@ impl From<&Region> for CRegion {
             guest_memfd: region.guest_memfd.map_or(-1, |memfd| memfd.fd),
             file: file.fd,
             flags: region.flags.bits()
-                | flag(region.alone, ALONE)
-                | flag(region.permanent, PERMANENT)
-                | flag(region.tag.is_some(), TAGGED),
+                | flag(region.alone, KVM_MEMSLOTS_ALONE)
+                | flag(region.permanent, KVM_MEMSLOTS_PERMANENT)
+                | flag(region.tag.is_some(), KVM_MEMSLOTS_TAGGED)
+                | flag(region.deferrable, KVM_MEMSLOTS_DEFERRABLE)
+                | flag(region.deferred, KVM_MEMSLOTS_DEFERRED),
             kind: match region.kind {
-                Kind::Ram => 0,
-                Kind::Rom => 1,
-                Kind::Device => 2,
+                Kind::Ram => KVM_MEMSLOTS_RAM,
+                Kind::Rom => KVM_MEMSLOTS_ROM,
+                Kind::Device => KVM_MEMSLOTS_DEVICE,
             },
             as_id: region.as_id,
             label: label(region.label.as_deref().unwrap_or_default()),

@@ -1,9 +1,14 @@
 //! What changes cost.
 
 use std::ffi::c_void;
+use std::ptr::null_mut;
 
 use kvm_memslots::{Executor, Preview, Report, SlotUsage};
 
+use crate::constants::{
+    KVM_MEMSLOTS_EXECUTOR_AUTO, KVM_MEMSLOTS_EXECUTOR_BATCH, KVM_MEMSLOTS_EXECUTOR_PER_REGION,
+    KVM_MEMSLOTS_REPORT_MODEL, KVM_MEMSLOTS_REPORT_VCPUS_PAUSED,
+};
 use crate::record::record;
 
 type LastDirty = unsafe extern "C" fn(*mut c_void, u64, *const u64, u64);
@@ -23,33 +28,55 @@ pub struct CReport {
     pub irqfd_shutdown_grace_periods: u64,
     pub regions_merged: u64,
     pub regions_cancelled: u64,
+    pub regions_deferred: u64,
     pub elapsed_ns: u64,
     pub slots: u64,
     pub executor: u32,
     pub flags: u32,
     pub last_dirty: Option<LastDirty>,
     pub opaque: *mut c_void,
+    pub committer: *mut c_void,
 }
 record!(CReport, "kvm_memslots_report");
-
-const VCPUS_PAUSED: u32 = 1 << 0;
-const MODEL: u32 = 1 << 1;
 
 /// `enum kvm_memslots_executor`
 pub(crate) const fn executor(executor: Executor) -> u32 {
     match executor {
-        Executor::Auto => 0,
-        Executor::Batch => 1,
-        Executor::PerRegion => 2,
+        Executor::Auto => KVM_MEMSLOTS_EXECUTOR_AUTO,
+        Executor::Batch => KVM_MEMSLOTS_EXECUTOR_BATCH,
+        Executor::PerRegion => KVM_MEMSLOTS_EXECUTOR_PER_REGION,
     }
 }
 
 impl CReport {
+    /// Of what cost nothing, with what the caller gave.
+    pub(crate) fn nothing(given: Option<&Self>) -> Self {
+        Self {
+            size: size_of::<Self>(),
+            ioctls: 0,
+            grace_periods: 0,
+            routing_calls: 0,
+            irqfd_calls: 0,
+            ioeventfd_calls: 0,
+            event_grace_periods: 0,
+            irqfd_shutdown_grace_periods: 0,
+            regions_merged: 0,
+            regions_cancelled: 0,
+            regions_deferred: 0,
+            elapsed_ns: 0,
+            slots: 0,
+            executor: 0,
+            flags: 0,
+            last_dirty: given.and_then(|given| given.last_dirty),
+            opaque: given.map_or(null_mut(), |given| given.opaque),
+            committer: given.map_or(null_mut(), |given| given.committer),
+        }
+    }
+
     /// The report, with the callback of what the caller gave.
     pub(crate) fn new(report: &Report, given: Option<&Self>) -> Self {
         let flag = |has: bool, flag| if has { flag } else { 0 };
         Self {
-            size: size_of::<Self>(),
             ioctls: report.ioctls,
             grace_periods: report.grace_periods,
             routing_calls: report.events.routing_calls,
@@ -59,12 +86,13 @@ impl CReport {
             irqfd_shutdown_grace_periods: report.events.waits.in_irqfd_shutdown,
             regions_merged: report.regions_merged as u64,
             regions_cancelled: report.regions_cancelled as u64,
+            regions_deferred: report.regions_deferred as u64,
             elapsed_ns: report.elapsed.as_nanos() as u64,
             slots: report.slots as u64,
             executor: executor(report.executor),
-            flags: flag(report.vcpus_paused, VCPUS_PAUSED) | flag(report.backend == "model", MODEL),
-            last_dirty: given.and_then(|given| given.last_dirty),
-            opaque: given.map_or(std::ptr::null_mut(), |given| given.opaque),
+            flags: flag(report.vcpus_paused, KVM_MEMSLOTS_REPORT_VCPUS_PAUSED)
+                | flag(report.backend == "model", KVM_MEMSLOTS_REPORT_MODEL),
+            ..Self::nothing(given)
         }
     }
 
@@ -116,7 +144,7 @@ impl CPreview {
             holes: preview.holes.len() as u64,
             slots: preview.slots as u64,
             hole: given.and_then(|given| given.hole),
-            opaque: given.map_or(std::ptr::null_mut(), |given| given.opaque),
+            opaque: given.map_or(null_mut(), |given| given.opaque),
         }
     }
 

@@ -12,9 +12,12 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 2] = [
+const TOOLS: [Tool; 5] = [
     Tool { names: &["cc", "gcc", "clang"], package: "gcc" },
     Tool { names: &["c++", "g++", "clang++"], package: "g++" },
+    Tool { names: &["make"], package: "make" },
+    Tool { names: &["pkg-config", "pkgconf"], package: "pkgconf" },
+    Tool { names: &["valgrind"], package: "valgrind" },
 ];
 
 /// Components of a Rust toolchain that are no part of its minimal profile.

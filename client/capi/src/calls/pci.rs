@@ -1,0 +1,276 @@
+//! PCI BARs that follow a guest's config writes.
+
+use std::ffi::{c_int, c_void};
+
+use kvm_memslots::pci::{FunctionId, PciBars, PciError};
+use kvm_memslots::{Report, Vm};
+
+use super::{Wanted, with_vm};
+use crate::failure::{Failure, report};
+use crate::handles::{Handle, exclusive, free, give, own};
+use crate::record::{null, put, read};
+use crate::types::{CFunction, CReport, Taking, bar, index};
+
+/// BARs of no function yet.
+#[unsafe(no_mangle)]
+pub extern "C" fn kvm_memslots_pci_new(address_bits: u32) -> *mut Handle<PciBars> {
+    give(PciBars::new(address_bits))
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_free(pci: *mut Handle<PciBars>) {
+    // SAFETY: as the caller says.
+    unsafe { free(pci) };
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_add(
+    pci: *mut Handle<PciBars>,
+    vm: *mut Handle<Vm>,
+    function: *const CFunction,
+    id: *mut u64,
+) -> c_int {
+    let add = |pci: &mut PciBars| {
+        let mut taking = Taking::default();
+        // SAFETY: as the caller says.
+        let function = unsafe { read(function) }?;
+        // SAFETY: as the caller says.
+        let function = unsafe { function.function(&mut taking) }?;
+        // SAFETY: as the caller says.
+        let name = unsafe { with_vm(vm, |vm| Ok(pci.add(vm, function)?)) }?;
+        taking.taken();
+        // SAFETY: null or room for an id, as the caller says.
+        unsafe { put(id, name.to_raw()) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { exclusive(pci, add) })
+}
+
+/// Has `follow` change the VM.
+///
+/// # Safety
+/// As [the crate](crate#safety).
+unsafe fn followed(
+    pci: *mut Handle<PciBars>,
+    vm: *mut Handle<Vm>,
+    cost: *mut CReport,
+    follow: impl FnOnce(&mut PciBars, &Vm) -> Result<Option<Report>, PciError>,
+) -> c_int {
+    let change = |pci: &mut PciBars| {
+        // SAFETY: as the caller says.
+        let wanted = unsafe { Wanted::new(cost) }?;
+        // SAFETY: as the caller says.
+        let report = unsafe { with_vm(vm, |vm| Ok(follow(pci, vm)?)) }?;
+        wanted.done_if_any(report.as_ref());
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { exclusive(pci, change) })
+}
+
+/// What a guest writes.
+///
+/// # Safety
+/// As [the crate](crate#safety).
+unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Result<&'a [u8], Failure> {
+    if data.is_null() {
+        return Err(null("data"));
+    }
+    // SAFETY: not null, and so many bytes, as the caller says.
+    Ok(unsafe { std::slice::from_raw_parts(data.cast(), len) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_config_write(
+    pci: *mut Handle<PciBars>,
+    vm: *mut Handle<Vm>,
+    function: u64,
+    offset: u16,
+    data: *const c_void,
+    len: usize,
+    cost: *mut CReport,
+) -> c_int {
+    // SAFETY: as the caller says.
+    let data = match unsafe { bytes(data, len) } {
+        Ok(data) => data,
+        Err(failure) => return report(|| Err(failure)),
+    };
+    let id = FunctionId::from_raw(function);
+    // SAFETY: as the caller says.
+    unsafe { followed(pci, vm, cost, |pci, vm| pci.config_write(vm, id, offset, data)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_note_write(
+    pci: *mut Handle<PciBars>,
+    function: u64,
+    offset: u16,
+    data: *const c_void,
+    len: usize,
+) -> c_int {
+    let note = |pci: &mut PciBars| {
+        // SAFETY: as the caller says.
+        let data = unsafe { bytes(data, len) }?;
+        Ok(pci.note_write(FunctionId::from_raw(function), offset, data)?)
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { exclusive(pci, note) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_config_read(
+    pci: *mut Handle<PciBars>,
+    function: u64,
+    offset: u16,
+    data: *mut c_void,
+    len: usize,
+) -> c_int {
+    let fill = |pci: &PciBars| {
+        if data.is_null() {
+            return Err(null("data"));
+        }
+        // SAFETY: not null, and so many bytes, which the caller has written.
+        let data = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), len) };
+        Ok(pci.config_read(FunctionId::from_raw(function), offset, data)?)
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { own(pci, fill) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_sync(
+    pci: *mut Handle<PciBars>,
+    vm: *mut Handle<Vm>,
+    cost: *mut CReport,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { followed(pci, vm, cost, PciBars::sync) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_reset(
+    pci: *mut Handle<PciBars>,
+    vm: *mut Handle<Vm>,
+    function: u64,
+    cost: *mut CReport,
+) -> c_int {
+    let id = FunctionId::from_raw(function);
+    // SAFETY: as the caller says.
+    unsafe { followed(pci, vm, cost, |pci, vm| pci.reset(vm, id)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_remove(
+    pci: *mut Handle<PciBars>,
+    vm: *mut Handle<Vm>,
+    function: u64,
+    cost: *mut CReport,
+) -> c_int {
+    let id = FunctionId::from_raw(function);
+    // SAFETY: as the caller says.
+    unsafe { followed(pci, vm, cost, |pci, vm| pci.remove(vm, id)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_base(
+    pci: *mut Handle<PciBars>,
+    function: u64,
+    of: u32,
+    base: *mut u64,
+) -> c_int {
+    let lookup = |pci: &PciBars| {
+        let found = pci.base(FunctionId::from_raw(function), bar(of));
+        let message = || format!("BAR {of} of function {function} decodes nowhere");
+        let found = found.ok_or_else(|| super::lookups::none(message())())?;
+        // SAFETY: null or room for a number, as the caller says.
+        unsafe { put(base, found) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { own(pci, lookup) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_decode(
+    pci: *mut Handle<PciBars>,
+    gpa: u64,
+    function: *mut u64,
+    of: *mut u32,
+    offset: *mut u64,
+) -> c_int {
+    let lookup = |pci: &PciBars| {
+        let message = || format!("no BAR decodes GPA {gpa:#x}");
+        let (id, at) = pci.decode(gpa).ok_or_else(|| super::lookups::none(message())())?;
+        // SAFETY: null or room for a number, as the caller says.
+        unsafe { put(function, id.to_raw()) };
+        // SAFETY: as above.
+        unsafe { put(of, index(at.bar)) };
+        // SAFETY: as above.
+        unsafe { put(offset, at.offset) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { own(pci, lookup) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_refusal(
+    pci: *mut Handle<PciBars>,
+    function: u64,
+    of: u32,
+) -> c_int {
+    let lookup = |pci: &PciBars| {
+        let refusal = pci.refusal(FunctionId::from_raw(function), bar(of));
+        refusal.map_or(Ok(()), |error| Err(error.into()))
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { own(pci, lookup) })
+}
+
+/// `kvm_memslots_each_window`
+type EachWindow = unsafe extern "C" fn(*mut c_void, usize, u64);
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_regions(
+    pci: *mut Handle<PciBars>,
+    function: u64,
+    of: u32,
+    each: Option<EachWindow>,
+    opaque: *mut c_void,
+) -> c_int {
+    report(|| {
+        let each = each.ok_or_else(|| null("each"))?;
+        let regions = |pci: &PciBars| Ok(pci.regions(FunctionId::from_raw(function), bar(of)));
+        // SAFETY: as the caller says.
+        for (window, id) in unsafe { own(pci, regions) }? {
+            // SAFETY: C gave the function to be called with these.
+            unsafe { each(opaque, window, id.to_raw()) };
+        }
+        Ok(())
+    })
+}

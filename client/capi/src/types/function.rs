@@ -1,0 +1,106 @@
+//! What PCI functions are made of.
+
+use kvm_memslots::pci::{BarSpec, FunctionSpec};
+
+use super::{CSpec, Taking, known};
+use crate::constants::{
+    KVM_MEMSLOTS_BAR_IO, KVM_MEMSLOTS_BAR_MEMORY32, KVM_MEMSLOTS_BAR_MEMORY64,
+    KVM_MEMSLOTS_BAR_PREFETCHABLE, KVM_MEMSLOTS_BAR_ROM, KVM_MEMSLOTS_FUNCTION_BRIDGE,
+};
+use crate::failure::Failure;
+use crate::record::{invalid, list, read, record};
+
+/// `struct kvm_memslots_bar`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CBar {
+    pub size: usize,
+    pub len: u64,
+    pub windows: *const *const CSpec,
+    pub nr_windows: usize,
+    pub index: u32,
+    pub kind: u16,
+    pub flags: u16,
+}
+record!(CBar, "kvm_memslots_bar");
+
+impl CBar {
+    /// # Safety
+    /// As [the crate](crate#safety).
+    unsafe fn bar(&self, taking: &mut Taking) -> Result<BarSpec, Failure> {
+        known(self.flags.into(), KVM_MEMSLOTS_BAR_PREFETCHABLE.into(), "a BAR")?;
+        let make = match (self.index, self.kind) {
+            (KVM_MEMSLOTS_BAR_ROM, KVM_MEMSLOTS_BAR_MEMORY32) => BarSpec::rom,
+            (KVM_MEMSLOTS_BAR_ROM, _) => {
+                return Err(invalid("an expansion ROM is KVM_MEMSLOTS_BAR_MEMORY32"));
+            }
+            (_, KVM_MEMSLOTS_BAR_MEMORY32) => BarSpec::memory32,
+            (_, KVM_MEMSLOTS_BAR_MEMORY64) => BarSpec::memory64,
+            (_, KVM_MEMSLOTS_BAR_IO) => BarSpec::io,
+            (_, other) => return Err(invalid(format!("{other} is no kvm_memslots_bar_kind"))),
+        };
+        let mut bar = make(self.len);
+        if self.flags & KVM_MEMSLOTS_BAR_PREFETCHABLE != 0 {
+            bar = bar.prefetchable();
+        }
+        // SAFETY: as the caller says.
+        for window in unsafe { list(self.windows, self.nr_windows, "windows") }? {
+            // SAFETY: as the caller says.
+            let window = unsafe { read(*window) }?;
+            // SAFETY: as the caller says.
+            bar = bar.window(unsafe { window.nameless("a BAR", taking) }?);
+        }
+        Ok(bar)
+    }
+}
+
+/// `struct kvm_memslots_function`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CFunction {
+    pub size: usize,
+    pub bars: *const *const CBar,
+    pub nr_bars: usize,
+    pub flags: u64,
+}
+record!(CFunction, "kvm_memslots_function");
+
+impl CFunction {
+    /// # Safety
+    /// As [the crate](crate#safety).
+    pub(crate) unsafe fn function(&self, taking: &mut Taking) -> Result<FunctionSpec, Failure> {
+        known(self.flags, KVM_MEMSLOTS_FUNCTION_BRIDGE, "a function")?;
+        let mut function = FunctionSpec::new();
+        if self.flags & KVM_MEMSLOTS_FUNCTION_BRIDGE != 0 {
+            function = function.bridge();
+        }
+        let mut has_rom = false;
+        // SAFETY: as the caller says.
+        for bar in unsafe { list(self.bars, self.nr_bars, "bars") }? {
+            // SAFETY: as the caller says.
+            let bar = unsafe { read(*bar) }?;
+            // SAFETY: as the caller says.
+            let spec = unsafe { bar.bar(taking) }?;
+            function = match bar.index {
+                KVM_MEMSLOTS_BAR_ROM if std::mem::replace(&mut has_rom, true) => {
+                    return Err(invalid("a function has one expansion ROM"));
+                }
+                KVM_MEMSLOTS_BAR_ROM => function.rom(spec),
+                index => function.bar(index as usize, spec),
+            };
+        }
+        Ok(function)
+    }
+}
+
+/// A BAR as the client has it, of its index in C.
+pub(crate) fn bar(index: u32) -> Option<usize> {
+    (index != KVM_MEMSLOTS_BAR_ROM).then_some(index as usize)
+}
+
+/// The index in C.
+pub(crate) fn index(bar: Option<usize>) -> u32 {
+    bar.and_then(|bar| u32::try_from(bar).ok()).unwrap_or(KVM_MEMSLOTS_BAR_ROM)
+}

@@ -1,0 +1,293 @@
+//! The header, held against what Rust has: structures, constants, functions;
+//! and against the standards of C and C++.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod layout;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{cc, compiles, cxx, file, said};
+use kvm_memslots_client::CONSTANTS;
+use layout::facts;
+
+fn header() -> String {
+    fs::read_to_string(file("include/kvm_memslots_client.h")).unwrap()
+}
+
+/// The header without its comments, a macro a line.
+fn code() -> String {
+    let header = header().replace("\\\n", "");
+    let parts = header.split("/*").enumerate();
+    parts.map(|(n, part)| if n == 0 { part } else { part.split_once("*/").unwrap().1 }).collect()
+}
+
+/// Compiles a source against the header.
+fn build(
+    compiler: &str,
+    standard: &str,
+    suffix: &str,
+    source: &str,
+) -> Result<(tempfile::TempDir, PathBuf), String> {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, program) = (dir.path().join(format!("header.{suffix}")), dir.path().join("header"));
+    fs::write(&file, source).unwrap();
+    let include = common::file("include");
+    let args = [standard, "-pedantic", "-I", include.to_str().unwrap()];
+    compiles(compiler, &args, &[file], &program)?;
+    Ok((dir, program))
+}
+
+/// The values as the compiler has them, a line each.
+fn as_compiled(compiler: &str, standard: &str, suffix: &str) -> Vec<usize> {
+    let mut source = String::from("#include <stdio.h>\n#include \"kvm_memslots_client.h\"\n");
+    source.push_str("int main(void)\n{\n");
+    for (expression, _) in facts() {
+        writeln!(source, "\tprintf(\"%zu\\n\", (size_t){expression});").unwrap();
+    }
+    source.push_str("\treturn 0;\n}\n");
+    let (_dir, program) = build(compiler, standard, suffix, &source).unwrap();
+    let output = Command::new(program).output().unwrap();
+    said(&output).lines().map(|line| line.parse().unwrap()).collect()
+}
+
+fn assert_agrees(compiler: &str, standard: &str, suffix: &str) {
+    let values = as_compiled(compiler, standard, suffix);
+    assert_eq!(values.len(), facts().len());
+    for (value, (expression, expected)) in values.into_iter().zip(facts()) {
+        assert_eq!(value, expected, "{expression}, C on the left, Rust on the right");
+    }
+}
+
+#[test]
+fn the_header_agrees_in_c() {
+    match cc() {
+        Some(cc) => assert_agrees(&cc, "-std=c99", "c"),
+        None => eprintln!("SKIPPED the_header_agrees_in_c: no C compiler (Debian: gcc)"),
+    }
+}
+
+#[test]
+fn the_header_agrees_in_cxx() {
+    match cxx() {
+        Some(cxx) => assert_agrees(&cxx, "-std=c++11", "cc"),
+        None => eprintln!("SKIPPED the_header_agrees_in_cxx: no C++ compiler (Debian: g++)"),
+    }
+}
+
+/// The header alone, as each standard has it that the compiler knows. The first
+/// one it has to know.
+fn assert_clean(compiler: &str, standards: &[&str], suffix: &str) {
+    let source = "#include \"kvm_memslots_client.h\"\nint main() { return 0; }\n";
+    let source = if suffix == "c" { source.replace("()", "(void)") } else { source.to_owned() };
+    let strict = "#pragma GCC diagnostic error \"-Wconversion\"\n";
+    for standard in standards {
+        let flag = format!("-std={standard}");
+        // Of what is no C yet, an empty program says whether it is known.
+        if let Err(why) = build(compiler, &flag, suffix, "int x;int main(void) { return x; }\n") {
+            assert_ne!(standard, &standards[0], "{why}");
+            eprintln!("SKIPPED the header in {standard}: {compiler} does not know it");
+            continue;
+        }
+        build(compiler, &flag, suffix, &(strict.to_owned() + &source)).unwrap();
+    }
+}
+
+#[test]
+fn the_header_is_clean_in_all_standards() {
+    match cc() {
+        Some(cc) => assert_clean(&cc, &["c99", "c11", "c17", "c2x", "c23"], "c"),
+        None => eprintln!("SKIPPED the header in C: no C compiler (Debian: gcc)"),
+    }
+    match cxx() {
+        Some(cxx) => assert_clean(&cxx, &["c++11", "c++14", "c++17", "c++20"], "cc"),
+        None => eprintln!("SKIPPED the header in C++: no C++ compiler (Debian: g++)"),
+    }
+}
+
+/// Every constant of the header is one of Rust's; the other way round, C would
+/// not compile.
+#[test]
+fn no_constant_is_the_headers_alone() {
+    let code = code();
+    let enums = code.lines().map(str::trim).filter_map(|line| line.split_once(" = "));
+    let macros = code.lines().filter_map(|line| line.strip_prefix("#define "));
+    let macros = macros.filter_map(|line| line.split_once(char::is_whitespace));
+    let names = enums.chain(macros).map(|(name, _)| name);
+    let names: BTreeSet<&str> = names.filter(|name| name.starts_with("KVM_MEMSLOTS_")).collect();
+    let ours: BTreeSet<&str> = CONSTANTS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ours);
+}
+
+/// Every structure that has a body is held against Rust's.
+#[test]
+fn no_structure_is_the_headers_alone() {
+    let code = code();
+    let named = code.lines().filter_map(|line| line.strip_prefix("struct ")?.strip_suffix(" {"));
+    let named: BTreeSet<String> = named.map(str::to_owned).collect();
+    let known = facts().into_iter().filter_map(|(expression, _)| {
+        Some(expression.strip_prefix("sizeof(struct ")?.strip_suffix(')')?.to_owned())
+    });
+    assert_eq!(named, known.collect());
+}
+
+/// The functions that `code` declares, with what they take and return.
+fn prototypes(code: &str) -> BTreeMap<String, String> {
+    let is_one = |text: &&str| text.contains("kvm_memslots_") && text.ends_with(')');
+    let plain = code.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join(" ");
+    let statements = plain.split(['{', '}', ';']).map(str::trim);
+    let declared = statements.filter(is_one).filter(|text| !text.contains("(*"));
+    declared
+        .map(|text| {
+            let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let words = words.trim_start_matches("extern \"C\" ").to_owned();
+            let (before, arguments) = words.split_once('(').unwrap();
+            let at = before.rfind([' ', '*']).unwrap() + 1;
+            let arguments = arguments.trim_end_matches(')').split(',').map(|argument| {
+                let argument = argument.trim();
+                // Without the name, if it has one.
+                match argument.rfind([' ', '*']) {
+                    Some(at) => argument[..=at].trim().to_owned(),
+                    None => argument.to_owned(),
+                }
+            });
+            let arguments: Vec<String> = arguments.collect();
+            let returned = before[..at].trim();
+            (before[at..].to_owned(), format!("{returned} ({})", arguments.join(", ")))
+        })
+        .collect()
+}
+
+/// What C calls a type of Rust's.
+fn in_c(rust: &str) -> String {
+    let rust = rust.trim();
+    for (pointer, c) in [("*mut ", "*"), ("*const ", "const *")] {
+        if let Some(to) = rust.strip_prefix(pointer) {
+            let to = in_c(to);
+            return match c {
+                "*" if to.ends_with('*') => format!("{to}*"),
+                "*" => format!("{to} *"),
+                _ => format!("const {to} *"),
+            };
+        }
+    }
+    let inner =
+        |text: &str| text.split_once('<').map(|(_, inner)| inner.trim_end_matches('>').to_owned());
+    match rust {
+        "u64" => "uint64_t".to_owned(),
+        "u32" => "uint32_t".to_owned(),
+        "u16" => "uint16_t".to_owned(),
+        "usize" => "size_t".to_owned(),
+        "c_int" => "int".to_owned(),
+        "c_char" => "char".to_owned(),
+        "" | "c_void" => "void".to_owned(),
+        "kvm_irq_routing_entry" => "struct kvm_irq_routing_entry".to_owned(),
+        "Vm" => "struct kvm_memslots_vm".to_owned(),
+        "Deferred" => "struct kvm_memslots_exits".to_owned(),
+        "RomDevice" => "struct kvm_memslots_rom".to_owned(),
+        "PciBars" => "struct kvm_memslots_pci".to_owned(),
+        "Each<*const CRegion>" => "kvm_memslots_each_region".to_owned(),
+        "Each<*const CSlot>" => "kvm_memslots_each_slot".to_owned(),
+        "Each<u64>" => "kvm_memslots_each_id".to_owned(),
+        text if text.starts_with("Option<") || text.starts_with("Handle<") => {
+            in_c(&inner(text).map_or_else(String::new, |inner| close(&inner)))
+        }
+        // CSlotRange, struct kvm_memslots_slot_range; or a function.
+        name => {
+            let function = ["EachDirtyLog", "EachWindow", "DeviceRead", "DeviceWrite"];
+            let is_function = function.contains(&name);
+            let stem = if is_function { name } else { name.strip_prefix('C').unwrap_or(name) };
+            let mut snake = String::new();
+            for letter in stem.chars() {
+                if letter.is_uppercase() {
+                    snake.push('_');
+                }
+                snake.extend(letter.to_lowercase());
+            }
+            let before = if is_function { "" } else { "struct " };
+            format!("{before}kvm_memslots{snake}")
+        }
+    }
+}
+
+/// Gives a type back the bracket that was taken with another.
+fn close(inner: &str) -> String {
+    let open = inner.matches('<').count() - inner.matches('>').count();
+    inner.to_owned() + &">".repeat(open)
+}
+
+/// The functions that Rust defines, as C would declare them.
+fn defined() -> BTreeMap<String, String> {
+    let calls = fs::read_dir(file("src/calls")).unwrap().map(|entry| entry.unwrap().path());
+    let sources = calls.chain([file("src/failure.rs")]);
+    let sources: String = sources.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let mut all = BTreeMap::new();
+    for part in sources.split("extern \"C\" fn ").skip(1) {
+        let Some((name, rest)) = part.split_once('(').filter(|(name, _)| !name.is_empty()) else {
+            continue;
+        };
+        let (arguments, rest) = rest.split_once(')').unwrap();
+        let returned = rest.split('{').next().unwrap().trim().trim_start_matches("->");
+        let types = arguments.split(',').filter_map(|argument| argument.split_once(':'));
+        let mut types: Vec<String> = types.map(|(_, of)| in_c(of)).collect();
+        if types.is_empty() {
+            types.push("void".to_owned());
+        }
+        all.insert(name.to_owned(), format!("{} ({})", in_c(returned), types.join(", ")));
+    }
+    all
+}
+
+#[test]
+fn functions_take_what_the_header_says() {
+    let declared = prototypes(&code());
+    assert!(declared.len() > 70, "{declared:?}");
+    let defined = defined();
+    for (name, declared) in &declared {
+        assert_eq!(Some(declared), defined.get(name), "{name}, the header on the left");
+    }
+    assert_eq!(declared.keys().collect::<Vec<_>>(), defined.keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn what_the_shared_library_exports_is_what_the_header_declares() {
+    let map = fs::read_to_string(file("kvm_memslots_client.map")).unwrap();
+    let exported: BTreeSet<&str> = map
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(';'))
+        .filter(|name| name.starts_with("kvm_memslots_"))
+        .collect();
+    let declared = prototypes(&code());
+    assert_eq!(exported, declared.keys().map(String::as_str).collect());
+}
+
+/// Whatever errno the library comes up with has its line in the table.
+#[test]
+fn every_errno_has_a_meaning() {
+    let header = header();
+    let table = header.lines().filter_map(|line| line.strip_prefix(" *\t")?.split_once('\t'));
+    let table: BTreeSet<&str> = table.map(|(name, _)| name).collect();
+    let error = fs::read_to_string(file("../src/error.rs")).unwrap();
+    let errno = error.split("fn errno(&self) -> Errno {\n        match self").nth(1).unwrap();
+    let errno = errno.split("\n    }\n").next().unwrap();
+    let pci = fs::read_to_string(file("../src/pci/error.rs")).unwrap();
+    let mut sources = errno.to_owned() + &pci;
+    let src = [file("src"), file("src/calls"), file("src/types")];
+    for dir in src.iter().flat_map(|dir| fs::read_dir(dir).unwrap()) {
+        let path = dir.unwrap().path();
+        if path.is_file() {
+            let text = fs::read_to_string(path).unwrap();
+            sources.push_str(text.split("#[cfg(test)]").next().unwrap());
+        }
+    }
+    let used = sources.split("Errno::E").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit());
+        format!("E{}", &rest[..end.unwrap_or(0)])
+    });
+    let used: BTreeSet<String> = used.collect();
+    assert_eq!(used.iter().map(String::as_str).collect::<BTreeSet<_>>(), table);
+}

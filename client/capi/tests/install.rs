@@ -1,0 +1,230 @@
+//! `make install`, and programs that are built from what it installed: with
+//! pkg-config alone, against the shared library and the static one, under
+//! valgrind and the address sanitizer.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use common::{cc, compiles, file, program, ran, runs, said};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// What was installed.
+struct Installed {
+    cc: String,
+    root: tempfile::TempDir,
+}
+
+impl Installed {
+    fn new(test: &str) -> Option<Self> {
+        let Some(cc) = cc() else {
+            eprintln!("SKIPPED {test}: no C compiler (Debian: gcc)");
+            return None;
+        };
+        for (program, package) in [("make", "make"), ("pkg-config", "pkgconf")] {
+            if !runs(program) {
+                eprintln!("SKIPPED {test}: no {program} (Debian: {package})");
+                return None;
+            }
+        }
+        let root = tempfile::tempdir().unwrap();
+        // One make at a time: all of them build the same files.
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let output = make(root.path()).arg("install").output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        Some(Self { cc, root })
+    }
+
+    fn usr(&self) -> PathBuf {
+        self.root.path().join("usr")
+    }
+
+    /// What pkg-config says; a package's files are elsewhere before it is
+    /// installed, which is what its sysroot is for.
+    fn flags(&self, args: &[&str]) -> Vec<String> {
+        let output = Command::new("pkg-config")
+            .args(args)
+            .arg("kvm_memslots_client")
+            .env("PKG_CONFIG_PATH", self.usr().join("lib/pkgconfig"))
+            .env("PKG_CONFIG_SYSROOT_DIR", self.root.path())
+            .env("PKG_CONFIG_ALLOW_SYSTEM_CFLAGS", "1")
+            .env("PKG_CONFIG_ALLOW_SYSTEM_LIBS", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output).split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Builds `sources` with what pkg-config says, and `more`.
+    fn build(
+        &self,
+        sources: &[PathBuf],
+        pkg_config: &[&str],
+        more: &[&str],
+    ) -> Result<Command, String> {
+        let flags = self.flags(pkg_config);
+        let mut args: Vec<&str> = vec!["-std=gnu99"];
+        args.extend(more);
+        args.extend(flags.iter().map(String::as_str));
+        let built = self.root.path().join("program");
+        compiles(&self.cc, &args, sources, &built)?;
+        let mut program = Command::new(built);
+        program.env("LD_LIBRARY_PATH", self.usr().join("lib"));
+        Ok(program)
+    }
+}
+
+/// `make` with what cargo has built for this test, installing to `root`.
+fn make(root: &Path) -> Command {
+    let mut make = Command::new("make");
+    // target/debug/deps/test
+    let target = env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned();
+    make.arg("--directory").arg(file("")).args(["--no-print-directory", "PROFILE=dev"]);
+    make.arg(format!("TARGET={}", target.display()));
+    make.arg(format!("DESTDIR={}", root.display())).arg("prefix=/usr");
+    make.env_remove("MAKEFLAGS").env("CARGO", env!("CARGO")).env("CARGO_NET_OFFLINE", "true");
+    make
+}
+
+const SHARED: [&str; 2] = ["--cflags", "--libs"];
+const STATIC: [&str; 3] = ["--static", "--cflags", "--libs"];
+
+#[cfg(target_arch = "x86_64")]
+fn example() -> [PathBuf; 1] {
+    [file("examples/vmm.c")]
+}
+
+/// What the example says.
+#[cfg(target_arch = "x86_64")]
+fn assert_ran(test: &str, program: &mut Command) {
+    let Some(said) = ran(test, program) else { return };
+    let lines: Vec<&str> = said.lines().collect();
+    let expected = [
+        "set up: 1 slots, 1 deferred, 1 ioeventfds",
+        "served: 1 bytes",
+        "device: 0x22 to 0x9000",
+        "wrote: 0x42 0x11, dirty pages 0x8",
+        "rung: 1",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn what_is_installed_is_where_it_belongs_and_goes_again() {
+    let test = "what_is_installed_is_where_it_belongs_and_goes_again";
+    let Some(installed) = Installed::new(test) else { return };
+    let usr = installed.usr();
+    for name in [
+        "include/kvm_memslots_client.h",
+        "lib/libkvm_memslots_client.a",
+        "lib/libkvm_memslots_client.so",
+        "lib/libkvm_memslots_client.so.0.1",
+        "lib/libkvm_memslots_client.so.0.1.0",
+        "lib/pkgconfig/kvm_memslots_client.pc",
+    ] {
+        assert!(usr.join(name).exists(), "{name}");
+    }
+    let config = fs::read_to_string(usr.join("lib/pkgconfig/kvm_memslots_client.pc")).unwrap();
+    assert!(config.contains("libdir=${prefix}/lib\n"), "{config}");
+    assert!(!config.contains('@') && !config.contains("tmp"), "{config}");
+    assert_eq!(installed.flags(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
+
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = make(installed.root.path()).arg("uninstall").output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let left = |dir: &str| fs::read_dir(usr.join(dir)).unwrap().count();
+    assert_eq!((left("include"), left("lib/pkgconfig"), left("lib")), (0, 0, 1));
+}
+
+/// A program keeps to one version of the ABI, and sees nothing else.
+#[test]
+fn symbols_have_versions() {
+    let Some(installed) = Installed::new("symbols_have_versions") else { return };
+    let library = installed.usr().join("lib/libkvm_memslots_client.so");
+    let readelf = |args: &[&str]| {
+        let output = Command::new("readelf").args(args).arg(&library).output();
+        output.ok().filter(|output| output.status.success()).map(|output| said(&output))
+    };
+    let Some(symbols) = readelf(&["--wide", "--dyn-syms"]) else {
+        eprintln!("SKIPPED symbols_have_versions: no readelf (Debian: binutils)");
+        return;
+    };
+    let defined = symbols.lines().filter(|line| line.contains("GLOBAL") && !line.contains("UND"));
+    let defined: Vec<&str> = defined.filter_map(|line| line.split_whitespace().last()).collect();
+    assert!(defined.len() > 70, "{defined:?}");
+    for symbol in defined {
+        let ours = symbol.starts_with("kvm_memslots_")
+            && symbol.ends_with("@@KVM_MEMSLOTS_CLIENT_0.1")
+            || symbol == "KVM_MEMSLOTS_CLIENT_0.1";
+        assert!(ours, "{symbol}");
+    }
+    let dynamic = readelf(&["--dynamic"]).unwrap();
+    assert!(dynamic.contains("Library soname: [libkvm_memslots_client.so.0.1]"), "{dynamic}");
+    assert!(dynamic.contains("NODELETE"), "{dynamic}");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_example_runs() {
+    let test = "the_example_runs";
+    let Some(installed) = Installed::new(test) else { return };
+    let mut shared = installed.build(&example(), &SHARED, &[]).unwrap();
+    assert_ran(test, &mut shared);
+    match installed.build(&example(), &STATIC, &["-static"]) {
+        Ok(mut program) => assert_ran(test, program.env_remove("LD_LIBRARY_PATH")),
+        Err(why) if why.contains("cannot find -lc") => {
+            eprintln!("SKIPPED {test}, static: no libc.a (Debian: libc6-dev)");
+        }
+        Err(why) => panic!("{why}"),
+    }
+    // The library does not go before its threads' destructors.
+    let loads = file("tests/loads.c");
+    let library = installed.usr().join("lib/libkvm_memslots_client.so.0.1");
+    let more = ["-ldl", "-lpthread"];
+    let mut program = installed.build(&[loads], &["--cflags"], &more).unwrap();
+    ran(test, program.arg(library));
+}
+
+#[test]
+fn programs_run_under_valgrind() {
+    let test = "programs_run_under_valgrind";
+    if !runs("valgrind") {
+        eprintln!("SKIPPED {test}: no valgrind (Debian: valgrind)");
+        return;
+    }
+    let Some(installed) = Installed::new(test) else { return };
+    let built = installed.build(&program(), &SHARED, &["-g"]).unwrap();
+    let valgrind = |args: &[&str]| {
+        let mut valgrind = Command::new("valgrind");
+        valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]);
+        valgrind.arg("--errors-for-leak-kinds=definite").arg(built.get_program()).args(args);
+        valgrind.env("LD_LIBRARY_PATH", installed.usr().join("lib"));
+        valgrind
+    };
+    ran(test, &mut valgrind(&["model", "careful"]));
+}
+
+#[test]
+fn programs_run_under_the_address_sanitizer() {
+    let test = "programs_run_under_the_address_sanitizer";
+    let Some(installed) = Installed::new(test) else { return };
+    let flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    for on in ["model", "kvm"] {
+        match installed.build(&program(), &SHARED, &flags) {
+            Ok(mut program) => {
+                ran(test, program.args([on, "careful"]));
+            }
+            Err(why) if why.contains("asan") || why.contains("ubsan") => {
+                eprintln!("SKIPPED {test}: the compiler has no sanitizers");
+                return;
+            }
+            Err(why) => panic!("{why}"),
+        }
+    }
+}
