@@ -18,6 +18,7 @@
 //! - [`Observer`]: who else follows the layout (VFIO, vhost).
 //! - [`deferred`], [`RomDevice`], [`pci`]: for guests that change memory one
 //!   register write at a time.
+//! - [`seccomp`]: the system calls of all that.
 //!
 //! Which of them is for what, and what it costs, is one table in
 //! `docs/mechanisms.md`.
@@ -42,6 +43,7 @@ pub mod pci;
 mod region;
 mod report;
 mod rom_device;
+pub mod seccomp;
 mod trigger;
 mod vm;
 pub mod window;

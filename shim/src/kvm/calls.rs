@@ -100,29 +100,41 @@ mod request {
         kvm_irqfd,
     };
     use kvm_memslots_uapi::{
-        KVM_SET_USER_MEMORY_REGIONS, KVMIO, kvm_userspace_memory_region,
-        kvm_userspace_memory_region2, kvm_userspace_memory_regions,
+        kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_userspace_memory_regions,
     };
-    use nix::{
-        ioctl_readwrite, ioctl_readwrite_bad, ioctl_write_int_bad, ioctl_write_ptr,
-        request_code_none,
+    use nix::{ioctl_readwrite_bad, ioctl_write_int_bad, ioctl_write_ptr_bad};
+
+    #[cfg(target_arch = "x86_64")]
+    use crate::kvm::requests::KVM_GET_IRQCHIP;
+    use crate::kvm::requests::{
+        KVM_CHECK_EXTENSION, KVM_CLEAR_DIRTY_LOG, KVM_CREATE_VM, KVM_ENABLE_CAP,
+        KVM_GET_API_VERSION, KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING,
+        KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS,
     };
 
     // KVM refuses the call if its argument, which it does not use, is not 0.
-    ioctl_write_int_bad!(get_api_version, request_code_none!(KVMIO, 0x00));
+    ioctl_write_int_bad!(get_api_version, KVM_GET_API_VERSION);
     // The argument is the type of the VM.
-    ioctl_write_int_bad!(create_vm, request_code_none!(KVMIO, 0x01));
-    ioctl_write_int_bad!(check_extension, request_code_none!(KVMIO, 0x03));
-    ioctl_write_ptr!(get_dirty_log, KVMIO, 0x42, kvm_dirty_log);
-    ioctl_write_ptr!(set_user_memory_region, KVMIO, 0x46, kvm_userspace_memory_region);
-    ioctl_write_ptr!(set_user_memory_region2, KVMIO, 0x49, kvm_userspace_memory_region2);
+    ioctl_write_int_bad!(create_vm, KVM_CREATE_VM);
+    ioctl_write_int_bad!(check_extension, KVM_CHECK_EXTENSION);
+    ioctl_write_ptr_bad!(get_dirty_log, KVM_GET_DIRTY_LOG, kvm_dirty_log);
+    ioctl_write_ptr_bad!(
+        set_user_memory_region,
+        KVM_SET_USER_MEMORY_REGION,
+        kvm_userspace_memory_region
+    );
+    ioctl_write_ptr_bad!(
+        set_user_memory_region2,
+        KVM_SET_USER_MEMORY_REGION2,
+        kvm_userspace_memory_region2
+    );
     #[cfg(target_arch = "x86_64")]
-    ioctl_readwrite!(get_irqchip, KVMIO, 0x62, kvm_irqchip);
-    ioctl_write_ptr!(set_gsi_routing, KVMIO, 0x6a, kvm_irq_routing);
-    ioctl_write_ptr!(irqfd, KVMIO, 0x76, kvm_irqfd);
-    ioctl_write_ptr!(ioeventfd, KVMIO, 0x79, kvm_ioeventfd);
-    ioctl_write_ptr!(enable_cap, KVMIO, 0xa3, kvm_enable_cap);
-    ioctl_readwrite!(clear_dirty_log, KVMIO, 0xc0, kvm_clear_dirty_log);
+    ioctl_readwrite_bad!(get_irqchip, KVM_GET_IRQCHIP, kvm_irqchip);
+    ioctl_write_ptr_bad!(enable_cap, KVM_ENABLE_CAP, kvm_enable_cap);
+    ioctl_write_ptr_bad!(set_gsi_routing, KVM_SET_GSI_ROUTING, kvm_irq_routing);
+    ioctl_write_ptr_bad!(irqfd, KVM_IRQFD, kvm_irqfd);
+    ioctl_write_ptr_bad!(ioeventfd, KVM_IOEVENTFD, kvm_ioeventfd);
+    ioctl_readwrite_bad!(clear_dirty_log, KVM_CLEAR_DIRTY_LOG, kvm_clear_dirty_log);
     ioctl_readwrite_bad!(
         set_user_memory_regions,
         KVM_SET_USER_MEMORY_REGIONS,

@@ -5,6 +5,7 @@ mod calls;
 mod error;
 mod open;
 mod quirks;
+pub mod requests;
 mod retry;
 mod scratch;
 #[cfg(test)]
