@@ -1,7 +1,7 @@
 //! Rust's names in a message, as C has them.
 
 /// A phrase of `kvm-memslots`, and what C reads.
-const NAMES: [(&str, &str); 10] = [
+const NAMES: [(&str, &str); 13] = [
     ("a Vm on this VM already; share that one (Arc<Vm>)", "this VM open already; share that"),
     ("Executor::Auto", "KVM_MEMSLOTS_EXECUTOR_AUTO"),
     ("HolePolicy::Gate", "KVM_MEMSLOTS_HOLES_GATE"),
@@ -11,6 +11,9 @@ const NAMES: [(&str, &str); 10] = [
     ("Builder::reserve_slots", "reserved_slots, kvm_memslots_reserve_slots()"),
     ("Changes::set_log_dirty", "kvm_memslots_set_log_dirty()"),
     ("; unmap the region instead, or let RomDevice choose", "; unmap the region instead"),
+    ("is another PciBars'", "is of another kvm_memslots_pci"),
+    ("FunctionId(", "PCI function ("),
+    ("DeviceId(", "device ("),
     ("map it alone()", "map it with KVM_MEMSLOTS_ALONE"),
 ];
 
@@ -45,11 +48,12 @@ mod tests {
 
     #[test]
     fn no_message_has_a_name_of_rusts() {
-        let all = literals(include_str!("../../src/error.rs"));
+        let mut all = literals(include_str!("../../src/error.rs"));
+        all.extend(literals(include_str!("../../src/pci/error.rs")));
         assert!(all.iter().any(|message| message.contains("HolePolicy::Gate")), "{all:?}");
         for message in all {
             let in_c = in_c(message);
-            for rust in ["::", "()", "Arc<", "RomDevice", " Vm "] {
+            for rust in ["::", "()", "Arc<", "RomDevice", "PciBars", " Vm "] {
                 let left = in_c.replace("_slots()", "").replace("_dirty()", "");
                 assert!(!left.contains(rust), "{in_c}");
             }
