@@ -1,28 +1,27 @@
 //! The calls of KVM, one by one.
 
-use std::collections::BTreeMap;
 use std::ffi::{c_int, c_ulong, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ptr;
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region,
 };
 
 use kvm_memslots::deferred::policy::Churn;
-use kvm_memslots_uapi::probe::{TrapMismatch, TrapSupport, probe_trap};
+use kvm_memslots_uapi::probe::{TrapSupport, probe_trap};
 
-use crate::abi::{CREATE_VCPU, CREATE_VM, ENABLE_CAP, RUN, SET_REGION, SET_REGION2, not_followed};
-use crate::decide::policy::Bill;
+use crate::abi::{
+    CLEAR_DIRTY_LOG, CREATE_VCPU, CREATE_VM, ENABLE_CAP, GET_DIRTY_LOG, RUN, RUN_BYTES, SET_REGION,
+    SET_REGION2, SET_SIGNAL_MASK, not_followed,
+};
 use crate::decide::region::Region;
 use crate::decide::slots::{Rules, Way};
-use crate::kvm::{Candidate, VmFd};
-use crate::next;
-use crate::process::{errno, is_owner, say, set_errno, settings};
-use crate::settings::Mode;
-use crate::stats::COUNTS;
-use crate::table::{self, Known};
-use crate::vcpu::Vcpu;
+use crate::kvm::{Asked as ByDescriptor, Candidate, Unasked};
+use crate::root::{self, Known, Root, root};
+use crate::settings::{Mode, Settings, settings};
+use crate::stats::Why;
 use crate::vm::{Asked, Vm};
+use crate::{abi, memory, next, seccomp, sys, vcpu};
 
 /// A call of the VMM's.
 #[derive(Clone, Copy)]
@@ -33,72 +32,120 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// The call as it is.
-    fn pass(self) -> c_int {
+    /// The call as it is; where it fails, why is in `errno`.
+    pub(crate) fn pass(self) -> Result<c_int, ()> {
         // SAFETY: the VMM vouches for its argument.
-        unsafe { next::ioctl(self.fd, self.request, self.arg) }
+        let result = unsafe { next::ioctl(self.fd, self.request, self.arg) };
+        if result < 0 { Err(()) } else { Ok(result) }
+    }
+
+    fn plain(self) -> c_int {
+        self.pass().unwrap_or(-1)
     }
 
     /// Does it, or what is done in its place.
     pub(crate) fn make(self) -> c_int {
+        if root::is_off() {
+            return self.plain();
+        }
         if self.request == CREATE_VM {
             return self.create_vm();
         }
-        match table::get(self.fd) {
-            // SAFETY: the table knows it as that vCPU's.
-            Some(Known::Vcpu(vcpu)) if self.request == RUN => unsafe {
-                vcpu.run(self.fd, self.arg)
-            },
-            Some(Known::Vcpu(vcpu)) => {
-                self.say_not_followed(vcpu.vm());
-                self.pass()
+        let Some(root) = root() else { return self.plain() };
+        match root.known(self.fd) {
+            Some(known @ Known { vcpu: Some(vcpu), .. }) if self.request == RUN => {
+                vcpu::run(known, vcpu, self)
             }
-            Some(Known::Vm(vm)) => self.of_vm(&vm),
-            None => {
-                self.unknown();
-                self.pass()
+            known => self.of_descriptor(root, known),
+        }
+    }
+
+    /// Whether it changes or reads what is followed here.
+    fn matters(self) -> bool {
+        const CALLS: [c_ulong; 8] = [
+            RUN,
+            SET_REGION,
+            SET_REGION2,
+            CREATE_VCPU,
+            ENABLE_CAP,
+            GET_DIRTY_LOG,
+            CLEAR_DIRTY_LOG,
+            SET_SIGNAL_MASK,
+        ];
+        CALLS.contains(&self.request) || not_followed(self.request).is_some()
+    }
+
+    fn of_descriptor(self, root: &Root, known: Option<Known>) -> c_int {
+        if !self.matters() {
+            return self.plain();
+        }
+        // Under a number that was not seen, or is something else by now.
+        let Some(known) = known.filter(|known| known.is(self.fd)).or_else(|| root.find(self.fd))
+        else {
+            root.forget(self.fd);
+            return self.plain();
+        };
+        let vm = known.vm;
+        match (self.request, known.vcpu) {
+            (RUN, Some(vcpu)) => vcpu::run(known, vcpu, self),
+            (SET_SIGNAL_MASK, Some(vcpu)) => {
+                let result = self.plain();
+                if result >= 0 {
+                    vcpu.has_mask(abi::signal_mask(self.arg as u64));
+                }
+                result
+            }
+            (SET_REGION | SET_REGION2, None) => self.set_region(vm),
+            (CREATE_VCPU, None) => self.create_vcpu(root, vm),
+            (ENABLE_CAP, None) => self.enable_cap(vm),
+            (GET_DIRTY_LOG | CLEAR_DIRTY_LOG, None) => {
+                // SAFETY: any bytes are a number; both structures start so.
+                if let Ok(slot) = unsafe { memory::load::<u32>(self.arg as u64) } {
+                    vm.logged(&ByDescriptor(self.fd), slot);
+                }
+                self.plain()
+            }
+            (_, vcpu) => {
+                self.say_not_followed(vm, vcpu.is_some());
+                self.plain()
             }
         }
     }
 
     fn create_vm(self) -> c_int {
-        let fd = self.pass();
-        if fd >= 0 && settings().mode != Mode::Off {
-            is_owner();
-            COUNTS.vms.add(1);
-            let way = way(self, fd);
-            let rules = Rules {
-                way,
-                flips: settings().flips.unwrap_or(flips(way)),
-                writable: settings().writable,
-            };
-            match VmFd::of(fd) {
-                Some(kvm) => {
-                    let vm = Vm::new(Box::new(kvm), rules, Bill::new(settings().policy));
-                    table::insert(fd, Known::Vm(Arc::new(vm)));
-                }
-                None => say(&format!("leaves VM {fd} alone: no file descriptor to be had")),
+        let fd = self.plain();
+        let errno = sys::errno();
+        if let (true, Some(settings), true) = (fd >= 0, settings(), seccomp::is_free()) {
+            if let Some(root) = root::set_up() {
+                root.counts.vms.add(1);
+                root.make_vm(fd, self.rules(root, settings, fd));
             }
         }
+        sys::set_errno(errno);
         fd
     }
 
-    fn of_vm(self, vm: &Arc<Vm>) -> c_int {
-        match self.request {
-            SET_REGION | SET_REGION2 if !self.arg.is_null() => self.set_region(vm),
-            CREATE_VCPU => self.create_vcpu(vm),
-            ENABLE_CAP if !self.arg.is_null() => self.enable_cap(vm),
-            _ => {
-                self.say_not_followed(vm);
-                self.pass()
-            }
-        }
+    /// How slots of the VM `vm`, which this call has made, are treated.
+    fn rules(self, root: &Root, settings: &Settings, vm: c_int) -> Rules {
+        let has_trap = || {
+            let ask = |mut vm: Candidate| probe_trap(&mut vm) == TrapSupport::Present;
+            root.kind(self.arg, || Candidate::new(self.fd, self.arg, vm).is_some_and(ask))
+        };
+        let way = match settings.mode {
+            Mode::Auto | Mode::Trap if has_trap() => Way::Trap,
+            Mode::Auto | Mode::Defer => Way::Defer,
+            Mode::Off | Mode::Count | Mode::Trap => Way::AsAsked,
+        };
+        let flips = settings.flips.unwrap_or(flips(way));
+        Rules { way, flips, writable: settings.writable }
     }
 
-    fn set_region(self, vm: &Vm) -> c_int {
+    fn set_region(self, vm: &'static Vm) -> c_int {
         // Both structures start so.
-        // SAFETY: the VMM passes one of them.
-        let asked = unsafe { self.arg.cast::<kvm_userspace_memory_region>().read_unaligned() };
+        // SAFETY: any bytes are one: numbers.
+        let asked = unsafe { memory::load::<kvm_userspace_memory_region>(self.arg as u64) };
+        // KVM says what is wrong with the argument.
+        let Ok(asked) = asked else { return self.plain() };
         let region = Region {
             slot: asked.slot,
             flags: asked.flags,
@@ -107,61 +154,57 @@ impl Call {
             hva: asked.userspace_addr,
         };
         let asked = Asked { region, two: self.request == SET_REGION2 };
-        let mut pass = || {
-            let result = self.pass();
-            if result < 0 { Err(errno()) } else { Ok(result) }
-        };
-        match vm.set_region(&asked, &mut pass) {
-            Ok(result) => result,
-            Err(errno) => {
-                set_errno(errno);
-                -1
-            }
-        }
+        let mut pass = || self.pass().map_err(|()| sys::errno());
+        let errno = sys::errno();
+        let answer = vm.set_region(self.fd, &ByDescriptor(self.fd), &asked, &mut pass);
+        sys::set_errno(answer.err().unwrap_or(errno));
+        answer.unwrap_or(-1)
     }
 
-    fn create_vcpu(self, vm: &Arc<Vm>) -> c_int {
-        let fd = self.pass();
+    fn create_vcpu(self, root: &Root, vm: &'static Vm) -> c_int {
+        let fd = self.plain();
         if fd >= 0 {
-            COUNTS.vcpus.add(1);
-            match Vcpu::new(Arc::clone(vm), fd) {
-                Some(vcpu) => table::insert(fd, Known::Vcpu(Arc::new(vcpu))),
-                None => vm.switch_off("the page of a vCPU can't be mapped"),
+            root.counts.vcpus.add(1);
+            if root.make_vcpu(vm, fd).is_none() {
+                vm.switch_off(&ByDescriptor(self.fd), Why::of("too many vCPUs"));
             }
         }
         fd
     }
 
     fn enable_cap(self, vm: &Vm) -> c_int {
-        // SAFETY: the VMM passes the structure that the request takes.
-        let cap = unsafe { self.arg.cast::<kvm_enable_cap>().read_unaligned() };
-        let result = self.pass();
-        if result >= 0 && cap.cap == KVM_CAP_EXIT_ON_EMULATION_FAILURE {
-            let errno = errno();
-            vm.told_anyway(cap.args[0] & 1 != 0);
-            set_errno(errno);
+        // SAFETY: any bytes are one: numbers.
+        let cap = unsafe { memory::load::<kvm_enable_cap>(self.arg as u64) };
+        let result = self.plain();
+        if let (0.., Ok(cap)) = (result, cap) {
+            if cap.cap == KVM_CAP_EXIT_ON_EMULATION_FAILURE {
+                vm.told_anyway(cap.args[0] & 1 != 0);
+            }
         }
         result
     }
 
-    fn say_not_followed(self, vm: &Vm) {
-        if let Some(name) = not_followed(self.request) {
-            // The others read what slots there are.
-            let changes = matches!(self.request & 0xff, 0xf9 | 0x40 | 0x43);
-            vm.not_followed(&format!("{name} is not followed"), changes);
+    fn say_not_followed(self, vm: &'static Vm, by_vcpu: bool) {
+        let Some(name) = not_followed(self.request) else { return };
+        // The others read what slots there are.
+        let changes = matches!(self.request & 0xff, 0xf9 | 0x40 | 0x43);
+        if by_vcpu {
+            vm.not_followed(&Unasked(vm), name, changes);
+        } else {
+            vm.not_followed(&ByDescriptor(self.fd), name, changes);
         }
     }
+}
 
-    /// A VM that was made, or a descriptor that came, some other way may be one of
-    /// those that are known.
-    fn unknown(self) {
-        if matches!(self.request, SET_REGION | SET_REGION2 | RUN)
-            || not_followed(self.request).is_some()
-        {
-            for vm in table::vms() {
-                vm.switch_off(&format!("file descriptor {} is a VM or vCPU unknown here", self.fd));
-            }
-        }
+/// `fd` was mapped at `at`, so many bytes.
+pub(crate) fn mapped(fd: c_int, at: *mut c_void, bytes: usize) {
+    if ptr::eq(at, libc::MAP_FAILED) || bytes < RUN_BYTES || root::is_off() {
+        return;
+    }
+    let Some(root) = root() else { return };
+    let known = root.known(fd).filter(|known| known.is(fd)).or_else(|| root.find(fd));
+    if let Some(vcpu) = known.and_then(|known| known.vcpu) {
+        vcpu.mapped_at(at as u64);
     }
 }
 
@@ -170,37 +213,4 @@ impl Call {
 /// where a slot that is executed from must not be taken for one that churns.
 fn flips(way: Way) -> u32 {
     if way == Way::Trap { 2 } else { Churn::<()>::FLIPS }
-}
-
-/// How slots that churn are treated in the VM that `call` has made.
-fn way(call: Call, vm: c_int) -> Way {
-    let mode = settings().mode;
-    let can_defer = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
-    if matches!(mode, Mode::Off | Mode::Count) {
-        return Way::AsAsked;
-    }
-    if mode != Mode::Defer {
-        match trap_support(call, vm) {
-            TrapSupport::Present => return Way::Trap,
-            // Another answer is another capability's.
-            TrapSupport::Absent | TrapSupport::Impostor { mismatch: TrapMismatch::Answer, .. } => {}
-            TrapSupport::Impostor { .. } => say("KVM claims KVM_CAP_MEM_TRAP and does not have it"),
-        }
-    }
-    if mode != Mode::Trap && can_defer {
-        return Way::Defer;
-    }
-    say(&format!("leaves VM {vm} alone: KVM does not have KVM_MEM_TRAP"));
-    Way::AsAsked
-}
-
-/// Whether the VM that `call` has made has the trap bit. Found out once for each
-/// kind of VM, as it takes a scratch VM, which costs grace periods.
-fn trap_support(call: Call, vm: c_int) -> TrapSupport {
-    static KINDS: Mutex<BTreeMap<usize, TrapSupport>> = Mutex::new(BTreeMap::new());
-    let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
-    *kinds.entry(call.arg.addr()).or_insert_with(|| {
-        Candidate::new(call.fd, call.arg, vm)
-            .map_or(TrapSupport::Absent, |mut candidate| probe_trap(&mut candidate))
-    })
 }

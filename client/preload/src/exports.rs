@@ -1,16 +1,21 @@
 //! What the dynamic linker finds here before it finds the C library's.
 //!
-//! `ioctl` and `fcntl` are variadic in C. On x86-64 and arm64 Linux a variadic
-//! function gets its arguments as any other, so a third one that was not passed
-//! is only a register with something in it, which is passed on.
+//! Five functions, and none whose callers may be anywhere but `mmap` and `syscall`,
+//! which take no lock, allocate nothing and read nothing here but numbers.
+//!
+//! `ioctl`, `prctl` and `syscall` are variadic in C. On x86-64 and arm64 Linux a
+//! variadic function gets its arguments as any other, so one that was not
+//! passed is only a register, or a word of the stack, with something in it,
+//! which is passed on.
 
 // Nobody calls them from Rust.
 #![allow(clippy::must_use_candidate)]
 
-use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
+use std::ffi::{c_int, c_long, c_ulong, c_void};
+use std::ptr;
 
-use crate::calls::Call;
-use crate::{abi, next, process, table};
+use crate::calls::{self, Call};
+use crate::{abi, end, next, root, seccomp, settings};
 
 /// The calls of KVM's are looked at, all others passed on.
 ///
@@ -20,23 +25,32 @@ use crate::{abi, next, process, table};
 pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
     // What the C library takes is an `unsigned long`; callers of old pass an int.
     let known = request & 0xffff_ffff;
-    if !abi::is_kvm(known) || process::is_child() {
+    if !abi::is_kvm(known) {
         // SAFETY: the caller's.
         return unsafe { next::ioctl(fd, request, arg) };
     }
     Call { fd, request: known, arg }.make()
 }
 
-/// A VM or vCPU that is closed is forgotten.
+/// Where a vCPU's page is mapped is noted.
 ///
 /// # Safety
 /// As that of the C library.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn close(fd: c_int) -> c_int {
-    // Before: afterwards another thread may get the same one.
-    table::close(fd..=fd);
+pub unsafe extern "C" fn mmap(
+    at: *mut c_void,
+    bytes: usize,
+    access: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
     // SAFETY: the caller's.
-    unsafe { next::close(fd) }
+    let at = unsafe { next::mmap(at, bytes, access, flags, fd, offset) };
+    if fd >= 0 && offset == 0 {
+        calls::mapped(fd, at, bytes);
+    }
+    at
 }
 
 /// The same.
@@ -44,109 +58,79 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
 /// # Safety
 /// As that of the C library.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    const CLOEXEC: c_int = 1 << 2;
-    if flags & CLOEXEC == 0 {
-        let last = c_int::try_from(last).unwrap_or(c_int::MAX);
-        table::close(c_int::try_from(first).unwrap_or(c_int::MAX)..=last);
+pub unsafe extern "C" fn mmap64(
+    at: *mut c_void,
+    bytes: usize,
+    access: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    // SAFETY: the caller's; the two are one.
+    unsafe { mmap(at, bytes, access, flags, fd, offset) }
+}
+
+/// A filter of system calls ends what is done here.
+///
+/// # Safety
+/// As that of the C library.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn prctl(
+    option: c_int,
+    a: c_ulong,
+    b: c_ulong,
+    c: c_ulong,
+    d: c_ulong,
+) -> c_int {
+    if seccomp::is_prctl(option) {
+        seccomp::install();
     }
     // SAFETY: the caller's.
-    unsafe { next::close_range(first, last, flags) }
+    unsafe { next::prctl(option, [a, b, c, d]) }
 }
 
-/// A second descriptor of a VM is known, too.
+/// The same by number, and so the other three.
 ///
 /// # Safety
 /// As that of the C library.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn dup(fd: c_int) -> c_int {
-    // SAFETY: the caller's.
-    let copy = unsafe { next::dup(fd) };
-    table::copy(fd, copy);
-    copy
-}
-
-/// The same.
-///
-/// # Safety
-/// As that of the C library.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn dup2(fd: c_int, to: c_int) -> c_int {
-    // SAFETY: the caller's.
-    let copy = unsafe { next::dup2(fd, to) };
-    table::copy(fd, copy);
-    copy
-}
-
-/// The same.
-///
-/// # Safety
-/// As that of the C library.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
-    // SAFETY: the caller's.
-    let copy = unsafe { next::dup3(fd, to, flags) };
-    table::copy(fd, copy);
-    copy
-}
-
-/// The same.
-///
-/// # Safety
-/// As that of the C library.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn fcntl(fd: c_int, command: c_int, arg: c_long) -> c_int {
-    // SAFETY: the caller's.
-    let result = unsafe { next::fcntl(fd, command, arg) };
-    duplicated(fd, command, result);
-    result
-}
-
-/// The same.
-///
-/// # Safety
-/// As that of the C library.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn fcntl64(fd: c_int, command: c_int, arg: c_long) -> c_int {
-    // SAFETY: the caller's.
-    let result = unsafe { next::fcntl64(fd, command, arg) };
-    duplicated(fd, command, result);
-    result
-}
-
-fn duplicated(fd: c_int, command: c_int, result: c_int) {
-    if matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) {
-        table::copy(fd, result);
+pub unsafe extern "C" fn syscall(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
+    let pointer = ptr::with_exposed_provenance_mut::<c_void>;
+    if number == libc::SYS_ioctl {
+        // SAFETY: the caller's.
+        return unsafe { ioctl(a as c_int, b as c_ulong, pointer(c)) }.into();
     }
-}
-
-/// Ends the process without what `exit` does; the statistics are written.
-///
-/// # Safety
-/// As that of the C library.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn _exit(status: c_int) -> ! {
-    end(status)
-}
-
-/// The same.
-///
-/// # Safety
-/// As that of the C library.
-// As C calls it.
-#[allow(non_snake_case)]
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn _Exit(status: c_int) -> ! {
-    end(status)
-}
-
-fn end(status: c_int) -> ! {
-    process::end();
-    loop {
-        // SAFETY: does not return.
-        unsafe { libc::syscall(libc::SYS_exit_group, status) };
+    if number == libc::SYS_mmap {
+        // SAFETY: the caller's.
+        let at = unsafe { mmap(pointer(a), b, c as c_int, d as c_int, e as c_int, f as i64) };
+        return at as c_long;
     }
+    if seccomp::is_call(number, a) {
+        seccomp::install();
+    }
+    // SAFETY: the caller's.
+    unsafe { next::syscall(number, [a, b, c, d, e, f]) }
 }
+
+/// Before `main`, and before there is a second thread.
+#[used]
+#[cfg_attr(not(test), unsafe(link_section = ".init_array"))]
+static AT_START: extern "C" fn() = {
+    extern "C" fn at_start() {
+        next::find();
+        settings::read_environment();
+        end::begin();
+    }
+    at_start
+};
 
 /// `exit` and a return from `main` come by here, after all that the program has
 /// registered for its end.
@@ -154,7 +138,10 @@ fn end(status: c_int) -> ! {
 #[cfg_attr(not(test), unsafe(link_section = ".fini_array"))]
 static AT_EXIT: extern "C" fn() = {
     extern "C" fn at_exit() {
-        process::end();
+        // Written when the filter came, and not allowed since.
+        if !root::is_off() {
+            end::write();
+        }
     }
     at_exit
 };

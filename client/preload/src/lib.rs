@@ -8,21 +8,29 @@
 //! the README beside it.
 //!
 //! - `decide` knows what to do, and makes no system call.
-//! - `vm`, `vcpu` do it, with one lock a VM; `calls` finds out which call is
-//!   whose, by the table of file descriptors.
+//! - `vm`, `vcpu` do it, with one lock a VM under which no signal handler runs.
+//! - `calls` finds out which call is whose: `root` has a table by number, in memory
+//!   that a child finds empty; `mark` asks the kernel whether it is still so.
+//! - `memory` touches the VMM's memory, `sys` makes system calls, both without a
+//!   signal or an `errno` that the VMM would see.
+//! - `seccomp` is where all of it ends.
 //! - [`exports`] is what the dynamic linker finds; under other names in this
 //!   crate's own tests, which would else run through it.
 
 mod abi;
 mod calls;
-mod copy;
 mod decide;
+mod end;
 pub mod exports;
 mod kvm;
+mod lock;
+mod mark;
+mod memory;
 mod next;
-mod process;
+mod root;
+mod seccomp;
 mod settings;
 mod stats;
-mod table;
+mod sys;
 mod vcpu;
 mod vm;

@@ -1,91 +1,122 @@
 //! The functions that this library stands in front of.
 //!
-//! Each is the next one of its name, as the dynamic linker finds it; where there
-//! is none, the system call that it makes.
+//! Each is the next one of its name, looked up before `main`: later that might
+//! be in a signal handler, where the dynamic linker must not be asked. Before
+//! that, and where there is none, the system call is made.
 
-use std::ffi::{CStr, c_int, c_long, c_uint, c_ulong, c_void};
+use std::ffi::{CStr, c_int, c_long, c_ulong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// One of them, looked up once.
-struct Next {
-    name: &'static CStr,
-    found: AtomicPtr<c_void>,
-}
+use crate::sys;
+
+/// One of them.
+struct Next(AtomicPtr<c_void>);
 
 impl Next {
-    const fn new(name: &'static CStr) -> Self {
-        Self { name, found: AtomicPtr::new(ptr::null_mut()) }
+    const fn new() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    fn find(&self) -> Option<*mut c_void> {
-        let mut found = self.found.load(Ordering::Relaxed);
-        if found.is_null() {
-            // SAFETY: the name is a C string.
-            found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-            self.found.store(found, Ordering::Relaxed);
-        }
+    fn find(&self, name: &CStr) {
+        // SAFETY: the name is a C string.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+        self.0.store(found, Ordering::Release);
+    }
+
+    fn get(&self) -> Option<*mut c_void> {
+        let found = self.0.load(Ordering::Acquire);
         (!found.is_null()).then_some(found)
     }
 }
 
+static IOCTL: Next = Next::new();
+static MMAP: Next = Next::new();
+static PRCTL: Next = Next::new();
+static SYSCALL: Next = Next::new();
+
+/// Looks them up.
+pub(crate) fn find() {
+    IOCTL.find(c"ioctl");
+    MMAP.find(c"mmap");
+    PRCTL.find(c"prctl");
+    SYSCALL.find(c"syscall");
+}
+
+/// As the C library says it.
+fn answer(result: Result<usize, c_int>) -> c_long {
+    result.map_or_else(
+        |errno| {
+            sys::set_errno(errno);
+            -1
+        },
+        |result| result as c_long,
+    )
+}
+
 /// As the C library does it: -1 and errno.
 pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
-    static NEXT: Next = Next::new(c"ioctl");
     type Function = unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int;
-    match NEXT.find() {
-        Some(found) => {
-            // SAFETY: the C library's `ioctl` is declared so.
-            let next = unsafe { std::mem::transmute::<*mut c_void, Function>(found) };
-            // SAFETY: the caller vouches for the argument.
-            unsafe { next(fd, request, arg) }
-        }
-        // SAFETY: as above.
-        None => unsafe { libc::syscall(libc::SYS_ioctl, fd, request, arg) as c_int },
-    }
-}
-
-macro_rules! next {
-    ($name:ident, $symbol:literal, $number:expr, ($($arg:ident: $ty:ty),*)) => {
-        pub(crate) unsafe fn $name($($arg: $ty),*) -> c_int {
-            static NEXT: Next = Next::new($symbol);
-            type Function = unsafe extern "C" fn($($ty),*) -> c_int;
-            match NEXT.find() {
-                Some(found) => {
-                    // SAFETY: the C library declares its function so; of a
-                    // variadic one, arguments are passed alike on x86-64 and
-                    // arm64.
-                    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(found) };
-                    // SAFETY: the caller vouches for the arguments.
-                    unsafe { next($($arg),*) }
-                }
-                // SAFETY: as above.
-                None => unsafe { libc::syscall($number $(, c_long::from($arg))*) as c_int },
-            }
-        }
+    let Some(next) = IOCTL.get() else {
+        // SAFETY: the caller vouches for the argument.
+        return answer(unsafe { sys::ioctl(fd, request, arg) }.map(|result| result as usize))
+            as c_int;
     };
+    // SAFETY: the C library's `ioctl` is declared so.
+    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
+    // SAFETY: the caller vouches for the argument.
+    unsafe { next(fd, request, arg) }
 }
 
-next!(close, c"close", libc::SYS_close, (fd: c_int));
-next!(close_range, c"close_range", libc::SYS_close_range, (first: c_uint, last: c_uint, flags: c_int));
-next!(dup, c"dup", libc::SYS_dup, (fd: c_int));
-next!(dup3, c"dup3", libc::SYS_dup3, (fd: c_int, to: c_int, flags: c_int));
-next!(fcntl, c"fcntl", libc::SYS_fcntl, (fd: c_int, command: c_int, arg: c_long));
-next!(fcntl64, c"fcntl64", libc::SYS_fcntl, (fd: c_int, command: c_int, arg: c_long));
+/// The same.
+pub(crate) unsafe fn mmap(
+    at: *mut c_void,
+    bytes: usize,
+    access: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    type Function =
+        unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, c_int, i64) -> *mut c_void;
+    let Some(next) = MMAP.get() else {
+        let args =
+            [at as usize, bytes, access as usize, flags as usize, fd as usize, offset as usize];
+        // SAFETY: the caller's.
+        let result = answer(unsafe { sys::any(libc::SYS_mmap, args) });
+        return ptr::with_exposed_provenance_mut(result as usize);
+    };
+    // SAFETY: the C library's `mmap` is declared so.
+    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
+    // SAFETY: the caller vouches for the arguments.
+    unsafe { next(at, bytes, access, flags, fd, offset) }
+}
 
-/// On arm64 there is no such system call.
-pub(crate) unsafe fn dup2(fd: c_int, to: c_int) -> c_int {
-    static NEXT: Next = Next::new(c"dup2");
-    type Function = unsafe extern "C" fn(c_int, c_int) -> c_int;
-    match NEXT.find() {
-        Some(found) => {
-            // SAFETY: the C library declares its function so.
-            let next = unsafe { std::mem::transmute::<*mut c_void, Function>(found) };
-            // SAFETY: the caller vouches for the arguments.
-            unsafe { next(fd, to) }
-        }
-        None if fd == to => fd,
-        // SAFETY: as above.
-        None => unsafe { dup3(fd, to, 0) },
-    }
+/// The same.
+pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {
+    type Function = unsafe extern "C" fn(c_int, ...) -> c_int;
+    let [a, b, c, d] = args;
+    let Some(next) = PRCTL.get() else {
+        let args = [option as usize, a as usize, b as usize, c as usize, d as usize, 0];
+        // SAFETY: the caller's.
+        return answer(unsafe { sys::any(libc::SYS_prctl, args) }) as c_int;
+    };
+    // SAFETY: the C library's `prctl` is declared so.
+    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
+    // SAFETY: the caller vouches for the arguments.
+    unsafe { next(option, a, b, c, d) }
+}
+
+/// The same.
+pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
+    type Function = unsafe extern "C" fn(c_long, ...) -> c_long;
+    let [a, b, c, d, e, f] = args;
+    let Some(next) = SYSCALL.get() else {
+        // SAFETY: the caller's.
+        return answer(unsafe { sys::any(number, args) });
+    };
+    // SAFETY: the C library's `syscall` is declared so.
+    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
+    // SAFETY: the caller vouches for the arguments.
+    unsafe { next(number, a, b, c, d, e, f) }
 }

@@ -1,6 +1,10 @@
 //! What the environment says.
 
+use std::sync::OnceLock;
+
 use kvm_memslots::deferred::policy::Policy;
+
+use crate::sys;
 
 pub(crate) const MODE: &str = "KVM_MEMSLOTS_PRELOAD";
 pub(crate) const FLIPS: &str = "KVM_MEMSLOTS_PRELOAD_FLIPS";
@@ -21,6 +25,47 @@ pub(crate) enum Mode {
     Defer,
     /// Flipped where the kernel can do that, else deferred.
     Auto,
+}
+
+impl Mode {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Count => "count",
+            Self::Trap => "trap",
+            Self::Defer => "defer",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// What the environment said when the process began.
+static SETTINGS: OnceLock<Settings> = OnceLock::new();
+
+/// As read; `None` before that, where nothing is to be done.
+pub(crate) fn settings() -> Option<&'static Settings> {
+    SETTINGS.get().filter(|settings| settings.mode != Mode::Off)
+}
+
+/// When deferred slots are mapped.
+pub(crate) fn policy() -> Policy {
+    settings().map_or_else(Policy::default, |settings| settings.policy)
+}
+
+/// Reads the environment: once, before `main`, when there is one thread. A program
+/// that runs with more rights than who started it (`AT_SECURE`) is left alone.
+pub(crate) fn read_environment() {
+    // SAFETY: has no preconditions.
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    let settings =
+        if secure { Ok(Settings::OFF) } else { Settings::read(|name| std::env::var(name).ok()) };
+    let settings = settings.unwrap_or_else(|wrong| {
+        let line = format!("kvm-memslots-preload: switched off: {wrong}\n");
+        // SAFETY: these bytes are only read. That nobody can hear it is no error.
+        let _ = unsafe { sys::transfer(true, 2, line.as_ptr() as u64, line.len()) };
+        Settings::OFF
+    });
+    let _ = SETTINGS.set(settings);
 }
 
 /// Where statistics go.
@@ -45,6 +90,14 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    const OFF: Self = Self {
+        mode: Mode::Off,
+        flips: None,
+        policy: Policy::RentOrBuy,
+        writable: false,
+        stats: Vec::new(),
+    };
+
     /// From variables that `variable` knows.
     ///
     /// # Errors
@@ -65,7 +118,7 @@ impl Settings {
         let flips = flips.transpose()?;
         let policy = match of(POLICY) {
             None => Policy::default(),
-            Some(policy) => self::policy(&policy)
+            Some(policy) => parse_policy(&policy)
                 .ok_or_else(|| wrong(POLICY, &policy, "rent-or-buy or fixed:EXITS"))?,
         };
         let writable = match of(WRITABLE).as_deref() {
@@ -82,7 +135,7 @@ impl Settings {
     }
 }
 
-fn policy(value: &str) -> Option<Policy> {
+fn parse_policy(value: &str) -> Option<Policy> {
     if value == "rent-or-buy" {
         return Some(Policy::RentOrBuy);
     }

@@ -1,70 +1,84 @@
-//! What was done, counted for the whole process.
+//! What was done, counted for each VM, and for the whole process.
 
+use std::ffi::c_int;
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use serde::Serialize;
+
+use crate::decide::slots::{Action, Repair, Slot};
+use crate::root::Root;
+use crate::vm::Vm;
 
 /// A count that any thread adds to.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
 impl Count {
-    const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
     pub(crate) fn add(&self, more: u64) {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> u64 {
+        self.0.swap(0, Ordering::Relaxed)
     }
 }
 
 macro_rules! counts {
     ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// The counts, as they grow.
-        pub(crate) struct Counts {
+        /// The counts of one VM, as they grow. Zeroes are none.
+        #[derive(Debug, Default)]
+        pub(crate) struct VmCounts {
             $($(#[doc = $doc])+ pub(crate) $name: Count,)+
-            switched_off: Mutex<Vec<String>>,
+            /// Nanoseconds of the longest call that KVM got.
+            longest_ns: AtomicU64,
+            /// The descriptor that the VM was made as.
+            fd: AtomicI32,
         }
 
         /// The counts, as they are written at the end.
-        #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-        pub(crate) struct Totals {
-            pub(crate) mode: &'static str,
+        #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+        pub(crate) struct Sums {
             $($(#[doc = $doc])+ pub(crate) $name: u64,)+
-            /// Why it was switched off, for each VM that it was.
-            pub(crate) switched_off: Vec<String>,
+            /// The longest call that KVM got.
+            pub(crate) longest_ns: u64,
         }
 
-        impl Counts {
-            const fn new() -> Self {
-                Self { $($name: Count::new(),)+ switched_off: Mutex::new(Vec::new()) }
+        impl VmCounts {
+            fn sums(&self) -> Sums {
+                Sums {
+                    $($name: self.$name.get(),)+
+                    longest_ns: self.longest_ns.load(Ordering::Relaxed),
+                }
             }
 
-            /// What they stand at.
-            pub(crate) fn totals(&self, mode: &'static str) -> Totals {
-                // Also while another thread, which may never go on, has it.
-                let switched_off = self.switched_off.try_lock();
-                Totals {
-                    mode,
-                    $($name: self.$name.get(),)+
-                    switched_off: switched_off.map(|why| why.clone()).unwrap_or_default(),
-                }
+            /// Begins anew for the VM `fd`; what was counted is the process's.
+            pub(crate) fn clear(&self, fd: c_int) {
+                let past = crate::root::root().map(|root| &root.counts.past);
+                $(
+                    let count = self.$name.take();
+                    past.inspect(|past| past.$name.add(count));
+                )+
+                let longest = self.longest_ns.swap(0, Ordering::Relaxed);
+                past.inspect(|past| { past.longest_ns.fetch_max(longest, Ordering::Relaxed); });
+                self.fd.store(fd, Ordering::Relaxed);
+            }
+        }
+
+        impl Sums {
+            fn add(&mut self, more: &Self) {
+                $(self.$name += more.$name;)+
+                self.longest_ns = self.longest_ns.max(more.longest_ns);
             }
         }
     };
 }
 
 counts! {
-    /// VMs made.
-    vms,
-    /// vCPUs made.
-    vcpus,
     /// Memslot calls that the VMM made.
     asked,
     /// Nanoseconds that the VMM waited for them.
@@ -75,8 +89,6 @@ counts! {
     flips,
     /// Nanoseconds in calls and flips.
     kvm_ns,
-    /// The longest of them.
-    longest_ns,
     /// Calls of the VMM's that KVM refused.
     refused,
     /// Slots that were deferred instead of added.
@@ -97,59 +109,224 @@ counts! {
     writes,
 }
 
-impl Counts {
-    /// A VM is left alone from now on.
-    pub(crate) fn switched_off(&self, why: &str) {
-        if let Ok(mut all) = self.switched_off.lock() {
-            all.push(why.to_owned());
-        }
-    }
-
+impl VmCounts {
     /// KVM was called, for so long.
     pub(crate) fn called(&self, ns: u64) {
         self.kvm_ns.add(ns);
-        self.longest_ns.0.fetch_max(ns, Ordering::Relaxed);
+        self.longest_ns.fetch_max(ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn calls_and_flips(&self) -> u64 {
+        self.calls.get() + self.flips.get()
     }
 }
 
-/// Those of this process.
-pub(crate) static COUNTS: Counts = Counts::new();
+/// The counts of one process. Zeroes are none.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// VMs made.
+    pub(crate) vms: Count,
+    /// vCPUs made.
+    pub(crate) vcpus: Count,
+    /// Of VMs whose place another one has.
+    past: VmCounts,
+}
+
+/// Why a VM is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Why {
+    what: &'static str,
+    slot: Option<u32>,
+    errno: Option<c_int>,
+    /// The errno of a call that should have made KVM's slots what the VMM
+    /// believes.
+    pub(crate) left: Option<c_int>,
+}
+
+impl Why {
+    pub(crate) const fn of(what: &'static str) -> Self {
+        Self { what, slot: None, errno: None, left: None }
+    }
+
+    /// A call that is not followed.
+    pub(crate) const fn not_followed(name: &'static str) -> Self {
+        Self::of(name)
+    }
+
+    pub(crate) const fn repair(repair: &Repair, errno: c_int) -> Self {
+        let (what, slot) = match repair {
+            Repair::Map(region) => ("mapping a deferred slot failed", region.slot),
+            Repair::Delete(region) => ("deleting a slot that traps failed", region.slot),
+        };
+        Self { what, slot: Some(slot), errno: Some(errno), left: None }
+    }
+
+    pub(crate) const fn action(action: &Action, errno: c_int) -> Self {
+        let (what, slot) = match action {
+            Action::Trap(region) => ("setting the trap bit failed", Some(region.slot)),
+            Action::Untrap(region) => ("clearing the trap bit failed", Some(region.slot)),
+            _ => ("KVM_CAP_EXIT_ON_EMULATION_FAILURE can't be had", None),
+        };
+        Self { what, slot, errno: Some(errno), left: None }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)?;
+        self.slot.map_or(Ok(()), |slot| write!(f, ", slot {slot:#x}"))?;
+        self.errno.map_or(Ok(()), |errno| write!(f, ", errno {errno}"))?;
+        self.left
+            .map_or(Ok(()), |errno| write!(f, "; a slot is not as the VMM believes, errno {errno}"))
+    }
+}
+
+/// One slot that has churned, or was deferred.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct OfSlot {
+    slot: u32,
+    gpa: u64,
+    size: u64,
+    /// Whether it is one of those that are flipped or deferred.
+    churns: bool,
+    asked: u64,
+    asked_ns: u64,
+    calls: u64,
+    flips: u64,
+    deferred: u64,
+    exits: u64,
+}
+
+impl OfSlot {
+    fn new(slot: &Slot) -> Self {
+        let counts = slot.counts;
+        Self {
+            slot: slot.region.slot,
+            gpa: slot.region.gpa,
+            size: slot.region.size,
+            churns: slot.churns(),
+            asked: counts.asked,
+            asked_ns: counts.asked_ns,
+            calls: counts.calls,
+            flips: counts.flips,
+            deferred: counts.deferred,
+            exits: counts.exits,
+        }
+    }
+}
+
+/// One VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct OfVm {
+    /// The descriptor that it was made as.
+    fd: c_int,
+    #[serde(flatten)]
+    sums: Sums,
+    switched_off: Option<String>,
+    /// Slots that were flipped at least once.
+    slots: Vec<OfSlot>,
+}
+
+impl OfVm {
+    fn new(vm: &Vm) -> Self {
+        let (switched_off, mut slots) = vm.with_state(|state| {
+            let flipped = state.slots.iter().filter(|slot| slot.counts.flips > 0);
+            (state.off.map(|why| why.to_string()), Vec::from_iter(flipped.map(OfSlot::new)))
+        });
+        slots.sort_by_key(|slot| slot.slot);
+        let fd = vm.counts.fd.load(Ordering::Relaxed);
+        Self { fd, sums: vm.counts.sums(), switched_off, slots }
+    }
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Totals {
+    mode: &'static str,
+    vms: u64,
+    vcpus: u64,
+    /// Of all VMs.
+    #[serde(flatten)]
+    sums: Sums,
+    /// Why VMs are left alone.
+    switched_off: Vec<String>,
+    /// Those made last, at most 64.
+    by_vm: Vec<OfVm>,
+}
+
+impl Totals {
+    pub(crate) fn new(root: &Root, mode: &'static str) -> Self {
+        let by_vm = Vec::from_iter(root.vms().map(OfVm::new));
+        let mut sums = root.counts.past.sums();
+        by_vm.iter().for_each(|vm| sums.add(&vm.sums));
+        let switched_off = by_vm.iter().filter_map(|vm| vm.switched_off.clone()).collect();
+        let (vms, vcpus) = (root.counts.vms.get(), root.counts.vcpus.get());
+        Self { mode, vms, vcpus, sums, switched_off, by_vm }
+    }
+}
+
+fn ms(ns: u64) -> String {
+    format!("{}.{:03} ms", ns / 1_000_000, ns / 1000 % 1000)
+}
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |ns: u64| format!("{}.{:03} ms", ns / 1_000_000, ns / 1000 % 1000);
         writeln!(f, "{} VMs, {} vCPUs, mode {}", self.vms, self.vcpus, self.mode)?;
+        write!(f, "{}", self.sums)?;
+        self.by_vm.iter().try_for_each(|vm| write!(f, "{vm}"))
+    }
+}
+
+impl fmt::Display for Sums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (asked_ns, kvm_ns, longest) = (ms(self.asked_ns), ms(self.kvm_ns), ms(self.longest_ns));
         writeln!(
             f,
-            "memslot calls of the VMM: {} in {}, {} refused",
+            "memslot calls of the VMM: {} in {asked_ns}, {} refused\n\
+             KVM got: {} calls and {} flips in {kvm_ns}, the longest took {longest}\n\
+             deferred: {}, of these removed unused {}, mapped {} (at {} times for the exits \
+             served, at {} for an access that KVM can't decode)\n\
+             exits served: {} reads, {} writes; slots put right: {}",
             self.asked,
-            ms(self.asked_ns),
-            self.refused
-        )?;
-        writeln!(
-            f,
-            "KVM got: {} calls and {} flips in {}, the longest took {}",
+            self.refused,
             self.calls,
             self.flips,
-            ms(self.kvm_ns),
-            ms(self.longest_ns)
-        )?;
-        writeln!(
-            f,
-            "deferred: {}, of these removed unused {}, mapped {} (at {} times for the exits \
-             served, at {} for an access that KVM can't decode)",
             self.deferred,
             self.unused,
             self.mapped,
             self.promoted_by_exits,
-            self.promoted_by_undecodable
-        )?;
-        write!(
+            self.promoted_by_undecodable,
+            self.reads,
+            self.writes,
+            self.put_right
+        )
+    }
+}
+
+impl fmt::Display for OfVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (fd, sums) = (self.fd, &self.sums);
+        let exits = sums.reads + sums.writes;
+        let calls = sums.calls + sums.flips;
+        writeln!(
             f,
-            "exits served: {} reads, {} writes; slots put right: {}",
-            self.reads, self.writes, self.put_right
+            "VM {fd}: asked {} in {}, KVM got {calls}, exits served {exits}",
+            sums.asked,
+            ms(sums.asked_ns)
         )?;
-        self.switched_off.iter().try_for_each(|why| write!(f, "\nswitched off: {why}"))
+        if let Some(why) = &self.switched_off {
+            writeln!(f, "VM {fd}: switched off: {why}")?;
+        }
+        self.slots.iter().try_for_each(|slot| {
+            let OfSlot { slot: id, gpa, size, asked, calls, flips, deferred, exits, .. } = slot;
+            let churns = if slot.churns { "churns" } else { "left alone" };
+            writeln!(
+                f,
+                "VM {fd}: slot {id:#x} at {gpa:#x}+{size:#x}, {churns}: asked {asked} in {}, \
+                 KVM got {calls}, flips {flips}, deferred {deferred}, exits served {exits}",
+                ms(slot.asked_ns)
+            )
+        })
     }
 }
 
@@ -160,21 +337,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn totals_as_text_and_as_json() {
-        let counts = Counts::new();
+    fn sums_as_text_and_as_json() {
+        let counts = VmCounts::default();
         counts.asked.add(3);
         counts.calls.add(2);
         counts.called(1_234_567);
         counts.called(1_000);
-        counts.switched_off("a move");
-        let totals = counts.totals("defer");
+        let why = Some("a move".to_owned());
+        let of_vm =
+            OfVm { fd: 5, sums: counts.sums(), switched_off: why.clone(), slots: Vec::new() };
+        let totals = Totals {
+            mode: "defer",
+            vms: 1,
+            vcpus: 2,
+            sums: counts.sums(),
+            switched_off: Vec::from_iter(why),
+            by_vm: vec![of_vm],
+        };
         let text = totals.to_string();
         assert!(text.contains("of the VMM: 3 in 0.000 ms"), "{text}");
         assert!(text.contains("2 calls and 0 flips in 1.235 ms, the longest took 1.234"), "{text}");
-        assert!(text.ends_with("switched off: a move"), "{text}");
+        assert!(text.contains("VM 5: switched off: a move"), "{text}");
         let json = serde_json::to_value(&totals).unwrap();
         assert_eq!(json["kvm_ns"], 1_235_567);
         assert_eq!(json["switched_off"][0], "a move");
+        assert_eq!(json["by_vm"][0]["asked"], 3);
         assert_eq!(json["mode"], "defer");
+    }
+
+    #[test]
+    fn why_says_which_slot_and_which_errno() {
+        let mut why = Why { slot: Some(1), errno: Some(12), ..Why::of("mapping failed") };
+        assert_eq!(why.to_string(), "mapping failed, slot 0x1, errno 12");
+        why.left = Some(5);
+        assert!(why.to_string().ends_with("; a slot is not as the VMM believes, errno 5"));
     }
 }

@@ -1,8 +1,9 @@
 //! What to do, decided without a system call: all of it can be tested without
 //! KVM.
 
+pub(crate) mod map;
 pub(crate) mod policy;
 pub(crate) mod region;
 pub(crate) mod slots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,9 +1,8 @@
 //! The slots of one VM: what the VMM believes KVM has, and what KVM has.
 
-use std::collections::BTreeMap;
-
 use kvm_memslots::deferred::policy::Churn;
 
+use super::map::{Entries, Map};
 use super::region::{READONLY, Region};
 
 /// How a slot that churns is taken away and brought back.
@@ -28,22 +27,49 @@ pub(crate) struct Rules {
     pub(crate) writable: bool,
 }
 
+impl Rules {
+    /// Whether a slot with these flags can be one that is treated so.
+    pub(crate) const fn allow(&self, flags: u32) -> bool {
+        flags == READONLY || flags == 0 && self.writable
+    }
+}
+
 /// What KVM has of a slot that the VMM has asked for at least once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
+pub(crate) enum Held {
     Mapped,
     Trapping,
     Nothing,
 }
 
+/// What was done for one slot.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct SlotCounts {
+    /// Calls of the VMM's.
+    pub(crate) asked: u64,
+    /// Nanoseconds that the VMM waited for them.
+    pub(crate) asked_ns: u64,
+    /// Calls and flips of the trap bit that KVM got.
+    pub(crate) calls: u64,
+    /// Removals, and additions of what was removed.
+    pub(crate) flips: u64,
+    /// Times that it was deferred instead of added.
+    pub(crate) deferred: u64,
+    /// Exits served.
+    pub(crate) exits: u64,
+}
+
 #[derive(Debug)]
-struct Slot {
+pub(crate) struct Slot {
     /// As it was mapped last.
-    region: Region,
+    pub(crate) region: Region,
     /// Whether it is there, as the VMM sees it.
     wanted: bool,
     held: Held,
     churn: Churn<Region>,
+    /// Whether it is in the list of those that churn.
+    listed: bool,
+    pub(crate) counts: SlotCounts,
 }
 
 impl Slot {
@@ -53,6 +79,21 @@ impl Slot {
 
     const fn is_spare(&self) -> bool {
         !self.wanted && matches!(self.held, Held::Trapping)
+    }
+
+    /// Whether it churns.
+    pub(crate) const fn churns(&self) -> bool {
+        self.listed
+    }
+
+    fn repair(&self) -> Option<Repair> {
+        if self.is_deferred() {
+            Some(Repair::Map(self.region))
+        } else if self.is_spare() {
+            Some(Repair::Delete(self.region))
+        } else {
+            None
+        }
     }
 }
 
@@ -90,11 +131,11 @@ pub(crate) enum Action {
     Forget,
 }
 
-/// What to do for a call of the VMM's.
-#[derive(Debug, PartialEq, Eq)]
+/// What to do for a call of the VMM's: first the repairs that
+/// [`in_the_way`](Slots::in_the_way) says, if there may be any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// What has to be done before.
-    pub(crate) repairs: Vec<Repair>,
+    pub(crate) repairs: bool,
     pub(crate) action: Action,
 }
 
@@ -110,25 +151,42 @@ pub(crate) struct Piece {
 pub(crate) enum Access {
     /// It is for the VMM.
     Pass,
-    /// It is served from these pieces, in order.
+    /// It is served from these pieces, in order; the second may be empty. More
+    /// than two pages are in no access.
     Serve {
-        pieces: Vec<Piece>,
+        pieces: [Piece; 2],
+        /// The slot that the first is in.
+        slot: u32,
         /// Whether it came out because a slot is deferred; else the slot has
         /// just been mapped.
         deferred: bool,
     },
 }
 
+/// How many slots of a VM can churn at a time; the others are left alone. What a
+/// call costs depends on these, not on how many slots there are.
+const CHURNING: usize = 16;
+
 /// The slots of one VM.
-#[derive(Debug)]
 pub(crate) struct Slots {
-    slots: BTreeMap<u32, Slot>,
+    slots: Map,
+    /// Those that churn: ids, and how many there are.
+    churning: [u32; CHURNING],
+    listed: usize,
+    deferred: usize,
     rules: Rules,
 }
 
 impl Slots {
-    pub(crate) const fn new(rules: Rules) -> Self {
-        Self { slots: BTreeMap::new(), rules }
+    pub(crate) const fn new(rules: Rules, entries: Entries) -> Self {
+        let slots = Map::new(entries);
+        Self { slots, churning: [0; CHURNING], listed: 0, deferred: 0, rules }
+    }
+
+    /// Begins anew, for another VM.
+    pub(crate) const fn clear(&mut self, rules: Rules) {
+        self.slots.clear();
+        (self.listed, self.deferred, self.rules) = (0, 0, rules);
     }
 
     /// From here on every call passes. What is not as the VMM believes stays
@@ -137,84 +195,87 @@ impl Slots {
         self.rules.way = Way::AsAsked;
     }
 
+    pub(crate) const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// All of them, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
+    }
+
+    /// To count what was done for one.
+    pub(crate) fn counts(&mut self, slot: u32) -> Option<&mut SlotCounts> {
+        self.slots.get_mut(slot).map(|slot| &mut slot.counts)
+    }
+
     /// Whether slot `slot` is one that is flipped or deferred.
     pub(crate) fn is_managed(&self, slot: u32) -> bool {
-        self.slots.get(&slot).is_some_and(|slot| self.manages(slot))
+        self.rules.way != Way::AsAsked && self.slots.get(slot).is_some_and(|slot| slot.listed)
     }
 
     /// Whether any slot is.
     pub(crate) fn manages_any(&self) -> bool {
-        self.slots.values().any(|slot| self.manages(slot))
-    }
-
-    fn manages(&self, slot: &Slot) -> bool {
-        let flags = slot.region.flags;
-        self.rules.way != Way::AsAsked
-            && self.churns(slot)
-            && (flags == READONLY || flags == 0 && self.rules.writable)
-    }
-
-    /// Whether the next flip of it is one too many.
-    const fn churns(&self, slot: &Slot) -> bool {
-        slot.churn.flips() >= self.rules.flips
+        self.rules.way != Way::AsAsked && self.listed > 0
     }
 
     /// How many slots are deferred.
-    pub(crate) fn deferred(&self) -> usize {
-        self.slots.values().filter(|slot| slot.is_deferred()).count()
+    pub(crate) const fn deferred(&self) -> usize {
+        self.deferred
+    }
+
+    fn churning(&self) -> impl Iterator<Item = &Slot> {
+        self.churning[..self.listed].iter().filter_map(|slot| self.slots.get(*slot))
     }
 
     /// Whether `asked` changes the flags of a slot that is there.
     pub(crate) fn changes_flags(&self, asked: &Region) -> bool {
-        let there = self.slots.get(&asked.slot).filter(|slot| slot.wanted && asked.size != 0);
+        let there = self.slots.get(asked.slot).filter(|slot| slot.wanted && asked.size != 0);
         there.is_some_and(|slot| slot.region.flags != asked.flags)
     }
 
     /// What to do for `asked`.
     pub(crate) fn plan(&self, asked: &Region) -> Plan {
-        let own = self.slots.get(&asked.slot);
-        if asked.size == 0 {
-            return own.map_or(Plan::pass(), |slot| self.delete(slot));
+        let own = self.slots.get(asked.slot);
+        let instead = |action| Plan { repairs: false, action };
+        let managed = self.is_managed(asked.slot);
+        match own {
+            Some(slot) if asked.size == 0 && slot.is_deferred() => instead(Action::Forget),
+            Some(slot)
+                if asked.size == 0
+                    && slot.held == Held::Mapped
+                    && managed
+                    && self.rules.way == Way::Trap =>
+            {
+                instead(Action::Trap(slot.region))
+            }
+            Some(slot) if !slot.wanted && slot.region == *asked => match slot.held {
+                // What else is at its place has it start anew, see `done`.
+                Held::Trapping if slot.listed => instead(Action::Untrap(slot.region)),
+                Held::Nothing if managed && self.rules.way == Way::Defer => instead(Action::Defer),
+                _ => Plan { repairs: true, action: Action::Pass },
+            },
+            _ => Plan { repairs: true, action: Action::Pass },
         }
-        if let Some(slot) = own.filter(|slot| !slot.wanted && slot.region == *asked) {
-            let free = !self.others(asked).any(|other| other.wanted);
-            match slot.held {
-                Held::Trapping if free => {
-                    return Plan { repairs: Vec::new(), action: Action::Untrap(slot.region) };
-                }
-                Held::Nothing if free && self.rules.way == Way::Defer && self.manages(slot) => {
-                    return Plan { repairs: Vec::new(), action: Action::Defer };
-                }
-                _ => {}
-            }
-        }
-        let in_the_way = own.into_iter().chain(self.others(asked));
-        Plan { repairs: in_the_way.filter_map(Slot::repair).collect(), action: Action::Pass }
     }
 
-    fn delete(&self, slot: &Slot) -> Plan {
-        let action = match slot.held {
-            Held::Nothing if slot.wanted => Action::Forget,
-            Held::Mapped if self.rules.way == Way::Trap && self.manages(slot) => {
-                Action::Trap(slot.region)
-            }
-            _ => {
-                return Plan { repairs: slot.repair().into_iter().collect(), action: Action::Pass };
-            }
-        };
-        Plan { repairs: Vec::new(), action }
+    /// The next call that has to be made before KVM gets `asked`.
+    pub(crate) fn in_the_way(&self, asked: &Region) -> Option<Repair> {
+        let own = |slot: &&Slot| slot.region.slot == asked.slot;
+        let over = |slot: &&Slot| asked.size != 0 && slot.region.overlaps(asked);
+        self.churning().filter(|slot| own(slot) || over(slot)).find_map(Slot::repair)
     }
 
-    /// The other slots that map pages of `region`, or did.
-    fn others(&self, region: &Region) -> impl Iterator<Item = &Slot> {
-        let overlapping =
-            |slot: &&Slot| slot.region.slot != region.slot && slot.region.overlaps(region);
-        self.slots.values().filter(overlapping)
+    /// The next call that makes KVM's slots what the VMM believes they are, of
+    /// those after the first `from`; and where it is.
+    pub(crate) fn repair(&self, from: usize) -> Option<(usize, Repair)> {
+        let churning = self.churning().enumerate().skip(from);
+        churning.into_iter().find_map(|(at, slot)| Some((at, slot.repair()?)))
     }
 
-    /// Calls that make KVM's slots what the VMM believes they are.
-    pub(crate) fn repairs(&self) -> Vec<Repair> {
-        self.slots.values().filter_map(Slot::repair).collect()
+    /// The same for one slot.
+    pub(crate) fn repair_of(&self, slot: u32) -> Option<Repair> {
+        self.slots.get(slot).and_then(Slot::repair)
     }
 
     /// KVM has taken `repair`.
@@ -223,8 +284,21 @@ impl Slots {
             Repair::Map(region) => (region, Held::Mapped),
             Repair::Delete(region) => (region, Held::Nothing),
         };
-        if let Some(slot) = self.slots.get_mut(&region.slot) {
+        if let Some(slot) = self.slots.get_mut(region.slot) {
+            self.deferred -= usize::from(slot.is_deferred());
             slot.held = held;
+        }
+    }
+
+    /// Slot `slot` is as KVM has it, and is to be looked at as if it were new.
+    pub(crate) fn restart(&mut self, slot: u32) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.churn.reset();
+            slot.listed = false;
+        }
+        if let Some(at) = self.churning[..self.listed].iter().position(|id| *id == slot) {
+            self.listed -= 1;
+            self.churning[at] = self.churning[self.listed];
         }
     }
 
@@ -237,74 +311,120 @@ impl Slots {
             Action::Defer | Action::Forget => Held::Nothing,
         };
         if asked.size == 0 {
-            if let Some(slot) = self.slots.get_mut(&asked.slot) {
+            if let Some(slot) = self.slots.get_mut(asked.slot) {
+                self.deferred -= usize::from(slot.is_deferred());
                 slot.churn.removed();
+                slot.counts.flips += u64::from(slot.wanted);
                 slot.wanted = false;
                 slot.held = held;
+                self.list(asked.slot);
             }
             return;
         }
+        self.displace(asked);
         let after = self.rules.flips;
-        let slot = self.slots.entry(asked.slot).or_insert_with(|| Slot {
+        let new = || Slot {
             region: *asked,
             wanted: false,
             held,
             churn: Churn::after(after),
-        });
+            listed: false,
+            counts: SlotCounts::default(),
+        };
+        // Where there is no room it is not known, and left alone.
+        let Some(slot) = self.slots.get_or_insert(asked.slot, new) else { return };
+        let was_deferred = slot.is_deferred();
+        let again = slot.region == *asked;
         // What is there already is not added.
-        if !slot.wanted || slot.region != *asked {
+        if !slot.wanted || !again {
+            slot.counts.flips += u64::from(again && slot.churn.flips() > 0);
             slot.churn.added(*asked);
         }
         slot.region = *asked;
         slot.wanted = true;
         slot.held = held;
+        let is_deferred = slot.is_deferred();
+        self.deferred = self.deferred + usize::from(is_deferred) - usize::from(was_deferred);
+        if again {
+            self.list(asked.slot);
+        } else if self.slots.get(asked.slot).is_some_and(|slot| slot.listed) {
+            self.restart(asked.slot);
+            if let Some(slot) = self.slots.get_mut(asked.slot) {
+                slot.churn.added(*asked);
+            }
+        }
+    }
+
+    /// Slots that were where `asked` is now begin anew.
+    fn displace(&mut self, asked: &Region) {
+        let gone = |slot: &Slot| {
+            !slot.wanted && slot.region.slot != asked.slot && slot.region.overlaps(asked)
+        };
+        let next =
+            |slots: &Self| slots.churning().find(|slot| gone(slot)).map(|slot| slot.region.slot);
+        while let Some(slot) = next(self) {
+            self.restart(slot);
+        }
+    }
+
+    /// Lists slot `slot` if the next flip of it is one too many.
+    fn list(&mut self, slot: u32) {
+        let rules = self.rules;
+        let Some(own) = self.slots.get_mut(slot) else { return };
+        let churns = own.churn.flips() >= rules.flips && rules.allow(own.region.flags);
+        if churns && !own.listed && self.listed < CHURNING {
+            own.listed = true;
+            self.churning[self.listed] = slot;
+            self.listed += 1;
+        }
     }
 
     /// What becomes of an access to `bytes` bytes at `gpa` that came out as
     /// MMIO. A write to memory that the guest may only read is the VMM's also
     /// where that memory is mapped.
     pub(crate) fn access(&self, space: u32, gpa: u64, bytes: usize, write: bool) -> Access {
-        let mut pieces = Vec::new();
-        let (mut deferred, mut ours) = (false, false);
+        let none = Piece { hva: 0, bytes: 0 };
+        let (mut pieces, mut count) = ([none; 2], 0);
+        let (mut deferred, mut ours) = (false, None);
         let mut done = 0;
         while done < bytes {
             let Some(at) = gpa.checked_add(done as u64) else { return Access::Pass };
-            let Some((slot, (hva, left))) = self.reached(space, at) else { return Access::Pass };
-            if write && slot.region.flags & READONLY != 0 {
+            let Some((slot, (hva, left))) = self.reached(space, at, count > 0) else {
+                return Access::Pass;
+            };
+            if count == pieces.len() || write && slot.region.flags & READONLY != 0 {
                 return Access::Pass;
             }
             deferred |= slot.is_deferred();
-            ours |= self.churns(slot);
+            if slot.listed {
+                ours = ours.or(Some(slot.region.slot));
+            }
             let left = usize::try_from(left).unwrap_or(usize::MAX);
-            let piece = Piece { hva, bytes: left.min(bytes - done) };
-            pieces.push(piece);
-            done += piece.bytes;
+            pieces[count] = Piece { hva, bytes: left.min(bytes - done) };
+            done += pieces[count].bytes;
+            count += 1;
         }
-        if ours || deferred { Access::Serve { pieces, deferred } } else { Access::Pass }
+        ours.map_or(Access::Pass, |slot| Access::Serve { pieces, slot, deferred })
     }
 
     /// The slot that is at `gpa` as the VMM sees it, and where that is in host
-    /// memory.
-    fn reached(&self, space: u32, gpa: u64) -> Option<(&Slot, (u64, u64))> {
-        let there = |slot: &&Slot| slot.wanted && slot.region.space() == space;
-        self.slots.values().filter(there).find_map(|slot| Some((slot, slot.region.at(gpa)?)))
-    }
-}
-
-impl Slot {
-    fn repair(&self) -> Option<Repair> {
-        if self.is_deferred() {
-            Some(Repair::Map(self.region))
-        } else if self.is_spare() {
-            Some(Repair::Delete(self.region))
-        } else {
-            None
+    /// memory. Of an access that begins in a slot that does not churn, none is
+    /// served but one that goes on in one that does.
+    fn reached(&self, space: u32, gpa: u64, goes_on: bool) -> Option<(&Slot, (u64, u64))> {
+        let at = |slot: &'_ Slot| {
+            (slot.wanted && slot.region.space() == space).then(|| slot.region.at(gpa))?
+        };
+        let found = self.churning().find_map(|slot| Some((slot, at(slot)?)));
+        if found.is_some() || !(goes_on || self.crosses(space, gpa)) {
+            return found;
         }
+        self.slots.iter().find_map(|slot| Some((slot, at(slot)?)))
     }
-}
 
-impl Plan {
-    const fn pass() -> Self {
-        Self { repairs: Vec::new(), action: Action::Pass }
+    /// Whether an access at `gpa` can reach a slot that churns beyond its page.
+    fn crosses(&self, space: u32, gpa: u64) -> bool {
+        let behind =
+            |slot: &Slot| slot.region.space() == space && slot.region.gpa.wrapping_sub(gpa) < 8;
+        self.churning().any(behind)
     }
 }

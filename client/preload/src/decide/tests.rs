@@ -1,31 +1,56 @@
 //! The decisions, each by itself. Sequences of them, with an in-memory KVM:
 //! `vm/tests.rs`.
 
+#![allow(clippy::unwrap_used)]
+
 use kvm_memslots::deferred::policy::Policy;
 
+use super::map::{Entries, PLACES};
 use super::policy::Bill;
 use super::region::{READONLY, Region, TRAP};
-use super::slots::{Access, Action, Piece, Plan, Repair, Rules, Slots, Way};
+use super::slots::{Access, Action, Piece, Repair, Rules, Slots, Way};
 
 const FLASH: Region =
     Region { slot: 1, flags: READONLY, gpa: 0x400_0000, size: 0x10_0000, hva: 0x7000_0000 };
 
-fn slots(way: Way) -> Slots {
-    Slots::new(Rules { way, flips: 4, writable: false })
+/// Places for slots, left behind when the test ends.
+pub(crate) fn entries() -> Entries {
+    let places = Vec::from_iter((0..PLACES).map(|_| std::mem::MaybeUninit::uninit()));
+    let places: Box<[_; PLACES]> = places.into_boxed_slice().try_into().unwrap();
+    Box::leak(places)
 }
 
-/// Asks for `region` and has it done; what became of it.
-fn ask(slots: &mut Slots, region: Region) -> Plan {
+fn slots(way: Way) -> Slots {
+    Slots::new(Rules { way, flips: 4, writable: false }, entries())
+}
+
+/// Asks for `region` and has it done: the repairs before it, and what became of
+/// it.
+fn ask(slots: &mut Slots, region: Region) -> (Vec<Repair>, Action) {
     let plan = slots.plan(&region);
-    plan.repairs.iter().for_each(|repair| slots.repaired(repair));
+    let mut repairs = Vec::new();
+    while let Some(repair) = slots.in_the_way(&region).filter(|_| plan.repairs) {
+        slots.repaired(&repair);
+        repairs.push(repair);
+    }
     slots.done(&region, plan.action);
-    plan
+    (repairs, plan.action)
 }
 
 fn action(slots: &mut Slots, region: Region) -> Action {
-    let plan = ask(slots, region);
-    assert_eq!(plan.repairs, []);
-    plan.action
+    let (repairs, action) = ask(slots, region);
+    assert_eq!(repairs, []);
+    action
+}
+
+/// All that would have to be repaired, in order.
+fn repairs(slots: &Slots) -> Vec<Repair> {
+    let (mut from, mut all) = (0, Vec::new());
+    while let Some((at, repair)) = slots.repair(from) {
+        from = at + 1;
+        all.push(repair);
+    }
+    all
 }
 
 /// `region` is added, and then flipped four times.
@@ -57,7 +82,7 @@ fn a_slot_that_churns_is_deferred() {
     assert_eq!(slots.deferred(), 1);
     assert_eq!(action(&mut slots, FLASH.gone()), Action::Forget);
     assert_eq!(action(&mut slots, FLASH), Action::Defer);
-    assert_eq!(slots.repairs(), [Repair::Map(FLASH)]);
+    assert_eq!(repairs(&slots), [Repair::Map(FLASH)]);
     slots.repaired(&Repair::Map(FLASH));
     assert_eq!(slots.deferred(), 0);
     assert_eq!(action(&mut slots, FLASH.gone()), Action::Pass);
@@ -74,7 +99,7 @@ fn what_does_not_churn_is_left_alone() {
         let logged = Region { flags: READONLY | 1, ..FLASH };
         assert!(!churned(way, logged).is_managed(logged.slot));
     }
-    let mut slots = Slots::new(Rules { way: Way::Trap, flips: 4, writable: true });
+    let mut slots = Slots::new(Rules { way: Way::Trap, flips: 4, writable: true }, entries());
     for _ in 0..3 {
         ask(&mut slots, ram);
         ask(&mut slots, ram.gone());
@@ -88,7 +113,7 @@ fn a_slot_that_comes_back_elsewhere_begins_anew() {
     let mut slots = churned(Way::Trap, FLASH);
     ask(&mut slots, FLASH.gone());
     let plan = ask(&mut slots, elsewhere);
-    assert_eq!(plan, Plan { repairs: vec![Repair::Delete(FLASH)], action: Action::Pass });
+    assert_eq!(plan, (vec![Repair::Delete(FLASH)], Action::Pass));
     assert!(!slots.is_managed(FLASH.slot));
 
     let mut slots = churned(Way::Defer, FLASH);
@@ -96,7 +121,7 @@ fn a_slot_that_comes_back_elsewhere_begins_anew() {
     ask(&mut slots, FLASH);
     // A move of what KVM does not have.
     let plan = ask(&mut slots, elsewhere);
-    assert_eq!(plan, Plan { repairs: vec![Repair::Map(FLASH)], action: Action::Pass });
+    assert_eq!(plan, (vec![Repair::Map(FLASH)], Action::Pass));
 }
 
 #[test]
@@ -110,9 +135,9 @@ fn what_comes_over_a_slot_finds_what_the_vmm_believes() {
         if way == Way::Defer {
             ask(&mut slots, FLASH);
         }
-        assert_eq!(slots.plan(&beside).repairs, []);
-        assert_eq!(slots.plan(&other_space).repairs, []);
-        assert_eq!(slots.plan(&over), Plan { repairs: vec![repair], action: Action::Pass });
+        assert_eq!(slots.in_the_way(&beside), None);
+        assert_eq!(slots.in_the_way(&other_space), None);
+        assert_eq!(ask(&mut slots, over), (vec![repair], Action::Pass));
     }
 }
 
@@ -130,8 +155,7 @@ fn what_comes_back_over_another_is_not_deferred() {
 fn a_slot_that_is_not_there_is_deleted_by_kvm() {
     let mut slots = churned(Way::Trap, FLASH);
     ask(&mut slots, FLASH.gone());
-    let plan = slots.plan(&FLASH.gone());
-    assert_eq!(plan, Plan { repairs: vec![Repair::Delete(FLASH)], action: Action::Pass });
+    assert_eq!(ask(&mut slots, FLASH.gone()), (vec![Repair::Delete(FLASH)], Action::Pass));
     assert_eq!(slots.plan(&Region { slot: 9, ..FLASH }.gone()).action, Action::Pass);
 }
 
@@ -144,6 +168,9 @@ fn once_stopped_everything_passes() {
     assert_eq!(action(&mut slots, FLASH), Action::Pass);
 }
 
+/// No second piece.
+const NONE: Piece = Piece { hva: 0, bytes: 0 };
+
 fn deferred() -> Slots {
     let mut slots = churned(Way::Defer, FLASH);
     ask(&mut slots, FLASH.gone());
@@ -154,11 +181,14 @@ fn deferred() -> Slots {
 #[test]
 fn reads_of_a_deferred_slot_are_served() {
     let slots = deferred();
-    let piece = |offset, bytes| Piece { hva: FLASH.hva + offset, bytes };
-    let serve = |pieces| Access::Serve { pieces, deferred: true };
-    assert_eq!(slots.access(0, FLASH.gpa + 5, 2, false), serve(vec![piece(5, 2)]));
+    let serve = |offset, bytes| Access::Serve {
+        pieces: [Piece { hva: FLASH.hva + offset, bytes }, NONE],
+        slot: FLASH.slot,
+        deferred: true,
+    };
+    assert_eq!(slots.access(0, FLASH.gpa + 5, 2, false), serve(5, 2));
     let last = FLASH.size - 8;
-    assert_eq!(slots.access(0, FLASH.gpa + last, 8, false), serve(vec![piece(last, 8)]));
+    assert_eq!(slots.access(0, FLASH.gpa + last, 8, false), serve(last, 8));
     // Beyond the end, before the start, in another address space, a write.
     assert_eq!(slots.access(0, FLASH.gpa + last + 4, 8, false), Access::Pass);
     assert_eq!(slots.access(0, FLASH.gpa - 4, 8, false), Access::Pass);
@@ -172,11 +202,9 @@ fn an_access_across_two_slots_is_served_from_both() {
     let mut slots = deferred();
     let next = Region { slot: 2, gpa: FLASH.gpa + FLASH.size, hva: 0x9000_0000, ..FLASH };
     ask(&mut slots, next);
-    let pieces = vec![
-        Piece { hva: FLASH.hva + FLASH.size - 3, bytes: 3 },
-        Piece { hva: next.hva, bytes: 5 },
-    ];
-    let expected = Access::Serve { pieces, deferred: true };
+    let pieces =
+        [Piece { hva: FLASH.hva + FLASH.size - 3, bytes: 3 }, Piece { hva: next.hva, bytes: 5 }];
+    let expected = Access::Serve { pieces, slot: FLASH.slot, deferred: true };
     assert_eq!(slots.access(0, next.gpa - 3, 8, false), expected);
 }
 
@@ -185,11 +213,48 @@ fn an_access_across_two_slots_is_served_from_both() {
 fn an_exit_that_races_a_map_is_served() {
     let mut slots = deferred();
     slots.repaired(&Repair::Map(FLASH));
-    let expected =
-        Access::Serve { pieces: vec![Piece { hva: FLASH.hva, bytes: 4 }], deferred: false };
+    let pieces = [Piece { hva: FLASH.hva, bytes: 4 }, NONE];
+    let expected = Access::Serve { pieces, slot: FLASH.slot, deferred: false };
     assert_eq!(slots.access(0, FLASH.gpa, 4, false), expected);
     ask(&mut slots, FLASH.gone());
     assert_eq!(slots.access(0, FLASH.gpa, 4, false), Access::Pass);
+}
+
+/// What begins beside a slot that churns and goes on in it.
+#[test]
+fn an_access_into_a_slot_is_served_from_both() {
+    let before =
+        Region { slot: 2, gpa: FLASH.gpa - 0x1000, size: 0x1000, hva: 0x9000_0000, ..FLASH };
+    let mut slots = deferred();
+    let access = |slots: &Slots, gpa| slots.access(0, gpa, 8, false);
+    assert_eq!(access(&slots, FLASH.gpa - 3), Access::Pass);
+    ask(&mut slots, before);
+    let pieces = [Piece { hva: before.hva + 0xffd, bytes: 3 }, Piece { hva: FLASH.hva, bytes: 5 }];
+    let expected = Access::Serve { pieces, slot: FLASH.slot, deferred: true };
+    assert_eq!(access(&slots, FLASH.gpa - 3), expected);
+    assert_eq!(access(&slots, before.gpa), Access::Pass);
+}
+
+/// However many there are; beyond what there is room for, they are left alone.
+#[test]
+fn slots_are_found_by_id() {
+    let nth = |n: u32| Region {
+        slot: n % 2 << 16 | n,
+        gpa: 0x1_0000_0000 + u64::from(n) * 0x1000,
+        size: 0x1000,
+        ..FLASH
+    };
+    let mut slots = slots(Way::Defer);
+    (0..2_000).for_each(|n| assert_eq!(action(&mut slots, nth(n)), Action::Pass));
+    let known = slots.iter().count();
+    assert!((500..2_000).contains(&known));
+    for _ in 0..4 {
+        (0..40).for_each(|n| drop((ask(&mut slots, nth(n).gone()), ask(&mut slots, nth(n)))));
+    }
+    let managed = (0..2_000).filter(|n| slots.is_managed(nth(*n).slot)).count();
+    assert!((1..=16).contains(&managed), "{managed}");
+    assert!(repairs(&slots).len() == slots.deferred() && slots.deferred() == managed);
+    assert_eq!(action(&mut slots, nth(1_999).gone()), Action::Pass);
 }
 
 #[test]

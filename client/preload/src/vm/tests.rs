@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvm_memslots::deferred::policy::Policy;
@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decide::region::{READONLY, TRAP};
+use crate::decide::tests::entries;
 
 const PAGE: u64 = 4096;
 
@@ -76,13 +77,44 @@ impl Kvm for Model {
     }
 }
 
-fn vm(model: &Model, way: Way, writable: bool, policy: Policy) -> Vm {
-    Vm::new(Box::new(model.clone()), Rules { way, flips: 4, writable }, Bill::new(policy))
+fn vm(model: &Model, way: Way, writable: bool, policy: Policy) -> Under {
+    let rules = Rules { way, flips: 4, writable };
+    let vm = Vm::new(&[], Slots::new(rules, entries()));
+    vm.state.with(|state| state.bill = Bill::new(policy));
+    Under { vm, model: model.clone() }
 }
 
-fn ask(vm: &Vm, model: &Model, region: &Region) -> Answer {
+/// The library, and the KVM that it is in front of.
+struct Under {
+    vm: Vm,
+    model: Model,
+}
+
+impl Under {
+    fn undecodable(&self, before: u64) -> bool {
+        self.vm.undecodable(&self.model, before)
+    }
+
+    fn promotions(&self) -> u64 {
+        self.vm.promotions()
+    }
+
+    fn switch_off(&self) {
+        self.vm.switch_off(&self.model, Why::of("the end"));
+    }
+
+    fn is_off(&self) -> bool {
+        self.vm.state.with(|state| state.off.is_some())
+    }
+
+    fn access(&self, gpa: u64, bytes: usize) -> Access {
+        self.vm.state.with(|state| state.slots.access(0, gpa, bytes, false))
+    }
+}
+
+fn ask(vm: &Under, model: &Model, region: &Region) -> Answer {
     let asked = Asked { region: *region, two: false };
-    vm.set_region(&asked, &mut || model.set(region).map(|()| 0))
+    vm.vm.set_region(3, model, &asked, &mut || model.set(region).map(|()| 0))
 }
 
 #[derive(Debug, Clone)]
@@ -115,7 +147,7 @@ fn event() -> impl Strategy<Value = Event> {
 
 /// One VM with the library between, and one without.
 struct Pair {
-    vm: Vm,
+    vm: Under,
     ours: Model,
     plain: Model,
 }
@@ -136,8 +168,7 @@ impl Pair {
             let gpa = page * PAGE + 8;
             let (ours, plain) = (self.ours.reached(gpa), self.plain.reached(gpa));
             let found = match ours {
-                None if self.vm.may_defer() => match self.vm.state().slots.access(0, gpa, 4, false)
-                {
+                None => match self.vm.access(gpa, 4) {
                     Access::Pass => None,
                     Access::Serve { pieces, .. } => Some(pieces[0].hva),
                 },
@@ -165,14 +196,11 @@ impl Pair {
                 self.same()
             }
             Event::Read(gpa) => {
-                let mut state = self.vm.state();
-                if let Access::Serve { deferred: true, .. } = state.slots.access(0, gpa, 1, false) {
-                    state.bill.exit(None);
-                    if state.bill.is_due(state.slots.deferred()) {
-                        self.vm.promote(&mut state);
-                    }
+                if let Access::Serve { deferred: true, .. } = self.vm.access(gpa, 1) {
+                    let vm = &self.vm;
+                    let mmio = Mmio { space: 0, gpa, bytes: 1, write: false };
+                    vm.vm.state.with(|state| vm.vm.served(state, &vm.model, &mmio, None));
                 }
-                drop(state);
                 self.same()
             }
         }
@@ -197,7 +225,7 @@ proptest! {
         for event in &events {
             pair.event(event)?;
         }
-        pair.vm.switch_off("the end");
+        pair.vm.switch_off();
         prop_assert_eq!(pair.ours.all(), pair.plain.all());
         for event in &events {
             pair.event(event)?;
@@ -221,7 +249,7 @@ proptest! {
             pair.event(event)?;
         }
         if pair.ours.fails_after.lock().unwrap().take().is_some() {
-            pair.vm.switch_off("the end");
+            pair.vm.switch_off();
             prop_assert_eq!(pair.ours.all(), pair.plain.all());
         }
     }
@@ -230,7 +258,7 @@ proptest! {
 const FLASH: Region = Region { slot: 1, flags: READONLY, gpa: 0x1000, size: PAGE, hva: 0x10_0000 };
 
 /// Deferred, after it has churned.
-fn deferred(model: &Model, hva: u64, policy: Policy) -> (Vm, Region) {
+fn deferred(model: &Model, hva: u64, policy: Policy) -> (Under, Region) {
     let vm = vm(model, Way::Defer, false, policy);
     let region = Region { hva, ..FLASH };
     for _ in 0..3 {
@@ -238,35 +266,56 @@ fn deferred(model: &Model, hva: u64, policy: Policy) -> (Vm, Region) {
         ask(&vm, model, &region.gone()).unwrap();
     }
     ask(&vm, model, &region).unwrap();
-    assert!(model.all().is_empty() && vm.may_defer());
+    assert!(model.all().is_empty() && vm.vm.defers_now());
     (vm, region)
 }
 
+/// The slot gets it, and is deferred again once it churns again.
 #[test]
-fn dirty_logging_switches_off() {
+fn dirty_logging_of_a_slot_that_is_deferred() {
     let model = Model::default();
     let (vm, region) = deferred(&model, FLASH.hva, Policy::default());
     let logged = Region { flags: READONLY | 1, ..region };
     assert_eq!(ask(&vm, &model, &logged), Ok(0));
     assert_eq!(model.all()[&1], logged);
-    assert!(vm.state().off);
+    ask(&vm, &model, &region).unwrap();
+    assert_eq!(model.all()[&1], region);
+    for _ in 0..2 {
+        ask(&vm, &model, &region.gone()).unwrap();
+        ask(&vm, &model, &region).unwrap();
+        assert_eq!(model.all()[&1], region);
+    }
+    ask(&vm, &model, &region.gone()).unwrap();
+    ask(&vm, &model, &region).unwrap();
+    assert!(!vm.is_off() && model.all().is_empty());
+}
+
+/// The log of another slot is nobody's business.
+#[test]
+fn a_dirty_log_is_of_one_slot() {
+    let model = Model::default();
+    let (vm, region) = deferred(&model, FLASH.hva, Policy::default());
+    vm.vm.logged(&model, 7);
+    assert!(vm.vm.defers_now() && model.all().is_empty());
+    vm.vm.logged(&model, region.slot);
+    assert!(!vm.is_off() && model.all()[&1] == region);
 }
 
 #[test]
 fn what_is_not_followed_switches_off_only_where_it_matters() {
     let model = Model::default();
     let (vm, region) = deferred(&model, FLASH.hva, Policy::default());
-    vm.not_followed("KVM_GET_DIRTY_LOG is not followed", false);
+    vm.vm.not_followed(&model, "KVM_PRE_FAULT_MEMORY", false);
     assert_eq!(model.all()[&1], region);
-    assert!(vm.state().off && !vm.state().blind);
+    assert!(vm.is_off() && !vm.vm.state.with(|state| state.blind));
 
     let model = Model::default();
     let vm = self::vm(&model, Way::Defer, false, Policy::default());
     ask(&vm, &model, &FLASH).unwrap();
-    vm.not_followed("KVM_GET_DIRTY_LOG is not followed", false);
-    assert!(!vm.state().off);
-    vm.not_followed("a batch is not followed", true);
-    assert!(vm.state().off && vm.state().blind);
+    vm.vm.not_followed(&model, "KVM_PRE_FAULT_MEMORY", false);
+    assert!(!vm.is_off());
+    vm.vm.not_followed(&model, "a batch", true);
+    assert!(vm.is_off() && vm.vm.state.with(|state| state.blind));
 }
 
 #[test]
@@ -306,16 +355,14 @@ fn exits_race_promotions_and_removals() {
             let (vm, served) = (&vm, &served);
             scope.spawn(move || {
                 for at in (first..30_000).map(|at| at % 1024) {
-                    let mut value = u32::MAX;
-                    let data = Data { bytes: (&raw mut value).cast(), went_on: None };
-                    let exit =
-                        Exit::Mmio { space: 0, gpa: FLASH.gpa + at * 4, bytes: 4, write: false };
-                    // SAFETY: four bytes.
-                    if unsafe { vm.came_out(exit, &data, vm.promotions()) } {
-                        assert_eq!(u64::from(value), at);
+                    let mut data = [0xff; 8];
+                    let mmio = Mmio { space: 0, gpa: FLASH.gpa + at * 4, bytes: 4, write: false };
+                    let before = vm.vm.serve(&vm.model, mmio, &mut data, None);
+                    if before == Served::Again {
+                        assert_eq!(data[..4], (at as u32).to_ne_bytes());
                         served.fetch_add(1, Ordering::Relaxed);
                     } else {
-                        assert_eq!(value, u32::MAX);
+                        assert_eq!(before, Served::No);
                     }
                     if at % 64 == 0 {
                         vm.undecodable(vm.promotions());
@@ -329,6 +376,6 @@ fn exits_race_promotions_and_removals() {
         }
     });
     assert!(served.load(Ordering::Relaxed) > 0);
-    vm.switch_off("the end");
+    vm.switch_off();
     assert_eq!(model.all()[&1], region);
 }
