@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use crate::root::{self, Root};
+use crate::root;
 use crate::settings::{self, Stats};
 use crate::stats::Totals;
 use crate::sys;
@@ -57,7 +57,7 @@ pub(crate) fn write() {
     {
         return;
     }
-    let totals = totals(root, settings.mode.name());
+    let totals = Totals::new(root, settings.mode.name());
     for stats in &settings.stats {
         // That it can't be had is no error of the program's.
         let _ = match stats {
@@ -67,19 +67,16 @@ pub(crate) fn write() {
     }
 }
 
-fn totals(root: &Root, mode: &'static str) -> Totals {
-    Totals::new(root, mode)
-}
-
 /// Not to a file, or a guest's disk, that is descriptor 2 by now.
 fn to_stderr(totals: &Totals) -> Option<()> {
     let began = BEGAN.get()?.stderr?;
     if stderr()? != began {
         return None;
     }
-    let lines = totals.to_string();
-    let text: String =
-        lines.lines().map(|line| format!("kvm-memslots-preload: {line}\n")).collect();
+    let mut text = String::new();
+    for line in totals.to_string().lines() {
+        text.extend(["kvm-memslots-preload: ", line, "\n"]);
+    }
     // SAFETY: these bytes are only read.
     unsafe { sys::transfer(true, 2, text.as_ptr() as u64, text.len()) }.ok().map(drop)
 }

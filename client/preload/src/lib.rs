@@ -17,6 +17,10 @@
 //! - [`exports`] is what the dynamic linker finds; under other names in this
 //!   crate's own tests, which would else run through it.
 
+// Registers hold any of the types that arguments of system calls have, and these
+// arguments are numbered.
+#![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::many_single_char_names)]
+
 mod abi;
 mod calls;
 mod decide;

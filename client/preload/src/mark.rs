@@ -2,7 +2,7 @@
 //! under whatever number, and no longer once it is closed.
 //!
 //! A number says little: the VMM may close it in ways that are not seen (a
-//! `FILE`, io_uring, another library's system call), and what it is next may be
+//! `FILE`, `io_uring`, another library's system call), and what it is next may be
 //! another VM. To hold a descriptor of one's own would keep alive what the VMM
 //! has closed.
 //!

@@ -65,7 +65,7 @@ pub(crate) unsafe fn load<T>(from: u64) -> Result<T, c_int> {
 /// # Safety
 /// There are `bytes` bytes at `ours`.
 unsafe fn copy(write: bool, ours: *mut u8, theirs: u64, bytes: usize) -> Result<(), c_int> {
-    let pid = root().map_or_else(sys::process_id, |root| root.pid());
+    let pid = root().map_or_else(sys::process_id, crate::root::Root::pid);
     // SAFETY: the caller's.
     match unsafe { sys::process_vm(pid, write, ours, theirs, bytes) } {
         Ok(moved) if moved == bytes => Ok(()),

@@ -258,7 +258,9 @@ impl Totals {
     pub(crate) fn new(root: &Root, mode: &'static str) -> Self {
         let by_vm = Vec::from_iter(root.vms().map(OfVm::new));
         let mut sums = root.counts.past.sums();
-        by_vm.iter().for_each(|vm| sums.add(&vm.sums));
+        for vm in &by_vm {
+            sums.add(&vm.sums);
+        }
         let switched_off = by_vm.iter().filter_map(|vm| vm.switched_off.clone()).collect();
         let (vms, vcpus) = (root.counts.vms.get(), root.counts.vcpus.get());
         Self { mode, vms, vcpus, sums, switched_off, by_vm }

@@ -29,7 +29,7 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// Whether a slot with these flags can be one that is treated so.
-    pub(crate) const fn allow(&self, flags: u32) -> bool {
+    pub(crate) const fn allow(self, flags: u32) -> bool {
         flags == READONLY || flags == 0 && self.writable
     }
 }
@@ -169,7 +169,7 @@ const CHURNING: usize = 16;
 
 /// The slots of one VM.
 pub(crate) struct Slots {
-    slots: Map,
+    all: Map,
     /// Those that churn: ids, and how many there are.
     churning: [u32; CHURNING],
     listed: usize,
@@ -179,13 +179,12 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) const fn new(rules: Rules, entries: Entries) -> Self {
-        let slots = Map::new(entries);
-        Self { slots, churning: [0; CHURNING], listed: 0, deferred: 0, rules }
+        Self { all: Map::new(entries), churning: [0; CHURNING], listed: 0, deferred: 0, rules }
     }
 
     /// Begins anew, for another VM.
     pub(crate) const fn clear(&mut self, rules: Rules) {
-        self.slots.clear();
+        self.all.clear();
         (self.listed, self.deferred, self.rules) = (0, 0, rules);
     }
 
@@ -201,17 +200,17 @@ impl Slots {
 
     /// All of them, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter()
+        self.all.iter()
     }
 
     /// To count what was done for one.
     pub(crate) fn counts(&mut self, slot: u32) -> Option<&mut SlotCounts> {
-        self.slots.get_mut(slot).map(|slot| &mut slot.counts)
+        self.all.get_mut(slot).map(|slot| &mut slot.counts)
     }
 
     /// Whether slot `slot` is one that is flipped or deferred.
     pub(crate) fn is_managed(&self, slot: u32) -> bool {
-        self.rules.way != Way::AsAsked && self.slots.get(slot).is_some_and(|slot| slot.listed)
+        self.rules.way != Way::AsAsked && self.all.get(slot).is_some_and(|slot| slot.listed)
     }
 
     /// Whether any slot is.
@@ -225,18 +224,18 @@ impl Slots {
     }
 
     fn churning(&self) -> impl Iterator<Item = &Slot> {
-        self.churning[..self.listed].iter().filter_map(|slot| self.slots.get(*slot))
+        self.churning[..self.listed].iter().filter_map(|slot| self.all.get(*slot))
     }
 
     /// Whether `asked` changes the flags of a slot that is there.
     pub(crate) fn changes_flags(&self, asked: &Region) -> bool {
-        let there = self.slots.get(asked.slot).filter(|slot| slot.wanted && asked.size != 0);
+        let there = self.all.get(asked.slot).filter(|slot| slot.wanted && asked.size != 0);
         there.is_some_and(|slot| slot.region.flags != asked.flags)
     }
 
     /// What to do for `asked`.
     pub(crate) fn plan(&self, asked: &Region) -> Plan {
-        let own = self.slots.get(asked.slot);
+        let own = self.all.get(asked.slot);
         let instead = |action| Plan { repairs: false, action };
         let managed = self.is_managed(asked.slot);
         match own {
@@ -275,7 +274,7 @@ impl Slots {
 
     /// The same for one slot.
     pub(crate) fn repair_of(&self, slot: u32) -> Option<Repair> {
-        self.slots.get(slot).and_then(Slot::repair)
+        self.all.get(slot).and_then(Slot::repair)
     }
 
     /// KVM has taken `repair`.
@@ -284,7 +283,7 @@ impl Slots {
             Repair::Map(region) => (region, Held::Mapped),
             Repair::Delete(region) => (region, Held::Nothing),
         };
-        if let Some(slot) = self.slots.get_mut(region.slot) {
+        if let Some(slot) = self.all.get_mut(region.slot) {
             self.deferred -= usize::from(slot.is_deferred());
             slot.held = held;
         }
@@ -292,7 +291,7 @@ impl Slots {
 
     /// Slot `slot` is as KVM has it, and is to be looked at as if it were new.
     pub(crate) fn restart(&mut self, slot: u32) {
-        if let Some(slot) = self.slots.get_mut(slot) {
+        if let Some(slot) = self.all.get_mut(slot) {
             slot.churn.reset();
             slot.listed = false;
         }
@@ -311,7 +310,7 @@ impl Slots {
             Action::Defer | Action::Forget => Held::Nothing,
         };
         if asked.size == 0 {
-            if let Some(slot) = self.slots.get_mut(asked.slot) {
+            if let Some(slot) = self.all.get_mut(asked.slot) {
                 self.deferred -= usize::from(slot.is_deferred());
                 slot.churn.removed();
                 slot.counts.flips += u64::from(slot.wanted);
@@ -332,7 +331,8 @@ impl Slots {
             counts: SlotCounts::default(),
         };
         // Where there is no room it is not known, and left alone.
-        let Some(slot) = self.slots.get_or_insert(asked.slot, new) else { return };
+        let Some(slot) = self.all.get_or_insert(asked.slot, new) else { return };
+        slot.counts.deferred += u64::from(action == Action::Defer);
         let was_deferred = slot.is_deferred();
         let again = slot.region == *asked;
         // What is there already is not added.
@@ -347,9 +347,9 @@ impl Slots {
         self.deferred = self.deferred + usize::from(is_deferred) - usize::from(was_deferred);
         if again {
             self.list(asked.slot);
-        } else if self.slots.get(asked.slot).is_some_and(|slot| slot.listed) {
+        } else if self.all.get(asked.slot).is_some_and(|slot| slot.listed) {
             self.restart(asked.slot);
-            if let Some(slot) = self.slots.get_mut(asked.slot) {
+            if let Some(slot) = self.all.get_mut(asked.slot) {
                 slot.churn.added(*asked);
             }
         }
@@ -370,7 +370,7 @@ impl Slots {
     /// Lists slot `slot` if the next flip of it is one too many.
     fn list(&mut self, slot: u32) {
         let rules = self.rules;
-        let Some(own) = self.slots.get_mut(slot) else { return };
+        let Some(own) = self.all.get_mut(slot) else { return };
         let churns = own.churn.flips() >= rules.flips && rules.allow(own.region.flags);
         if churns && !own.listed && self.listed < CHURNING {
             own.listed = true;
@@ -418,7 +418,7 @@ impl Slots {
         if found.is_some() || !(goes_on || self.crosses(space, gpa)) {
             return found;
         }
-        self.slots.iter().find_map(|slot| Some((slot, at(slot)?)))
+        self.all.iter().find_map(|slot| Some((slot, at(slot)?)))
     }
 
     /// Whether an access at `gpa` can reach a slot that churns beyond its page.
