@@ -186,7 +186,8 @@ impl Root {
                 VMS => self.vms().enumerate().find(|(_, vm)| gone(vm))?,
                 place => (place, new_vm(&self.vms[place], rules)?),
             };
-            let at = mark::fresh(sys::now() ^ (self.pid() as u64) << 40 ^ (ptr::from_ref(vm) as u64));
+            let at =
+                mark::fresh(sys::now() ^ (self.pid() as u64) << 40 ^ (ptr::from_ref(vm) as u64));
             if !mark::mark(fd, at) {
                 return None;
             }

@@ -1,0 +1,102 @@
+//! The same random program with the library and without: everything that it
+//! sees is the same.
+//!
+//! `PRELOAD_SEEDS=FIRST..END` runs more of them, or one again.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
+
+mod machine;
+mod program;
+
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+const NAME: &str = "with_and_without_all_is_the_same";
+/// Set for the program: its seed, and where it says what it saw.
+const SEED: &str = "PRELOAD_SEED";
+const SEEN: &str = "PRELOAD_SEEN";
+const STEPS: u64 = 60;
+
+#[test]
+fn with_and_without_all_is_the_same() {
+    if let (Ok(seed), Some(seen)) = (std::env::var(SEED), std::env::var_os(SEEN)) {
+        let text = program::run(seed.parse().unwrap(), STEPS)
+            .unwrap_or_else(|errno| format!("SKIPPED no VM: errno {errno}"));
+        std::fs::write(seen, text).unwrap();
+        // What the test harness does next may not be allowed any more.
+        // SAFETY: ends the process.
+        unsafe { libc::exit(0) };
+    }
+    let Some(library) = library() else {
+        return skip("no libkvm_memslots_preload.so beside this test");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (mut deferred, mut reads) = (0, 0);
+    for seed in seeds() {
+        let without = see(dir.path(), seed, None);
+        if without.starts_with("SKIPPED") {
+            return skip(&without);
+        }
+        let with = see(dir.path(), seed, Some(&library));
+        let mut lines = without.lines().zip(with.lines());
+        if let Some((without, with)) = lines.find(|(without, with)| without != with) {
+            panic!("seed {seed}:\nwithout {without}\nwith    {with}");
+        }
+        assert_eq!(without, with, "seed {seed}");
+        let stats = std::fs::read_to_string(dir.path().join("stats.json")).unwrap();
+        let stats: Value = serde_json::from_str(&stats).unwrap();
+        deferred += stats["deferred"].as_u64().unwrap();
+        reads += stats["reads"].as_u64().unwrap();
+    }
+    // Else nothing was compared.
+    assert!(deferred > 0 && reads > 0, "{deferred} {reads}");
+}
+
+/// In the form that `cargo xtask test` counts.
+fn skip(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED {NAME}: {reason}");
+}
+
+/// The library that cargo built beside this test, the latest of its kind.
+fn library() -> Option<PathBuf> {
+    let dir = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libkvm_memslots_preload") && name.ends_with(".so")
+    };
+    let built = |path: &PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let files = [dir.as_path(), dir.parent()?].map(|dir| std::fs::read_dir(dir).unwrap());
+    let files = files.into_iter().flatten().map(|entry| entry.unwrap().path());
+    files.filter(is_ours).max_by_key(built)
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(seeds) = std::env::var("PRELOAD_SEEDS") else { return 0..6 };
+    let (first, end) = seeds.split_once("..").unwrap();
+    first.parse().unwrap()..end.parse().unwrap()
+}
+
+fn see(dir: &Path, seed: u64, library: Option<&Path>) -> String {
+    let seen = dir.join("seen");
+    let _ = std::fs::remove_file(&seen);
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(std::env::current_exe().unwrap());
+    command.args(["--exact", NAME, "--nocapture", "--test-threads=1"]);
+    command.env(SEED, seed.to_string()).env(SEEN, &seen);
+    if let Some(library) = library {
+        command.env("KVM_MEMSLOTS_PRELOAD", "defer");
+        command.env("KVM_MEMSLOTS_PRELOAD_STATS", dir.join("stats.json"));
+        let policy = if seed % 3 == 0 { "rent-or-buy" } else { "fixed:500" };
+        command.env("KVM_MEMSLOTS_PRELOAD_POLICY", policy).env("LD_PRELOAD", library);
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let how = (output.status.code(), output.status.signal());
+    assert!(output.status.success(), "seed {seed}, {library:?}: {how:?} {said}");
+    std::fs::read_to_string(seen).unwrap()
+}
