@@ -138,7 +138,7 @@ pub(crate) fn map(bytes: usize) -> Option<*mut c_void> {
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as usize;
     // SAFETY: a new mapping, where nothing is.
     let at = unsafe { call(libc::SYS_mmap, [0, bytes, access, flags, usize::MAX, 0]) };
-    at.ok().map(|at| ptr::with_exposed_provenance_mut(at))
+    at.ok().map(ptr::with_exposed_provenance_mut)
 }
 
 /// Has a child find zeroes in memory of [`map`]; whether the kernel does that.
@@ -186,13 +186,17 @@ pub(crate) fn read_file(path: &std::ffi::CStr, into: &mut [u8]) -> Result<usize,
 }
 
 pub(crate) fn errno() -> c_int {
+    // SAFETY: has no preconditions.
+    let place = unsafe { libc::__errno_location() };
     // SAFETY: this thread's, always there.
-    unsafe { *libc::__errno_location() }
+    unsafe { *place }
 }
 
 pub(crate) fn set_errno(errno: c_int) {
+    // SAFETY: has no preconditions.
+    let place = unsafe { libc::__errno_location() };
     // SAFETY: this thread's, always there.
-    unsafe { *libc::__errno_location() = errno };
+    unsafe { *place = errno };
 }
 
 /// This process's number. Asked for once.

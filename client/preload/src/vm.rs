@@ -399,7 +399,7 @@ impl Vm {
             }
         }
         state.slots.stop();
-        self.tell_no_more(state, kvm);
+        Self::tell_no_more(state, kvm);
         state.off = Some(why);
     }
 
@@ -410,7 +410,7 @@ impl Vm {
     }
 
     /// Whether that is over: what KVM can't decode is then its own affair again.
-    fn tell_no_more(&self, state: &mut State, kvm: &dyn Kvm) -> bool {
+    fn tell_no_more(state: &mut State, kvm: &dyn Kvm) -> bool {
         let over = state.tells == Tells::Asked && kvm.tell_undecodable(false).is_ok();
         if over {
             state.tells = Tells::No;
@@ -512,7 +512,7 @@ impl Vm {
                 return true;
             }
             // Not ours. KVM is to do with it what it does when nobody asks.
-            self.tell_no_more(state, kvm)
+            Self::tell_no_more(state, kvm)
         })
     }
 

@@ -239,7 +239,7 @@ fn an_access_into_a_slot_is_served_from_both() {
 #[test]
 fn slots_are_found_by_id() {
     let nth = |n: u32| Region {
-        slot: n % 2 << 16 | n,
+        slot: ((n % 2) << 16) | n,
         gpa: 0x1_0000_0000 + u64::from(n) * 0x1000,
         size: 0x1000,
         ..FLASH

@@ -131,7 +131,8 @@ impl Machine {
         }
         // The access ends before the next begins.
         self.immediate_exit(true);
-        seen += &format!(" {}", self.run());
+        seen += " ";
+        seen += &self.run().to_string();
         self.immediate_exit(false);
         seen
     }

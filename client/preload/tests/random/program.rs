@@ -290,7 +290,7 @@ fn filter() -> c_int {
     let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
     // SAFETY: numbers only.
     unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as c_ulong, 0, 0, 0) };
-    let mode = libc::SECCOMP_MODE_FILTER as c_ulong;
+    let mode = c_ulong::from(libc::SECCOMP_MODE_FILTER);
     // SAFETY: the structure that it takes.
     unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) }
 }
