@@ -121,6 +121,8 @@ impl Setup {
             busy: Busy::Spin,
             runs: 1,
             hotplug: None,
+            churn: None,
+            decode: false,
             json: false,
         };
         let board = Board::new(&devices).map_err(StartError::Parts)?;
