@@ -304,7 +304,9 @@ fn a_vcpu_reads_while_the_slot_churns() {
         Some(())
     });
     let Some(stats) = stats else { return };
-    assert_eq!(stats["deferred"], 499 - 2);
+    // Not while the vCPU is in the guest from before anything was deferred.
+    let deferred = stats["deferred"].as_u64().unwrap();
+    assert!((1..=499 - 2).contains(&deferred), "{stats}");
     assert!(
         stats["mapped"].as_u64().unwrap() > 0 && stats["reads"].as_u64().unwrap() > 0,
         "{stats}"
