@@ -10,7 +10,7 @@
 //! 5. ioeventfds.
 //!
 //! What the calls wait for, why they are made in this order and what that costs
-//! is in `docs/devices.md`.
+//! is in `docs/guide/devices.md`.
 //!
 //! [`Changes::attach`]: crate::Changes::attach
 //! [`Changes::detach`]: crate::Changes::detach

@@ -21,7 +21,7 @@
 //! - [`seccomp`]: the system calls of all that.
 //!
 //! Which of them is for what, and what it costs, is one table in
-//! `docs/mechanisms.md`.
+//! `docs/guide/mechanisms.md`.
 //!
 //! # Words
 //! A *region* is memory as the VMM thinks of it: RAM, a ROM, a BAR. A *memslot*

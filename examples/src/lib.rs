@@ -129,5 +129,5 @@ impl Counting {
 }
 
 #[cfg(doctest)]
-#[doc = include_str!("../../docs/adopting-rust.md")]
+#[doc = include_str!("../../docs/guide/adopting-rust.md")]
 struct AdoptingRust;

@@ -42,7 +42,7 @@ struct kvm_userspace_memory_region2 {
 
 /*
  * On the VM fd: the largest nr that KVM_SET_USER_MEMORY_REGIONS takes, 0 if
- * there is no such ioctl.  Not to be believed alone: see docs/abi.md.
+ * there is no such ioctl.  Not to be believed alone: see docs/reference/abi.md.
  */
 #ifndef KVM_CAP_USER_MEMORY_REGIONS
 #define KVM_CAP_USER_MEMORY_REGIONS	0x4d534c54	/* "MSLT" */
@@ -80,7 +80,7 @@ struct kvm_userspace_memory_regions {
 
 /*
  * On the VM fd: KVM_IRQFD_FLAG_NO_IRQBYPASS, 0 if there is no such flag.  Not to
- * be believed alone: see docs/devices.md.
+ * be believed alone: see docs/guide/devices.md.
  */
 #ifndef KVM_CAP_IRQFD_NO_IRQBYPASS
 #define KVM_CAP_IRQFD_NO_IRQBYPASS	0x4d534e42	/* "MSNB" */

@@ -26,7 +26,7 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
     u64::from_ne_bytes(bytes[offset..offset + 8].try_into().unwrap())
 }
 
-/// An entry from its bytes, by the offsets of `docs/abi.md`.
+/// An entry from its bytes, by the offsets of `docs/reference/abi.md`.
 fn parse(bytes: &[u8]) -> Entry {
     Entry {
         slot: u32_at(bytes, 0),

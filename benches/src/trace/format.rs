@@ -1,4 +1,4 @@
-//! The format of traces: JSON lines, described in `docs/traces.md`.
+//! The format of traces: JSON lines, described in `docs/reference/traces.md`.
 
 use std::io::{self, Write};
 

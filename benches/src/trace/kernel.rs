@@ -3,7 +3,7 @@
 //!
 //! An ioctl's system call event has the address of the structure, not what is
 //! in it. What has it is a probe on `kvm_set_memory_region()` that fetches the
-//! fields (`docs/traces.md` has the two lines), and the event of QEMU, where its
+//! fields (`docs/reference/traces.md` has the two lines), and the event of QEMU, where its
 //! `ftrace` backend wrote it into the trace.
 
 use std::collections::{HashMap, HashSet};

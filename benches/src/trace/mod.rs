@@ -2,7 +2,7 @@
 //! them, in one format.
 //!
 //! [`import`] reads QEMU's log, `strace`'s output, the kernel's own tracing as
-//! far as it holds the calls, and the format itself (`docs/traces.md`), and holds every call against the model of KVM: a trace
+//! far as it holds the calls, and the format itself (`docs/reference/traces.md`), and holds every call against the model of KVM: a trace
 //! that a VM could not have made is refused with the line, before anything is
 //! done with it.
 
@@ -178,7 +178,7 @@ pub enum Problem {
     #[error(
         "strace did not decode KVM_SET_USER_MEMORY_REGION2, so what was asked for is not known; \
          QEMU's own log (-trace kvm_set_user_memory) has it, for any VMM a probe on \
-         kvm_set_memory_region (docs/traces.md)"
+         kvm_set_memory_region (docs/reference/traces.md)"
     )]
     NotDecoded,
     /// `strace` was told not to print the structure.
@@ -191,7 +191,7 @@ pub enum Problem {
     #[error(
         "an event of a system call holds the address of the structure, not its fields: expected \
          strace -e ioctl, QEMU's log (-trace kvm_set_user_memory), or a probe on \
-         kvm_set_memory_region (docs/traces.md)"
+         kvm_set_memory_region (docs/reference/traces.md)"
     )]
     OnlyAddress,
     /// A probe saw a call, but not what came of it.

@@ -219,7 +219,7 @@ fn qemu_by_its_simple_backend_and_its_converter() {
     assert!(matches!((error.line, error.problem), (Some(1), Problem::Dropped)));
 }
 
-/// What the two lines in `docs/traces.md` make the kernel print.
+/// What the two lines in `docs/reference/traces.md` make the kernel print.
 #[test]
 fn a_probe_has_every_call_of_every_vmm() {
     let enter = |at: &str, size: &str| {

@@ -39,7 +39,7 @@
  * fork() in a process with several threads, C allows what is async-signal-safe
  * only, and of this library that is kvm_memslots_version().
  *
- * System calls.  docs/seccomp.md has those that each call makes.
+ * System calls.  docs/reference/seccomp.md has those that each call makes.
  *
  * Errors.  One errno has one meaning.  Where kvm_memslots_last_error_info() has
  * KVM_MEMSLOTS_ERROR_KVM it is the kernel's, and where it has

@@ -4,7 +4,7 @@
 //! is in it is placed by `mmap` inside the slot's host addresses: no ioctl, no
 //! grace period, no waiting for anybody's page fault. Blobs of virtio-gpu, DAX
 //! windows, BARs of devices that come and go, virtio-mem. When to use it, and
-//! when something else, is in `docs/mechanisms.md`.
+//! when something else, is in `docs/guide/mechanisms.md`.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

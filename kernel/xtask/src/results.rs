@@ -20,9 +20,18 @@ pub(crate) struct Args {
 /// A file's name, what it shows, and the arguments of `memslots`.
 type Measured = (&'static str, &'static str, &'static [&'static str]);
 
-const MEASURED: [Measured; 6] = [
+const MEASURED: [Measured; 11] = [
     ("scenarios", "Memory of VMMs, call by call and in sets", &[]),
     ("devices", "Devices attached and detached", &["bench", "devices"]),
+    ("devices-hotplug", "One device after another", &["bench", "devices", "--hotplug", "0,2,5,20"]),
+    ("devices-churn", "Vectors masked and changed", &["bench", "devices", "--churn", "2048"]),
+    (
+        "devices-decode",
+        "BARs with doorbells that go on, off and move",
+        &["bench", "devices", "--decode"],
+    ),
+    ("start", "Whole VMs set up, one and many at once", &["bench", "start"]),
+    ("window", "Blobs that come and go", &["bench", "window"]),
     ("pci", "A guest that enables PCI functions by config writes", &["bench", "pci"]),
     ("flash", "A guest that programs flash", &["flash"]),
     ("replay", "The calls of a QEMU that boots UEFI", &["replay", UEFI]),

@@ -49,7 +49,12 @@ impl Page {
                     block = Some((line(range.start), language, String::new()));
                 }
                 Event::End(TagEnd::CodeBlock) => page.blocks.extend(block.take()),
-                Event::Text(text) | Event::Code(text) => {
+                Event::Code(text) => {
+                    if let Some(heading) = &mut heading {
+                        heading.push_str(&text);
+                    }
+                }
+                Event::Text(text) => {
                     if let Some((_, _, block)) = &mut block {
                         block.push_str(&text);
                     } else {

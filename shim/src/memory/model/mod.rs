@@ -7,7 +7,7 @@
 //! periods that KVM would wait for, keeps dirty logs, and fails on demand. The
 //! batch ioctl, which no released kernel has, it carries out as its ABI says.
 //!
-//! Each rule names the kernel function that it is from; `docs/model.md` has the
+//! Each rule names the kernel function that it is from; `docs/reference/model.md` has the
 //! list, what is left out, and how the model is held against real KVM.
 //!
 //! ```
