@@ -6,15 +6,14 @@
 //! and nobody passes an address space around.
 
 use std::collections::HashMap;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_memslots::device::{Device, DeviceId, Doorbell};
 use kvm_memslots::{
     Backing, Changes, MemFlags, Observer, Region, RegionId, RegionSpec, Report, Vm, at, vm_fd,
 };
-use kvm_memslots_examples::{COUNTER, Gate, Result, has_kvm};
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MemoryRegionAddress, MmapRegion};
+use kvm_memslots_examples::{COUNTER, Gate, Result, eventfd, has_kvm, memory};
+use vm_memory::{Bytes, GuestRegionMmap, MemoryRegionAddress};
 
 const MIB: u64 = 1 << 20;
 /// Hot-plugged memory starts here, a block at a time.
@@ -35,24 +34,8 @@ trait Guest: Send + Sync {
 
 type Memory = Arc<GuestRegionMmap>;
 
-fn memory(gpa: u64, size: u64) -> Result<Memory> {
-    let mapping = MmapRegion::new(size as usize)?;
-    let region = GuestRegionMmap::new(mapping, GuestAddress(gpa));
-    Ok(Arc::new(region.ok_or("beyond the address space")?))
-}
-
 fn ram(region: &Memory) -> Result<RegionSpec> {
     Ok(RegionSpec::vm_memory(region).ok_or("memory without a host address")?)
-}
-
-fn eventfd() -> Result<OwnedFd> {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What a vhost backend would be told.

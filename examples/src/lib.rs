@@ -1,11 +1,13 @@
 //! What the examples share: a guest that runs, so that memory changes under it.
 
 use std::error::Error;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_memslots::{GateError, VcpuGate};
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 /// What an example's `main` returns.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -18,6 +20,30 @@ pub fn has_kvm(what: &str) -> bool {
         println!("SKIPPED {what}: /dev/kvm: {error}");
     }
     kvm.is_ok()
+}
+
+/// Anonymous memory for a guest.
+///
+/// # Errors
+/// `mmap`'s, or that there is no such guest physical address.
+pub fn memory(gpa: u64, size: u64) -> Result<Arc<GuestRegionMmap>> {
+    let mapping = MmapRegion::new(usize::try_from(size)?)?;
+    let region = GuestRegionMmap::new(mapping, GuestAddress(gpa));
+    Ok(Arc::new(region.ok_or("beyond the address space")?))
+}
+
+/// A new eventfd.
+///
+/// # Errors
+/// The kernel's.
+pub fn eventfd() -> Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Where the guest's program starts, and the word that it counts in.
@@ -71,6 +97,23 @@ impl VcpuGate for Gate {
     }
 }
 
+/// A vCPU in real mode, at `code`, with its data at `data`. Both are guest
+/// physical addresses, the first below 64 KiB.
+///
+/// # Errors
+/// KVM's.
+#[cfg(target_arch = "x86_64")]
+pub fn real_mode(vm: &kvm_ioctls::VmFd, code: u64, data: u64) -> Result<kvm_ioctls::VcpuFd> {
+    let vcpu = vm.create_vcpu(0)?;
+    let mut sregs = vcpu.get_sregs()?;
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    (sregs.ds.base, sregs.ds.selector) = (data, (data >> 4) as u16);
+    vcpu.set_sregs(&sregs)?;
+    let regs = kvm_bindings::kvm_regs { rip: code, rflags: 2, ..Default::default() };
+    vcpu.set_regs(&regs)?;
+    Ok(vcpu)
+}
+
 /// A vCPU that counts in guest memory until it is stopped.
 #[derive(Debug)]
 pub struct Counting {
@@ -90,14 +133,7 @@ impl Counting {
     /// KVM's.
     #[cfg(target_arch = "x86_64")]
     pub fn start(vm: &kvm_ioctls::VmFd, gate: Arc<Gate>) -> Result<Self> {
-        let mut vcpu = vm.create_vcpu(0)?;
-        let mut sregs = vcpu.get_sregs()?;
-        for segment in [&mut sregs.cs, &mut sregs.ds] {
-            (segment.base, segment.selector) = (0, 0);
-        }
-        vcpu.set_sregs(&sregs)?;
-        let regs = kvm_bindings::kvm_regs { rip: CODE, rflags: 2, ..Default::default() };
-        vcpu.set_regs(&regs)?;
+        let mut vcpu = real_mode(vm, CODE, 0)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let run = move || -> std::result::Result<(), String> {

@@ -18,3 +18,18 @@ fn memory_manager() {
     let Some(said) = run(env!("CARGO_BIN_EXE_memory-manager")) else { return };
     assert!(said.contains("the guest counted on; 2 regions are left"), "{said}");
 }
+
+#[test]
+fn blobs() {
+    let Some(said) = run(env!("CARGO_BIN_EXE_blobs")) else { return };
+    assert!(said.contains("the guest read 100 blobs, and zeroes where there was none"), "{said}");
+    assert!(said.contains("100 blobs came and went in 1 ioctl"), "{said}");
+}
+
+#[test]
+fn msix_device() {
+    let Some(said) = run(env!("CARGO_BIN_EXE_msix-device")) else { return };
+    assert!(said.contains("attached: 1 memslot call, 1 routing call"), "{said}");
+    assert!(said.contains("the guest rang the doorbell, without an exit"), "{said}");
+    assert!(said.contains("masked and unmasked: 0 calls"), "{said}");
+}
