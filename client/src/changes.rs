@@ -24,7 +24,8 @@ pub(crate) enum Change {
     Detach(DeviceId),
     Vector(DeviceId, usize, Option<Msi>),
     VectorFd(DeviceId, usize, Event),
-    AssignDeferred,
+    /// Of all devices, or of this one.
+    AssignDeferred(Option<DeviceId>),
     OwnRoutes(Vec<Route>),
 }
 
@@ -200,7 +201,12 @@ impl Changes {
     /// Assigns the ioeventfds of devices that
     /// [left them to later](Device::defer_ioeventfds).
     pub fn assign_deferred(&mut self) {
-        self.list.push(Change::AssignDeferred);
+        self.list.push(Change::AssignDeferred(None));
+    }
+
+    /// The same for one device: when its driver is there, say.
+    pub fn assign_deferred_of(&mut self, device: DeviceId) {
+        self.list.push(Change::AssignDeferred(Some(device)));
     }
 
     /// Replaces the VMM's own routes

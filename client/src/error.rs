@@ -111,6 +111,22 @@ impl std::error::Error for Error {
     }
 }
 
+/// For traits that have an [`std::io::Error`]: its kind is that of the
+/// [errno](Error::errno), and the error is inside.
+///
+/// ```
+/// use std::io;
+///
+/// # fn f(vm: &kvm_memslots::Vm, changes: kvm_memslots::Changes) -> io::Result<()> {
+/// vm.apply(changes)?;
+/// # Ok(()) }
+/// ```
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        Self::new(Self::from_raw_os_error(error.errno().raw()).kind(), error)
+    }
+}
+
 /// A region, as an error names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

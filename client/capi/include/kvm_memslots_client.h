@@ -550,6 +550,9 @@ int kvm_memslots_set_vector(struct kvm_memslots_changes *changes,
 int kvm_memslots_set_vector_fd(struct kvm_memslots_changes *changes,
 			       uint64_t device, size_t vector, int eventfd);
 int kvm_memslots_assign_deferred(struct kvm_memslots_changes *changes);
+/* The same for one device: when its driver is there, say. */
+int kvm_memslots_assign_deferred_of(struct kvm_memslots_changes *changes,
+				    uint64_t device);
 
 /* ---- Applying ---- */
 

@@ -83,7 +83,7 @@ impl<'t> Draft<'t> {
             Change::Detach(_)
             | Change::Vector(..)
             | Change::VectorFd(..)
-            | Change::AssignDeferred
+            | Change::AssignDeferred(_)
             | Change::OwnRoutes(_) => Ok(()),
         }
         .map_err(|error| error.in_change(number))

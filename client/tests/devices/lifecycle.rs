@@ -187,6 +187,28 @@ fn eventfds_are_held_as_they_are() {
 }
 
 #[test]
+fn one_devices_ioeventfds_can_be_assigned_when_its_driver_is_there() {
+    let rig = Rig::new();
+    let ids = [0, 1].map(|n| rig.attach(device(n, 0).defer_ioeventfds()).unwrap());
+    let (_, report) = rig.apply(|c| c.assign_deferred_of(ids[1])).unwrap();
+    assert_eq!(report.events.ioeventfd_calls, 2);
+    rig.assert_known();
+    let (_, report) = rig.apply(|c| c.assign_deferred_of(ids[1])).unwrap();
+    assert_eq!(report.calls(), 0);
+    // One that is attached in the same set, and does not wait.
+    let set = |c: &mut kvm_memslots::Changes| {
+        let id = c.attach(device(2, 0).defer_ioeventfds());
+        c.assign_deferred_of(id);
+    };
+    assert_eq!(rig.apply(set).unwrap().1.events.ioeventfd_calls, 2);
+    rig.detach(ids[0]).unwrap();
+    let error = rig.apply(|c| c.assign_deferred_of(ids[0])).unwrap_err();
+    assert_eq!(error.errno(), Errno::ENOENT, "{error}");
+    let (said, error) = (error.to_string(), std::io::Error::from(error));
+    assert_eq!((error.kind(), error.to_string()), (std::io::ErrorKind::NotFound, said));
+}
+
+#[test]
 fn ioeventfds_can_be_left_to_later() {
     let rig = Rig::new();
     let attach = |n| rig.attach(device(n, 0).defer_ioeventfds()).unwrap();

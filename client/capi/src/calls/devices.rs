@@ -201,3 +201,18 @@ pub unsafe extern "C" fn kvm_memslots_assign_deferred(changes: *mut Handle<CChan
     // SAFETY: as the caller says.
     unsafe { add(changes, assign) }
 }
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_assign_deferred_of(
+    changes: *mut Handle<CChanges>,
+    device: u64,
+) -> c_int {
+    let assign = |changes: &mut kvm_memslots::Changes| {
+        changes.assign_deferred_of(DeviceId::from_raw(device));
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, assign) }
+}

@@ -67,10 +67,7 @@ impl<'t> EventDraft<'t> {
                     self.alter(number, *id, *index, vector);
                 })
             }
-            Change::AssignDeferred => {
-                self.assign_deferred(number);
-                Ok(())
-            }
+            Change::AssignDeferred(only) => self.assign_deferred(number, *only),
             Change::OwnRoutes(routes) => self.set_own_routes(number, routes),
             Change::Map(..)
             | Change::Unmap(_)
@@ -173,8 +170,12 @@ impl<'t> EventDraft<'t> {
         }
     }
 
-    fn assign_deferred(&mut self, number: usize) {
-        let defers = |(_, device): &(_, &Attached)| device.defers;
+    fn assign_deferred(&mut self, number: usize, only: Option<DeviceId>) -> Result<(), Error> {
+        if let Some(id) = only {
+            self.view(id)?;
+        }
+        let is_meant = |id: DeviceId| only.is_none_or(|only| only == id);
+        let defers = |(id, device): &(&DeviceId, &Attached)| device.defers && is_meant(**id);
         let defer: Vec<DeviceId> = self.devices.iter().filter(defers).map(|(id, _)| *id).collect();
         for id in defer {
             let nothing = Edited::Altered { vectors: BTreeMap::new(), assigned: true };
@@ -183,11 +184,12 @@ impl<'t> EventDraft<'t> {
                 (*assigned, edit.number) = (true, number);
             }
         }
-        for edit in self.edits.values_mut() {
+        for (_, edit) in self.edits.iter_mut().filter(|(id, _)| is_meant(**id)) {
             if let Edited::New(device) = &mut edit.what {
                 device.defers = false;
             }
         }
+        Ok(())
     }
 
     fn set_own_routes(&mut self, number: usize, routes: &[Route]) -> Result<(), Error> {
