@@ -1,9 +1,8 @@
 //! Runs the comparisons.
 
-use super::table::{Row, Samples};
+use super::table::{Cost, Row, Samples};
 use super::ways::Setup;
 use super::{Start, StartError, Way, worker};
-use crate::devices::Spent;
 use crate::grace::{GraceCounter, Method};
 use crate::machine::new_vm;
 
@@ -29,14 +28,6 @@ pub fn start(args: &Start, mut on_rows: impl FnMut(Vec<Row>)) -> Result<(), Star
         on_rows(Row::of(args, *at_once, &costs, samples));
     }
     Ok(())
-}
-
-/// What a way costs beside time.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Cost {
-    pub(super) spent: Spent,
-    /// Grace periods as the kernel counted them.
-    pub(super) counted: Option<u64>,
 }
 
 /// A run of each way whose time does not count.

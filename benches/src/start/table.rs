@@ -3,10 +3,18 @@
 use comfy_table::Table;
 use serde::Serialize;
 
-use super::run::Cost;
 use super::worker::Measured;
 use super::{Start, Way};
+use crate::devices::Spent;
 use crate::report::{human, left, markdown, or_dash, percentile};
+
+/// What a way costs beside time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    pub(super) spent: Spent,
+    /// Grace periods as the kernel counted them.
+    pub(super) counted: Option<u64>,
+}
 
 /// One way, that many VMs at once.
 #[derive(Debug, Clone, Serialize)]

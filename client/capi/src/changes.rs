@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use kvm_memslots::{Changes, Errno};
 
 use crate::failure::{Failure, guard, report};
-use crate::handles::{Handle, exclusive};
+use crate::handles::{Handle, exclusive, held};
 
 /// `struct kvm_memslots_changes`
 #[derive(Debug, Default)]
@@ -15,6 +15,10 @@ pub struct CChanges {
     failed: Option<Failure>,
     /// How many begins have had no commit yet.
     begun: usize,
+}
+
+held! {
+    CChanges, "kvm_memslots_changes", b"kvmsCHNG";
 }
 
 impl CChanges {

@@ -6,11 +6,15 @@ use kvm_memslots::Errno;
 use kvm_memslots::device::Device;
 
 use crate::failure::{Failure, guard, report};
-use crate::handles::{Handle, exclusive};
+use crate::handles::{Handle, exclusive, held};
 
 /// `struct kvm_memslots_device`: why it can't be attached, if a call failed.
 #[derive(Debug)]
 pub struct CDevice(Result<Device, Failure>);
+
+held! {
+    CDevice, "kvm_memslots_device", b"kvmsDEVI";
+}
 
 impl CDevice {
     pub(crate) const fn new(device: Device) -> Self {

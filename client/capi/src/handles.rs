@@ -8,8 +8,6 @@ use kvm_memslots::deferred::Deferred;
 use kvm_memslots::pci::PciBars;
 use kvm_memslots::{Errno, RomDevice, Vm};
 
-use crate::changes::CChanges;
-use crate::device::CDevice;
 use crate::failure::{Failure, report};
 use crate::record::null;
 
@@ -29,7 +27,7 @@ pub trait Held {
 macro_rules! held {
     ($($ty:ty, $name:literal, $magic:literal;)*) => {
         $(
-            impl Held for $ty {
+            impl $crate::handles::Held for $ty {
                 const MAGIC: u64 = u64::from_le_bytes(*$magic);
                 const NAME: &'static str = $name;
             }
@@ -37,9 +35,9 @@ macro_rules! held {
     };
 }
 
+pub(crate) use held;
+
 held! {
-    CChanges, "kvm_memslots_changes", b"kvmsCHNG";
-    CDevice, "kvm_memslots_device", b"kvmsDEVI";
     Deferred, "kvm_memslots_exits", b"kvmsEXIT";
     RomDevice, "kvm_memslots_rom", b"kvmsROMD";
     PciBars, "kvm_memslots_pci", b"kvmsPCIB";

@@ -9,8 +9,9 @@ use kvm_memslots_shim::memory::{Done, Op};
 use kvm_memslots_shim::{Mapping, MemFlags};
 
 use super::Deferral;
+use super::life::Life;
 use super::policy::Estimate;
-use super::serving::{Life, Serving};
+use super::serving::Serving;
 use super::table::{Entry, Table};
 use crate::RegionId;
 use crate::dirty::Overlay;

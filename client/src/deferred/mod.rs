@@ -82,6 +82,7 @@
 
 mod access;
 mod exits;
+mod life;
 mod maps;
 pub mod policy;
 mod promote;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::life::Life;
 use super::maps::Shown;
-use super::serving::Life;
 use super::{Costs, Deferred};
 use crate::dirty::DirtyState;
 use crate::error::{Error, ErrorKind};

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::serving::Life;
+use super::life::Life;
 use crate::Vm;
 use crate::vm::{Commit, Promotion, Tables};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvm_memslots_shim::Range;
 
-use super::serving::Life;
+use super::life::Life;
 
 /// A deferrable region.
 #[derive(Debug, Clone)]
