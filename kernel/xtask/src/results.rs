@@ -20,7 +20,7 @@ pub(crate) struct Args {
 /// A file's name, what it shows, and the arguments of `memslots`.
 type Measured = (&'static str, &'static str, &'static [&'static str]);
 
-const MEASURED: [Measured; 11] = [
+const MEASURED: [Measured; 12] = [
     ("scenarios", "Memory of VMMs, call by call and in sets", &[]),
     ("devices", "Devices attached and detached", &["bench", "devices"]),
     ("devices-hotplug", "One device after another", &["bench", "devices", "--hotplug", "0,2,5,20"]),
@@ -31,7 +31,12 @@ const MEASURED: [Measured; 11] = [
         &["bench", "devices", "--decode"],
     ),
     ("start", "Whole VMs set up, one and many at once", &["bench", "start"]),
-    ("window", "Blobs that come and go", &["bench", "window"]),
+    ("window", "Blobs that come and go beside vCPUs that fault", &["bench", "window"]),
+    (
+        "window-spin",
+        "Blobs that come and go beside vCPUs that spin",
+        &["bench", "window", "--busy", "spin", "--sleep", "0"],
+    ),
     ("pci", "A guest that enables PCI functions by config writes", &["bench", "pci"]),
     ("flash", "A guest that programs flash", &["flash"]),
     ("replay", "The calls of a QEMU that boots UEFI", &["replay", UEFI]),
