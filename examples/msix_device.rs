@@ -1,7 +1,7 @@
 //! A device with memory, a doorbell and MSI-X vectors, attached as one.
 //!
-//! What to look at: [`Device`] says all that the device has in KVM, and one set of
-//! changes attaches it; a vector whose events go through a [`Trigger`] is masked
+//! What to look at: `Device` says all that the device has in KVM, and one set of
+//! changes attaches it; a vector whose events go through a `Trigger` is masked
 //! without a call.
 
 #[cfg(not(target_arch = "x86_64"))]
