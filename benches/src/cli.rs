@@ -5,11 +5,13 @@ mod page;
 mod progress;
 mod traces;
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::bench::{Bench, Row, Sizes};
 use crate::density::{self, Density};
@@ -26,7 +28,7 @@ use crate::strategy::Strategy;
 use crate::window::{self, Windows};
 use output::OutputFile;
 use page::PageArgs;
-use progress::{progress, spinner};
+use progress::{Spinner, progress, spinner};
 
 /// The exit code for what can't be done as asked, as clap's for what can't be
 /// understood.
@@ -283,80 +285,55 @@ fn bench(args: &BenchArgs) -> Result<(), Failure> {
     page.finish(&rows, bench.target == Target::Model, args.json)
 }
 
-fn devices(args: &Devices) -> Result<(), Failure> {
-    need_kvm(&args.vcpus)?;
-    let progress = spinner("devices");
+/// Shows rows as `measure` has them: JSON as they come, else one table of all, if
+/// `table` makes one; also what there is before `measure` fails.
+fn shown<R: Serialize, T: Display, E: Into<Failure>>(
+    json: bool,
+    progress: Option<Spinner>,
+    measure: impl FnOnce(&mut dyn FnMut(Vec<R>)) -> Result<(), E>,
+    table: impl FnOnce(&[R]) -> Option<T>,
+) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let mut written = Ok(());
-    let measured = devices::devices(args, |new| {
-        if args.json && written.is_ok() {
-            written = progress.suspend(|| report::json(&new, io::stdout().lock()));
+    let measured = measure(&mut |new| {
+        if json && written.is_ok() {
+            let write = || report::json(&new, io::stdout().lock());
+            written = progress.as_ref().map_or_else(write, |progress| progress.suspend(write));
         }
         rows.extend(new);
     });
     drop(progress);
-    if !args.json {
-        let hotplug = args.hotplug.is_some();
-        let table = if hotplug { devices::hotplug_table(&rows) } else { devices::table(&rows) };
+    if let Some(table) = (!json).then(|| table(&rows)).flatten() {
         writeln!(io::stdout().lock(), "{table}")?;
     }
-    measured?;
+    measured.map_err(Into::into)?;
     Ok(written?)
+}
+
+fn devices(args: &Devices) -> Result<(), Failure> {
+    need_kvm(&args.vcpus)?;
+    let table = if args.hotplug.is_some() { devices::hotplug_table } else { devices::table };
+    let measure = |on_rows: &mut dyn FnMut(_)| devices::devices(args, on_rows);
+    shown(args.json, Some(spinner("devices")), measure, |rows| Some(table(rows)))
 }
 
 fn start(args: &Start) -> Result<(), Failure> {
     need_kvm(&[])?;
-    let mut rows = Vec::new();
-    let mut written = Ok(());
-    let measured = start::start(args, |new| {
-        if args.json && written.is_ok() {
-            written = report::json(&new, io::stdout().lock());
-        }
-        rows.extend(new);
-    });
-    if !args.json && !rows.is_empty() {
-        writeln!(io::stdout().lock(), "{}", start::table(&rows))?;
-    }
-    measured?;
-    Ok(written?)
+    let measure = |on_rows: &mut dyn FnMut(_)| start::start(args, on_rows);
+    shown(args.json, None, measure, |rows| (!rows.is_empty()).then(|| start::table(rows)))
 }
 
 fn windows(args: &Windows) -> Result<(), Failure> {
     need_kvm(&[])?;
     let mut counter = counter(Target::Kvm);
-    let mut rows = Vec::new();
-    let mut written = Ok(());
-    let measured = window::windows(args, counter.as_mut(), |new| {
-        if args.json && written.is_ok() {
-            written = report::json(&new, io::stdout().lock());
-        }
-        rows.extend(new);
-    });
-    if !args.json {
-        writeln!(io::stdout().lock(), "{}", window::table(&rows))?;
-    }
-    measured?;
-    Ok(written?)
+    let measure = |on_rows: &mut dyn FnMut(_)| window::windows(args, counter.as_mut(), on_rows);
+    shown(args.json, None, measure, |rows| Some(window::table(rows)))
 }
 
 fn density(args: &Density) -> Result<(), Failure> {
     need_kvm(&[])?;
-    let progress = spinner("density");
-    let mut rows = Vec::new();
-    let mut written = Ok(());
-    let measured = density::density(args, |row| {
-        if args.json && written.is_ok() {
-            let row = std::slice::from_ref(&row);
-            written = progress.suspend(|| report::json(row, io::stdout().lock()));
-        }
-        rows.push(row);
-    });
-    drop(progress);
-    if !args.json {
-        writeln!(io::stdout().lock(), "{}", density::table(&rows))?;
-    }
-    measured?;
-    Ok(written?)
+    let measure = |on_rows: &mut dyn FnMut(_)| density::density(args, |row| on_rows(vec![row]));
+    shown(args.json, Some(spinner("density")), measure, |rows| Some(density::table(rows)))
 }
 
 impl BenchArgs {
