@@ -1,0 +1,92 @@
+//! What an errno means, and what to do about it.
+
+use kvm_memslots_shim::Errno;
+use kvm_memslots_shim::events::{self, State};
+
+use super::described::Described;
+
+pub(super) fn of(region: Option<&Described>) -> String {
+    region.map_or_else(|| String::from("no region of this VM"), ToString::to_string)
+}
+
+pub(super) fn count(state: &State) -> usize {
+    state.routes.len() + state.irqfds.len() + state.ioeventfds.len()
+}
+
+pub(super) fn slots_advice(may_join: bool) -> &'static str {
+    if may_join {
+        "; no more slots can be joined"
+    } else {
+        "; slots that are there could only be joined with a hole: supply a gate that pauses vCPUs"
+    }
+}
+
+pub(super) fn hole_advice(named: bool) -> &'static str {
+    if named {
+        "supply a gate that pauses vCPUs (HolePolicy::Gate), or say that none runs \
+         (HolePolicy::NoVcpuRuns)"
+    } else {
+        "the changes are about another region in the same slot (permanent, split, or joined as \
+         slots had run out); supply a gate that pauses vCPUs (HolePolicy::Gate), or say that none runs (HolePolicy::NoVcpuRuns)"
+    }
+}
+
+/// What an errno of `KVM_SET_USER_MEMORY_REGION` means to the one who asked.
+pub(super) fn advice(errno: Errno, in_the_way: Option<&'static str>) -> String {
+    let text = match (errno, in_the_way) {
+        (Errno::EEXIST, Some(what)) => return format!(": {what} is there"),
+        (Errno::EEXIST, None) => {
+            ": a memslot that this library does not know is there; slots that the VMM makes itself \
+             must not overlap its regions, and their ids must be reserved (Builder::reserve_slots)"
+        }
+        (Errno::EINVAL, _) => {
+            ": an address beyond what this VM can have (guest physical address bits, user \
+             addresses), or a slot id in use behind the library's back"
+        }
+        (Errno::ENOMEM, _) => ": out of kernel memory, or over the cgroup's limit",
+        (Errno::EINTR, _) => ": signals kept interrupting it",
+        (Errno::EIO, _) => ": the VM belongs to another process, or is dead",
+        (Errno::EBADF, _) => ": the guest_memfd is not an open file",
+        _ => "",
+    };
+    text.to_owned()
+}
+
+pub(super) fn dirty_advice(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ENXIO => ": this VM has a dirty ring, which replaces the bitmap",
+        Errno::ENOENT => ": KVM does not log this slot; was it changed behind the library's back?",
+        _ => "",
+    }
+}
+
+/// What an errno means to the one who asked.
+pub(super) fn event_advice(op: &events::Op, errno: Errno) -> &'static str {
+    use events::Op;
+    match (op, errno) {
+        (Op::AssignIrqfd(irqfd), Errno::EINVAL) if irqfd.resample.is_some() => {
+            ": resampling needs an interrupt controller with pins in the kernel \
+             (KVM_CREATE_IRQCHIP; a split irqchip is not enough), and eventfds"
+        }
+        (Op::AssignIrqfd(_), Errno::EINVAL) => {
+            ": the VM has no interrupt controller in the kernel, or the descriptor is no eventfd"
+        }
+        (Op::AssignIrqfd(_), Errno::EAGAIN) => ": the VM's interrupt controller is not set up yet",
+        (Op::AssignIrqfd(_), Errno::EBUSY) => ": this eventfd is an irqfd of the VM already",
+        (Op::Routes { .. }, Errno::EINVAL) => {
+            ": the VM has no interrupt controller in the kernel, or a pin that it does not have \
+             is asked for"
+        }
+        (Op::AssignIoeventfd(_), Errno::EEXIST) => {
+            ": an ioeventfd that the VMM made itself fires for some of the same writes"
+        }
+        (Op::AssignIoeventfd(_), Errno::EINVAL) => ": the descriptor is no eventfd",
+        (Op::DeassignIoeventfd(_), Errno::ENOENT) => {
+            ": KVM has no such ioeventfd; deassigned behind the library's back?"
+        }
+        (_, Errno::ENOMEM) => ": out of kernel memory, or over the cgroup's limit",
+        (_, Errno::EBADF) => ": the descriptor is not open",
+        (_, Errno::EIO) => ": the VM belongs to another process, or is dead",
+        _ => "",
+    }
+}
