@@ -5,70 +5,16 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
-use kvm_memslots::backend::{
-    BatchRefusal, EventCalls, EventLimits, EventModel, Irqchip, Kvm, KvmOptions, MemoryCalls, Op,
-};
-use kvm_memslots::device::{Device, Ioeventfd, Irqfd, Msi, Route};
+use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions, MemoryCalls, Yes};
+use kvm_memslots::device::{Device, Msi, Route};
 use kvm_memslots::vm_fd;
-use kvm_memslots::{Access, Backing, Changes, Errno, Limits, RegionId, RegionSpec, Slot, Vm, at};
+use kvm_memslots::{Access, Backing, Changes, Limits, RegionId, RegionSpec, Vm, at};
 use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
 use kvm_memslots_bench::raw::{OnKvm, RawCalls};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 const BLOCK: u64 = 2 << 20;
 const BLOCKS: u64 = 4096;
-
-/// Says yes to everything, at once.
-#[derive(Debug)]
-struct Nothing(Limits);
-
-impl MemoryCalls for Nothing {
-    fn limits(&self) -> Limits {
-        self.0
-    }
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-    unsafe fn change(&self, _: u16, _: &Op) -> Result<(), Errno> {
-        Ok(())
-    }
-    unsafe fn change_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
-        Ok(())
-    }
-    fn check_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
-        Ok(())
-    }
-    fn dirty_log(&self, _: u16, _: &Slot, _: &mut [u64]) -> Result<(), Errno> {
-        Ok(())
-    }
-    fn clear_dirty_log(&self, _: u16, _: &Slot, _: u64, _: u32, _: &[u64]) -> Result<(), Errno> {
-        Ok(())
-    }
-}
-
-impl EventCalls for Nothing {
-    fn limits(&self) -> EventLimits {
-        EventLimits { routes: 4096, no_irqbypass: false, devid: false }
-    }
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-    fn set_routes(&self, _: &[Route]) -> Result<(), Errno> {
-        Ok(())
-    }
-    fn assign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
-        Ok(())
-    }
-    fn deassign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
-        Ok(())
-    }
-    fn assign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
-        Ok(())
-    }
-    fn deassign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
-        Ok(())
-    }
-}
 
 /// A page in guest and host, no neighbour of another one.
 fn page(n: u64) -> RegionSpec {
@@ -79,9 +25,8 @@ fn page(n: u64) -> RegionSpec {
 }
 
 fn filled(regions: u64) -> (Vm, Vec<RegionId>) {
-    let vm = Vm::builder()
-        .open_on(Arc::new(Nothing(Limits::x86())), Arc::new(EventModel::new(Irqchip::Split)))
-        .expect("nothing refuses nothing");
+    let yes = Arc::new(Yes::new(Limits::x86()));
+    let vm = Vm::builder().open_on(yes.clone(), yes).expect("it says yes");
     let mut changes = Changes::new();
     let ids = (0..regions).map(|n| changes.map(page(n))).collect();
     vm.apply(changes).expect("they fit");
@@ -157,8 +102,8 @@ fn message(data: u32) -> Msi {
 /// One vector of many gets another message: one table of routes.
 fn one_vector(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group(format!("one vector of {VECTORS} is programmed"));
-    let nothing = || Arc::new(Nothing(Limits::x86()));
-    let vm = Vm::builder().open_on(nothing(), nothing()).expect("nothing refuses nothing");
+    let yes = Arc::new(Yes::new(Limits::x86()));
+    let vm = Vm::builder().open_on(yes.clone(), yes).expect("it says yes");
     let mut changes = Changes::new();
     let nic = (0..VECTORS)
         .fold(Device::new("nic"), |nic, n| nic.vector(n.cast_signed(), Some(message(n))));

@@ -20,7 +20,7 @@ fn regions(count: u64, stride: u64) -> Vec<Extent> {
     let region = |n| {
         let range = Range::new(n * stride, SIZE)?;
         let mapping = Mapping::new(range, HVA + n * SIZE, Kind::Ram)?;
-        Some(Extent { mapping, alone: false, joins: true })
+        Some(Extent::of(mapping, false, true))
     };
     (0..count).filter_map(region).collect()
 }

@@ -162,7 +162,7 @@ impl Changes {
 
     /// Attaches a device: its memory, routes, irqfds, ioeventfds.
     pub fn attach(&mut self, device: Device) -> DeviceId {
-        let id = DeviceId::new();
+        let id = DeviceId::next();
         self.list.push(Change::Attach(id, Box::new(device)));
         id
     }

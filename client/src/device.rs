@@ -18,43 +18,18 @@
 use std::fmt;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use kvm_memslots_shim::events::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget, Waits};
 
 pub use crate::event::Event;
+use crate::id::id;
 pub use crate::trigger::Trigger;
 use crate::{RegionId, RegionSpec};
 
-/// Names a device, of whatever VM it is attached to, until it is detached; never
-/// names another one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceId(u64);
-
-impl DeviceId {
-    pub(crate) fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// The id as a number, for languages that keep it as such. Never 0.
-    #[must_use]
-    pub const fn to_raw(self) -> u64 {
-        self.0
-    }
-
-    /// The id that [`to_raw`](Self::to_raw) gave. Numbers that never were an id
-    /// are refused where they are used.
-    #[must_use]
-    pub const fn from_raw(id: u64) -> Self {
-        Self(id)
-    }
-}
-
-impl fmt::Debug for DeviceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "device {}", self.0)
-    }
+id! {
+    /// Names a device, of whatever VM it is attached to, until it is detached;
+    /// never names another one.
+    DeviceId, "device"
 }
 
 /// Where a guest's writes signal an eventfd instead of exiting, and which.

@@ -67,8 +67,7 @@ impl GateError {
 /// moving regions to where nothing was, and switching their dirty logs, has none
 /// either, unless the region shares a slot: of those that are
 /// [permanent](crate::RegionSpec::permanent), that were
-/// [split](crate::Changes::split) or came in one set in place of others with the
-/// same memory, or that were joined as slots had run out.
+/// [split](crate::Changes::split), or that were joined as slots had run out.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum HolePolicy {
@@ -76,10 +75,11 @@ pub enum HolePolicy {
     Refuse,
     /// Regions that the changes name, which is what a loop of ioctls does: what
     /// becomes read-only or writable, gets other memory, moves to where it was
-    /// in part, or shrinks inside of a slot is deleted and made anew. Never a
-    /// region that the changes don't name, unless it was split from the same one
-    /// as a region that they do. What of it is logged and stays is
-    /// reported all dirty, and so is what moves. What changes left that got
+    /// in part, shrinks inside of a slot, or is unmapped and mapped again cut
+    /// another way, is deleted and made anew. Never a region that the changes
+    /// don't name, unless it was split from the same one as a region that they
+    /// do. What of it is logged and stays is reported all dirty, and so is what
+    /// moves. What changes left that got
     /// [stuck](crate::ErrorKind::Stuck) is put right in the same way.
     #[default]
     Named,

@@ -38,6 +38,7 @@ mod dirty;
 mod error;
 mod event;
 mod gate;
+mod id;
 mod observer;
 pub mod pci;
 mod region;
@@ -63,6 +64,8 @@ pub use vm::{Builder, Executor, SlotUsage, Vm};
 /// Who answers a [`Vm`]'s calls: KVM, its models (feature `model`), or something
 /// of the VMM's own.
 pub mod backend {
+    #[cfg(feature = "model")]
+    pub use kvm_memslots_shim::Yes;
     #[cfg(feature = "model")]
     pub use kvm_memslots_shim::events::model::{Irqchip, Model as EventModel};
     pub use kvm_memslots_shim::events::{

@@ -1,51 +1,25 @@
 //! Regions: what a VMM asks for, and how it names what it got.
 
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_memslots_shim::{GuestMemfd, Kind, MemFlags, Range};
 
 use crate::backing::{Access, Backing, FileRange};
+use crate::id::id;
 
-/// Names a region, of whatever VM it is mapped in. Stays the same, whatever
-/// slots the region is in and wherever it moves, until it is unmapped; never
-/// names another one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RegionId(u64);
+id! {
+    /// Names a region, of whatever VM it is mapped in. Stays the same, whatever
+    /// slots the region is in and wherever it moves, until it is unmapped; never
+    /// names another one.
+    RegionId, "region"
+}
 
 impl RegionId {
     /// A name that no region has yet, for one that is to be mapped.
     #[must_use]
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// The id as a number, for languages that keep it as such. Never 0.
-    #[must_use]
-    pub const fn to_raw(self) -> u64 {
-        self.0
-    }
-
-    /// The id that [`to_raw`](Self::to_raw) gave. Numbers that never were an id
-    /// are refused where they are used.
-    #[must_use]
-    pub const fn from_raw(id: u64) -> Self {
-        Self(id)
-    }
-}
-
-impl fmt::Display for RegionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "region {}", self.0)
-    }
-}
-
-impl fmt::Debug for RegionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        Self::next()
     }
 }
 

@@ -11,7 +11,7 @@ use kvm_memslots::backend::model::memory::{Call, Fault, ModelConfig};
 use kvm_memslots::backend::{MemoryCalls, MemoryModel, Op};
 use kvm_memslots::{
     Backing, Changes, Errno, ErrorKind, GateError, HolePolicy, Kind, Limits, Mapping, Observer,
-    Range, Region, RegionSpec, Slot, VcpuGate, Vm, at,
+    Range, Region, RegionId, RegionSpec, Slot, VcpuGate, Vm, at,
 };
 
 /// How the VM and KVM look.
@@ -54,6 +54,55 @@ fn what_kvm_refuses() {
             model.clear_faults();
             assert_eq!(look(&vm, &model), before);
         }
+    }
+}
+
+type Make = fn(&mut Changes, RegionId);
+
+/// A change that comes to one call is tried once, as in a loop: what KVM says to
+/// that is the error. A set makes the calls up to the one that is refused, takes
+/// those back that were carried out, and asks nothing where no slot is shared.
+#[test]
+fn what_is_refused_is_tried_once() {
+    let one: [(&str, Make); 5] = [
+        ("map", |c, _| _ = c.map(ram(100, 1).label("main"))),
+        ("unmap", |c, id| c.unmap(id)),
+        ("log", |c, id| c.set_log_dirty(id, true)),
+        ("stop to log", |c, id| c.set_log_dirty(id, false)),
+        ("move", |c, id| c.move_to(id, 100 * PAGE)),
+    ];
+    let refused = |vm: &Vm, model: &MemoryModel, c: Changes, k: u64| {
+        model.reset_counts();
+        model.inject(Fault::nth(k, Errno::ENOMEM).only(Call::SetRegion));
+        let error = vm.apply(c).unwrap_err();
+        model.clear_faults();
+        let counts = model.counts();
+        (error, counts.ioctls, counts.refused)
+    };
+    for (name, make) in one {
+        for logged in [false, true] {
+            let (vm, model) = common::vm(Limits::x86());
+            let spec = ram(16, 16).label("main");
+            let [id] = map_all(&vm, [if logged { spec.log_dirty() } else { spec }]);
+            if (name == "log" && logged) || (name == "stop to log" && !logged) {
+                continue;
+            }
+            let before = look(&vm, &model);
+            let (error, ioctls, refused) = refused(&vm, &model, changes(|c| make(c, id)), 1);
+            assert_eq!((ioctls, refused), (1, 1), "{name}: {error}");
+            assert!(matches!(error.kind(), ErrorKind::Refused { .. }), "{name}: {error}");
+            assert!(error.to_string().contains("\"main\""), "{name}: {error}");
+            assert_eq!((error.errno(), error.change()), (Errno::ENOMEM, Some(0)), "{name}");
+            assert_eq!(look(&vm, &model), before, "{name}");
+        }
+    }
+    for k in 1..=5 {
+        let (vm, model) = common::vm(Limits::x86());
+        let c = changes(|c| (0..5).for_each(|n| _ = c.map(ram(n, 1))));
+        let (error, ioctls, refused) = refused(&vm, &model, c, k);
+        assert_eq!((ioctls, refused), (2 * k - 1, 1), "{error}");
+        assert_eq!(error.change(), Some(k as usize - 1));
+        assert_eq!(model.slot_count(0), 0);
     }
 }
 

@@ -2,14 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kvm_memslots::backend::{BatchRefusal, EventCalls, EventLimits, MemoryCalls, Op};
-use kvm_memslots::device::{Ioeventfd, Irqfd, Route};
-use kvm_memslots::{Access, Backing, Changes, Errno, HolePolicy, Limits, RegionSpec, Slot, Vm, at};
+use kvm_memslots::backend::Yes;
+use kvm_memslots::{Access, Backing, Changes, HolePolicy, Limits, RegionSpec, Vm, at};
 
-static LIVE: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// Bytes that this thread allocated, less those that it freed.
+    static LIVE: Cell<usize> = const { Cell::new(0) };
+    static ALLOCATIONS: Cell<u32> = const { Cell::new(0) };
+}
 
 /// The system's allocator, counting.
 struct Counting;
@@ -17,13 +20,14 @@ struct Counting;
 // SAFETY: hands every call on to `System` unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        let _ = LIVE.try_with(|live| live.set(live.get().wrapping_add(layout.size())));
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
         // SAFETY: the caller's promises are System's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        let _ = LIVE.try_with(|live| live.set(live.get().wrapping_sub(layout.size())));
         // SAFETY: the caller's promises are System's.
         unsafe { System.dealloc(at, layout) }
     }
@@ -32,88 +36,31 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Keeps nothing, so that only the VM is counted. A backend of somebody else's,
-/// made of what the crate exports.
-struct Void;
-
-impl MemoryCalls for Void {
-    fn limits(&self) -> Limits {
-        Limits::x86()
-    }
-
-    fn name(&self) -> &'static str {
-        "void"
-    }
-
-    unsafe fn change(&self, _: u16, _: &Op) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    unsafe fn change_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
-        Err(Errno::ENOTTY.into())
-    }
-
-    fn check_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
-        Err(Errno::ENOTTY.into())
-    }
-
-    fn dirty_log(&self, _: u16, _: &Slot, _: &mut [u64]) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
-
-    fn clear_dirty_log(&self, _: u16, _: &Slot, _: u64, _: u32, _: &[u64]) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
+fn open(holes: HolePolicy) -> Vm {
+    // It keeps nothing, so that only the VM is counted.
+    let yes = Arc::new(Yes::new(Limits::x86()));
+    Vm::builder().holes(holes).open_on(yes.clone(), yes).unwrap()
 }
 
-impl EventCalls for Void {
-    fn limits(&self) -> EventLimits {
-        EventLimits { routes: 0, no_irqbypass: false, devid: false }
-    }
-
-    fn name(&self) -> &'static str {
-        "void"
-    }
-
-    fn set_routes(&self, _: &[Route]) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn assign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn deassign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn assign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn deassign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
-        Ok(())
-    }
+/// No two are contiguous: the worst case is a slot for each region.
+fn page(n: u64) -> RegionSpec {
+    // SAFETY: the backend maps nothing.
+    let memory =
+        unsafe { Backing::borrowed(0x7000_0000_0000 + n * 0x1000, 0x1000, Access::ReadWrite) };
+    RegionSpec::ram(at(n * 0x2000, 0x1000), memory)
 }
 
 /// Bytes a region, after mapping `n` of them `batch` at a time.
 fn bytes_per_region(n: u64, batch: u64) -> usize {
-    let before = LIVE.load(Ordering::Relaxed);
-    let holes = HolePolicy::NoVcpuRuns;
-    let vm = Vm::builder().holes(holes).open_on(Arc::new(Void), Arc::new(Void)).unwrap();
+    let before = LIVE.get();
+    let vm = open(HolePolicy::NoVcpuRuns);
     for first in (0..n).step_by(batch as usize) {
         let mut c = Changes::new();
-        for n in first..(first + batch).min(n) {
-            let hva = 0x7000_0000_0000 + n * 0x1000;
-            // SAFETY: the backend maps nothing.
-            let memory = unsafe { Backing::borrowed(hva, 0x1000, Access::ReadWrite) };
-            // No two are contiguous: the worst case is a slot for each region.
-            c.map(RegionSpec::ram(at(n * 0x2000, 0x1000), memory));
-        }
+        (first..(first + batch).min(n)).for_each(|n| _ = c.map(page(n)));
         vm.apply(c).unwrap();
     }
     assert_eq!(vm.slot_usage(0).unwrap().used, n as u32);
-    (LIVE.load(Ordering::Relaxed) - before) / n as usize
+    (LIVE.get() - before) / n as usize
 }
 
 #[test]
@@ -123,6 +70,36 @@ fn at_most_150_bytes_a_region() {
             let bytes = bytes_per_region(n, batch);
             println!("{n} regions, {batch} a set: {bytes} bytes a region");
             assert!(bytes <= 150, "{n} regions, {batch} a set: {bytes} bytes a region");
+        }
+    }
+}
+
+/// One change is the hot path: applying it allocates nothing, also behind chunks
+/// of tables that are full.
+#[test]
+fn one_change_is_applied_without_an_allocation() {
+    for regions in [3, 1_000, 1_024, 12_800] {
+        let vm = open(HolePolicy::default());
+        let mut c = Changes::new();
+        (0..regions).for_each(|n| _ = c.map(page(n)));
+        vm.apply(c).unwrap();
+        let apply = |c| {
+            let before = ALLOCATIONS.get();
+            vm.apply(c).unwrap();
+            ALLOCATIONS.get() - before
+        };
+        let pair = |n| {
+            let mut c = Changes::new();
+            let id = c.map(page(n));
+            let map = apply(c);
+            let mut c = Changes::new();
+            c.unmap(id);
+            (map, apply(c))
+        };
+        // Room for one more, once.
+        pair(regions + 1);
+        for n in 1..100 {
+            assert_eq!(pair(regions + n), (0, 0), "beside {regions} regions");
         }
     }
 }

@@ -148,3 +148,51 @@ impl<C: Copy + PartialEq> Faults<C> {
 
 /// What an injected panic says.
 pub(crate) const PANIC: &str = "an injected panic";
+
+/// What both models are: handles of a VM that counts its calls and fails them.
+macro_rules! handle {
+    ($model:ident, $vis:vis $vm:ty, $counts:ty, $fault:ty) => {
+        impl $model {
+            /// Another VM that is as this one is now.
+            #[must_use]
+            pub fn fork(&self) -> Self {
+                Self(std::sync::Arc::new(std::sync::Mutex::new(self.with(|vm| vm.clone()))))
+            }
+
+            /// Calls `f` with the VM. No call leaves it half changed, so one that
+            /// panicked does no harm to others.
+            $vis fn with<T>(&self, f: impl FnOnce(&mut $vm) -> T) -> T {
+                let mut vm = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let answer = f(&mut vm);
+                let panics = vm.faults.take_panic();
+                drop(vm);
+                assert!(!panics, "{}", $crate::fault::PANIC);
+                answer
+            }
+
+            /// Calls so far, and what they would have waited for.
+            #[must_use]
+            pub fn counts(&self) -> $counts {
+                self.with(|vm| <$counts>::clone(&vm.counts))
+            }
+
+            /// Counts from zero again.
+            pub fn reset_counts(&self) {
+                self.with(|vm| vm.counts = <$counts>::default());
+            }
+
+            /// Makes calls fail. Several faults count side by side; where more
+            /// than one strikes, the one that was injected first gives the errno.
+            pub fn inject(&self, fault: $fault) {
+                self.with(|vm| vm.faults.inject(fault));
+            }
+
+            /// Forgets the faults that are still to come.
+            pub fn clear_faults(&self) {
+                self.with(|vm| vm.faults.clear());
+            }
+        }
+    };
+}
+
+pub(crate) use handle;

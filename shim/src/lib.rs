@@ -32,6 +32,8 @@ mod limits;
 mod mapping;
 pub mod memory;
 mod range;
+#[cfg(feature = "model")]
+mod yes;
 
 pub use errno::Errno;
 pub use guard::Failed;
@@ -42,3 +44,5 @@ pub use kvm_memslots_uapi::MemFlags;
 pub use limits::{EventLimits, Limits};
 pub use mapping::{GuestMemfd, Kind, Mapping, Slot};
 pub use range::Range;
+#[cfg(feature = "model")]
+pub use yes::Yes;

@@ -4,10 +4,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use kvm_memslots_shim::memory::{
-    BatchRefusal, Extent, How, MemoryCalls, Op, Request, execute, plan,
-};
-use kvm_memslots_shim::{Errno, Kind, Limits, Mapping, Range, Slot, SlotIds};
+use kvm_memslots_shim::memory::{Extent, How, Request, execute, plan};
+use kvm_memslots_shim::{Kind, Limits, Mapping, Range, Slot, SlotIds, Yes};
 
 thread_local! {
     static ALLOCATIONS: Cell<u32> = const { Cell::new(0) };
@@ -38,45 +36,13 @@ fn allocations<T>(f: impl FnOnce() -> T) -> (T, u32) {
     (value, ALLOCATIONS.get() - before)
 }
 
-/// Says yes to everything.
-struct Yes;
-
-impl MemoryCalls for Yes {
-    fn limits(&self) -> Limits {
-        Limits::x86()
-    }
-
-    fn name(&self) -> &'static str {
-        "yes"
-    }
-
-    unsafe fn change(&self, _: u16, _: &Op) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    unsafe fn change_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
-        Ok(())
-    }
-
-    fn check_all(&self, _: u16, _: &[Op]) -> Result<(), BatchRefusal> {
-        Ok(())
-    }
-
-    fn dirty_log(&self, _: u16, _: &Slot, _: &mut [u64]) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn clear_dirty_log(&self, _: u16, _: &Slot, _: u64, _: u32, _: &[u64]) -> Result<(), Errno> {
-        Ok(())
-    }
-}
-
 #[test]
 fn one_change_is_planned_with_few_allocations_and_carried_out_with_none() {
     let (limits, ids) = (Limits::x86(), SlotIds::new(100));
     let mapping = Mapping::new(Range::new(0, 0x1000).unwrap(), 0, Kind::Ram).unwrap();
-    let wanted = [Extent { mapping, alone: false, joins: true }];
+    let wanted = [Extent::of(mapping, false, true)];
     let live = [Slot { id: 0, mapping }];
+    let yes = Yes::new(limits);
     for (live, wanted, most) in [(&[][..], &wanted[..], 2), (&live[..], &[][..], 4)] {
         let request = Request { live, wanted, ids: &ids, limits: &limits, make_room: None };
         let (plan, count) = allocations(|| plan(&request).unwrap());
@@ -87,7 +53,7 @@ fn one_change_is_planned_with_few_allocations_and_carried_out_with_none() {
                 let mut saved = Vec::new();
                 // SAFETY: nobody maps anything.
                 let run =
-                    || unsafe { execute(&Yes, 0, &plan, how, read_logs, &mut saved) }.unwrap();
+                    || unsafe { execute(&yes, 0, &plan, how, read_logs, &mut saved) }.unwrap();
                 let (done, count) = allocations(run);
                 assert_eq!((done.ioctls, count), (1, 0), "{how:?}");
             }

@@ -73,16 +73,16 @@ impl DeferredMaps {
     }
 
     /// Whether a deferrable region is to wait: nothing is gained by that where a
-    /// slot has just that memory.
-    pub(crate) fn waits(&self, mapping: &Mapping, alone: bool, slots: &SlotTable) -> bool {
+    /// slot has just that memory, and with `whole` no more.
+    pub(crate) fn waits(&self, mapping: &Mapping, whole: bool, slots: &SlotTable) -> bool {
         let range = mapping.range();
         let has_it = |slot: &kvm_memslots_shim::Slot| {
-            let whole = slot.mapping.range();
+            let there = slot.mapping.range();
             slot.mapping.flags() == mapping.flags()
                 && slot.mapping.same_host_pages_as(mapping)
-                && whole.gpa() <= range.gpa()
-                && whole.end() >= range.end()
-                && (!alone || whole == range)
+                && there.gpa() <= range.gpa()
+                && there.end() >= range.end()
+                && (!whole || there == range)
         };
         !self.serving.is_due(0) && !slots.overlapping(range).any(|slot| has_it(&slot))
     }

@@ -1,6 +1,8 @@
 //! Dirty logs of regions, whatever slots they are in.
 
+mod all;
 mod bitmap;
+mod last;
 mod log;
 mod overlay;
 mod state;

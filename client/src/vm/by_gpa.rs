@@ -13,18 +13,27 @@ pub(super) struct ByGpa<V> {
     firsts: Vec<u64>,
     chunks: Vec<Chunk<V>>,
     len: usize,
+    /// Room of a chunk that went: the next one has it, so that what comes and
+    /// goes behind full chunks needs none each time.
+    spare: Chunk<V>,
 }
 
-/// Neither empty nor longer than [`CHUNK`]; keys ascend.
+/// Neither empty, but for the spare one, nor longer than [`CHUNK`]; keys ascend.
 #[derive(Debug)]
 struct Chunk<V> {
     keys: Vec<u64>,
     values: Vec<V>,
 }
 
+impl<V> Chunk<V> {
+    const fn new() -> Self {
+        Self { keys: Vec::new(), values: Vec::new() }
+    }
+}
+
 impl<V> Default for ByGpa<V> {
     fn default() -> Self {
-        Self { firsts: Vec::new(), chunks: Vec::new(), len: 0 }
+        Self { firsts: Vec::new(), chunks: Vec::new(), len: 0, spare: Chunk::new() }
     }
 }
 
@@ -78,14 +87,15 @@ impl<V: Copy> ByGpa<V> {
         self.starting(0)
     }
 
-    /// Adds an entry, or replaces that at the same address.
-    pub(super) fn insert(&mut self, gpa: u64, value: V) {
+    /// Adds an entry, or replaces that at the same address, which is returned.
+    pub(super) fn insert(&mut self, gpa: u64, value: V) -> Option<V> {
         let (at, found) = self.find(gpa);
         match found {
-            Ok(index) => self.chunks[at].values[index] = value,
+            Ok(index) => Some(std::mem::replace(&mut self.chunks[at].values[index], value)),
             Err(index) => {
                 self.len += 1;
                 self.insert_new(at, index, gpa, value);
+                None
             }
         }
     }
@@ -95,13 +105,14 @@ impl<V: Copy> ByGpa<V> {
             // Behind all others there may come more: what is full stays so.
             let split =
                 if at + 1 >= self.chunks.len() && index == CHUNK { CHUNK } else { CHUNK / 2 };
-            let (keys, values) = match self.chunks.get_mut(at) {
-                Some(Chunk { keys, values }) => (keys.split_off(split), values.split_off(split)),
-                None => Default::default(),
-            };
+            let mut upper = std::mem::replace(&mut self.spare, Chunk::new());
+            if let Some(Chunk { keys, values }) = self.chunks.get_mut(at) {
+                upper.keys.extend(keys.drain(split..));
+                upper.values.extend(values.drain(split..));
+            }
             let new = if self.chunks.is_empty() { 0 } else { at + 1 };
-            self.firsts.insert(new, keys.first().copied().unwrap_or(gpa));
-            self.chunks.insert(new, Chunk { keys, values });
+            self.firsts.insert(new, upper.keys.first().copied().unwrap_or(gpa));
+            self.chunks.insert(new, upper);
             if index >= split || self.chunks.len() == 1 {
                 at = new;
                 index = index.saturating_sub(split);
@@ -114,8 +125,13 @@ impl<V: Copy> ByGpa<V> {
     }
 
     pub(super) fn remove(&mut self, gpa: u64) -> Option<V> {
+        self.remove_if(gpa, |_| true)
+    }
+
+    /// Takes the entry at an address out if it is the one that is meant.
+    pub(super) fn remove_if(&mut self, gpa: u64, is: impl FnOnce(V) -> bool) -> Option<V> {
         let (at, found) = self.find(gpa);
-        let index = found.ok()?;
+        let index = found.ok().filter(|index| is(self.chunks[at].values[*index]))?;
         self.len -= 1;
         let chunk = &mut self.chunks[at];
         chunk.keys.remove(index);
@@ -125,7 +141,7 @@ impl<V: Copy> ByGpa<V> {
             self.join(at);
         } else {
             self.firsts.remove(at);
-            self.chunks.remove(at);
+            self.spare = self.chunks.remove(at);
         }
         Some(value)
     }
@@ -171,8 +187,7 @@ mod tests {
                 if kind == 0 {
                     prop_assert_eq!(map.remove(gpa), model.remove(&gpa));
                 } else {
-                    map.insert(gpa, n);
-                    model.insert(gpa, n);
+                    prop_assert_eq!(map.insert(gpa, n), model.insert(gpa, n));
                 }
                 prop_assert_eq!(map.get(gpa), model.get(&gpa).copied());
                 let pair = |(gpa, value): (&u64, &u32)| (*gpa, *value);

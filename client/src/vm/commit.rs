@@ -8,7 +8,8 @@ use super::calls::Made;
 use super::draft::Edit;
 use super::events::Attached;
 use super::prepare::{Before, Prepared, Promotion};
-use super::regions::{Extra, Record, Regions};
+use super::record::{Extra, Record};
+use super::regions::Regions;
 use super::{Commit, Committing, Panics, SlotTable, Vm};
 use crate::backing::HostMemory;
 use crate::changes::Change;
@@ -20,8 +21,23 @@ use crate::{Changes, Preview, Region, Report};
 /// dropped when no lock is held.
 #[derive(Default)]
 struct Garbage {
-    prepared: Option<Prepared>,
+    /// Mostly none, and then small to hand about.
+    prepared: Option<Box<Prepared>>,
     left: Left,
+}
+
+impl Garbage {
+    fn drop_all(self, panics: &mut Panics) {
+        let Self { prepared, left } = self;
+        panics.drop_all(left.extras);
+        // The short way leaves nothing else.
+        let Some(prepared) = prepared else { return };
+        panics.drop_all(left.edits);
+        panics.drop_all(left.memory);
+        panics.drop_all(left.devices);
+        panics.drop_all(left.events);
+        panics.drop_all(prepared.edits);
+    }
 }
 
 #[derive(Default)]
@@ -92,14 +108,7 @@ impl Vm {
             Err(error) if matches!(error.kind(), ErrorKind::Forked) => {}
             Err(error) => tracing::warn!(%error, "not applied"),
         });
-        panics.drop_all(garbage.left.edits);
-        panics.drop_all(garbage.left.extras);
-        panics.drop_all(garbage.left.memory);
-        panics.drop_all(garbage.left.devices);
-        panics.drop_all(garbage.left.events);
-        if let Some(prepared) = garbage.prepared {
-            panics.drop_all(prepared.edits);
-        }
+        garbage.drop_all(&mut panics);
         panics.drop_all(changes.list);
         panics.resume();
         result
@@ -156,7 +165,7 @@ impl Vm {
         self.find_out_unsure(commit);
         let prepared = self.prepare(commit, changes, promote)?;
         let Garbage { prepared: kept, left: garbage_of } = garbage;
-        let prepared = kept.insert(prepared);
+        let prepared = &mut **kept.insert(Box::new(prepared));
         self.ask_observers(prepared, panics)?;
         if let Some(gate) = &prepared.gate {
             panics.catch(|| gate.pause()).unwrap_or_else(panicked).map_err(ErrorKind::Gate)?;

@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use kvm_memslots_shim::{GuestMemfd, Limits, Mapping, MemFlags, Range};
+use kvm_memslots_shim::{Mapping, MemFlags, Range};
 
-use super::regions::{ById, Deferral, Extra, Record, Regions};
-use crate::backing::{Access, Backing};
+use super::by_id::ById;
+use super::check::{Checks, wraps};
+use super::record::{Deferral, Extra, Record};
+use super::regions::Regions;
+use crate::backing::Backing;
 use crate::changes::Change;
 use crate::error::{Described, Error, ErrorKind, Part};
 use crate::{RegionId, RegionSpec, Span};
@@ -28,6 +31,13 @@ pub(crate) struct Edit {
     pub(super) rebuild: bool,
 }
 
+impl Edit {
+    /// Whether the set maps it. The parts of what it splits were there.
+    pub(super) fn is_new(&self) -> bool {
+        self.index.is_none() && self.now.as_ref().is_some_and(|now| now.origin().is_none())
+    }
+}
+
 /// Edits by name, once there are more than a few.
 #[derive(Debug, Default)]
 struct Index {
@@ -38,9 +48,7 @@ struct Index {
 /// The regions as they will be. Pure: nothing is changed.
 pub(super) struct Draft<'t> {
     pub(super) regions: &'t Regions,
-    limits: &'t Limits,
-    /// Whether a deferrable region is to wait for its slot.
-    waits: &'t dyn Fn(u16, &Mapping, bool) -> bool,
+    checks: Checks<'t>,
     pub(super) edits: Vec<Edit>,
     index: Option<Box<Index>>,
     /// The edits that are of a region that will be there, by address space and
@@ -50,14 +58,9 @@ pub(super) struct Draft<'t> {
 }
 
 impl<'t> Draft<'t> {
-    pub(super) fn new(
-        regions: &'t Regions,
-        limits: &'t Limits,
-        waits: &'t dyn Fn(u16, &Mapping, bool) -> bool,
-        changes: usize,
-    ) -> Self {
+    pub(super) fn new(regions: &'t Regions, checks: Checks<'t>, changes: usize) -> Self {
         let edits = Vec::with_capacity(changes);
-        Self { regions, limits, waits, edits, index: None, sorted: Vec::new(), change: 0 }
+        Self { regions, checks, edits, index: None, sorted: Vec::new(), change: 0 }
     }
 
     /// Takes a change of memory in; those of devices are none of its business,
@@ -93,7 +96,7 @@ impl<'t> Draft<'t> {
         if self.edit_of(id).is_some() || self.regions.find(id).is_some() {
             return Err(ErrorKind::Twice { what: id.to_string().into() }.into());
         }
-        let record = self.checked(id, spec)?;
+        let record = self.checks.record(id, spec)?;
         self.push(Edit { id, index: None, now: Some(record), change: 0, rebuild: false });
         Ok(())
     }
@@ -113,8 +116,8 @@ impl<'t> Draft<'t> {
         let (at, mut record) = self.current(id)?;
         let old = record.mapping;
         let described = || Described { size, ..*record.described(id) }.into();
-        self.check_numbers(
-            at_of(old.range().gpa(), size),
+        self.checks.numbers(
+            Span { gpa: old.range().gpa(), size },
             old.hva(),
             old.guest_memfd(),
             described,
@@ -138,7 +141,7 @@ impl<'t> Draft<'t> {
 
     fn split(&mut self, id: RegionId, upper: RegionId, offset: u64) -> Result<(), Error> {
         let (at, whole) = self.current(id)?;
-        let page_size = self.limits.page_size;
+        let page_size = self.checks.limits.page_size;
         if offset % page_size != 0 {
             let (region, part) = (whole.described(id), Part::SplitOffset);
             return Err(ErrorKind::Unaligned { region, part, value: offset, page_size }.into());
@@ -174,9 +177,9 @@ impl<'t> Draft<'t> {
         let (at, mut record) = self.current(id)?;
         let flags = record.mapping.flags() & !of | set;
         record.mapping = record.mapping.with_flags(flags);
-        self.check_kind(&record, || record.described(id))?;
+        self.checks.kind(&record, || record.described(id))?;
         if of.contains(MemFlags::TRAP) {
-            if !self.limits.trap {
+            if !self.checks.limits.trap {
                 return Err(ErrorKind::TrapUnsupported { region: record.described(id) }.into());
             }
             if !record.alone {
@@ -191,8 +194,8 @@ impl<'t> Draft<'t> {
         let (at, mut record) = self.current(id)?;
         let old = record.mapping;
         let described = || Described { gpa, ..*record.described(id) }.into();
-        let span = at_of(gpa, old.range().size());
-        self.check_numbers(span, old.hva(), old.guest_memfd(), described)?;
+        let span = Span { gpa, size: old.range().size() };
+        self.checks.numbers(span, old.hva(), old.guest_memfd(), described)?;
         record.mapping = old.moved_to(gpa).ok_or_else(|| wraps(described(), Part::Gpa))?;
         self.set(at, Some(record));
         Ok(())
@@ -213,139 +216,13 @@ impl<'t> Draft<'t> {
             tag: extra.and_then(|extra| extra.tag),
             label: extra.and_then(|extra| extra.label.clone()),
         };
-        let mut record = self.checked(id, &spec)?;
+        let mut record = self.checks.record(id, &spec)?;
         if let Some(origin) = old.origin() {
             let extra = record.extra.as_deref().cloned().unwrap_or_default();
             record.set_extra(Extra { origin: Some(origin), ..extra });
         }
         self.set(at, Some(record));
         Ok(())
-    }
-
-    /// What `spec` asks for, if KVM would not refuse it, or take it for something
-    /// else, whatever is mapped.
-    pub(super) fn checked(&self, id: RegionId, spec: &RegionSpec) -> Result<Record, Error> {
-        let described = || {
-            Box::new(Described {
-                id,
-                label: spec.label.clone(),
-                tag: spec.tag,
-                kind: spec.kind,
-                as_id: spec.as_id,
-                gpa: spec.span.gpa,
-                size: spec.span.size,
-                hva: spec.backing.hva,
-            })
-        };
-        let available = self.limits.address_spaces;
-        if spec.as_id >= available {
-            return Err(ErrorKind::NoSuchAddressSpace { asked: spec.as_id, available }.into());
-        }
-        let Backing { hva, len, guest_memfd, .. } = spec.backing;
-        self.check_numbers(spec.span, hva, guest_memfd, described)?;
-        if spec.span.size > len {
-            return Err(ErrorKind::OutsideBacking { region: described(), hva, len }.into());
-        }
-        let plain = Range::new(spec.span.gpa, spec.span.size)
-            .and_then(|range| Mapping::new(range, hva, spec.kind))
-            .map(|mapping| mapping.with_flags(spec.flags & !MemFlags::GUEST_MEMFD));
-        let mapping = plain.and_then(|mapping| match guest_memfd {
-            Some(memfd) => mapping.with_guest_memfd(memfd),
-            None => Some(mapping),
-        });
-        let Some(mapping) = mapping else { return Err(wraps(described(), Part::Hva)) };
-        let mut record = Record {
-            mapping,
-            as_id: spec.as_id,
-            alone: spec.alone,
-            permanent: spec.permanent,
-            deferral: Deferral::Never,
-            extra: None,
-        };
-        let backing = &spec.backing;
-        record.set_extra(Extra {
-            label: spec.label.clone(),
-            tag: spec.tag,
-            memfd: None,
-            file: backing.file,
-            reach: Some(len),
-            read_only: backing.access == Access::Read,
-            never_faults: backing.never_faults,
-            owner: backing.owner.clone(),
-            origin: None,
-        });
-        if spec.deferrable {
-            let waits = (self.waits)(spec.as_id, &mapping, spec.alone);
-            record.deferral = if waits { Deferral::Waiting } else { Deferral::Over };
-        }
-        self.check_kind(&record, described)?;
-        Ok(record)
-    }
-
-    /// Whether the numbers are what KVM takes.
-    fn check_numbers(
-        &self,
-        Span { gpa, size }: Span,
-        hva: u64,
-        memfd: Option<GuestMemfd>,
-        described: impl Fn() -> Box<Described>,
-    ) -> Result<(), Error> {
-        // KVM takes size 0 for a delete.
-        if size == 0 {
-            return Err(ErrorKind::Empty { region: described() }.into());
-        }
-        let page_size = self.limits.page_size;
-        let memfd_offset = memfd.map_or(0, |memfd| memfd.offset);
-        let parts = [
-            (Part::Size, size),
-            (Part::Gpa, gpa),
-            (Part::Hva, hva),
-            (Part::MemfdOffset, memfd_offset),
-        ];
-        for (part, value) in parts {
-            if value % page_size != 0 {
-                let region = described();
-                return Err(ErrorKind::Unaligned { region, part, value, page_size }.into());
-            }
-            if part != Part::Size && value.checked_add(size).is_none() {
-                return Err(wraps(described(), part));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a region can have its flags.
-    fn check_kind(
-        &self,
-        record: &Record,
-        described: impl Fn() -> Box<Described>,
-    ) -> Result<(), Error> {
-        let flags = record.mapping.flags();
-        let refused = if flags.contains(MemFlags::READONLY) && !self.limits.readonly {
-            ErrorKind::ReadOnlyUnsupported { region: described() }
-        } else if !flags.contains(MemFlags::READONLY) && record.access() == Access::Read {
-            ErrorKind::ReadOnlyBacking { region: described() }
-        } else if flags.contains(MemFlags::TRAP) && !self.limits.trap {
-            ErrorKind::TrapUnsupported { region: described() }
-        } else if flags.contains(MemFlags::GUEST_MEMFD) {
-            let no_memfd = MemFlags::READONLY | MemFlags::LOG_DIRTY_PAGES | MemFlags::TRAP;
-            if !self.limits.guest_memfd {
-                ErrorKind::GuestMemfdUnsupported { region: described() }
-            } else if flags.intersects(no_memfd) {
-                ErrorKind::GuestMemfdFlags { region: described(), flags: flags & no_memfd }
-            } else if record.deferral != Deferral::Never {
-                let why = "its private memory is out of the VMM's reach";
-                ErrorKind::NotDeferrable { region: described(), why }
-            } else {
-                return Ok(());
-            }
-        } else if flags.contains(MemFlags::TRAP) && record.deferral != Deferral::Never {
-            let why = "it is to trap, and its exits would be served from memory";
-            ErrorKind::NotDeferrable { region: described(), why }
-        } else {
-            return Ok(());
-        };
-        Err(refused.into())
     }
 
     /// Checks that no two regions will overlap: only the outcome counts, so that
@@ -496,10 +373,6 @@ fn overlap(edit: &Edit, record: &Record, other: Box<Described>) -> Error {
     Error::from(ErrorKind::Overlap { region, other }).in_change(edit.change)
 }
 
-const fn at_of(gpa: u64, size: u64) -> Span {
-    Span { gpa, size }
-}
-
 /// The same memory from its start on, more or less of it.
 fn with_range(mapping: &Mapping, range: Range) -> Option<Mapping> {
     let resized = Mapping::new(range, mapping.hva(), mapping.kind())?;
@@ -508,8 +381,4 @@ fn with_range(mapping: &Mapping, range: Range) -> Option<Mapping> {
         None => resized,
     };
     Some(resized.with_flags(mapping.flags()))
-}
-
-fn wraps(region: Box<Described>, part: Part) -> Error {
-    ErrorKind::Wraps { region, part }.into()
 }

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use kvm_memslots_shim::events::{EventLimits, State};
-use kvm_memslots_shim::{Mapping, Range, Slot};
+use kvm_memslots_shim::{Range, Slot};
 
-use super::draft::Draft;
+use super::check::Checks;
 use super::{SlotTable, Vm};
 use crate::device::{DeviceId, Vector};
 use crate::error::{Error, ErrorKind};
@@ -157,10 +157,8 @@ impl Vm {
 
     /// Whether a region could be mapped, if its addresses were free.
     pub(crate) fn check_spec(&self, spec: &RegionSpec) -> Result<(), Error> {
-        let tables = self.tables();
-        let waits = |_: u16, _: &Mapping, _: bool| true;
-        Draft::new(&tables.regions, &self.limits, &waits, 0).checked(RegionId::new(), spec)?;
-        Ok(())
+        let checks = Checks { limits: &self.limits, waits: &|_, _| true };
+        checks.record(RegionId::new(), spec).map(|_| ())
     }
 
     /// Whether a region that is none of these is in `range`.

@@ -3,17 +3,19 @@
 mod ask;
 mod builder;
 mod by_gpa;
+mod by_id;
 mod calls;
+mod check;
 mod commit;
 mod draft;
 mod events;
 pub(crate) mod fork;
-mod heirs;
 mod lookup;
 mod order;
 mod panics;
 mod plan;
 mod prepare;
+mod record;
 mod regions;
 mod single;
 mod slots;
@@ -23,7 +25,8 @@ pub(crate) use draft::Edit;
 pub use lookup::SlotUsage;
 pub(crate) use panics::Panics;
 pub(crate) use prepare::Promotion;
-pub(crate) use regions::{Deferral, Record, Regions};
+pub(crate) use record::{Deferral, Record};
+pub(crate) use regions::Regions;
 pub(crate) use slots::SlotTable;
 
 use std::fmt;
@@ -60,8 +63,9 @@ use crate::{Changes, Report};
 /// regions that own their memory ([`Backing::owned`](crate::Backing::owned)) are
 /// unmapped, and where that fails their memory is leaked rather than left to the
 /// guest. [`close`](Self::close) unmaps everything. In a process that was forked
-/// from the one that opened it, nothing of that concerns the VM: applying is
-/// [`ErrorKind::Forked`], and dropping drops what is this process's.
+/// from the one that opened it, nothing of that concerns the VM: applying, and
+/// reading dirty logs, is [`ErrorKind::Forked`], and dropping drops what is this
+/// process's.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -291,6 +295,12 @@ impl Vm {
 
     pub(crate) fn dirty(&self) -> MutexGuard<'_, DirtyState> {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same to whoever asks for a log: in a fork it is nobody's, and may be
+    /// held by a thread that there is not.
+    pub(crate) fn dirty_of_this_process(&self) -> Result<MutexGuard<'_, DirtyState>, Error> {
+        if self.process.is_fork() { Err(ErrorKind::Forked.into()) } else { Ok(self.dirty()) }
     }
 
     pub(crate) fn calls(&self) -> &dyn MemoryCalls {

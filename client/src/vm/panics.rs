@@ -31,9 +31,11 @@ impl Panics {
 
     /// Drops `values` one by one: that one of them panics does not keep the
     /// others.
-    pub(crate) fn drop_all<T>(&mut self, values: impl IntoIterator<Item = T>) {
-        for value in values {
-            self.catch(|| drop(value));
+    pub(crate) fn drop_all<T>(&mut self, values: Vec<T>) {
+        match values.len() {
+            0 => {}
+            1 => _ = self.catch(|| drop(values)),
+            _ => values.into_iter().for_each(|value| _ = self.catch(|| drop(value))),
         }
     }
 

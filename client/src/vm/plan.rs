@@ -5,6 +5,7 @@ use kvm_memslots_shim::memory::{Extent, How, Op, Plan, PlanError, Request, plan}
 use kvm_memslots_shim::{Limits, Mapping, Range, Slot, SlotIds};
 
 use super::draft::{Draft, Edit};
+use super::record::Record;
 use super::regions::Regions;
 use super::slots::SlotTable;
 use crate::error::{Error, ErrorKind};
@@ -250,7 +251,7 @@ impl Planner<'_> {
     fn touched(&self, edit: &Edit) -> impl Iterator<Item = Range> + use<> {
         let mine = edit_space(edit, self.regions) == Some(self.as_id);
         let before = edit.index.map(|index| self.regions.range(index));
-        let after = edit.now.as_ref().map(super::regions::Record::range);
+        let after = edit.now.as_ref().map(Record::range);
         [before, after].into_iter().flatten().filter(move |_| mine)
     }
 }
@@ -261,10 +262,14 @@ pub(super) fn edit_space(edit: &Edit, regions: &Regions) -> Option<u16> {
     now.or_else(|| edit.index.map(|index| regions.as_id(index)))
 }
 
-fn of_edit(edit: &Edit, record: &super::regions::Record, shares: bool) -> Option<Extent> {
+fn of_edit(edit: &Edit, record: &Record, shares: bool) -> Option<Extent> {
     let extent = record.extent(shares)?;
-    // A slot that stands alone for a region holds all of it.
-    Some(Extent { alone: extent.alone || edit.rebuild, ..extent })
+    Some(Extent {
+        // A slot that stands alone for a region holds all of it.
+        alone: extent.alone || edit.rebuild,
+        whole: edit.is_new() && !extent.joins,
+        ..extent
+    })
 }
 
 fn widened(range: Range, by: u64) -> Option<Range> {

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use kvm_memslots_shim::memory::{How, Op, Plan};
 use kvm_memslots_shim::{Mapping, MemFlags, Range};
 
+use super::check::Checks;
 use super::draft::{Draft, Edit};
 use super::events::{EventChange, EventDraft};
 use super::plan::{Planner, Rules, edit_space};
-use super::regions::{Deferral, Record, Regions};
+use super::record::{Deferral, Record};
+use super::regions::Regions;
 use super::{Commit, Tables, Vm};
 use crate::changes::Changes;
 use crate::error::{Error, ErrorKind};
 use crate::gate::{HolePolicy, VcpuGate};
-use crate::{Region, RegionId};
+use crate::{Region, RegionId, RegionSpec};
 
 /// A region as it was.
 pub(super) struct Before {
@@ -86,12 +88,14 @@ impl Vm {
     ) -> Result<Prepared, Error> {
         let tables = &*self.tables();
         let deferred = &commit.deferred;
-        let waits = |as_id: u16, mapping: &Mapping, alone: bool| {
-            let slots = &tables.slots[usize::from(as_id)];
-            deferred[usize::from(as_id)].waits(mapping, alone, slots)
+        let waits = |spec: &RegionSpec, mapping: &Mapping| {
+            let (as_id, shares) = (usize::from(spec.as_id), self.is_batched() || spec.permanent);
+            let whole = spec.alone || !shares;
+            deferred[as_id].waits(mapping, whole, &tables.slots[as_id])
         };
         let count = changes.list.len() + promote.len();
-        let mut draft = Draft::new(&tables.regions, &self.limits, &waits, count);
+        let checks = Checks { limits: &self.limits, waits: &waits };
+        let mut draft = Draft::new(&tables.regions, checks, count);
         let mut events = EventDraft::new(&tables.devices, &commit.events);
         for (number, change) in changes.list.iter().enumerate() {
             draft.take(number, change)?;
@@ -100,7 +104,6 @@ impl Vm {
         promote.down.iter().for_each(|index| draft.demote(*index));
         promote.up.iter().for_each(|index| draft.promote(*index));
         draft.seal()?;
-        draft.inherit_origins();
         let events = events.finish(&draft)?;
 
         let rules = Rules {

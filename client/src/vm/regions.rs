@@ -1,156 +1,16 @@
 //! The regions of a VM, as they are applied.
 
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kvm_memslots_shim::memory::Extent;
-use kvm_memslots_shim::{GuestMemfd, Kind, Mapping, MemFlags, Range};
+use kvm_memslots_shim::{Kind, Mapping, MemFlags, Range};
 
 use super::by_gpa::ByGpa;
-use crate::backing::{Access, FileRange, HostMemory};
+use super::by_id::ById;
+use super::record::{Deferral, Extra, Record};
 use crate::error::Described;
 use crate::{Region, RegionId};
-
-/// Whether a region waits for its slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Deferral {
-    /// It never does.
-    Never,
-    /// It does: there is no slot.
-    Waiting,
-    /// It did, or would have.
-    Over,
-}
-
-/// What few regions have, or what differs from the usual: a backing that is just
-/// the region's memory, may be written, and is the caller's to keep.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Extra {
-    pub(crate) label: Option<Arc<str>>,
-    pub(crate) tag: Option<u64>,
-    pub(crate) memfd: Option<GuestMemfd>,
-    /// Of the region's first byte.
-    pub(crate) file: Option<FileRange>,
-    /// How many bytes there are from the region's first one on.
-    pub(crate) reach: Option<u64>,
-    pub(crate) read_only: bool,
-    pub(crate) never_faults: bool,
-    pub(crate) owner: Option<Arc<dyn HostMemory>>,
-    /// The region that this one and others were split from.
-    pub(crate) origin: Option<RegionId>,
-}
-
-impl Extra {
-    fn says_something(&self, size: u64) -> bool {
-        self.label.is_some()
-            || self.tag.is_some()
-            || self.memfd.is_some()
-            || self.file.is_some()
-            || self.reach.is_some_and(|reach| reach != size)
-            || self.read_only
-            || self.never_faults
-            || self.owner.is_some()
-            || self.origin.is_some()
-    }
-}
-
-/// A region, unpacked.
-#[derive(Debug, Clone)]
-pub(crate) struct Record {
-    pub(crate) mapping: Mapping,
-    pub(crate) as_id: u16,
-    pub(crate) alone: bool,
-    pub(crate) permanent: bool,
-    pub(crate) deferral: Deferral,
-    pub(crate) extra: Option<Arc<Extra>>,
-}
-
-impl Record {
-    pub(crate) fn range(&self) -> Range {
-        self.mapping.range()
-    }
-
-    pub(crate) fn access(&self) -> Access {
-        let read_only = self.extra.as_ref().is_some_and(|extra| extra.read_only);
-        if read_only { Access::Read } else { Access::ReadWrite }
-    }
-
-    pub(crate) fn origin(&self) -> Option<RegionId> {
-        self.extra.as_ref()?.origin
-    }
-
-    pub(crate) fn owner(&self) -> Option<&Arc<dyn HostMemory>> {
-        self.extra.as_ref()?.owner.as_ref()
-    }
-
-    /// How many bytes of host memory there are from its start on.
-    pub(crate) fn reach(&self) -> u64 {
-        self.extra.as_ref().and_then(|extra| extra.reach).unwrap_or(self.range().size())
-    }
-
-    pub(crate) fn waits(&self) -> bool {
-        self.deferral == Deferral::Waiting
-    }
-
-    /// What the planner is to do about it; nothing while it waits for its slot.
-    /// `shares`: whether regions may share slots without having said so.
-    pub(crate) fn extent(&self, shares: bool) -> Option<Extent> {
-        let joins = !self.alone && (shares || self.permanent);
-        (!self.waits()).then_some(Extent { mapping: self.mapping, alone: self.alone, joins })
-    }
-
-    pub(crate) fn described(&self, id: RegionId) -> Box<Described> {
-        let extra = self.extra.as_deref();
-        Box::new(Described {
-            id,
-            label: extra.and_then(|extra| extra.label.clone()),
-            tag: extra.and_then(|extra| extra.tag),
-            kind: self.mapping.kind(),
-            as_id: self.as_id,
-            gpa: self.range().gpa(),
-            size: self.range().size(),
-            hva: self.mapping.hva(),
-        })
-    }
-
-    pub(crate) fn region(&self, id: RegionId) -> Region {
-        let extra = self.extra.as_deref();
-        Region {
-            id,
-            as_id: self.as_id,
-            range: self.range(),
-            hva: self.mapping.hva(),
-            guest_memfd: self.mapping.guest_memfd(),
-            file: extra.and_then(|extra| extra.file),
-            flags: self.mapping.flags(),
-            kind: self.mapping.kind(),
-            alone: self.alone,
-            permanent: self.permanent,
-            deferrable: self.deferral != Deferral::Never,
-            deferred: self.waits(),
-            tag: extra.and_then(|extra| extra.tag),
-            label: extra.and_then(|extra| extra.label.clone()),
-        }
-    }
-
-    /// The extra for this memory, or none where there is nothing to say.
-    pub(crate) fn set_extra(&mut self, mut extra: Extra) {
-        extra.memfd = self.mapping.guest_memfd();
-        self.extra = extra.says_something(self.range().size()).then(|| Arc::new(extra));
-    }
-
-    /// The part of the region from `skip` bytes on, as `mapping` has it.
-    pub(crate) fn part(&self, mapping: Mapping, skip: u64) -> Self {
-        let mut part = Self { mapping, ..self.clone() };
-        let mut extra = self.extra.as_deref().cloned().unwrap_or_default();
-        extra.reach = Some(self.reach().saturating_sub(skip));
-        extra.file =
-            extra.file.map(|file| FileRange { offset: file.offset.saturating_add(skip), ..file });
-        part.set_extra(extra);
-        part
-    }
-}
 
 const ALONE: u8 = 1;
 const PERMANENT: u8 = 2;
@@ -201,33 +61,6 @@ impl Entry {
         self.gpa < range.end() && range.gpa() < self.gpa + self.size
     }
 }
-
-/// Ids are numbers that count up: multiplying spreads them well enough.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0 << 8 | u64::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.write_u64(n.into());
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
-    }
-}
-
-pub(crate) type ById<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
 
 /// Regions by name, by guest address, and by what else they are looked up by.
 #[derive(Debug, Default)]
@@ -343,7 +176,7 @@ impl Regions {
         let entry = self.entry(index);
         let alone = entry.has(ALONE);
         let joins = !alone && (shares || entry.has(PERMANENT));
-        (!entry.has(WAITS)).then(|| Extent { mapping: self.mapping(index), alone, joins })
+        (!entry.has(WAITS)).then(|| Extent::of(self.mapping(index), alone, joins))
     }
 
     pub(crate) fn region(&self, index: u32) -> Region {
@@ -508,8 +341,9 @@ impl Regions {
     pub(crate) fn set(&mut self, index: u32, record: &Record) -> Option<Arc<Extra>> {
         let old = self.unindex(index);
         let entry = Entry::new(self.id(index), record);
-        self.entries[index as usize] = entry;
-        if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(record.as_id)) {
+        let there = std::mem::replace(&mut self.entries[index as usize], entry).gpa == entry.gpa;
+        let by_gpa = self.by_gpa.get_mut(usize::from(record.as_id));
+        if let Some(by_gpa) = by_gpa.filter(|_| !there) {
             by_gpa.insert(entry.gpa, index);
         }
         self.index(index, record.extra.clone());

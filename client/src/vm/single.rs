@@ -5,10 +5,11 @@ use kvm_memslots_shim::memory::{self, Op, Plan, Why};
 use kvm_memslots_shim::{MemFlags, Slot};
 
 use super::calls::{Made, Undone, or_stuck};
+use super::check::Checks;
 use super::commit::Left;
-use super::draft::{Draft, Edit};
+use super::draft::Edit;
 use super::prepare::{Prepared, Work};
-use super::regions::Deferral;
+use super::record::Deferral;
 use super::{Commit, Panics, SlotTable, Tables, Vm};
 use crate::changes::Change;
 use crate::error::Error;
@@ -23,7 +24,7 @@ struct Single {
 
 impl Vm {
     /// Applies the change, or leaves it to the long way: what needs a planner,
-    /// what somebody has to be told of, and what fails.
+    /// what somebody has to be told of, and what KVM need not be asked to refuse.
     pub(super) fn apply_single(
         &self,
         commit: &mut Commit,
@@ -46,39 +47,34 @@ impl Vm {
             _ => None,
         }?;
         let Single { as_id, op, edit } = single;
-        let plan = Plan { ops: vec![op], ..Plan::default() };
-        let mut saved = Vec::new();
         // SAFETY: whoever made the backing of the region promised that its
         // memory stays until a change that unmaps it has been applied, or gave
         // an owner: the region table holds that, or the change that maps it.
-        let result =
-            unsafe { memory::execute(&*self.memory, as_id, &plan, self.how, false, &mut saved) };
+        let result = unsafe { memory::execute_one(&*self.memory, as_id, &op, self.how) };
         let memory = match result {
             Ok(done) => done,
-            // The long way is refused as well, and says of what.
-            Err(failed) if failed.panic.is_none() && matches!(failed.why, Why::Refused { .. }) => {
-                return None;
-            }
             Err(failed) => {
-                return Some(Err(self.single_stuck(commit, as_id, plan, edit, failed, panics)));
+                return Some(Err(self.single_failed(commit, as_id, op, edit, failed, panics)));
             }
         };
-        let mut guard = self.tables_mut();
-        let tables = &mut *guard;
-        tables.slots[usize::from(as_id)].follow(&plan.ops);
-        commit.spaces[usize::from(as_id)].follow(&plan.ops, 1);
-        commit.deferred[usize::from(as_id)].note_commit(&plan.ops, &memory, false);
+        let (at, ops) = (usize::from(as_id), std::slice::from_ref(&op));
+        commit.spaces[at].follow(ops, 1);
+        commit.deferred[at].note_commit(ops, &memory, false);
         commit.order.memory(&memory);
+        let mut guard = self.tables_mut();
+        let Tables { regions, slots, .. } = &mut *guard;
+        slots[at].follow(ops);
         left.extras.extend(match (edit.index, &edit.now) {
-            (Some(index), Some(now)) => tables.regions.set(index, now),
-            (Some(index), None) => tables.regions.remove(index),
+            (Some(index), Some(now)) => regions.set(index, now),
+            (Some(index), None) => regions.remove(index),
             (None, Some(now)) => {
-                tables.regions.insert(edit.id, now);
+                regions.insert(edit.id, now);
                 None
             }
             (None, None) => None,
         });
-        let slots = tables.slots.iter().map(SlotTable::len).sum();
+        let slots = slots.iter().map(SlotTable::len).sum();
+        drop(guard);
         Some(Ok(self.report(&Made { memory, ..Made::default() }, slots)))
     }
 
@@ -89,12 +85,11 @@ impl Vm {
         id: RegionId,
         spec: &RegionSpec,
     ) -> Option<Single> {
-        let nobody = |_: u16, _: &kvm_memslots_shim::Mapping, _: bool| false;
-        let draft = Draft::new(&tables.regions, &self.limits, &nobody, 0);
         if spec.deferrable || tables.regions.find(id).is_some() {
             return None;
         }
-        let now = draft.checked(id, spec).ok()?;
+        let checks = Checks { limits: &self.limits, waits: &|_, _| false };
+        let now = checks.record(id, spec).ok()?;
         let (as_id, range) = (now.as_id, now.range());
         let free = tables.slots[usize::from(as_id)].is_free(range)
             && tables.regions.in_the_way(as_id, range, |_| true).is_none();
@@ -134,18 +129,20 @@ impl Vm {
         Some(Single { as_id, op: Op::SetFlags { from, flags }, edit })
     }
 
-    /// The backend panicked.
+    /// KVM refused the call, or the backend panicked. The call is not made again:
+    /// it is known which region it was about.
     #[cold]
-    fn single_stuck(
+    fn single_failed(
         &self,
         commit: &mut Commit,
         as_id: u16,
-        plan: Plan,
+        op: Op,
         edit: Edit,
         failed: memory::Failed,
         panics: &mut Panics,
     ) -> Error {
         panics.keep(failed.panic);
+        let plan = Plan { ops: vec![op], ..Plan::default() };
         let works = vec![Work { as_id, plan }];
         let prepared = Prepared { edits: vec![edit], works, ..Prepared::default() };
         let mut undone = Undone::default();

@@ -5,7 +5,7 @@ use kvm_memslots_shim::memory::Op;
 use kvm_memslots_shim::{GuestMemfd, Kind, Mapping, MemFlags, Range, Slot};
 
 use super::by_gpa::ByGpa;
-use super::regions::ById;
+use super::by_id::ById;
 
 /// A slot without its id and its `guest_memfd`, in 32 bytes. Where no slot is,
 /// it has no size.
@@ -68,7 +68,7 @@ impl SlotTable {
         if let Some(old) = self.by_id(id) {
             self.remove(&old);
         }
-        if let Some(old) = self.by_gpa.get(gpa) {
+        if let Some(old) = self.by_gpa.insert(gpa, id) {
             self.slots[usize::from(old)] = NONE;
         }
         self.slots[usize::from(id)] = Packed {
@@ -79,7 +79,6 @@ impl SlotTable {
             flags: mapping.flags().bits() as u16,
             kind: mapping.kind(),
         };
-        self.by_gpa.insert(gpa, id);
     }
 
     fn room_for(&mut self, id: usize) {
@@ -95,8 +94,7 @@ impl SlotTable {
 
     pub(crate) fn remove(&mut self, slot: &Slot) {
         let gpa = slot.mapping.range().gpa();
-        if self.by_gpa.get(gpa) == Some(slot.id) {
-            self.by_gpa.remove(gpa);
+        if self.by_gpa.remove_if(gpa, |id| id == slot.id).is_some() {
             self.slots[usize::from(slot.id)] = NONE;
             if slot.mapping.guest_memfd().is_some() {
                 self.memfds.remove(&slot.id.into());
@@ -106,10 +104,16 @@ impl SlotTable {
 
     /// Follows changes that were made.
     pub(crate) fn follow(&mut self, ops: &[Op]) {
+        match ops {
+            [Op::Create(slot)] => return self.insert(slot),
+            [Op::Delete(slot)] => return self.remove(slot),
+            _ => {}
+        }
         for slot in ops.iter().filter_map(Op::before) {
             self.remove(&slot);
         }
-        if let Some(last) = ops.iter().filter_map(Op::after).map(|slot| slot.id).max() {
+        // All at once.
+        if let Some(last) = ops.iter().map(Op::slot_id).max() {
             self.room_for(last.into());
         }
         for slot in ops.iter().filter_map(Op::after) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_memslots::{Backing, Changes, ErrorKind, Limits, RegionSpec, Vm, at};
+use kvm_memslots::{Backing, Changes, DirtyBitmap, ErrorKind, Limits, RegionSpec, Vm, at};
 
 use crate::rig::{HVA, Owned, PAGE, Script, open, ram};
 
@@ -34,7 +34,7 @@ fn a_fork_changes_nothing() {
     let (vm, model, _) = open(Limits::x86(), &script, false);
     let memory = Arc::new(Owned { hva: HVA, size: PAGE, model: model.clone(), script });
     let mut c = Changes::new();
-    c.map(RegionSpec::ram(at(0, PAGE), Backing::owned(memory, 0)));
+    let id = c.map(RegionSpec::ram(at(0, PAGE), Backing::owned(memory, 0)).log_dirty());
     vm.apply(c).unwrap();
     let mut vm = Some(vm);
     assert!(in_child(|| {
@@ -43,6 +43,12 @@ fn a_fork_changes_nothing() {
         let mut c = Changes::new();
         c.map(ram(4 * PAGE, PAGE));
         let refused = is_forked(vm.apply(c)) && is_forked(vm.close());
+        let logs = is_forked(vm.dirty_log(id))
+            && is_forked(vm.dirty_log_of(id, 0..1))
+            && is_forked(vm.dirty_logs())
+            && is_forked(vm.for_each_dirty_log(|_, _| ()))
+            && is_forked(vm.clear_dirty_log(id, 0, &DirtyBitmap::new(1)));
+        let refused = refused && logs;
         drop(vm);
         refused && model.counts() == calls && model.slots(0).len() == 1
     }));

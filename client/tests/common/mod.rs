@@ -101,6 +101,8 @@ pub enum Step {
     ReadOnly(usize, bool),
     /// Unmap, and map the same again.
     Remap(usize),
+    /// Unmap, and map the same again as two.
+    Recut(usize, u64),
     Move(usize, u64),
     /// Other memory behind it.
     Replace(usize, u64),
@@ -141,6 +143,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         2 => (any(), prop::bool::ANY).prop_map(|(n, on)| Step::Log(n, on)),
         1 => (any(), prop::bool::ANY).prop_map(|(n, on)| Step::ReadOnly(n, on)),
         1 => any().prop_map(Step::Remap),
+        1 => (any(), 0..8_u64).prop_map(|(n, at)| Step::Recut(n, at)),
         2 => (any(), 0..PAGES).prop_map(|(n, page)| Step::Move(n, page)),
         1 => (any(), 2..4_u64).prop_map(|(n, arena)| Step::Replace(n, arena)),
         1 => any().prop_map(Step::Join),
@@ -299,6 +302,21 @@ impl Reference {
                 c.unmap(reg.id);
                 reg.id = c.map(reg.spec());
                 self.regions.push(reg);
+                None
+            }
+            Step::Recut(n, at) => {
+                let n = self.pick(n)?;
+                let old = self.regions[n];
+                let at = at.min(old.pages - 1);
+                self.regions.remove(n);
+                c.unmap(old.id);
+                for (from, to) in [(0, at), (at, old.pages)].into_iter().filter(|(a, b)| a < b) {
+                    let (page, hva) = (old.page + from, old.hva + from * PAGE);
+                    let (pages, reach) = (to - from, REACH);
+                    let mut reg = Reg { page, hva, pages, reach, ..old };
+                    reg.id = c.map(reg.spec());
+                    self.regions.push(reg);
+                }
                 None
             }
             Step::Move(n, page) => {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::bus::IoBus;
 use super::calls::EventCalls;
@@ -12,7 +12,7 @@ use super::op::{Op, Waits};
 use super::state::State;
 use super::types::{Bus, Ioeventfd, Irqfd, Route, RouteTarget};
 use crate::errno::Errno;
-use crate::fault::{self, Faults, PANIC};
+use crate::fault::{self, Faults, handle};
 use crate::limits::EventLimits;
 
 /// The interrupt controller that a VM has in the kernel.
@@ -92,6 +92,8 @@ impl Counts {
 #[derive(Debug, Clone)]
 pub struct Model(Arc<Mutex<Vm>>);
 
+handle!(Model, Vm, Counts, Fault);
+
 #[derive(Debug, Clone)]
 struct Vm {
     limits: EventLimits,
@@ -136,23 +138,6 @@ impl Model {
         self
     }
 
-    /// Another VM that is as this one is now.
-    #[must_use]
-    pub fn fork(&self) -> Self {
-        Self(Arc::new(Mutex::new(self.with(|vm| vm.clone()))))
-    }
-
-    /// Calls `f` with the VM. No call leaves it half changed, so one that
-    /// panicked does no harm to others.
-    fn with<T>(&self, f: impl FnOnce(&mut Vm) -> T) -> T {
-        let mut vm = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = f(&mut vm);
-        let panics = vm.faults.take_panic();
-        drop(vm);
-        assert!(!panics, "{PANIC}");
-        answer
-    }
-
     /// Says what a descriptor is.
     pub fn set_fd(&self, fd: RawFd, kind: FdKind) {
         self.with(|vm| vm.fds.insert(fd, kind));
@@ -162,28 +147,6 @@ impl Model {
     #[must_use]
     pub fn state(&self) -> State {
         self.with(|vm| vm.state.clone())
-    }
-
-    /// Calls so far.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        self.with(|vm| vm.counts.clone())
-    }
-
-    /// Counts from zero again.
-    pub fn reset_counts(&self) {
-        self.with(|vm| vm.counts = Counts::default());
-    }
-
-    /// Makes calls fail. Several faults count side by side; where more than
-    /// one strikes, the one that was injected first gives the errno.
-    pub fn inject(&self, fault: Fault) {
-        self.with(|vm| vm.faults.inject(fault));
-    }
-
-    /// Forgets the faults that are still to come.
-    pub fn clear_faults(&self) {
-        self.with(|vm| vm.faults.clear());
     }
 
     /// The eventfd that a guest's write of `len` bytes signals; `None` where

@@ -16,7 +16,7 @@ mod op;
 mod plan;
 
 pub use calls::{BatchRefusal, MemoryCalls};
-pub use exec::{Done, Failed, SavedDirty, Why, check, execute};
+pub use exec::{Done, Failed, SavedDirty, Why, check, execute, execute_one};
 #[cfg(feature = "model")]
 pub use model::Model;
 pub use op::{Cost, How, Op};

@@ -67,9 +67,8 @@ pub(crate) fn planned() -> impl Strategy<Value = World> {
                 .slots()
                 .into_iter()
                 .map(|slot| Extent {
-                    mapping: slot.mapping,
-                    alone: slot.id % 3 == 0,
-                    joins: slot.id % 5 != 0,
+                    whole: slot.id % 7 == 0,
+                    ..Extent::of(slot.mapping, slot.id % 3 == 0, slot.id % 5 != 0)
                 })
                 .collect();
             let mut ids = SlotIds::new(limits().slots);

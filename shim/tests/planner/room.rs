@@ -125,7 +125,7 @@ fn an_extent_that_no_slot_holds_is_cut_by_itself() {
 #[test]
 fn an_extent_that_no_address_space_holds_is_refused_at_once() {
     let limits = Limits::x86().with_slot_pages(1).with_slots(4);
-    let extent = Extent { mapping: mapping(0, u64::MAX, 0), alone: false, joins: true };
+    let extent = Extent::of(mapping(0, u64::MAX, 0), false, true);
     for make_room in [None, Some(0)] {
         let vm = Vm { make_room, ..Vm::default() };
         let error = vm.plan(&[extent], &limits).unwrap_err();

@@ -26,6 +26,7 @@ pub(crate) struct Drawn {
     pub(crate) memfd: bool,
     alone: bool,
     joins: bool,
+    whole: bool,
 }
 
 /// Extents that join, mostly.
@@ -45,8 +46,9 @@ pub(crate) fn drawn() -> impl Strategy<Value = Drawn> {
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.8),
+        prop::bool::weighted(0.2),
     )
-        .prop_map(|(gap, pages, arena, kind, flags, memfd, alone, joins)| Drawn {
+        .prop_map(|(gap, pages, arena, kind, flags, memfd, alone, joins, whole)| Drawn {
             gap: if gap == 2 { 2 } else { 0 },
             pages,
             arena,
@@ -55,6 +57,7 @@ pub(crate) fn drawn() -> impl Strategy<Value = Drawn> {
             memfd,
             alone,
             joins,
+            whole,
         })
 }
 
@@ -71,7 +74,7 @@ pub(crate) fn extents(drawn: &[Drawn]) -> Vec<Extent> {
         let mapping = mapping.with_flags(d.flags).with_kind(d.kind);
         let memfd = GuestMemfd { fd: 9, offset: gpa };
         let mapping = if d.memfd { mapping.with_guest_memfd(memfd).unwrap() } else { mapping };
-        extents.push(Extent { mapping, alone: d.alone, joins: d.joins });
+        extents.push(Extent { whole: d.whole, ..Extent::of(mapping, d.alone, d.joins) });
         gpa += d.pages * PAGE;
     }
     extents
@@ -213,7 +216,7 @@ pub(crate) fn check(vm: &mut Vm, wanted: &[Extent], limits: &Limits) {
         let over: Vec<_> =
             wanted.iter().filter(|e| e.mapping.range().overlaps(slot.mapping.range())).collect();
         assert!(over.windows(2).all(|w| w[0].mapping.kind() == w[1].mapping.kind()), "{slot}");
-        if over.iter().any(|e| e.alone) {
+        if over.iter().any(|e| e.alone || e.whole && !e.joins && vm.make_room.is_none()) {
             assert_eq!(over.len(), 1, "{slot} holds more than a region that stands alone");
             assert_eq!(over[0].mapping.range(), slot.mapping.range());
         }
@@ -242,7 +245,10 @@ pub(crate) fn check(vm: &mut Vm, wanted: &[Extent], limits: &Limits) {
     }
 
     assert_carried(&plan, &kinds_before, &vm.mapped());
-    assert_eq!(vm.plan(wanted, limits).unwrap().ops, [], "a second plan has nothing to do");
+    // What is there need not have a slot of its own any more: it may have been
+    // joined.
+    let there: Vec<_> = wanted.iter().map(|e| Extent { whole: false, ..*e }).collect();
+    assert_eq!(vm.plan(&there, limits).unwrap().ops, [], "a second plan has nothing to do");
 }
 
 pub(crate) fn range(gpa: u64, size: u64) -> Range {
@@ -256,9 +262,5 @@ pub(crate) fn mapping(gpa: u64, size: u64, hva: u64) -> Mapping {
 /// RAM that joins what it can.
 pub(crate) fn ram(gpa_page: u64, pages: u64) -> Extent {
     let gpa = gpa_page * PAGE;
-    Extent {
-        mapping: mapping(gpa, pages * PAGE, 0x7000_0000_0000 + gpa),
-        alone: false,
-        joins: true,
-    }
+    Extent::of(mapping(gpa, pages * PAGE, 0x7000_0000_0000 + gpa), false, true)
 }

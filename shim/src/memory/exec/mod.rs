@@ -8,5 +8,5 @@ mod steps;
 mod undo;
 
 pub use error::{Failed, Why};
-pub use run::{Done, check, execute};
+pub use run::{Done, check, execute, execute_one};
 pub use saved::SavedDirty;

@@ -6,11 +6,11 @@ use super::dirty::DirtyLogs;
 use super::error::{Failed, Why};
 use super::saved::SavedDirty;
 use super::steps::{Refusal, Steps};
-use super::undo::undo;
+use super::undo::{Undone, undo};
 use crate::errno::Errno;
 use crate::guard::{guarded, keep_first};
 use crate::memory::calls::MemoryCalls;
-use crate::memory::op::How;
+use crate::memory::op::{How, Op};
 use crate::memory::plan::Plan;
 
 /// What carrying out a plan took.
@@ -121,8 +121,9 @@ pub unsafe fn execute(
     for step in 0..steps.count() {
         // SAFETY: the caller's promise is the same.
         if let Err(refusal) = unsafe { steps.take(step) } {
+            let keep = |done, undone: &Undone| logs.keep_undone(&steps, done, undone);
             // SAFETY: as above; what the undo creates is what the plan deleted.
-            return Err(unsafe { give_up(&steps, step, refusal, logs) });
+            return Err(unsafe { give_up(&steps, step, refusal, keep) });
         }
     }
     logs.keep_carried();
@@ -133,16 +134,48 @@ pub unsafe fn execute(
     })
 }
 
-/// Undoes the first `done` steps and says what has become of the plan.
+/// [`execute`] of a plan of one change that takes no dirty log away: the same
+/// without what only more of them need.
+///
+/// # Errors
+/// As there.
+///
+/// # Safety
+/// As there.
+#[allow(clippy::result_large_err)] // As there.
+pub unsafe fn execute_one(
+    calls: &dyn MemoryCalls,
+    as_id: u16,
+    op: &Op,
+    how: How,
+) -> Result<Done, Failed> {
+    debug_assert!(!(op.invalidates() && op.before().is_some_and(|slot| slot.mapping.is_logged())));
+    let steps = Steps::new(calls, as_id, std::slice::from_ref(op), how);
+    let start = Instant::now();
+    // SAFETY: the caller's promise is the same.
+    if let Err(refusal) = unsafe { steps.take(0) } {
+        // SAFETY: as above.
+        return Err(unsafe { give_up(&steps, 0, refusal, |_, _| ()) });
+    }
+    Ok(Done { ioctls: 1, grace_periods: op.grace_periods(), elapsed: start.elapsed() })
+}
+
+/// Undoes the first `done` steps and says what has become of the plan. `keep` is
+/// told how many may have been carried out, and what became of them.
 ///
 /// # Safety
 /// [`execute`].
 #[cold]
-unsafe fn give_up(steps: &Steps<'_>, done: usize, refusal: Refusal, logs: DirtyLogs<'_>) -> Failed {
+unsafe fn give_up(
+    steps: &Steps<'_>,
+    done: usize,
+    refusal: Refusal,
+    keep: impl FnOnce(usize, &Undone),
+) -> Failed {
     let panicked = refusal.panic.is_some();
     // SAFETY: the caller's promise is the same.
     let undone = unsafe { undo(*steps, done, panicked) };
-    logs.keep_undone(steps, done + usize::from(panicked), &undone);
+    keep(done + usize::from(panicked), &undone);
     let complete = undone.is_complete();
     let mut failed = refused(steps, refusal);
     keep_first(&mut failed.panic, undone.panic);

@@ -1,6 +1,6 @@
 //! The model, as its users see it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_memslots_uapi::{
     MemFlags, MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_region,
@@ -13,7 +13,7 @@ use super::guest::{GuestAccess, Piece};
 use super::space::Space;
 use super::vm::Vm;
 use crate::errno::Errno;
-use crate::fault::PANIC;
+use crate::fault::handle;
 use crate::limits::Limits;
 use crate::mapping::Slot;
 use crate::memory::batch;
@@ -23,6 +23,8 @@ use crate::memory::op::Op;
 /// The model of a VM's memslots. A handle: clones are of the same VM.
 #[derive(Debug, Clone)]
 pub struct Model(Arc<Mutex<Vm>>);
+
+handle!(Model, pub(super) Vm, Counts, Fault);
 
 impl Model {
     /// A VM without slots that allows what `limits` says, and otherwise what a
@@ -36,23 +38,6 @@ impl Model {
     #[must_use]
     pub fn with_config(config: ModelConfig) -> Self {
         Self(Arc::new(Mutex::new(Vm::new(config))))
-    }
-
-    /// Another VM that is as this one is now.
-    #[must_use]
-    pub fn fork(&self) -> Self {
-        Self(Arc::new(Mutex::new(self.with(|vm| vm.clone()))))
-    }
-
-    /// Calls `f` with the VM. No call leaves it half changed, so one that
-    /// panicked does no harm to others.
-    pub(super) fn with<T>(&self, f: impl FnOnce(&mut Vm) -> T) -> T {
-        let mut vm = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = f(&mut vm);
-        let panics = vm.faults.take_panic();
-        drop(vm);
-        assert!(!panics, "{PANIC}");
-        answer
     }
 
     /// `fd` is a `guest_memfd` of this VM, `size` bytes long
@@ -86,28 +71,6 @@ impl Model {
     #[must_use]
     pub fn slot_count(&self, as_id: u16) -> usize {
         self.with(|vm| vm.space(as_id.into()).map_or(0, Space::len))
-    }
-
-    /// Calls and grace periods so far.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        self.with(|vm| vm.counts)
-    }
-
-    /// Counts from zero again.
-    pub fn reset_counts(&self) {
-        self.with(|vm| vm.counts = Counts::default());
-    }
-
-    /// Makes calls fail. Several faults count side by side; where more than
-    /// one strikes, the one that was injected first gives the errno.
-    pub fn inject(&self, fault: Fault) {
-        self.with(|vm| vm.faults.inject(fault));
-    }
-
-    /// Forgets the faults that are still to come.
-    pub fn clear_faults(&self) {
-        self.with(|vm| vm.faults.clear());
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`: as

@@ -61,7 +61,7 @@ fn outcome(live: &[Slot], fates: &[Fate], new: &[Piece], wanted: &[Extent]) -> V
         let gpa = slot.mapping.range().gpa();
         let over = wanted.partition_point(|extent| extent.mapping.range().end() <= gpa);
         let Some(extent) = wanted.get(over) else { continue };
-        let Extent { mapping: seen, alone, joins } = *extent;
+        let Extent { mapping: seen, alone, joins, .. } = *extent;
         let mapping = slot.mapping.with_flags(seen.flags()).with_kind(seen.kind());
         let piece = Piece { mapping, alone, joins, parts: 1 };
         outcome.push(Outcome { piece, kept: Some(index) });
@@ -94,11 +94,9 @@ mod tests {
     /// `give_up_kept` relies on it: new pieces that can be joined already are.
     #[test]
     fn new_pieces_never_form_a_run_of_their_own() {
-        let extent = |n: u64| Extent {
-            mapping: Mapping::new(Range::new(n * 4096, 4096).unwrap(), n * 4096, Kind::Ram)
-                .unwrap(),
-            alone: false,
-            joins: n % 2 == 0,
+        let extent = |n: u64| {
+            let range = Range::new(n * 4096, 4096).unwrap();
+            Extent::of(Mapping::new(range, n * 4096, Kind::Ram).unwrap(), false, n % 2 == 0)
         };
         let wanted: Vec<_> = (0..10).map(extent).collect();
         let rule = Rule { limit: 4096 * 4, all: true };

@@ -37,11 +37,11 @@ fn fate<'a>(slot: &Slot, cover: impl Iterator<Item = &'a Extent>) -> Fate {
     let range = slot.mapping.range();
     let mut covered = range.gpa();
     let mut first: Option<&Mapping> = None;
-    for Extent { mapping, alone, .. } in cover {
+    for Extent { mapping, alone, whole, .. } in cover {
         let fits = mapping.range().gpa() <= covered
             && same_memory(&slot.mapping, mapping)
             && first.is_none_or(|first| first.agrees_with(mapping))
-            && (!alone || mapping.range() == range);
+            && (!(*alone || *whole) || mapping.range() == range);
         if !fits {
             return Fate::Goes;
         }

@@ -21,7 +21,7 @@ use crate::range::Range;
 /// let [low, high, both] = [(0, 0x1000), (0x1000, 0x1000), (0, 0x2000)]
 ///     .map(|(gpa, size)| ram(gpa, size).expect("neither empty nor at the end"));
 /// // Two regions, contiguous in guest and host: one slot.
-/// let wanted = [low, high].map(|mapping| Extent { mapping, alone: false, joins: true });
+/// let wanted = [low, high].map(|mapping| Extent::of(mapping, false, true));
 /// let (limits, live) = (&Limits::x86(), &[]);
 /// let ids = &SlotIds::new(limits.slots);
 /// let plan = plan(&Request { live, wanted: &wanted, ids, limits, make_room: None })?;

@@ -21,6 +21,18 @@ pub struct Extent {
     /// It shares a new slot with neighbours of which this is true as well. One
     /// with a `guest_memfd` never does.
     pub joins: bool,
+    /// A slot that is there stays for it only if it holds just this extent: one
+    /// that holds more, or is one of several, would cost what changes later more
+    /// than a slot of its own does.
+    pub whole: bool,
+}
+
+impl Extent {
+    /// What slots that are there may stay for, whatever their cut.
+    #[must_use]
+    pub const fn of(mapping: Mapping, alone: bool, joins: bool) -> Self {
+        Self { mapping, alone, joins, whole: false }
+    }
 }
 
 /// What is, what is wanted, and what is allowed.

@@ -1,0 +1,188 @@
+//! Reading the dirty logs of all regions in one pass.
+
+use kvm_memslots_shim::{Errno, Range, bits};
+
+use super::DirtyPages;
+use super::log::{Logged, lost_log, pages_of};
+use crate::error::{Error, ErrorKind};
+use crate::vm::{Panics, Regions, Vm};
+use crate::{DirtyBitmap, RegionId};
+
+impl Vm {
+    /// The dirty pages of all logged regions that have any, with one
+    /// `KVM_GET_DIRTY_LOG` a slot: as [`dirty_log`](Self::dirty_log) of each.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DirtyLog`], [`ErrorKind::Forked`]. What was read by then is
+    /// reported by the next call.
+    pub fn dirty_logs(&self) -> Result<Vec<(RegionId, DirtyBitmap)>, Error> {
+        let mut all = Vec::new();
+        let result = self.for_each_dirty_log(|id, pages| all.push((id, pages.to_bitmap())));
+        if let Err(error) = result {
+            if all.is_empty() {
+                return Err(error);
+            }
+            let state = &mut *self.dirty();
+            let tables = &*self.tables();
+            for (id, dirty) in all {
+                if let Ok(logged) = self.logged(tables, id, None) {
+                    let (gfn, pages) = logged.gfn(self.limits().page_size);
+                    let pages = pages.min(dirty.pages());
+                    state.overlay(logged.as_id).or(gfn, dirty.words(), 0, pages);
+                }
+            }
+            return Err(error);
+        }
+        Ok(all)
+    }
+
+    /// The same without a copy for each: calls `f` with each logged region that
+    /// has dirty pages, and these, by address space and guest address. No lock is
+    /// held meanwhile; a region that is mapped or moves meanwhile may be left
+    /// out.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DirtyLog`], [`ErrorKind::Forked`]. What `f` was not called for
+    /// is reported by the next call; so it is where `f` panics.
+    pub fn for_each_dirty_log(
+        &self,
+        mut f: impl FnMut(RegionId, DirtyPages<'_>),
+    ) -> Result<(), Error> {
+        let mut found = Found::default();
+        for as_id in 0..self.limits().address_spaces {
+            let mut from = Some(0);
+            while let Some(gpa) = from {
+                from = self.read_next(as_id, gpa, &mut found)?;
+                self.hand_out(as_id, &found, &mut f);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the log of the next slot from `gpa` on, and finds out whose pages are
+    /// dirty; says where to go on. Regions without a slot are found along the
+    /// way.
+    fn read_next(&self, as_id: u16, gpa: u64, found: &mut Found) -> Result<Option<u64>, Error> {
+        found.clear();
+        let state = &mut *self.dirty_of_this_process()?;
+        let tables = &*self.tables();
+        let Some(rest) = Range::between(gpa, u64::MAX) else { return Ok(None) };
+        let slots = &tables.slots[usize::from(as_id)];
+        let slot = slots.overlapping(rest).find(|slot| slot.mapping.is_logged());
+        let page_size = self.limits().page_size;
+        let regions = &tables.regions;
+        // What has bits of its own, or goes on in another slot, takes longer.
+        let plain = state.overlay(as_id).is_empty()
+            && regions.deferrable().next().is_none()
+            && slot.is_some_and(|slot| regions.fits(as_id, slot.mapping.range()));
+        if let (Some(slot), true) = (&slot, plain) {
+            let range = slot.mapping.range();
+            let mut look = |bits: &[u64]| found.scan(regions, as_id, range, bits, page_size);
+            let read = self.calls().look_at_dirty_log(as_id, slot, &mut look);
+            if let Some(errno) = read.err().filter(|errno| *errno != Errno::ENXIO) {
+                lost_log(state, as_id, slot, errno, page_size);
+                return Err(ErrorKind::DirtyLog { slot: *slot, errno }.into());
+            }
+            return Ok(Some(range.end()));
+        }
+        if let Some(slot) = &slot {
+            let (gfn, pages) = pages_of(slot.mapping.range(), page_size);
+            match self.read_slot(state, as_id, slot) {
+                Ok(()) => {
+                    let words = std::mem::take(&mut state.scratch);
+                    state.overlay(as_id).or(gfn, &words, 0, pages);
+                    state.scratch = words;
+                }
+                Err(Errno::ENXIO) => {}
+                Err(errno) => return Err(ErrorKind::DirtyLog { slot: *slot, errno }.into()),
+            }
+        }
+        // Regions before the slot that wait for one, then those in it.
+        let end = slot.map_or(u64::MAX, |slot| slot.mapping.range().end());
+        let until = Range::between(gpa, end).unwrap_or(rest);
+        for index in regions.overlapping(as_id, until) {
+            let (mapping, id) = (regions.mapping(index), regions.id(index));
+            // A region that goes on in another slot comes with its last one.
+            if !mapping.is_logged() || slot.is_some() && mapping.range().end() > end {
+                continue;
+            }
+            let deferrable = regions.is_deferrable(index).then_some(id);
+            let logged = Logged { as_id, range: mapping.range(), deferrable };
+            self.harvest_served(&logged, state);
+            let (gfn, pages) = logged.gfn(page_size);
+            let overlay = state.overlay(as_id);
+            if overlay.any(gfn, pages) {
+                overlay.copy_to(gfn, found.room_for(id, gfn, pages), pages);
+                if !self.manual_dirty_log {
+                    overlay.clear(gfn, pages);
+                }
+            }
+        }
+        Ok(slot.map(|slot| slot.mapping.range().end()))
+    }
+
+    /// Calls `f`; what it was not called for goes into the overlay.
+    fn hand_out(&self, as_id: u16, found: &Found, f: &mut impl FnMut(RegionId, DirtyPages<'_>)) {
+        let mut panics = Panics::default();
+        let mut done = 0;
+        panics.catch(|| {
+            for part in &found.parts {
+                f(part.id, DirtyPages::new(&found.words, part.at, part.pages));
+                done += 1;
+            }
+        });
+        for part in &found.parts[done..] {
+            self.dirty().overlay(as_id).or(part.gfn, &found.words, part.at, part.pages);
+        }
+        panics.resume();
+    }
+}
+
+/// Regions with dirty pages, and these, one behind the other.
+#[derive(Default)]
+struct Found {
+    parts: Vec<FoundPart>,
+    words: Vec<u64>,
+}
+
+struct FoundPart {
+    id: RegionId,
+    gfn: u64,
+    /// Where in the words, in bits.
+    at: u64,
+    pages: u64,
+}
+
+impl Found {
+    fn clear(&mut self) {
+        self.parts.clear();
+        self.words.clear();
+    }
+
+    /// Room for the bits of a region.
+    fn room_for(&mut self, id: RegionId, gfn: u64, pages: u64) -> &mut [u64] {
+        let from = self.words.len();
+        self.words.resize(from + pages.div_ceil(64) as usize, 0);
+        self.parts.push(FoundPart { id, gfn, at: from as u64 * 64, pages });
+        &mut self.words[from..]
+    }
+
+    /// Finds the regions of what is set in the log of a slot. Where nothing is,
+    /// no region is looked at.
+    fn scan(&mut self, regions: &Regions, as_id: u16, slot: Range, log: &[u64], page_size: u64) {
+        let (first, pages) = pages_of(slot, page_size);
+        let mut page = 0;
+        while let Some(dirty) = bits::first(log, page, pages.saturating_sub(page)) {
+            let gfn = first + dirty;
+            let Some(index) = regions.at(as_id, gfn * page_size) else {
+                // Of no region: nobody asks.
+                page = dirty + 1;
+                continue;
+            };
+            let (start, count) = pages_of(regions.range(index), page_size);
+            let words = self.room_for(regions.id(index), start, count);
+            bits::copy(words, 0, log, start - first, count);
+            page = start - first + count;
+        }
+    }
+}

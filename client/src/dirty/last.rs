@@ -1,0 +1,99 @@
+//! What becomes of dirty pages when their slots change.
+
+use kvm_memslots_shim::{Errno, Mapping, Range, Slot};
+
+use super::DirtyState;
+use super::log::pages_of;
+use crate::DirtyBitmap;
+use crate::vm::{Panics, Vm};
+
+impl Vm {
+    /// Reads the logs of what is about to be unmapped, before it is.
+    pub(crate) fn read_last(
+        &self,
+        state: &mut DirtyState,
+        gone: impl Iterator<Item = (u16, Range)>,
+        panics: &mut Panics,
+    ) {
+        let mut read: Vec<(u16, u16)> = Vec::new();
+        for (as_id, range) in gone {
+            let slots: Vec<Slot> = {
+                let tables = self.tables();
+                tables.slots[usize::from(as_id)].overlapping(range).collect()
+            };
+            for slot in slots.into_iter().filter(|slot| slot.mapping.is_logged()) {
+                if read.contains(&(as_id, slot.id)) {
+                    continue;
+                }
+                read.push((as_id, slot.id));
+                let (gfn, pages) = pages_of(slot.mapping.range(), self.limits().page_size);
+                let answer = panics.catch(|| self.read_slot(state, as_id, &slot));
+                let words = std::mem::take(&mut state.scratch);
+                match answer {
+                    Some(Ok(())) => state.overlay(as_id).or(gfn, &words, 0, pages),
+                    // A dirty ring: what it holds, only the VMM knows.
+                    Some(Err(Errno::ENXIO)) => {}
+                    _ => state.overlay(as_id).set(gfn, pages),
+                }
+                state.scratch = words;
+            }
+        }
+    }
+
+    /// The pages of a region that the overlay has, which it then forgets.
+    pub(crate) fn take_last(
+        &self,
+        state: &mut DirtyState,
+        as_id: u16,
+        mapping: &Mapping,
+    ) -> DirtyBitmap {
+        let (gfn, pages) = pages_of(mapping.range(), self.limits().page_size);
+        let mut dirty = DirtyBitmap::new(pages);
+        state.overlay(as_id).copy_to(gfn, dirty.words_mut(), pages);
+        dirty
+    }
+
+    /// Notes that the first pages of what is at `range` are dirty: those that are
+    /// in `pages`, or all there are.
+    pub(crate) fn mark(
+        &self,
+        state: &mut DirtyState,
+        as_id: u16,
+        range: Range,
+        pages: Option<&DirtyBitmap>,
+    ) {
+        let (gfn, count) = pages_of(range, self.limits().page_size);
+        let overlay = state.overlay(as_id);
+        match pages {
+            Some(pages) => overlay.or(gfn, pages.words(), 0, count.min(pages.pages())),
+            None => overlay.set(gfn, count),
+        }
+    }
+
+    /// Forgets dirty pages that nobody can ask for any more: of memory that is
+    /// gone, or not logged any more.
+    pub(crate) fn forget_dirty(&self, state: &mut DirtyState, as_id: u16, before: &Mapping) {
+        let overlay = state.overlay(as_id);
+        if overlay.is_empty() {
+            return;
+        }
+        let page_size = self.limits().page_size;
+        let tables = self.tables();
+        let now = tables.regions.overlapping(as_id, before.range());
+        let kept = now
+            .map(|index| tables.regions.mapping(index))
+            .filter(|now| now.is_logged() && now.same_host_pages_as(before))
+            .map(|now| now.range());
+        let mut from = before.range().gpa();
+        let mut forget = |from: u64, to: u64| {
+            if from < to {
+                overlay.clear(from / page_size, (to - from) / page_size);
+            }
+        };
+        for range in kept {
+            forget(from, range.gpa());
+            from = range.end();
+        }
+        forget(from, before.range().end());
+    }
+}
