@@ -27,7 +27,7 @@ fn the_uefi_boot_on_real_kvm() {
     }
     let replay = Replay {
         strategies: Strategy::ALL.to_vec(),
-        gap: Duration::from_micros(100),
+        gap: Some(Duration::from_micros(100)),
         churn_after: 2,
         runs: 1,
     };

@@ -12,7 +12,7 @@ use super::progress::{progress, spinner};
 use super::{Failure, counter, need_kvm};
 use crate::replay::{self, CHURN_AFTER, Replay, Strategy};
 use crate::rig::Target;
-use crate::trace::{self, BURST_GAP, bursts};
+use crate::trace::{self, BURST_GAP};
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
@@ -38,6 +38,10 @@ pub(super) struct ReplayArgs {
     /// entered, are of one commit.
     #[arg(long, value_name = "US", default_value_t = BURST_GAP.as_micros() as u64)]
     burst_gap: u64,
+    /// Each call is a commit of its own, whenever it was made: what the library
+    /// costs where there is nothing to gain.
+    #[arg(long, conflicts_with = "burst_gap")]
+    singly: bool,
     /// How often a slot has to come back unchanged before it is trapped or
     /// deferred.
     #[arg(long, value_name = "N", default_value_t = CHURN_AFTER)]
@@ -87,7 +91,7 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
     strategies.dedup();
     let replay = Replay {
         strategies,
-        gap: Duration::from_micros(args.burst_gap),
+        gap: (!args.singly).then(|| Duration::from_micros(args.burst_gap)),
         churn_after: args.churn_after,
         runs: args.runs as usize,
     };
@@ -114,7 +118,7 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
         return page.finish(&rows, false, true);
     }
     let made: Vec<_> = trace.made().copied().collect();
-    let bursts = bursts(&made, replay.gap).len();
+    let bursts = replay.bursts(&made).len();
     let (source, calls) = (trace.source, trace.calls.len());
     writeln!(out, "{calls} calls from {source}, {bursts} bursts, replayed back to back")?;
     writeln!(out, "{}", replay::table(&rows))?;

@@ -194,8 +194,8 @@ pub enum ReplayError {
 pub struct Replay {
     /// The ways.
     pub strategies: Vec<Strategy>,
-    /// See [`bursts`].
-    pub gap: Duration,
+    /// See [`bursts`]; none where each call is to be a burst of its own.
+    pub gap: Option<Duration>,
     /// How often a slot comes back unchanged before it counts as one that
     /// keeps doing so.
     pub churn_after: u32,
@@ -218,6 +218,15 @@ impl Replay {
         self.strategies.len() * (self.runs + 1)
     }
 
+    /// The calls, by what is committed at once.
+    #[must_use]
+    pub fn bursts<'a>(&self, calls: &'a [Call]) -> Vec<&'a [Call]> {
+        match self.gap {
+            Some(gap) => bursts(calls, gap),
+            None => calls.chunks(1).collect(),
+        }
+    }
+
     /// Replays the trace, and tells `on_run` before each run which way it is.
     /// Nothing is run unless this machine's VMs can have all its slots.
     ///
@@ -234,7 +243,7 @@ impl Replay {
         let memory = TracedMemory::reserve(trace)?;
         let calls: Vec<Call> = trace.made().map(|call| memory.place(call)).collect();
         kernel_memory::check(&calls)?;
-        let bursts = bursts(&calls, self.gap);
+        let bursts = self.bursts(&calls);
         let able = |strategy: &&Strategy| strategy.lacks(&limits).is_none();
         let mut contenders: Vec<_> =
             self.strategies.iter().filter(able).map(|strategy| Contender::new(*strategy)).collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel as Model, Op};
 use kvm_memslots::{Executor, HolePolicy, Limits, MemFlags, Vm};
-use kvm_memslots_bench::replay::{Churn, Commits, Make, Spent, TracedMemory, With};
+use kvm_memslots_bench::replay::{Churn, Commits, Make, Replay, Spent, TracedMemory, With};
 use kvm_memslots_bench::trace::{Call, Source, Trace, bursts};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use proptest::prelude::*;
@@ -99,6 +99,20 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         }
         calls
     })
+}
+
+#[test]
+fn singly_no_two_calls_are_of_one_commit() {
+    let region = |slot| kvm_userspace_memory_region2 {
+        slot,
+        memory_size: 0x1000,
+        guest_phys_addr: u64::from(slot) * 0x1000,
+        ..Default::default()
+    };
+    let calls = [0, 1, 2].map(|slot| call(1 + u64::from(slot), 0, region(slot)));
+    let replay = |gap| Replay { strategies: Vec::new(), gap, churn_after: 2, runs: 1 };
+    assert_eq!(replay(Some(Duration::from_nanos(10))).bursts(&calls).len(), 1);
+    assert_eq!(replay(None).bursts(&calls).len(), 3);
 }
 
 proptest! {
