@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use common::{map_all, vm};
 use kvm_memslots::window::{
-    Contents, Edit, Found, Gap, Window, WindowError, WindowErrorKind, WindowSpec,
+    CheckedFile, Contents, Edit, Found, Gap, Window, WindowError, WindowErrorKind, WindowSpec,
 };
 use kvm_memslots::{Access, Errno, Limits, at};
 use proptest::prelude::*;
@@ -28,10 +28,14 @@ fn page_size() -> u64 {
     u64::try_from(size).unwrap()
 }
 
-/// A file whose pages are filled with 1, 2, ...
+/// A file whose pages are filled with 1, 2, ...; its seals are fixed.
 fn numbered(pages: u8) -> File {
+    numbered_with(0, pages)
+}
+
+fn numbered_with(flags: libc::c_uint, pages: u8) -> File {
     // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"window".as_ptr(), libc::MFD_ALLOW_SEALING) };
+    let fd = unsafe { libc::memfd_create(c"window".as_ptr(), flags) };
     // SAFETY: a new descriptor.
     let mut file = unsafe { File::from_raw_fd(fd) };
     for page in 1..=pages {
@@ -153,8 +157,13 @@ proptest! {
     fn a_window_is_what_a_list_of_pages_is(
         sets in prop::collection::vec(prop::collection::vec(step(), 1..6), 1..20),
         zeroes in any::<bool>(),
+        sealable in any::<bool>(),
+        checked in any::<bool>(),
     ) {
-        let (file, peek, page_size) = (numbered(2 * PAGES as u8), Peek::new(), page_size());
+        let flags = if sealable { libc::MFD_ALLOW_SEALING } else { 0 };
+        let file = numbered_with(flags, 2 * PAGES as u8);
+        let again = CheckedFile::new(file.try_clone().unwrap()).unwrap();
+        let (peek, page_size) = (Peek::new(), page_size());
         let gap = if zeroes { Gap::Zeroes } else { Gap::Fault };
         let window = window(gap);
         let mut pages: Vec<Page> = vec![None; PAGES as usize];
@@ -165,7 +174,12 @@ proptest! {
                 match *step {
                     Step::File { page, pages, from, read_only } => {
                         let (offset, len) = bytes(page, pages);
-                        let contents = Contents::file(&file, from * page_size);
+                        let from = from * page_size;
+                        let contents = if checked {
+                            Contents::checked(&again, from)
+                        } else {
+                            Contents::file(&file, from)
+                        };
                         let contents = if read_only { contents.read_only() } else { contents };
                         edit.place(offset, len, contents);
                     }
@@ -250,6 +264,8 @@ fn bad_input_is_refused_and_changes_nothing() {
     }
     assert_eq!((window.placed(), peek.pages(&window)), before);
     window.place(0, page, Contents::file(&read_only, 0).read_only()).unwrap();
+    let refused = CheckedFile::new(folder).unwrap_err();
+    assert_eq!(refused, WindowErrorKind::NoFile);
     for size in [0, 1, page + 1] {
         let error = Window::new(WindowSpec::new(at(GPA, size))).unwrap_err();
         assert_eq!(error.errno(), Errno::EINVAL, "{error}");
@@ -262,16 +278,21 @@ fn bad_input_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_sealed_file_can_only_be_placed_read_only() {
-    let (page, file) = (page_size(), numbered(4));
+    let (page, file) = (page_size(), numbered_with(libc::MFD_ALLOW_SEALING, 4));
+    // Looked at before it is sealed.
+    let checked = CheckedFile::new(file.try_clone().unwrap()).unwrap();
     // SAFETY: takes numbers.
     let sealed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
     assert_eq!(sealed, 0);
     let window = window(Gap::Fault);
-    let error = window.place(0, page, Contents::file(&file, 0)).unwrap_err();
-    assert_eq!(error.errno(), Errno::EPERM, "{error}");
-    assert!(error.to_string().contains("sealed"), "{error}");
-    assert!(window.placed().is_empty());
-    window.place(0, page, Contents::file(&file, 0).read_only()).unwrap();
+    for contents in [Contents::file(&file, 0), Contents::checked(&checked, 0)] {
+        let error = window.place(0, page, contents).unwrap_err();
+        assert_eq!(error.errno(), Errno::EPERM, "{error}");
+        assert!(error.to_string().contains("sealed"), "{error}");
+        assert!(window.placed().is_empty());
+        window.place(0, page, contents.read_only()).unwrap();
+        window.remove(0, page).unwrap();
+    }
 }
 
 #[test]

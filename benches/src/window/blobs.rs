@@ -6,12 +6,13 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
+use kvm_memslots::window::CheckedFile;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// `count` blobs of one size.
 #[derive(Debug)]
 pub(super) struct Blobs {
-    pub(super) file: File,
+    pub(super) file: CheckedFile,
     pub(super) size: u64,
     pub(super) count: u64,
     mapping: NonNull<libc::c_void>,
@@ -27,6 +28,7 @@ impl Blobs {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping, which is only given to guests.
         let mapping = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
+        let file = CheckedFile::new(file).map_err(io::Error::other)?;
         Ok(Self { file, size, count, mapping })
     }
 

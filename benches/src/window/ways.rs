@@ -92,7 +92,7 @@ impl<'a> Applied<'a> {
             }
             Self::Window { blobs, window, .. } => {
                 let offset = blobs.offset(blob);
-                let contents = Contents::file(&blobs.file, offset);
+                let contents = Contents::checked(&blobs.file, offset);
                 window.place(offset, blobs.size, contents).map_err(io::Error::other)
             }
         }

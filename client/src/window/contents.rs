@@ -1,10 +1,64 @@
 //! What can be placed.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use libc::{PROT_READ, PROT_WRITE, c_int};
 
+use super::error::WindowErrorKind;
+use super::host::{self, Named};
 use crate::Access;
+
+/// A file to be placed often, or parts of it: looked at once, so that each place
+/// of shared memory is one call. Clones are the same descriptor.
+///
+/// That is so for `tmpfs` and `memfd_create` whose seals are fixed and not against
+/// writing: without `MFD_ALLOW_SEALING`, or with `F_SEAL_SEAL`. Other files take
+/// two calls each.
+///
+/// # Files that get shorter
+/// Nothing here touches what is placed. A guest that does, behind the end of the
+/// file, fails as in a [`Gap::Fault`](super::Gap::Fault). A VMM that does so in a
+/// mapping of its own gets `SIGBUS`. `F_SEAL_SHRINK` is what keeps others that have
+/// the file from doing that to either.
+///
+/// ```no_run
+/// use std::fs::File;
+///
+/// use kvm_memslots::window::{CheckedFile, Contents, Window};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let window: Window = unimplemented!();
+/// let blobs = CheckedFile::new(File::open("/dev/shm/blobs")?)?;
+/// for n in 0..64 {
+///     window.place(n << 16, 1 << 16, Contents::checked(&blobs, n << 16).read_only())?;
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct CheckedFile {
+    fd: Arc<OwnedFd>,
+    named: Named,
+}
+
+impl CheckedFile {
+    /// Looks at what the descriptor names, and keeps it open.
+    ///
+    /// # Errors
+    /// [`WindowErrorKind::NoFile`], [`WindowErrorKind::Refused`].
+    pub fn new(fd: impl Into<OwnedFd>) -> Result<Self, WindowErrorKind> {
+        let fd = fd.into();
+        let named = host::named(fd.as_fd())
+            .map_err(|(call, errno)| WindowErrorKind::Refused { call, errno })?;
+        Ok(Self { fd: Arc::new(fd), named: named.ok_or(WindowErrorKind::NoFile)? })
+    }
+}
+
+impl AsFd for CheckedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
 
 /// What is to be placed in a window, and what the guest may do with it.
 ///
@@ -28,9 +82,16 @@ pub struct Contents<'fd> {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum What<'fd> {
-    File { fd: BorrowedFd<'fd>, offset: u64, is_file: bool },
+    /// How it is placed, where that is known.
+    File {
+        fd: BorrowedFd<'fd>,
+        offset: u64,
+        named: Option<Named>,
+    },
     Anonymous,
-    Mapping { hva: u64 },
+    Mapping {
+        hva: u64,
+    },
 }
 
 impl<'fd> Contents<'fd> {
@@ -46,9 +107,15 @@ impl<'fd> Contents<'fd> {
     /// behind its end fails as in a [`Gap::Fault`](super::Gap::Fault), as it does
     /// where the file is truncated later.
     ///
-    /// The descriptor may be closed once it is placed.
+    /// The descriptor may be closed once it is placed. Where much of one file is
+    /// placed, a [`CheckedFile`] saves two calls each time.
     pub fn file(fd: &'fd impl AsFd, offset: u64) -> Self {
-        Self::new(What::File { fd: fd.as_fd(), offset, is_file: true })
+        Self::new(What::File { fd: fd.as_fd(), offset, named: None })
+    }
+
+    /// As [`file`](Self::file), from one that was looked at before.
+    pub fn checked(file: &'fd CheckedFile, offset: u64) -> Self {
+        Self::new(What::File { fd: file.fd.as_fd(), offset, named: Some(file.named) })
     }
 
     /// What else can be mapped, shared: a BAR of VFIO, a `dma-buf`.
@@ -58,7 +125,7 @@ impl<'fd> Contents<'fd> {
     /// is removed. No guest may have the rings of `io_uring`, or `kvm_run` of a
     /// vCPU, with which it could have this process's memory written.
     pub unsafe fn device(fd: &'fd impl AsFd, offset: u64) -> Self {
-        Self::new(What::File { fd: fd.as_fd(), offset, is_file: false })
+        Self::new(What::File { fd: fd.as_fd(), offset, named: Some(Named::File) })
     }
 
     /// Zeroes, private to the guest. They are gone when they are removed.

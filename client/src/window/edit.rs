@@ -74,14 +74,16 @@ impl Step<'_> {
     /// descriptor somewhere, unless it can be placed directly.
     pub(super) fn prepare(&self, index: usize) -> Result<Option<Scratch>, WindowError> {
         let Some(contents) = &self.contents else { return Ok(None) };
-        let What::File { fd, offset, is_file } = contents.what else { return Ok(None) };
-        if is_file {
-            let named = host::named(fd, contents.protection());
-            match named.map_err(|failed| self.refused(index, failed))? {
-                Named::Memory => return Ok(None),
-                Named::File => {}
-                Named::Other => return Err(self.wrong(index, WindowErrorKind::NoFile)),
-            }
+        let What::File { fd, offset, named } = contents.what else { return Ok(None) };
+        let named = match named {
+            Some(named) => named,
+            None => match host::named(fd).map_err(|failed| self.refused(index, failed))? {
+                Some(named) => named,
+                None => return Err(self.wrong(index, WindowErrorKind::NoFile)),
+            },
+        };
+        if named == Named::Memory {
+            return Ok(None);
         }
         let mapped = Scratch::of_file(fd, offset, self.len, contents.protection());
         mapped.map(Some).map_err(|failed| self.refused(index, failed))

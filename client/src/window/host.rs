@@ -42,20 +42,21 @@ pub(super) fn page_size() -> u64 {
     u64::try_from(size).unwrap_or(4096)
 }
 
-/// What a descriptor names, as far as placing it goes.
+/// How a file is placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Named {
-    /// A file of shared memory (`tmpfs`, `memfd_create`) that is mapped for sure if
-    /// the kernel begins to: what can be wrong it finds before it unmaps anything
-    /// (`do_mmap()`), and `shmem_mmap()` refuses nothing but seals.
+    /// Directly: shared memory (`tmpfs`, `memfd_create`) is mapped for sure if the
+    /// kernel begins to. What can be wrong it finds before it unmaps anything
+    /// (`do_mmap()`), and `shmem_mmap()` refuses nothing but seals, of which there
+    /// are none and can't be any.
     Memory,
-    /// Another file, whose file system has its own reasons.
+    /// By way of a [`Scratch`]: its file system has its own reasons.
     File,
-    /// What may do more than hold bytes.
-    Other,
 }
 
-pub(super) fn named(fd: BorrowedFd<'_>, protection: c_int) -> Result<Named, Failed> {
+/// What a descriptor names, which stays so for as long as it is open; `None`: what
+/// may do more than hold bytes.
+pub(super) fn named(fd: BorrowedFd<'_>) -> Result<Option<Named>, Failed> {
     const WRITE_SEALS: c_int = libc::F_SEAL_WRITE | 0x10; // F_SEAL_FUTURE_WRITE
     // SAFETY: all zeroes is a value of that structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -64,17 +65,16 @@ pub(super) fn named(fd: BorrowedFd<'_>, protection: c_int) -> Result<Named, Fail
         return Err(("fstat", Errno::last()));
     }
     if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-        return Ok(Named::Other);
+        return Ok(None);
     }
     // The blocks of hugetlbfs, which reserves pages last, are its pages.
     if u64::try_from(stat.st_blksize) != Ok(page_size()) {
-        return Ok(Named::File);
+        return Ok(Some(Named::File));
     }
     // SAFETY: takes numbers. Only shared memory and hugetlbfs have seals.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
-    let writes = protection & libc::PROT_WRITE != 0;
-    let for_sure = seals >= 0 && !(writes && seals & WRITE_SEALS != 0);
-    Ok(if for_sure { Named::Memory } else { Named::File })
+    let sealed = seals >= 0 && seals & libc::F_SEAL_SEAL != 0 && seals & WRITE_SEALS == 0;
+    Ok(Some(if sealed { Named::Memory } else { Named::File }))
 }
 
 /// A mapping that is nobody's yet, or that was taken from somewhere: dropped, it

@@ -84,8 +84,10 @@
 //! | what | calls |
 //! | --- | --- |
 //! | [`Window::new`] | `mmap`, up to 2 `munmap` (of what aligning left over) |
-//! | [`Contents::file`], shared memory (`memfd_create`, `tmpfs`) | `fstat`, `fcntl`, `mmap` |
-//! | [`Contents::file`], other files | `fstat`, `fcntl`, `mmap`, `mremap` |
+//! | [`CheckedFile::new`] | `fstat`, `fcntl` |
+//! | [`Contents::checked`], shared memory (`memfd_create`, `tmpfs`) | `mmap` |
+//! | [`Contents::checked`], other files | `mmap`, `mremap` |
+//! | [`Contents::file`] | `fstat`, `fcntl` more for each |
 //! | [`Contents::device`] | `mmap`, `mremap` |
 //! | [`Contents::anonymous`] | `mmap` |
 //! | [`Contents::mapping`] | 2 `mremap` (before Linux 5.13 up to 3) |
@@ -97,8 +99,8 @@
 //!
 //! # When a call fails
 //! `mmap` with `MAP_FIXED` unmaps first and may fail then. Contents of a
-//! descriptor are mapped elsewhere first (unless it is shared memory, which
-//! is refused before anything is unmapped, if at all), so that what the descriptor
+//! descriptor are mapped elsewhere first (unless it is shared memory
+//! with fixed seals, which is refused before anything is unmapped, if at all), so that what the descriptor
 //! is can't be the reason: then nothing has been changed. What can still fail are the
 //! kernel's own allocations. If such a call leaves addresses unmapped, they are
 //! made a gap right away, without replacing what another thread's `mmap` may have
@@ -115,7 +117,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use contents::Contents;
+pub use contents::{CheckedFile, Contents};
 pub use edit::Edit;
 pub use error::{WindowError, WindowErrorKind};
 pub use table::Placement;
