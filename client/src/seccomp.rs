@@ -121,9 +121,22 @@ pub const ORDER_CHECK: &[Call] = &[];
 pub const SLOT_ZAP_ALL: &[Call] = calls![; KVM_CHECK_EXTENSION, KVM_ENABLE_CAP];
 
 /// What a [`Window`](crate::window::Window) makes, from when it is made to when
-/// it is dropped. It makes no ioctl.
-pub const WINDOW: &[Call] =
-    calls![SYS_fcntl, SYS_fstat, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_newfstatat];
+/// it is dropped, and a [`CheckedFile`](crate::window::CheckedFile); what
+/// [`PciBars`](crate::pci::PciBars) with windows adds to [`APPLY`]. It makes no
+/// ioctl.
+pub const WINDOW: &[Call] = calls![
+    SYS_close,
+    SYS_fcntl,
+    SYS_fstat,
+    SYS_madvise,
+    SYS_mmap,
+    SYS_mremap,
+    SYS_munmap,
+    SYS_newfstatat
+];
+
+/// [`twins::find`](crate::twins::find).
+pub const TWINS: &[Call] = calls![SYS_getpid, SYS_kcmp];
 
 /// What [`Builder::allow_scratch_vm`](crate::Builder::allow_scratch_vm) adds to
 /// [`OPEN`], on kernels that claim `KVM_CAP_MEM_TRAP`.

@@ -443,6 +443,7 @@ fn a_bar_that_kvm_refuses_stops_nobody_else() {
         let there: Vec<u64> = mapped(&world.vm).iter().map(|(gpa, ..)| *gpa).collect();
         assert_eq!(there, [0xe000_0000, 0xe000_2000, 0xe002_0000]);
         let refusal = world.bars.refusal(id(&world, 0), Some(2)).unwrap();
+        let PciError::Vm(refusal) = refusal else { panic!("{refusal}") };
         assert!(matches!(refusal.kind(), ErrorKind::Refused { .. }), "{refusal}");
         assert_eq!(refusal.region().unwrap().gpa, beyond);
         assert_eq!(world.bars.base(id(&world, 0), Some(2)), Some(beyond), "it decodes there");

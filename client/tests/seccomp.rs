@@ -12,7 +12,11 @@ use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_memslots::backend::OpenError;
 use kvm_memslots::deferred::{Deferral, Deferred, Policy};
 use kvm_memslots::device::{Bus, Device, Doorbell, Msi};
-use kvm_memslots::seccomp::{APPLY, Call, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RUNTIME, SERVE};
+use kvm_memslots::pci::{BarSpec, FunctionSpec, PciBars};
+use kvm_memslots::seccomp::{
+    APPLY, Call, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RUNTIME, SERVE, WINDOW,
+};
+use kvm_memslots::window::{Contents, Edit, Window, WindowSpec};
 use kvm_memslots::{
     Access, Backing, Changes, Error, ErrorKind, HostMemory, RegionId, RegionSpec, Vm, at,
 };
@@ -319,6 +323,43 @@ fn applying() {
         change(&vm, events);
         vm.close().unwrap();
         (fd, vm)
+    });
+}
+
+/// BARs that come and go in a window.
+#[test]
+fn placing() {
+    run("placing", || {
+        let fd = vm_fd();
+        let vm = open(&fd);
+        // SAFETY: takes a name.
+        let file = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(file >= 0);
+        // SAFETY: a new descriptor.
+        let file = unsafe { File::from_raw_fd(file) };
+        file.set_len(16 * PAGE).unwrap();
+        only(&[WINDOW, APPLY]);
+        let span = at(0x1_0000_0000, 16 * PAGE);
+        let window = Window::new(WindowSpec::new(span).huge_pages()).unwrap();
+        let mut c = Changes::new();
+        c.map(window.region());
+        vm.apply(c).unwrap();
+        let mut bars = PciBars::new(40).in_window(window.clone());
+        let backing = pages(4, true).with_file(file.as_raw_fd(), 0);
+        let bar = BarSpec::memory64(4 * PAGE).window(RegionSpec::device(at(0, 4 * PAGE), backing));
+        let id = bars.add(&vm, FunctionSpec::new().bar(0, bar)).unwrap();
+        bars.note_write(id, 0x10, &span.gpa.to_le_bytes()).unwrap();
+        assert!(bars.config_write(&vm, id, 4, &[2]).unwrap().is_none());
+        assert_eq!(window.placed().len(), 1);
+        bars.remove(&vm, id).unwrap();
+        let mut edit = Edit::new();
+        window.place(0, PAGE, Contents::file(&file, 0)).unwrap();
+        edit.remove(0, PAGE);
+        edit.place(0, 2 * PAGE, Contents::anonymous());
+        window.apply(&edit).unwrap();
+        vm.close().unwrap();
+        drop(window);
+        (fd, vm, file)
     });
 }
 

@@ -84,6 +84,12 @@ impl From<&Error> for Failure {
 
 impl From<PciError> for Failure {
     fn from(error: PciError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&PciError> for Failure {
+    fn from(error: &PciError) -> Self {
         match error {
             PciError::Vm(error) => error.into(),
             other => Self::new(other.errno(), in_c(other.to_string())),

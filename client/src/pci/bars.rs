@@ -1,43 +1,31 @@
 //! The functions of a VM and the windows that are mapped.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::AsRawFd;
 
-use kvm_memslots_shim::{Errno, Range, events};
+use kvm_memslots_shim::Range;
 
 use super::bells::{BarKey, Bells, bell_range, ring, silence};
 use super::claims::Claims;
 use super::error::PciError;
 use super::id::FunctionId;
+use super::places::{Item, Key, Place, places};
+use super::refusals::{Refusals, blamed};
 use super::registers::{Decoded, Registers};
+use super::shelf::{self, Shelf, Spot};
 use super::spec::{FunctionSpec, Window};
-use crate::device::{Bus, Ioeventfd};
-use crate::error::{Error, ErrorKind};
-use crate::{Changes, RegionId, RegionSpec, Report, Span, Vm};
-
-/// What a BAR is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Item {
-    Window(usize),
-    Doorbell(usize),
-}
-
-/// A window or a doorbell: of which function, which of its BARs, which of those.
-type Key = (FunctionId, usize, Item);
+use crate::device::Ioeventfd;
+use crate::window::{self, Placement};
+use crate::{Changes, RegionId, RegionSpec, Report, Vm};
 
 /// What is to be.
 #[derive(Default)]
 struct Wanted<'s> {
     claims: Claims,
     windows: BTreeMap<Key, (Range, &'s Window)>,
+    spots: BTreeMap<Key, Spot>,
     bells: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
-}
-
-/// A window or a doorbell that KVM refused where it was to be.
-#[derive(Debug)]
-struct Refusal {
-    range: Range,
-    error: Error,
+    /// What can't be.
+    refused: Vec<(Key, Range, PciError)>,
 }
 
 /// Follows the config writes of a VM's PCI functions. For one VM, always the same
@@ -48,8 +36,9 @@ pub struct PciBars {
     functions: BTreeMap<FunctionId, Registers>,
     mapped: HashMap<Key, RegionId>,
     bells: BTreeMap<BarKey, Bells>,
-    refused: HashMap<Key, Refusal>,
-    /// Whether the registers say something else than `mapped`.
+    shelf: Shelf,
+    refused: Refusals,
+    /// Whether the registers say something else than what is there.
     moved: bool,
     keeps: bool,
     defers: bool,
@@ -67,7 +56,8 @@ impl PciBars {
             functions: BTreeMap::new(),
             mapped: HashMap::new(),
             bells: BTreeMap::new(),
-            refused: HashMap::new(),
+            shelf: Shelf::default(),
+            refused: Refusals::default(),
             moved: false,
             keeps: false,
             defers: false,
@@ -100,6 +90,26 @@ impl PciBars {
         self
     }
 
+    /// Memory of BARs that the guest puts in this window is
+    /// [placed](window::Window::place) there, without a call of KVM's, where its
+    /// backing says in which file it is
+    /// ([`Backing::with_file`](crate::Backing::with_file)). The VMM maps the window's
+    /// region. To be said before functions are added, whose descriptors are
+    /// duplicated then. See [the module](super#bars-in-windows).
+    #[must_use]
+    pub fn in_window(mut self, window: window::Window) -> Self {
+        self.shelf.add(window);
+        self
+    }
+
+    /// What the guest puts outside of the windows gets no slot of its own, and
+    /// exits; [`refusal`](Self::refusal) says so.
+    #[must_use]
+    pub const fn without_slots(mut self) -> Self {
+        self.shelf.has_all = true;
+        self
+    }
+
     /// Adds a function, as after a reset: nothing is mapped.
     ///
     /// # Errors
@@ -110,11 +120,17 @@ impl PciBars {
         function.cut(vm.limits().page_size);
         function.windows().try_for_each(|window| vm.check_spec(window))?;
         let id = FunctionId::new();
+        for (bar, spec) in function.by_index() {
+            for (n, window) in spec.windows.iter().enumerate() {
+                self.shelf.learn((id, bar, Item::Window(n)), window);
+            }
+        }
         self.functions.insert(id, Registers::new(function));
         Ok(id)
     }
 
-    /// Follows one config write of the guest; `None` where that took no changes.
+    /// Follows one config write of the guest; `None` where that took no call of
+    /// KVM's.
     ///
     /// # Errors
     /// [`PciError::UnknownFunction`]; [`PciError::Vm`]: what the registers say is
@@ -184,6 +200,7 @@ impl PciBars {
     pub fn remove(&mut self, vm: &Vm, function: FunctionId) -> Result<Option<Report>, PciError> {
         let report = self.reset(vm, function)?;
         self.functions.remove(&function);
+        self.shelf.forget(function);
         Ok(report)
     }
 
@@ -201,14 +218,13 @@ impl PciBars {
     }
 
     /// Why a BAR, for `None` the expansion ROM, is not mapped where it decodes,
-    /// or not all of it: what KVM said of the first of its windows, then of its
-    /// doorbells, that it refused. Accesses to that exit. It is tried anew when the BAR moves, and
-    /// with [`sync`](Self::sync).
+    /// or not all of it: of the first of its windows, then of its doorbells, that
+    /// can't be there ([`PciError::Vm`]: what KVM said). Accesses to that exit, or
+    /// find the gap of a window. It is tried anew when the BAR moves, and with
+    /// [`sync`](Self::sync).
     #[must_use]
-    pub fn refusal(&self, function: FunctionId, bar: Option<usize>) -> Option<&Error> {
-        let bar = bar.unwrap_or(usize::MAX);
-        let mine = self.refused.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
-        mine.min_by_key(|(key, _)| **key).map(|(_, refusal)| &refusal.error)
+    pub fn refusal(&self, function: FunctionId, bar: Option<usize>) -> Option<&PciError> {
+        self.refused.first_of((function, bar.unwrap_or(usize::MAX)))
     }
 
     /// The regions of a BAR's windows that are mapped, for `None` of the
@@ -227,8 +243,15 @@ impl PciBars {
         mine
     }
 
-    /// Maps and unmaps what the registers say, together; `None` where that is so
-    /// already. To be called after [`note_write`](Self::note_write), after an
+    /// What of a BAR, for `None` of the expansion ROM, is placed in windows, by the
+    /// index of its own window as in [`regions`](Self::regions).
+    #[must_use]
+    pub fn placed(&self, function: FunctionId, bar: Option<usize>) -> Vec<(usize, Placement)> {
+        self.shelf.of(function, bar.unwrap_or(usize::MAX))
+    }
+
+    /// Maps and unmaps what the registers say, together; `None` where that took no
+    /// call of KVM's. To be called after [`note_write`](Self::note_write), after an
     /// error, and where regions that are no BARs were unmapped, or are about to
     /// be mapped where BARs may be.
     ///
@@ -253,9 +276,18 @@ impl PciBars {
     ) -> Result<Option<Report>, PciError> {
         // Until it has worked.
         self.moved = true;
+        let mut report = None;
         loop {
-            self.forget_refusals();
-            let Wanted { windows, bells, claims } = self.wanted(vm);
+            let at: HashMap<Key, Range> =
+                places(&self.functions).map(|(key, range, _)| (key, range)).collect();
+            self.refused.keep_where(&at);
+            let Wanted { windows, spots, bells, claims, refused } = self.wanted(vm);
+            if !refused.is_empty() {
+                for (key, at, why) in refused {
+                    self.refused.insert(key, at, why);
+                }
+                continue;
+            }
             let is = |id: &RegionId| vm.region(*id).ok().map(|region| region.range);
             let gone: Vec<(Key, RegionId)> = self
                 .mapped
@@ -282,13 +314,16 @@ impl PciBars {
             let silent = silence(&self.bells, vm, &bells, stays, &mut changes);
             let (functions, defers) = (&self.functions, self.defers);
             let ringing = ring(&self.bells, functions, defers, bells, &silent, &mut changes);
-            let report = match vm.apply_if_any(changes) {
-                Ok(report) => report,
+            match vm.apply_if_any(changes) {
+                Ok(applied) => report = applied.or(report),
                 Err(error) => {
-                    self.refuse(&made, &ringing, error)?;
+                    let Some((key, range)) = blamed(&made, &ringing, &error) else {
+                        return Err(error.into());
+                    };
+                    self.refused.insert(key, range, error.into());
                     continue;
                 }
-            };
+            }
             for (key, _) in gone {
                 self.mapped.remove(&key);
             }
@@ -297,49 +332,20 @@ impl PciBars {
                 self.bells.remove(bar);
             }
             self.bells.extend(ringing);
-            self.moved = false;
-            return Ok(report);
-        }
-    }
-
-    /// Keeps what KVM says of a window or a doorbell; the others are tried without
-    /// it.
-    fn refuse(
-        &mut self,
-        made: &[(Key, Range, RegionId)],
-        ringing: &[(BarKey, Bells)],
-        error: Error,
-    ) -> Result<(), Error> {
-        // What an address is refused with: beyond the last guest page EINVAL on
-        // x86 and EFAULT on arm64, on top of something else EEXIST; a bus that is
-        // full ENOSPC. That KVM is out of memory, say, is no mistake of the
-        // guest's.
-        let guests =
-            matches!(error.errno(), Errno::EINVAL | Errno::EEXIST | Errno::EFAULT | Errno::ENOSPC);
-        let bell = match error.kind() {
-            ErrorKind::EventRefused { op, .. } if guests => match **op {
-                events::Op::AssignIoeventfd(ioeventfd) => Some(ioeventfd),
-                _ => None,
-            },
-            ErrorKind::IoeventfdTaken { ioeventfd, .. } => Some(*ioeventfd),
-            _ => None,
-        };
-        let refused = guests && matches!(error.kind(), ErrorKind::Refused { .. });
-        let blamed = error.region().filter(|_| refused).map(|region| region.id);
-        let window = made.iter().find(|(_, _, id)| Some(*id) == blamed);
-        let window = window.map(|(key, range, _)| (*key, *range));
-        let bells = ringing.iter().flat_map(|((function, bar), bells)| {
-            let of_bar = bells.places.iter();
-            of_bar.map(move |(n, at)| ((*function, *bar, Item::Doorbell(*n)), at))
-        });
-        let mut bells = bells.filter(|(_, at)| Some(**at) == bell);
-        let bell = bells.next().and_then(|(key, at)| Some((key, bell_range(at)?)));
-        match window.or(bell) {
-            Some((key, range)) => {
-                self.refused.insert(key, Refusal { range, error });
-                Ok(())
+            self.shelf.clear(&spots)?;
+            match self.shelf.fill(&spots) {
+                Err((key, error)) if shelf::is_its_own(&error) => {
+                    let range = at.get(&key).copied();
+                    if let Some(range) = range {
+                        self.refused.insert(key, range, error.into());
+                    }
+                }
+                Err((_, error)) => return Err(error.into()),
+                Ok(()) => {
+                    self.moved = false;
+                    return Ok(report);
+                }
             }
-            None => Err(error),
         }
     }
 
@@ -352,15 +358,27 @@ impl PciBars {
     fn wanted(&self, vm: &Vm) -> Wanted<'_> {
         let ours: HashSet<RegionId> = self.mapped.values().copied().collect();
         let mut wanted = Wanted::default();
-        for (key, range, place) in self.places() {
-            if self.refused.contains_key(&key) {
+        for (key, range, place) in places(&self.functions) {
+            if self.refused.has(&key) {
                 continue;
             }
             match place {
                 Place::Window(spec) => {
-                    if !vm.is_taken(spec.as_id, range, &ours) && wanted.claims.claim(range) {
+                    if let Some(at) = self.shelf.find(vm, spec.as_id, range) {
+                        if wanted.claims.claim(range) {
+                            match self.shelf.spot(key, spec, at) {
+                                Ok(spot) => _ = wanted.spots.insert(key, spot),
+                                Err(why) => wanted.refused.push((key, range, why)),
+                            }
+                        }
+                    } else if self.shelf.has_all {
+                        wanted.refused.push((key, range, PciError::NoSlot));
+                    } else if !vm.is_taken(spec.as_id, range, &ours) && wanted.claims.claim(range) {
                         wanted.windows.insert(key, (range, spec));
                     }
+                }
+                Place::Doorbell(..) if self.shelf.find(vm, 0, range).is_some() => {
+                    wanted.refused.push((key, range, PciError::InMemory));
                 }
                 Place::Doorbell(n, ioeventfd) => {
                     // Several may be at one address, told apart by value.
@@ -375,45 +393,4 @@ impl PciBars {
         wanted.bells.retain(|_, bells| !bells.is_empty());
         wanted
     }
-
-    /// A window that is somewhere else by now may be mapped there.
-    fn forget_refusals(&mut self) {
-        let places: HashMap<Key, Range> =
-            self.places().map(|(key, range, _)| (key, range)).collect();
-        self.refused.retain(|key, refusal| places.get(key) == Some(&refusal.range));
-    }
-
-    /// The windows and doorbells of BARs that are somewhere, in the order in which
-    /// they count.
-    fn places(&self) -> impl Iterator<Item = (Key, Range, Place<'_>)> + '_ {
-        let placed = self.functions.iter().flat_map(|(id, registers)| {
-            registers.placed().map(|(bar, base, spec)| (*id, bar, base, spec))
-        });
-        placed.flat_map(|(id, bar, base, spec)| {
-            let windows = spec.windows.iter().enumerate().filter_map(move |(n, window)| {
-                let Span { gpa, size } = window.span();
-                // A BAR that would wrap is nowhere.
-                let range = Range::new(base.checked_add(gpa)?, size)?;
-                Some(((id, bar, Item::Window(n)), range, Place::Window(window)))
-            });
-            let bells = spec.bells.iter().enumerate().filter_map(move |(n, bell)| {
-                let ioeventfd = Ioeventfd {
-                    bus: Bus::Mmio,
-                    addr: base.checked_add(bell.offset)?,
-                    len: bell.len,
-                    datamatch: bell.value,
-                    fd: bell.event.as_raw_fd(),
-                };
-                let range = bell_range(&ioeventfd)?;
-                Some(((id, bar, Item::Doorbell(n)), range, Place::Doorbell(n, ioeventfd)))
-            });
-            windows.chain(bells)
-        })
-    }
-}
-
-/// A window or a doorbell that is somewhere.
-enum Place<'s> {
-    Window(&'s Window),
-    Doorbell(usize, Ioeventfd),
 }

@@ -4,6 +4,7 @@ use kvm_memslots_shim::Errno;
 use thiserror::Error;
 
 use super::id::FunctionId;
+use crate::window::{WindowError, WindowErrorKind};
 
 /// What can be wrong with a function, or with a config write.
 #[derive(Debug, Error)]
@@ -52,6 +53,27 @@ pub enum PciError {
     /// I/O ports are no memory.
     #[error("an I/O BAR has no memory")]
     WindowInPorts,
+    /// Memory of a BAR that the guest has put in a
+    /// [window](super::PciBars::in_window), and that is in no file, traps or is
+    /// private.
+    #[error(
+        "the memory can't be placed in the window that the guest has put it in: say where in a \
+         file it is (Backing::with_file) before the function is added"
+    )]
+    NoFile,
+    /// The same, of which the file can't be placed.
+    #[error("the memory can't be placed in the window that the guest has put it in: {0}")]
+    File(WindowErrorKind),
+    /// A doorbell that the guest has put where a window is memory.
+    #[error("KVM signals no doorbell where a window is memory; move the BAR out of the window")]
+    InMemory,
+    /// Memory of a BAR that the guest has put outside of all windows.
+    #[error("outside of the windows, and PciBars::without_slots allows no slot")]
+    NoSlot,
+    /// A window was not changed. The registers have the new values all the same;
+    /// [`PciBars::sync`](super::PciBars::sync) tries again.
+    #[error(transparent)]
+    Window(#[from] WindowError),
     /// The changes were not applied. The registers have the new values all the
     /// same; [`PciBars::sync`](super::PciBars::sync) tries again.
     #[error(transparent)]
@@ -65,6 +87,11 @@ impl PciError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Vm(error) => error.errno(),
+            Self::Window(error) => error.errno(),
+            Self::File(kind) => kind.errno(),
+            Self::NoFile => Errno::ENODEV,
+            Self::NoSlot => Errno::ENOSPC,
+            Self::InMemory => Errno::EEXIST,
             Self::UnknownFunction(_) => Errno::ENOENT,
             _ => Errno::EINVAL,
         }

@@ -88,10 +88,31 @@
 //!
 //! # What KVM refuses
 //! A BAR above the addresses that KVM has, over a memslot of KVM's own, or whose
-//! doorbell another device has, is not mapped or not all of it, and its accesses exit: that is a guest's mistake, too, and nobody
-//! else's trouble. All other BARs are followed as if it were not there,
+//! doorbell another device has, is not mapped or not all of it, and its accesses
+//! exit: that is a guest's mistake, too, and nobody else's trouble. All other BARs are followed as if it were not there,
 //! [`PciBars::refusal`] says why it is not, and it comes right by itself when the
 //! guest moves it.
+//!
+//! # BARs in windows
+//! A VMM that keeps a range of guest addresses for memory (the 64-bit aperture of
+//! a root bus, which guests give to prefetchable BARs) makes it a
+//! [`Window`](crate::window::Window), maps that once, and hands it to
+//! [`PciBars::in_window`]. Memory of BARs that the guest puts there comes, goes and
+//! moves by `mmap`: no call of KVM's, no grace period. It is the file that the
+//! window's [backing](crate::Backing::with_file) is in, mapped shared; what its
+//! slot would have been asked for (logging, say) is the window's to have.
+//!
+//! | where the guest puts it | memory in a file | other memory | a doorbell |
+//! | --- | --- | --- | --- |
+//! | in a window | placed | refused | refused: KVM sees memory there |
+//! | outside | a slot, or refused ([`without_slots`](PciBars::without_slots)) | the same | as ever |
+//! | across an end | nowhere, as over any region of others | the same | as ever |
+//!
+//! What a BAR has beside memory does not exit in a window: registers, an MSI-X
+//! table and doorbells belong in a BAR of their own, which is not prefetchable.
+//! A guest that puts one there all the same finds the window's gap, so that
+//! [`Gap::Scratch`](crate::window::Gap::Scratch) is what no guest can end itself
+//! with.
 //!
 //! # What is not followed
 //! Windows of bridges: a function behind a bridge is taken to be reachable. A
@@ -103,7 +124,10 @@ mod bells;
 mod claims;
 mod error;
 mod id;
+mod places;
+mod refusals;
 mod registers;
+mod shelf;
 mod spec;
 
 pub use bars::PciBars;

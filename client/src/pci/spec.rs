@@ -235,6 +235,12 @@ impl FunctionSpec {
         if self.is_bridge { BRIDGE_BARS } else { BARS }
     }
 
+    /// The BARs by their index, the expansion ROM's being the highest.
+    pub(super) fn by_index(&self) -> impl Iterator<Item = (usize, &BarSpec)> {
+        let bars = self.bars.iter().map(|(index, bar)| (*index, bar));
+        bars.chain(self.rom.iter().map(|rom| (usize::MAX, rom)))
+    }
+
     pub(super) fn windows(&self) -> impl Iterator<Item = &Window> {
         let bars = self.bars.iter().map(|(_, bar)| bar).chain(&self.rom);
         bars.flat_map(|bar| &bar.windows)

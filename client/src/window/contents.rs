@@ -1,8 +1,9 @@
 //! What can be placed.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use kvm_memslots_shim::Errno;
 use libc::{PROT_READ, PROT_WRITE, c_int};
 
 use super::error::WindowErrorKind;
@@ -51,6 +52,17 @@ impl CheckedFile {
         let named = host::named(fd.as_fd())
             .map_err(|(call, errno)| WindowErrorKind::Refused { call, errno })?;
         Ok(Self { fd: Arc::new(fd), named: named.ok_or(WindowErrorKind::NoFile)? })
+    }
+
+    /// The same of another descriptor for what `fd` names.
+    pub(crate) fn duplicate(fd: RawFd) -> Result<Self, WindowErrorKind> {
+        // SAFETY: takes numbers.
+        let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+        if new < 0 {
+            return Err(WindowErrorKind::Refused { call: "fcntl", errno: Errno::last() });
+        }
+        // SAFETY: a new descriptor.
+        Self::new(unsafe { OwnedFd::from_raw_fd(new) })
     }
 }
 

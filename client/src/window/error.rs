@@ -66,16 +66,7 @@ impl WindowError {
     /// was wrong.
     #[must_use]
     pub fn errno(&self) -> Errno {
-        match &self.0.kind {
-            WindowErrorKind::Refused { errno, .. }
-            | WindowErrorKind::CannotBeKept { errno, .. }
-            | WindowErrorKind::Stuck { errno, .. } => *errno,
-            WindowErrorKind::Taken { .. } => Errno::EEXIST,
-            WindowErrorKind::Gap { .. } => Errno::ENOENT,
-            WindowErrorKind::Forked => Errno::EIO,
-            WindowErrorKind::NoFile => Errno::ENODEV,
-            WindowErrorKind::Geometry { .. } => Errno::EINVAL,
-        }
+        self.0.kind.errno()
     }
 }
 
@@ -163,6 +154,24 @@ pub enum WindowErrorKind {
     /// is.
     #[error("the window is that of the process that this one was forked from")]
     Forked,
+}
+
+impl WindowErrorKind {
+    /// The kernel's errno where it refused something; else what says best what
+    /// was wrong.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Refused { errno, .. }
+            | Self::CannotBeKept { errno, .. }
+            | Self::Stuck { errno, .. } => *errno,
+            Self::Taken { .. } => Errno::EEXIST,
+            Self::Gap { .. } => Errno::ENOENT,
+            Self::Forked => Errno::EIO,
+            Self::NoFile => Errno::ENODEV,
+            Self::Geometry { .. } => Errno::EINVAL,
+        }
+    }
 }
 
 fn advice(call: &str, errno: Errno) -> &'static str {

@@ -127,6 +127,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edit::{Applying, State, Step};
 use host::Reservation;
+use kvm_memslots_shim::Range;
 use libc::{PROT_NONE, PROT_READ, PROT_WRITE};
 
 use crate::vm::fork::Process;
@@ -287,13 +288,19 @@ impl Window {
         self.inner.state().map_or_else(Vec::new, |state| state.table.iter().collect())
     }
 
+    /// Where in this window a range of guest addresses is, if all of it is there.
+    pub(crate) fn offset_of(&self, vm: &Vm, as_id: u16, range: Range) -> Option<u64> {
+        let region = vm.region_at(as_id, range.gpa())?;
+        let hva = region.hva + (range.gpa() - region.range.gpa());
+        let offset = hva.checked_sub(self.inner.host.base()).filter(|at| *at < self.size())?;
+        (range.end() <= region.range.end()).then_some(offset)
+    }
+
     /// What a guest finds at an address of an address space of `vm`, if this
     /// window is there: to tell an access to a gap from a mistake of the VMM's.
     #[must_use]
     pub fn found(&self, vm: &Vm, as_id: u16, gpa: u64) -> Option<Found> {
-        let region = vm.region_at(as_id, gpa)?;
-        let hva = region.hva + (gpa - region.range.gpa());
-        let offset = hva.checked_sub(self.inner.host.base()).filter(|at| *at < self.size())?;
+        let offset = self.offset_of(vm, as_id, Range::new(gpa, 1)?)?;
         Some(self.at(offset).map_or(Found::Gap { offset }, Found::Placed))
     }
 }

@@ -1,0 +1,59 @@
+//! Where the parts of BARs are to be.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+
+use kvm_memslots_shim::Range;
+
+use super::bells::bell_range;
+use super::id::FunctionId;
+use super::registers::Registers;
+use super::spec::Window;
+use crate::Span;
+use crate::device::{Bus, Ioeventfd};
+
+/// What a BAR is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Item {
+    Window(usize),
+    Doorbell(usize),
+}
+
+/// A window or a doorbell: of which function, which of its BARs, which of those.
+pub(super) type Key = (FunctionId, usize, Item);
+
+/// A window or a doorbell that is somewhere.
+pub(super) enum Place<'s> {
+    Window(&'s Window),
+    Doorbell(usize, Ioeventfd),
+}
+
+/// The windows and doorbells of BARs that are somewhere, in the order in which
+/// they count.
+pub(super) fn places(
+    functions: &BTreeMap<FunctionId, Registers>,
+) -> impl Iterator<Item = (Key, Range, Place<'_>)> + '_ {
+    let placed = functions.iter().flat_map(|(id, registers)| {
+        registers.placed().map(|(bar, base, spec)| (*id, bar, base, spec))
+    });
+    placed.flat_map(|(id, bar, base, spec)| {
+        let windows = spec.windows.iter().enumerate().filter_map(move |(n, window)| {
+            let Span { gpa, size } = window.span();
+            // A BAR that would wrap is nowhere.
+            let range = Range::new(base.checked_add(gpa)?, size)?;
+            Some(((id, bar, Item::Window(n)), range, Place::Window(window)))
+        });
+        let bells = spec.bells.iter().enumerate().filter_map(move |(n, bell)| {
+            let ioeventfd = Ioeventfd {
+                bus: Bus::Mmio,
+                addr: base.checked_add(bell.offset)?,
+                len: bell.len,
+                datamatch: bell.value,
+                fd: bell.event.as_raw_fd(),
+            };
+            let range = bell_range(&ioeventfd)?;
+            Some(((id, bar, Item::Doorbell(n)), range, Place::Doorbell(n, ioeventfd)))
+        });
+        windows.chain(bells)
+    })
+}

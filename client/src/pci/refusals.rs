@@ -1,0 +1,73 @@
+//! Parts of BARs that can't be where the guest has put them.
+
+use std::collections::HashMap;
+
+use kvm_memslots_shim::{Errno, Range, events};
+
+use super::bells::{BarKey, Bells, bell_range};
+use super::error::PciError;
+use super::places::{Item, Key};
+use crate::RegionId;
+use crate::error::{Error, ErrorKind};
+
+/// By part: where, and why not.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(HashMap<Key, (Range, PciError)>);
+
+impl Refusals {
+    pub(super) fn insert(&mut self, key: Key, range: Range, error: PciError) {
+        self.0.insert(key, (range, error));
+    }
+
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.0.contains_key(key)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// A part that is somewhere else by now may be there.
+    pub(super) fn keep_where(&mut self, places: &HashMap<Key, Range>) {
+        self.0.retain(|key, (range, _)| places.get(key) == Some(range));
+    }
+
+    /// Of the parts of a BAR the first's.
+    pub(super) fn first_of(&self, bar: BarKey) -> Option<&PciError> {
+        let mine = self.0.iter().filter(|((function, b, _), _)| (*function, *b) == bar);
+        mine.min_by_key(|(key, _)| **key).map(|(_, (_, error))| error)
+    }
+}
+
+/// Which of the parts that were to come KVM refused, if that is the guest's
+/// mistake.
+pub(super) fn blamed(
+    made: &[(Key, Range, RegionId)],
+    ringing: &[(BarKey, Bells)],
+    error: &Error,
+) -> Option<(Key, Range)> {
+    // What an address is refused with: beyond the last guest page EINVAL on
+    // x86 and EFAULT on arm64, on top of something else EEXIST; a bus that is
+    // full ENOSPC. That KVM is out of memory, say, is no mistake of the
+    // guest's.
+    let guests =
+        matches!(error.errno(), Errno::EINVAL | Errno::EEXIST | Errno::EFAULT | Errno::ENOSPC);
+    let bell = match error.kind() {
+        ErrorKind::EventRefused { op, .. } if guests => match **op {
+            events::Op::AssignIoeventfd(ioeventfd) => Some(ioeventfd),
+            _ => None,
+        },
+        ErrorKind::IoeventfdTaken { ioeventfd, .. } => Some(*ioeventfd),
+        _ => None,
+    };
+    let refused = guests && matches!(error.kind(), ErrorKind::Refused { .. });
+    let region = error.region().filter(|_| refused).map(|region| region.id);
+    let window = made.iter().find(|(_, _, id)| Some(*id) == region);
+    let window = window.map(|(key, range, _)| (*key, *range));
+    let bells = ringing.iter().flat_map(|((function, bar), bells)| {
+        let of_bar = bells.places.iter();
+        of_bar.map(move |(n, at)| ((*function, *bar, Item::Doorbell(*n)), at))
+    });
+    let mut bells = bells.filter(|(_, at)| Some(**at) == bell);
+    window.or_else(|| bells.next().and_then(|(key, at)| Some((key, bell_range(at)?))))
+}
