@@ -46,6 +46,7 @@ mod report;
 mod rom_device;
 pub mod seccomp;
 mod trigger;
+pub mod twins;
 mod vm;
 pub mod window;
 

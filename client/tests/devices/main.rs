@@ -7,4 +7,5 @@ mod faults;
 mod lifecycle;
 mod random;
 mod rig;
+mod twins;
 mod vectors;
