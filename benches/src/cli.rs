@@ -289,7 +289,7 @@ fn bench(args: &BenchArgs) -> Result<(), Failure> {
 /// `table` makes one; also what there is before `measure` fails.
 fn shown<R: Serialize, T: Display, E: Into<Failure>>(
     json: bool,
-    progress: Option<Spinner>,
+    progress: Spinner,
     measure: impl FnOnce(&mut dyn FnMut(Vec<R>)) -> Result<(), E>,
     table: impl FnOnce(&[R]) -> Option<T>,
 ) -> Result<(), Failure> {
@@ -297,8 +297,7 @@ fn shown<R: Serialize, T: Display, E: Into<Failure>>(
     let mut written = Ok(());
     let measured = measure(&mut |new| {
         if json && written.is_ok() {
-            let write = || report::json(&new, io::stdout().lock());
-            written = progress.as_ref().map_or_else(write, |progress| progress.suspend(write));
+            written = progress.suspend(|| report::json(&new, io::stdout().lock()));
         }
         rows.extend(new);
     });
@@ -314,26 +313,27 @@ fn devices(args: &Devices) -> Result<(), Failure> {
     need_kvm(&args.vcpus)?;
     let table = if args.hotplug.is_some() { devices::hotplug_table } else { devices::table };
     let measure = |on_rows: &mut dyn FnMut(_)| devices::devices(args, on_rows);
-    shown(args.json, Some(spinner("devices")), measure, |rows| Some(table(rows)))
+    shown(args.json, spinner("devices"), measure, |rows| Some(table(rows)))
 }
 
 fn start(args: &Start) -> Result<(), Failure> {
     need_kvm(&[])?;
     let measure = |on_rows: &mut dyn FnMut(_)| start::start(args, on_rows);
-    shown(args.json, None, measure, |rows| (!rows.is_empty()).then(|| start::table(rows)))
+    let table = |rows: &[_]| (!rows.is_empty()).then(|| start::table(rows));
+    shown(args.json, spinner("start"), measure, table)
 }
 
 fn windows(args: &Windows) -> Result<(), Failure> {
     need_kvm(&[])?;
     let mut counter = counter(Target::Kvm);
     let measure = |on_rows: &mut dyn FnMut(_)| window::windows(args, counter.as_mut(), on_rows);
-    shown(args.json, None, measure, |rows| Some(window::table(rows)))
+    shown(args.json, spinner("window"), measure, |rows| Some(window::table(rows)))
 }
 
 fn density(args: &Density) -> Result<(), Failure> {
     need_kvm(&[])?;
     let measure = |on_rows: &mut dyn FnMut(_)| density::density(args, |row| on_rows(vec![row]));
-    shown(args.json, Some(spinner("density")), measure, |rows| Some(density::table(rows)))
+    shown(args.json, spinner("density"), measure, |rows| Some(density::table(rows)))
 }
 
 impl BenchArgs {

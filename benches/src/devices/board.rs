@@ -33,6 +33,7 @@ pub(crate) struct Device {
 #[derive(Debug)]
 pub(crate) struct Board {
     pub(crate) devices: Vec<Device>,
+    size: u64,
     _memory: HostMemory,
 }
 
@@ -55,7 +56,13 @@ impl Board {
             })
         };
         let devices = (0..u64::from(args.devices)).map(device).collect::<io::Result<_>>()?;
-        Ok(Self { devices, _memory: memory })
+        let size = (bars * stride).max(BAR_SIZE);
+        Ok(Self { devices, size, _memory: memory })
+    }
+
+    /// The guest addresses that all BARs are in: the first, and how many.
+    pub(super) const fn bars_span(&self) -> (u64, u64) {
+        (WINDOW, self.size)
     }
 }
 
@@ -82,14 +89,18 @@ impl Device {
     /// # Safety
     /// The board outlives the device's attachment.
     pub(crate) unsafe fn setup(&self, index: usize, masked: bool) -> device::Device {
-        let mut device = device::Device::new(format!("dev{index}"));
-        for (gpa, hva) in &self.bars {
+        self.bars.iter().fold(self.events(index, masked), |device, (gpa, hva)| {
             // SAFETY: the caller's promise; nothing else uses the memory.
             let backing = unsafe { Backing::borrowed(*hva, BAR_SIZE, Access::ReadWrite) };
             // The devices come and go together.
             let bar = RegionSpec::device(at(*gpa, BAR_SIZE), backing).permanent();
-            device = device.region(RegionId::new(), bar);
-        }
+            device.region(RegionId::new(), bar)
+        })
+    }
+
+    /// The same without its memory.
+    pub(super) fn events(&self, index: usize, masked: bool) -> device::Device {
+        let mut device = device::Device::new(format!("dev{index}"));
         for ioeventfd in self.ioeventfds() {
             let doorbell = Doorbell::at(ioeventfd.bus, ioeventfd.addr).len(ioeventfd.len);
             device = device.ioeventfd(doorbell, ioeventfd.fd);

@@ -11,6 +11,7 @@ use kvm_ioctls::VmFd;
 use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
 use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
+use kvm_memslots::window::{Window, WindowSpec};
 use kvm_memslots::{Access, Backing, Changes, RegionSpec, Report, Vm, at, vm_fd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -24,13 +25,16 @@ use crate::grace::GraceCounter;
 use crate::host::{HostMemory, Pages};
 use crate::machine::new_vm;
 use crate::pin::Pinned;
+use crate::window::memfd;
 
 /// Memory of a BAR, behind which are its doorbells.
 const MEMORY: u64 = 16 << 10;
 /// A BAR with both.
 const BAR: u64 = 2 * MEMORY;
 /// Where the guest puts them, and where it moves them.
-const PLACES: [u64; 2] = [0xc000_0000, 0xd000_0000];
+const PLACES: [u64; 2] = [0xc000_0000, 0xc100_0000];
+/// Where the window is that a BAR of memory alone is in, at the same offsets.
+const WINDOW: u64 = 0x4_0000_0000;
 const PASSES: [Pass; 3] = [Pass::Enable, Pass::Toggle, Pass::Move];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,11 +50,20 @@ enum Who {
     Kept,
     /// The same, with the doorbells of all assigned together behind them.
     Deferred,
+    /// The same, with the memory in a BAR of its own, which the guest puts in a
+    /// window: that is `mmap`, in the time and not among the ioctls.
+    Window,
 }
 
 impl Who {
-    const ALL: [Self; 5] =
-        [Self::CloudHypervisor, Self::Alioth, Self::PciBars, Self::Kept, Self::Deferred];
+    const ALL: [Self; 6] = [
+        Self::CloudHypervisor,
+        Self::Alioth,
+        Self::PciBars,
+        Self::Kept,
+        Self::Deferred,
+        Self::Window,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -59,6 +72,7 @@ impl Who {
             Self::PciBars => "PciBars",
             Self::Kept => "PciBars, kept",
             Self::Deferred => "PciBars, kept, deferred",
+            Self::Window => "PciBars, kept, window",
         }
     }
 
@@ -153,6 +167,8 @@ struct Library {
     vm: Vm,
     bars: PciBars,
     functions: Vec<FunctionId>,
+    /// Whether the memory is in a window.
+    is_window: bool,
 }
 
 impl Library {
@@ -162,20 +178,31 @@ impl Library {
         let mut bars = match who {
             Who::Kept => bars.keep_ioeventfds(),
             Who::Deferred => bars.keep_ioeventfds().defer_ioeventfds(),
+            Who::Window => {
+                let window = map_window(&vm)?;
+                bars.keep_ioeventfds().defer_ioeventfds().in_window(window).without_slots()
+            }
             _ => bars,
         };
+        let file = memfd(bells.len() as u64 * MEMORY)?;
         let mut functions = Vec::new();
         for (n, bells) in (0..).zip(bells) {
             // SAFETY: the memory outlives the VM, in which no vCPU runs.
             let backing = unsafe { Backing::borrowed(hva + n * MEMORY, MEMORY, Access::ReadWrite) };
-            let bar = BarSpec::memory32(BAR).window(RegionSpec::device(at(0, MEMORY), backing));
-            let bar = (0..).zip(bells).fold(bar, |bar, (queue, fd)| {
+            let bar = (0..).zip(bells).fold(BarSpec::memory32(BAR), |bar, (queue, fd)| {
                 bar.ioeventfd(MEMORY + queue * 4, 4, None, Arc::clone(fd))
             });
-            let function = FunctionSpec::new().bar(0, bar);
+            let memory = |backing| RegionSpec::device(at(0, MEMORY), backing);
+            let function = if who == Who::Window {
+                let memory = memory(backing.with_file(file.as_raw_fd(), n * MEMORY));
+                let other = BarSpec::memory64(MEMORY).prefetchable().window(memory);
+                FunctionSpec::new().bar(0, bar).bar(2, other)
+            } else {
+                FunctionSpec::new().bar(0, bar.window(memory(backing)))
+            };
             functions.push(bars.add(&vm, function).map_err(io::Error::other)?);
         }
-        Ok(Self { vm, bars, functions })
+        Ok(Self { vm, bars, functions, is_window: who == Who::Window })
     }
 
     /// What was left to later.
@@ -199,14 +226,13 @@ impl Library {
 
     fn step(&mut self, pass: Pass, n: usize, [from, to]: [u64; 2]) -> io::Result<Spent> {
         const COMMAND: u16 = 4;
-        const BAR_0: u16 = 0x10;
         let mut spent = Spent::default();
         match pass {
             Pass::Enable => {
-                self.write(n, BAR_0, from as u32, &mut spent)?;
+                self.put(n, from, &mut spent)?;
                 self.write(n, COMMAND, 2, &mut spent)?;
             }
-            Pass::Move => self.write(n, BAR_0, to as u32, &mut spent)?,
+            Pass::Move => self.put(n, to, &mut spent)?,
             _ => {
                 self.write(n, COMMAND, 0, &mut spent)?;
                 self.write(n, COMMAND, 2, &mut spent)?;
@@ -214,6 +240,29 @@ impl Library {
         }
         Ok(spent)
     }
+
+    /// Writes the addresses of BARs.
+    fn put(&mut self, n: usize, base: u64, spent: &mut Spent) -> io::Result<()> {
+        const BAR_0: u16 = 0x10;
+        const BAR_2: u16 = 0x18;
+        self.write(n, BAR_0, base as u32, spent)?;
+        if self.is_window {
+            let at = WINDOW + base - PLACES[0];
+            self.write(n, BAR_2, at as u32, spent)?;
+            self.write(n, BAR_2 + 4, (at >> 32) as u32, spent)?;
+        }
+        Ok(())
+    }
+}
+
+/// A window that is large enough for both places.
+fn map_window(vm: &Vm) -> io::Result<Window> {
+    let span = at(WINDOW, 2 * (PLACES[1] - PLACES[0]));
+    let window = Window::new(WindowSpec::new(span)).map_err(io::Error::other)?;
+    let mut changes = Changes::new();
+    changes.map(window.region());
+    vm.apply(changes).map_err(io::Error::other)?;
+    Ok(window)
 }
 
 /// All passes in a new VM; `around` does each.

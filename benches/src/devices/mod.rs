@@ -6,6 +6,7 @@ mod churn;
 mod decode;
 mod error;
 mod hotplug;
+mod library;
 mod rig;
 mod run;
 mod table;

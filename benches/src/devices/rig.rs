@@ -9,7 +9,8 @@ use kvm_ioctls::VmFd;
 use super::Devices;
 use super::board::Board;
 use super::error::DevicesError;
-use super::ways::{Apply, ByHand, CallOrder, Library, Spent, Way};
+use super::library::Library;
+use super::ways::{Apply, ByHand, CallOrder, Spent, Way};
 use crate::guest::BusyVcpus;
 use crate::machine::new_vm;
 
@@ -56,8 +57,8 @@ impl Rig {
         Ok(match way {
             Way::CloudHypervisor => by_hand(CallOrder::CLOUD_HYPERVISOR)?,
             Way::Firecracker => by_hand(CallOrder::FIRECRACKER)?,
-            Way::OneByOne | Way::Deferred | Way::Together => {
-                Box::new(Library::new(&self.vm, way, OWN_SLOT).map_err(open)?)
+            Way::OneByOne | Way::Deferred | Way::Together | Way::Window => {
+                Box::new(Library::new(&self.vm, way, OWN_SLOT, &self.board).map_err(open)?)
             }
         })
     }

@@ -20,9 +20,8 @@ pub(super) struct Blobs {
 
 impl Blobs {
     pub(super) fn new(size: u64, count: u64) -> io::Result<Self> {
-        let file = memfd()?;
         let total = size.checked_mul(count).ok_or(io::ErrorKind::InvalidInput)?;
-        file.set_len(total)?;
+        let file = memfd(total)?;
         let length = usize::try_from(total).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or(io::ErrorKind::InvalidInput)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -50,13 +49,16 @@ impl Drop for Blobs {
     }
 }
 
-fn memfd() -> io::Result<File> {
+/// A file of shared memory.
+pub(crate) fn memfd(size: u64) -> io::Result<File> {
     use std::os::fd::FromRawFd;
     // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"blobs".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"memslots".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: a new descriptor.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    Ok(file)
 }

@@ -7,6 +7,7 @@ mod run;
 mod table;
 mod ways;
 
+pub(crate) use blobs::memfd;
 pub use guest::Guest;
 pub use run::windows;
 pub use table::{Row, table};

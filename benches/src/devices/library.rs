@@ -1,0 +1,128 @@
+//! The ways of the library.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use kvm_ioctls::VmFd;
+use kvm_memslots::device::DeviceId;
+use kvm_memslots::window::{CheckedFile, Contents, Window, WindowSpec};
+use kvm_memslots::{Changes, HolePolicy, Vm, at, vm_fd};
+
+use super::board::{Board, Device};
+use super::ways::{Apply, Spent, Way};
+use crate::window::memfd;
+
+/// With the library.
+pub(super) struct Library {
+    vm: Vm,
+    way: Way,
+    ids: BTreeMap<usize, DeviceId>,
+    /// Where BARs are placed, if they are.
+    shelf: Option<Shelf>,
+}
+
+/// A window over all BARs, and a file that is as large.
+struct Shelf {
+    window: Window,
+    file: CheckedFile,
+    gpa: u64,
+}
+
+impl Shelf {
+    /// Maps it.
+    fn new(vm: &Vm, board: &Board) -> io::Result<Self> {
+        let (gpa, size) = board.bars_span();
+        let window = Window::new(WindowSpec::new(at(gpa, size))).map_err(io::Error::other)?;
+        let mut changes = Changes::new();
+        changes.map(window.region());
+        vm.apply(changes).map_err(io::Error::other)?;
+        let file = CheckedFile::new(memfd(size)?).map_err(io::Error::other)?;
+        Ok(Self { window, file, gpa })
+    }
+
+    fn place(&self, device: &Device) -> io::Result<()> {
+        device.bars.iter().map(|(gpa, _)| gpa - self.gpa).try_for_each(|offset| {
+            let contents = Contents::checked(&self.file, offset);
+            self.window.place(offset, Device::BAR_SIZE, contents).map_err(io::Error::other)
+        })
+    }
+
+    fn remove(&self, device: &Device) -> io::Result<()> {
+        device.bars.iter().map(|(gpa, _)| gpa - self.gpa).try_for_each(|offset| {
+            self.window.remove(offset, Device::BAR_SIZE).map_err(io::Error::other)
+        })
+    }
+}
+
+impl Library {
+    pub(super) fn new(vm: &VmFd, way: Way, own_slot: u16, board: &Board) -> io::Result<Self> {
+        let builder = Vm::builder().reserve_slots(0, own_slot..=own_slot).holes(HolePolicy::Refuse);
+        let vm = builder.open(vm_fd(vm)).map_err(io::Error::other)?;
+        let shelf = (way == Way::Window).then(|| Shelf::new(&vm, board)).transpose()?;
+        Ok(Self { vm, way, ids: BTreeMap::new(), shelf })
+    }
+
+    /// Which devices go in one set.
+    fn units(&self, which: Range<usize>) -> Vec<Range<usize>> {
+        if matches!(self.way, Way::Together | Way::Window) {
+            vec![which]
+        } else {
+            which.map(|index| index..index + 1).collect()
+        }
+    }
+
+    fn apply(&self, changes: Changes, spent: &mut Spent) -> io::Result<()> {
+        spent.add(&self.vm.apply(changes).map_err(io::Error::other)?);
+        Ok(())
+    }
+}
+
+impl Apply for Library {
+    fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        for unit in self.units(which) {
+            let mut changes = Changes::new();
+            for index in unit {
+                let device = &board.devices[index];
+                let device = if let Some(shelf) = &self.shelf {
+                    shelf.place(device)?;
+                    device.events(index, false)
+                } else {
+                    // SAFETY: the board outlives the VM's vCPUs.
+                    unsafe { device.setup(index, false) }
+                };
+                let defers = self.way == Way::Deferred;
+                let device = if defers { device.defer_ioeventfds() } else { device };
+                self.ids.insert(index, changes.attach(device));
+            }
+            self.apply(changes, &mut spent)?;
+        }
+        Ok(spent)
+    }
+
+    fn finish(&mut self) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        if self.way == Way::Deferred {
+            let mut changes = Changes::new();
+            changes.assign_deferred();
+            self.apply(changes, &mut spent)?;
+        }
+        Ok(spent)
+    }
+
+    fn detach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
+        let mut spent = Spent::default();
+        for unit in self.units(which) {
+            let mut changes = Changes::new();
+            for id in unit.clone().filter_map(|index| self.ids.remove(&index)) {
+                changes.detach(id);
+            }
+            self.apply(changes, &mut spent)?;
+            if let Some(shelf) = &self.shelf {
+                unit.into_iter().try_for_each(|index| shelf.remove(&board.devices[index]))?;
+            }
+        }
+        Ok(spent)
+    }
+}
