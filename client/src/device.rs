@@ -1,13 +1,13 @@
-//! What a device is made of: memory, ioeventfds, interrupts.
+//! What a device is made of: memory, ioeventfds, coalesced zones, interrupts.
 //!
 //! A device is attached and detached as one ([`Changes::attach`],
 //! [`Changes::detach`]), together with whatever else is in the set of changes:
 //!
-//! 1. ioeventfds, then irqfds that go,
+//! 1. ioeventfds and zones, then irqfds that go,
 //! 2. all memory, in as few calls as there can be,
 //! 3. all routes, in one `KVM_SET_GSI_ROUTING` (none if nothing changes),
 //! 4. irqfds that come, which find their routes,
-//! 5. ioeventfds.
+//! 5. ioeventfds and zones.
 //!
 //! What the calls wait for, why they are made in this order and what that costs
 //! is in `docs/guide/devices.md`.
@@ -19,7 +19,9 @@ use std::fmt;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-pub use kvm_memslots_shim::events::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget, Waits};
+pub use kvm_memslots_shim::events::{
+    Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget, Waits, Zone, ZoneWrite,
+};
 
 pub use crate::event::Event;
 use crate::id::id;
@@ -52,13 +54,30 @@ pub struct Doorbell {
     pub(crate) value: Option<u64>,
 }
 
-/// Where a doorbell is.
+/// Where a doorbell or a zone is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     At(Bus, u64),
     /// From the start of the region, which it may lie behind: a BAR's memory
     /// need not be all of the BAR.
     In(RegionId, u64),
+}
+
+impl Place {
+    /// Its address, if it has one; with `of`, if it is in that region.
+    pub(crate) fn of(
+        self,
+        of: Option<RegionId>,
+        gpa_of: impl Fn(RegionId) -> Option<u64>,
+    ) -> Option<(Bus, u64)> {
+        match self {
+            Self::In(region, offset) if of.is_none_or(|of| of == region) => {
+                Some((Bus::Mmio, gpa_of(region)?.checked_add(offset)?))
+            }
+            Self::At(bus, addr) if of.is_none() => Some((bus, addr)),
+            _ => None,
+        }
+    }
 }
 
 impl Doorbell {
@@ -85,6 +104,36 @@ impl Doorbell {
     pub const fn value(mut self, value: u64) -> Self {
         self.value = Some(value);
         self
+    }
+}
+
+/// Addresses where a guest's writes wait in the VM's ring instead of exiting, for
+/// registers whose writes can wait until the next exit (coalesced MMIO).
+///
+/// Reads exit, and so do writes while the ring is full and writes that are only in
+/// part in the zone (`coalesced_mmio_write()` in `virt/kvm/coalesced_mmio.c`). A
+/// VMM takes what is in the [ring](crate::CoalescedRing) before it handles an exit.
+///
+/// Writes to memory that is mapped there are the memory's. Zones don't overlap
+/// with each other or with doorbells: KVM gives a write to whatever it finds first,
+/// and unregisters every zone that the one it is told is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Coalesced {
+    pub(crate) place: Place,
+    pub(crate) len: u32,
+}
+
+impl Coalesced {
+    /// At these addresses.
+    pub const fn at(bus: Bus, addr: u64, len: u32) -> Self {
+        Self { place: Place::At(bus, addr), len }
+    }
+
+    /// That many bytes from the start of a region, which it moves with
+    /// ([`Doorbell::in_region`]).
+    pub const fn in_region(region: RegionId, offset: u64, len: u32) -> Self {
+        Self { place: Place::In(region, offset), len }
     }
 }
 
@@ -160,6 +209,7 @@ pub struct Device {
     pub(crate) name: Arc<str>,
     pub(crate) regions: Vec<(RegionId, RegionSpec)>,
     pub(crate) kicks: Vec<Kick>,
+    pub(crate) zones: Vec<Coalesced>,
     pub(crate) vectors: Vec<Vector>,
     pub(crate) lines: Vec<Line>,
     pub(crate) may_bypass: bool,
@@ -173,6 +223,7 @@ impl Device {
             name: name.into(),
             regions: Vec::new(),
             kicks: Vec::new(),
+            zones: Vec::new(),
             vectors: Vec::new(),
             lines: Vec::new(),
             may_bypass: false,
@@ -188,12 +239,12 @@ impl Device {
         self
     }
 
-    /// Attaching leaves the ioeventfds to a later set of changes, one with
+    /// Attaching leaves the ioeventfds and zones to a later set of changes, one with
     /// [`Changes::assign_deferred`](crate::Changes::assign_deferred). Until then
     /// the guest's writes exit, and the VMM has to look after them.
     ///
     /// For devices that are plugged in shortly after one another: on kernels
-    /// since 6.18 a registered ioeventfd makes the next change of memory wait
+    /// since 6.18 a registered ioeventfd or zone makes the next change of memory wait
     /// for a normal grace period, which takes milliseconds.
     pub fn defer_ioeventfds(mut self) -> Self {
         self.defers = true;
@@ -214,6 +265,13 @@ impl Device {
         event: impl AsRawFd + Send + Sync + 'static,
     ) -> Self {
         self.kicks.push(Kick { doorbell, event: Event::new(event) });
+        self
+    }
+
+    /// A zone of coalesced writes. Registering one is a call, unregistering one a
+    /// call that waits for a grace period.
+    pub fn coalesced(mut self, zone: Coalesced) -> Self {
+        self.zones.push(zone);
         self
     }
 
@@ -261,6 +319,11 @@ pub enum DevicePart {
         /// Which, in the order in which they were added.
         index: usize,
     },
+    /// A coalesced zone.
+    Zone {
+        /// Which, in the order in which they were added.
+        index: usize,
+    },
     /// An MSI or MSI-X vector.
     Vector {
         /// Its number.
@@ -279,6 +342,7 @@ impl fmt::Display for DevicePart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ioeventfd { index } => write!(f, "ioeventfd {index}"),
+            Self::Zone { index } => write!(f, "coalesced zone {index}"),
             Self::Vector { index } => write!(f, "vector {index}"),
             Self::Line { gsi } => write!(f, "interrupt line at GSI {gsi}"),
             Self::Routes => f.write_str("interrupt routes"),

@@ -43,6 +43,7 @@ mod observer;
 pub mod pci;
 mod region;
 mod report;
+mod ring;
 mod rom_device;
 pub mod seccomp;
 mod trigger;
@@ -59,6 +60,7 @@ pub use kvm_memslots_shim::{Errno, GuestMemfd, Kind, Limits, Mapping, MemFlags, 
 pub use observer::Observer;
 pub use region::{Region, RegionId, RegionSpec, Span, at};
 pub use report::{Preview, Report};
+pub use ring::CoalescedRing;
 pub use rom_device::{RomDevice, RomMode};
 pub use vm::{Builder, Executor, SlotUsage, Vm};
 
@@ -70,7 +72,7 @@ pub mod backend {
     #[cfg(feature = "model")]
     pub use kvm_memslots_shim::events::model::{Irqchip, Model as EventModel};
     pub use kvm_memslots_shim::events::{
-        Cost as EventCost, EventCalls, EventLimits, State as EventState,
+        Cost as EventCost, EventCalls, EventLimits, State as EventState, ZoneLimits,
     };
     #[cfg(feature = "model")]
     pub use kvm_memslots_shim::memory::model::Model as MemoryModel;

@@ -50,6 +50,7 @@ impl Report {
             + self.events.routing_calls
             + self.events.irqfd_calls
             + self.events.ioeventfd_calls
+            + self.events.zone_calls
     }
 
     /// Grace periods waited for in the calls themselves; those of the kernel's

@@ -30,8 +30,9 @@ use libc::{
 use kvm_memslots_shim::kvm::requests::KVM_GET_IRQCHIP;
 use kvm_memslots_shim::kvm::requests::{
     KVM_CHECK_EXTENSION, KVM_CLEAR_DIRTY_LOG, KVM_CREATE_VM, KVM_ENABLE_CAP, KVM_GET_API_VERSION,
-    KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING, KVM_SET_USER_MEMORY_REGION,
-    KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS,
+    KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD, KVM_REGISTER_COALESCED_MMIO, KVM_SET_GSI_ROUTING,
+    KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS,
+    KVM_UNREGISTER_COALESCED_MMIO,
 };
 
 /// A system call; of `ioctl` one request, its second argument.
@@ -138,6 +139,10 @@ pub const WINDOW: &[Call] = calls![
 /// [`twins::find`](crate::twins::find).
 pub const TWINS: &[Call] = calls![SYS_getpid, SYS_kcmp];
 
+/// What [`Vm::coalesced_ring`](crate::Vm::coalesced_ring) makes, until it is
+/// dropped. Reading it makes none.
+pub const RING: &[Call] = calls![SYS_fstat, SYS_mmap, SYS_munmap, SYS_newfstatat];
+
 /// What [`Builder::allow_scratch_vm`](crate::Builder::allow_scratch_vm) adds to
 /// [`OPEN`], on kernels that claim `KVM_CAP_MEM_TRAP`.
 pub const SCRATCH_VM: &[Call] = calls![
@@ -160,10 +165,12 @@ pub const APPLY: &[Call] = calls![;
     KVM_GET_DIRTY_LOG,
     KVM_IOEVENTFD,
     KVM_IRQFD,
+    KVM_REGISTER_COALESCED_MMIO,
     KVM_SET_GSI_ROUTING,
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION2,
-    KVM_SET_USER_MEMORY_REGIONS
+    KVM_SET_USER_MEMORY_REGIONS,
+    KVM_UNREGISTER_COALESCED_MMIO
 ];
 
 /// [`Vm::dirty_log`](crate::Vm::dirty_log) and its kin;

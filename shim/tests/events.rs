@@ -7,18 +7,19 @@ use std::sync::Once;
 use kvm_memslots_shim::Errno;
 use kvm_memslots_shim::events::model::{Fault, Irqchip, Model};
 use kvm_memslots_shim::events::{
-    Bus, EventCalls, Ioeventfd, Irqfd, Msi, Op, Route, Routes, State, Why, execute, plan,
+    Bus, EventCalls, Ioeventfd, Irqfd, Msi, Op, Route, Routes, State, Why, Zone, execute, plan,
 };
 use proptest::collection::btree_map;
 use proptest::prelude::*;
 
 /// A state that KVM takes: a message for each GSI, an eventfd for each irqfd,
-/// no two ioeventfds for the same write.
+/// no two ioeventfds for the same write, no two zones in each other.
 fn state() -> impl Strategy<Value = State> {
     let routes = btree_map(0..8_u32, 0..3_u32, 0..8);
     let irqfds = btree_map(0..8_i32, (0..8_u32, prop::bool::weighted(0.2)), 0..8);
     let ioeventfds = btree_map((any::<bool>(), 0..4_u64), (1..3_u32, 20..24_i32), 0..6);
-    (routes, irqfds, ioeventfds).prop_map(|(routes, irqfds, ioeventfds)| State {
+    let zones = btree_map((any::<bool>(), 1..4_u64), 1..0x1000_u32, 0..4);
+    (routes, irqfds, ioeventfds, zones).prop_map(|(routes, irqfds, ioeventfds, zones)| State {
         routes: routes
             .into_iter()
             .map(|(gsi, data)| Route::msi(gsi, Msi { address: 0xfee0_0000, data, devid: None }))
@@ -42,6 +43,14 @@ fn state() -> impl Strategy<Value = State> {
                 fd,
             })
             .collect(),
+        zones: zones
+            .into_iter()
+            .map(|((pio, page), len)| Zone {
+                bus: if pio { Bus::Pio } else { Bus::Mmio },
+                addr: page << 12,
+                len,
+            })
+            .collect(),
     })
 }
 
@@ -59,11 +68,11 @@ fn model(state: &State) -> Model {
 /// Where a change has to come.
 fn rank(op: &Op) -> u32 {
     match op {
-        Op::DeassignIoeventfd(_) => 0,
+        Op::DeassignIoeventfd(_) | Op::UnregisterZone(_) => 0,
         Op::DeassignIrqfd(_) => 1,
         Op::Routes { .. } => 2,
         Op::AssignIrqfd(_) => 3,
-        Op::AssignIoeventfd(_) => 4,
+        Op::AssignIoeventfd(_) | Op::RegisterZone(_) => 4,
     }
 }
 
@@ -87,6 +96,7 @@ fn without(mut state: State, op: &Op) -> State {
         Op::Routes { .. } => state.routes = Routes::default(),
         Op::AssignIrqfd(irqfd) | Op::DeassignIrqfd(irqfd) => _ = state.irqfds.remove(irqfd),
         Op::AssignIoeventfd(at) | Op::DeassignIoeventfd(at) => _ = state.ioeventfds.remove(at),
+        Op::RegisterZone(at) | Op::UnregisterZone(at) => _ = state.zones.remove(at),
     }
     state
 }

@@ -14,6 +14,8 @@ mod faults;
 mod rig;
 #[cfg(target_arch = "x86_64")]
 mod running;
+#[cfg(target_arch = "x86_64")]
+mod zones;
 
 #[cfg(not(target_arch = "x86_64"))]
 #[test]

@@ -10,7 +10,7 @@ pub(super) fn of(region: Option<&Described>) -> String {
 }
 
 pub(super) fn count(state: &State) -> usize {
-    state.routes.len() + state.irqfds.len() + state.ioeventfds.len()
+    state.routes.len() + state.irqfds.len() + state.ioeventfds.len() + state.zones.len()
 }
 
 pub(super) fn slots_advice(may_join: bool) -> &'static str {
@@ -84,6 +84,7 @@ pub(super) fn event_advice(op: &events::Op, errno: Errno) -> &'static str {
         (Op::DeassignIoeventfd(_), Errno::ENOENT) => {
             ": KVM has no such ioeventfd; deassigned behind the library's back?"
         }
+        (Op::RegisterZone(_), Errno::ENOSPC) => ": the bus is full (NR_IOBUS_DEVS)",
         (_, Errno::ENOMEM) => ": out of kernel memory, or over the cgroup's limit",
         (_, Errno::EBADF) => ": the descriptor is not open",
         (_, Errno::EIO) => ": the VM belongs to another process, or is dead",

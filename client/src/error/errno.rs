@@ -35,6 +35,7 @@ impl ErrorKind {
             | Self::RefusedWhole { errno }
             | Self::DirtyLog { errno, .. }
             | Self::Stuck { errno, .. }
+            | Self::NoRing { errno }
             | Self::EventRefused { errno, .. } => *errno,
             Self::Gate(error) => error.errno(),
             Self::AlreadyOpen | Self::SlotInUse { .. } => Errno::EBUSY,
@@ -48,6 +49,7 @@ impl ErrorKind {
             Self::Overlap { .. }
             | Self::Twice { .. }
             | Self::IoeventfdTaken { .. }
+            | Self::ZoneTaken { .. }
             | Self::GsiTaken { .. }
             | Self::RouteTaken { .. } => Errno::EEXIST,
             Self::TooManySlots { .. } | Self::NoGsiLeft { .. } | Self::TooManyRoutes { .. } => {
@@ -58,6 +60,7 @@ impl ErrorKind {
             | Self::ReadOnlyUnsupported { .. }
             | Self::GuestMemfdUnsupported { .. }
             | Self::TrapUnsupported { .. }
+            | Self::NoZones { .. }
             | Self::NoDevid => Errno::EOPNOTSUPP,
             Self::ReadOnlyBacking { .. } => Errno::EACCES,
             _ => Errno::EINVAL,

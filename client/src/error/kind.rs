@@ -306,7 +306,7 @@ pub enum ErrorKind {
         /// The slots that really are there, of those that this was about, with
         /// their address spaces.
         live: Vec<(u16, Slot)>,
-        /// What KVM has of routes, irqfds and ioeventfds and should not.
+        /// What KVM has of routes, irqfds, ioeventfds and zones and should not.
         surplus: Box<State>,
         /// What KVM should have of those and has not.
         missing: Box<State>,
@@ -333,7 +333,7 @@ pub enum ErrorKind {
         len: u32,
     },
     /// Another ioeventfd would fire for some of the same writes.
-    #[error("{ioeventfd}: {other_part} of device \"{other}\" fires for some of the same writes")]
+    #[error("{ioeventfd}: {other_part} of device \"{other}\" has some of the same writes")]
     IoeventfdTaken {
         /// This one.
         ioeventfd: events::Ioeventfd,
@@ -341,6 +341,44 @@ pub enum ErrorKind {
         other: Arc<str>,
         /// The part of it.
         other_part: DevicePart,
+    },
+    /// This VM has no coalesced zones.
+    #[error("this VM has no coalesced zones{} ({})", if *.ports { " of ports" } else { "" },
+        if *.ports { "KVM_CAP_COALESCED_PIO" } else { "KVM_CAP_COALESCED_MMIO" })]
+    NoZones {
+        /// Whether it is zones of ports that it lacks.
+        ports: bool,
+    },
+    /// A zone is too short or too long.
+    #[error("a coalesced zone has 1 to {} bytes, not {len}", events::Zone::MAX_LEN)]
+    ZoneLength {
+        /// Bytes.
+        len: u32,
+    },
+    /// The zone ends beyond the last address.
+    #[error("address plus length, {len}, wraps around the 64-bit address space")]
+    ZoneWraps {
+        /// Bytes.
+        len: u32,
+    },
+    /// Something else is there, of which the zone would take writes, or which would
+    /// be unregistered together with it.
+    #[error("{zone}: {other_part} of device \"{other}\" is there")]
+    ZoneTaken {
+        /// This one.
+        zone: events::Zone,
+        /// The device that is there.
+        other: Arc<str>,
+        /// The part of it.
+        other_part: DevicePart,
+    },
+    /// The ring of the zones can't be read through this descriptor.
+    #[error(
+        "no ring of coalesced writes behind this descriptor, which has to be a vCPU's: {errno}"
+    )]
+    NoRing {
+        /// What `fstat` or `mmap` said.
+        errno: Errno,
     },
     /// The GSI is in use.
     #[error("GSI {gsi} is taken by {by}; only lines with a resample eventfd can share one")]

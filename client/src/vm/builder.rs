@@ -293,7 +293,7 @@ impl Builder {
         };
         let spaces = self.spaces(&limits)?;
         let events_state = EventState::new(
-            events.limits(),
+            (events.limits(), events.zone_limits()),
             self.no_irqbypass,
             self.own_routes,
             self.reserved_gsis,

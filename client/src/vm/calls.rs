@@ -288,6 +288,7 @@ fn note_unsure(commit: &mut Commit, prepared: &Prepared, unsure: &[events::Op]) 
             Op::AssignIoeventfd(ioeventfd) | Op::DeassignIoeventfd(ioeventfd) => {
                 Op::DeassignIoeventfd(*ioeventfd)
             }
+            Op::RegisterZone(zone) | Op::UnregisterZone(zone) => Op::UnregisterZone(*zone),
         });
     }
 }

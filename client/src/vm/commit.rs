@@ -317,7 +317,10 @@ impl Vm {
         commit.order.memory(&made.memory);
         if let Some(events) = &mut prepared.events {
             let came = &events.plan.ops[events.plan.gone..];
-            if came.iter().any(|op| matches!(op, events::Op::AssignIoeventfd(_))) {
+            let on_a_bus = |op: &events::Op| {
+                matches!(op, events::Op::AssignIoeventfd(_) | events::Op::RegisterZone(_))
+            };
+            if came.iter().any(on_a_bus) {
                 commit.order.ioeventfds();
             }
             let mut replaced = commit.events.settle(events, &mut tables.devices);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use kvm_memslots_shim::events::{EventLimits, State};
+use kvm_memslots_shim::events::{EventLimits, State, ZoneLimits};
 use kvm_memslots_shim::{Range, Slot};
 
 use super::check::Checks;
@@ -113,7 +113,13 @@ impl Vm {
         self.events.limits()
     }
 
-    /// The routes, irqfds and ioeventfds that KVM has, as far as they are known.
+    /// What the VM allows of coalesced zones.
+    #[must_use]
+    pub fn zone_limits(&self) -> ZoneLimits {
+        self.events.zone_limits()
+    }
+
+    /// The routes, irqfds, ioeventfds and zones that KVM has, as far as they are known.
     /// Waits for a change that is being applied.
     ///
     /// # Errors

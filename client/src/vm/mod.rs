@@ -17,6 +17,7 @@ mod plan;
 mod prepare;
 mod record;
 mod regions;
+mod ring;
 mod single;
 mod slots;
 

@@ -303,6 +303,12 @@ impl Window {
         let offset = self.offset_of(vm, as_id, Range::new(gpa, 1)?)?;
         Some(self.at(offset).map_or(Found::Gap { offset }, Found::Placed))
     }
+
+    /// Where in the window an address of an address space of `vm` is, if it is.
+    #[must_use]
+    pub fn offset_at(&self, vm: &Vm, as_id: u16, gpa: u64) -> Option<u64> {
+        self.offset_of(vm, as_id, Range::new(gpa, 1)?)
+    }
 }
 
 /// What is at a guest address that is in a window.

@@ -9,3 +9,4 @@ mod random;
 mod rig;
 mod twins;
 mod vectors;
+mod zones;

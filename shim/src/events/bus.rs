@@ -1,16 +1,28 @@
-//! How KVM finds the ioeventfd for a write, mistakes included
+//! How KVM finds the ioeventfd or the zone for a write, mistakes included
 //! (`kvm_io_bus_register_dev()`, `kvm_io_bus_get_first_dev()`).
 
 use super::types::Ioeventfd;
+use super::zone::Zone;
 
 /// A device on a bus, in KVM's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Device {
     addr: u64,
     len: u64,
-    /// `None`: one of KVM's own.
-    ioeventfd: Option<Ioeventfd>,
+    what: What,
 }
+
+/// What is on a bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    /// A device of KVM's own.
+    Own,
+    Ioeventfd(Ioeventfd),
+    Zone(Zone),
+}
+
+/// `NR_IOBUS_DEVS`
+const DEVICES: usize = 1000;
 
 /// One bus of a VM.
 #[derive(Debug, Clone, Default)]
@@ -19,34 +31,51 @@ pub(super) struct IoBus(Vec<Device>);
 impl IoBus {
     /// A bus with devices of KVM's own.
     pub(super) fn with(own: &[(u64, u64)]) -> Self {
-        let device = |&(addr, len)| Device { addr, len, ioeventfd: None };
+        let device = |&(addr, len)| Device { addr, len, what: What::Own };
         Self(own.iter().map(device).collect())
     }
 
-    pub(super) fn register(&mut self, ioeventfd: &Ioeventfd) {
-        let (addr, len) = (ioeventfd.addr, ioeventfd.len.into());
+    /// Whether there is no room for one more that is no ioeventfd.
+    pub(super) fn is_full(&self) -> bool {
+        let counted = |there: &&Device| !matches!(there.what, What::Ioeventfd(_));
+        self.0.iter().filter(counted).count() > DEVICES - 1
+    }
+
+    pub(super) fn register(&mut self, what: What) {
+        let (addr, len) = match what {
+            What::Own => return,
+            What::Ioeventfd(Ioeventfd { addr, len, .. }) | What::Zone(Zone { addr, len, .. }) => {
+                // An `int` to KVM.
+                (addr, i64::from(len as i32) as u64)
+            }
+        };
         let place = self.0.iter().position(|there| compare((there.addr, there.len), addr, len) > 0);
         let place = place.unwrap_or(self.0.len());
-        self.0.insert(place, Device { addr, len, ioeventfd: Some(*ioeventfd) });
+        self.0.insert(place, Device { addr, len, what });
     }
 
-    pub(super) fn unregister(&mut self, ioeventfd: &Ioeventfd) {
-        self.0.retain(|there| there.ioeventfd.as_ref() != Some(ioeventfd));
+    pub(super) fn unregister(&mut self, what: What) {
+        self.0.retain(|there| there.what != what);
     }
 
-    /// The ioeventfd that a write fires. KVM's order is not always sorted: a
-    /// device that ends where one of length 0 is, and was registered after it,
-    /// comes behind it. The binary search may then miss the latter.
-    pub(super) fn write(&self, addr: u64, len: u32, value: u64) -> Option<&Ioeventfd> {
+    /// What a write goes to: the first that takes it. `ring` is whether the ring
+    /// of the zones has room.
+    ///
+    /// KVM's order is not always sorted: a device that ends where one of length 0
+    /// is, and was registered after it, comes behind it. The binary search may then
+    /// miss the latter, and a zone that others are in.
+    pub(super) fn write(&self, addr: u64, len: u32, value: u64, ring: bool) -> Option<&What> {
         let matches = |there: &Device| compare((addr, len.into()), there.addr, there.len);
         let mut index = self.search(matches)?;
         while index > 0 && matches(&self.0[index - 1]) == 0 {
             index -= 1;
         }
         let candidates = self.0[index..].iter().take_while(|there| matches(there) == 0);
-        candidates
-            .filter_map(|there| there.ioeventfd.as_ref())
-            .find(|ioeventfd| ioeventfd.fires_for(ioeventfd.bus, addr, len, value))
+        candidates.map(|there| &there.what).find(|what| match what {
+            What::Own => false,
+            What::Ioeventfd(ioeventfd) => ioeventfd.fires_for(ioeventfd.bus, addr, len, value),
+            What::Zone(zone) => ring && zone.has(addr, len),
+        })
     }
 
     /// `__inline_bsearch()`: which of several that match is found depends on

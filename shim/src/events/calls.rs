@@ -1,6 +1,7 @@
 //! Who answers the event calls of one VM: KVM, or the model of it.
 
 use super::types::{Ioeventfd, Irqfd, Route};
+use super::zone::{Zone, ZoneLimits};
 use crate::errno::Errno;
 use crate::limits::EventLimits;
 
@@ -52,6 +53,31 @@ pub trait EventCalls: Send + Sync {
     /// # Errors
     /// `ENOENT`: there is none like this; `EBADF`, `EINVAL`.
     fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno>;
+
+    /// What this VM allows of zones: nothing, unless it says so.
+    fn zone_limits(&self) -> ZoneLimits {
+        ZoneLimits::default()
+    }
+
+    /// `KVM_REGISTER_COALESCED_MMIO`. KVM takes a zone as often as it is
+    /// registered, and one that overlaps with others.
+    ///
+    /// # Errors
+    /// `ENOSPC`: the bus is full (`NR_IOBUS_DEVS`, which ioeventfds don't count
+    /// for); `ENOTTY` where there are none.
+    fn register_zone(&self, _zone: &Zone) -> Result<(), Errno> {
+        Err(Errno::ENOTTY)
+    }
+
+    /// `KVM_UNREGISTER_COALESCED_MMIO`: of all zones that this one is in. Waits
+    /// for one grace period on `kvm->srcu` for each.
+    ///
+    /// # Errors
+    /// `ENOTTY` where there are none. That there is no such zone is not an error
+    /// to KVM.
+    fn unregister_zone(&self, _zone: &Zone) -> Result<(), Errno> {
+        Err(Errno::ENOTTY)
+    }
 
     /// Whether `KVM_CREATE_IRQCHIP` was called on the VM, as `KVM_GET_IRQCHIP`
     /// says; `None` where nobody can tell.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::routes::Routes;
 use super::state::State;
 use super::types::{Ioeventfd, Irqfd, Route};
+use super::zone::Zone;
 
 /// Some of what KVM has of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,13 +16,16 @@ pub struct Parts {
     pub irqfds: BTreeSet<Irqfd>,
     /// Ioeventfds.
     pub ioeventfds: BTreeSet<Ioeventfd>,
+    /// Coalesced zones.
+    pub zones: BTreeSet<Zone>,
 }
 
 impl Parts {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty() && self.irqfds.is_empty() && self.ioeventfds.is_empty()
+        let interrupts = self.routes.is_empty() && self.irqfds.is_empty();
+        interrupts && self.ioeventfds.is_empty() && self.zones.is_empty()
     }
 }
 
@@ -42,6 +46,7 @@ impl Delta {
             routes: one.routes.without(&other.routes).iter().copied().collect(),
             irqfds: &one.irqfds - &other.irqfds,
             ioeventfds: &one.ioeventfds - &other.ioeventfds,
+            zones: &one.zones - &other.zones,
         };
         Self { gone: less(live, wanted), come: less(wanted, live) }
     }
@@ -51,6 +56,7 @@ impl Delta {
         cancel(&mut self.gone.routes, &mut self.come.routes);
         cancel(&mut self.gone.irqfds, &mut self.come.irqfds);
         cancel(&mut self.gone.ioeventfds, &mut self.come.ioeventfds);
+        cancel(&mut self.gone.zones, &mut self.come.zones);
     }
 
     /// How many routes there are then, of a VM with these.

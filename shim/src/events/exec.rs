@@ -54,6 +54,8 @@ fn make(calls: &dyn EventCalls, live: &mut State, op: &Op) -> Result<(), Refusal
         Op::DeassignIrqfd(irqfd) => calls.deassign_irqfd(irqfd),
         Op::AssignIoeventfd(ioeventfd) => calls.assign_ioeventfd(ioeventfd),
         Op::DeassignIoeventfd(ioeventfd) => calls.deassign_ioeventfd(ioeventfd),
+        Op::RegisterZone(zone) => calls.register_zone(zone),
+        Op::UnregisterZone(zone) => calls.unregister_zone(zone),
     });
     match answer {
         Ok(Ok(())) => {
@@ -67,8 +69,10 @@ fn make(calls: &dyn EventCalls, live: &mut State, op: &Op) -> Result<(), Refusal
                     let kept = live.routes.iter().filter(|route| to.contains(route));
                     live.routes = kept.copied().collect();
                 }
-                Op::DeassignIrqfd(_) | Op::DeassignIoeventfd(_) => live.follow(op),
-                Op::AssignIrqfd(_) | Op::AssignIoeventfd(_) => {}
+                Op::DeassignIrqfd(_) | Op::DeassignIoeventfd(_) | Op::UnregisterZone(_) => {
+                    live.follow(op);
+                }
+                Op::AssignIrqfd(_) | Op::AssignIoeventfd(_) | Op::RegisterZone(_) => {}
             }
             Err(Refusal { errno: Errno::EIO, panic: Some(panic) })
         }

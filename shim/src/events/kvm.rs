@@ -2,11 +2,15 @@
 
 use std::os::fd::RawFd;
 
-use kvm_bindings::{KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_ioeventfd, kvm_irqfd};
+use kvm_bindings::{
+    KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_coalesced_mmio_zone,
+    kvm_coalesced_mmio_zone__bindgen_ty_1, kvm_ioeventfd, kvm_irqfd,
+};
 use kvm_memslots_uapi::irqfd::KVM_IRQFD_FLAG_NO_IRQBYPASS;
 
 use super::calls::EventCalls;
 use super::types::{Bus, Ioeventfd, Irqfd, Route};
+use super::zone::{Zone, ZoneLimits};
 use crate::errno::Errno;
 use crate::kvm::{Kvm, retry};
 use crate::limits::EventLimits;
@@ -87,12 +91,33 @@ impl EventCalls for Kvm {
         self.change_ioeventfd(ioeventfd, IOEVENTFD_DEASSIGN)
     }
 
+    fn zone_limits(&self) -> ZoneLimits {
+        self.allowed.zones
+    }
+
+    fn register_zone(&self, zone: &Zone) -> Result<(), Errno> {
+        retry(|| self.calls.register_coalesced_mmio(&to_kvm(zone)))
+    }
+
+    fn unregister_zone(&self, zone: &Zone) -> Result<(), Errno> {
+        retry(|| self.calls.unregister_coalesced_mmio(&to_kvm(zone)))
+    }
+
     fn has_irqchip(&self) -> Option<bool> {
         match retry(|| self.calls.get_irqchip()) {
             Ok(()) => Some(true),
             Err(Errno::ENXIO) => Some(false),
             Err(_) => None,
         }
+    }
+}
+
+fn to_kvm(zone: &Zone) -> kvm_coalesced_mmio_zone {
+    let pio = u32::from(zone.bus == Bus::Pio);
+    kvm_coalesced_mmio_zone {
+        addr: zone.addr,
+        size: zone.len,
+        __bindgen_anon_1: kvm_coalesced_mmio_zone__bindgen_ty_1 { pio },
     }
 }
 

@@ -1,4 +1,4 @@
-//! Ioeventfds, irqfds and interrupt routes: how a VM's devices and its guest
+//! Ioeventfds, coalesced zones, irqfds and interrupt routes: how a VM's devices and its guest
 //! signal each other without an exit to the VMM.
 //!
 //! As for memory: [`plan`] is pure, and says which [`Op`]s lead from one
@@ -28,6 +28,7 @@ mod plan;
 mod routes;
 mod state;
 mod types;
+mod zone;
 
 pub use crate::limits::EventLimits;
 pub use calls::EventCalls;
@@ -42,3 +43,4 @@ pub use plan::{Plan, plan, plan_delta};
 pub use routes::Routes;
 pub use state::State;
 pub use types::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget};
+pub use zone::{Zone, ZoneLimits, ZoneWrite};

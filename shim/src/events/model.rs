@@ -1,16 +1,19 @@
-//! KVM's rules for ioeventfds, irqfds and routes, in memory
-//! (`virt/kvm/eventfd.c`, `virt/kvm/irqchip.c`, `arch/x86/kvm/irq_comm.c` of
-//! Linux 6.12; the architecture is x86).
+//! KVM's rules for ioeventfds, zones, irqfds and routes, in memory
+//! (`virt/kvm/eventfd.c`, `virt/kvm/coalesced_mmio.c`, `virt/kvm/irqchip.c`,
+//! `arch/x86/kvm/irq_comm.c` of Linux 6.12; the architecture is x86).
+
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
-use super::bus::IoBus;
+use super::bus::{IoBus, What};
 use super::calls::EventCalls;
 use super::op::{Op, Waits};
 use super::state::State;
 use super::types::{Bus, Ioeventfd, Irqfd, Route, RouteTarget};
+use super::zone::{Zone, ZoneLimits, ZoneWrite};
 use crate::errno::Errno;
 use crate::fault::{self, Faults, handle};
 use crate::limits::EventLimits;
@@ -50,6 +53,10 @@ pub enum Call {
     AssignIoeventfd,
     /// `KVM_IOEVENTFD`, deassign.
     DeassignIoeventfd,
+    /// `KVM_REGISTER_COALESCED_MMIO`.
+    RegisterZone,
+    /// `KVM_UNREGISTER_COALESCED_MMIO`.
+    UnregisterZone,
 }
 
 /// A failure to come of an event call.
@@ -97,11 +104,14 @@ handle!(Model, Vm, Counts, Fault);
 #[derive(Debug, Clone)]
 struct Vm {
     limits: EventLimits,
+    zones: ZoneLimits,
     irqchip: Irqchip,
     fds: BTreeMap<RawFd, FdKind>,
     state: State,
     mmio: IoBus,
     pio: IoBus,
+    /// The ring of the zones, as the VMM finds it.
+    ring: Vec<ZoneWrite>,
     counts: Counts,
     faults: Faults<Call>,
 }
@@ -121,11 +131,13 @@ impl Model {
         }
         Self(Arc::new(Mutex::new(Vm {
             limits: EventLimits { routes: 4096, no_irqbypass: false, devid: false },
+            zones: zones::LIMITS,
             irqchip,
             fds: BTreeMap::new(),
             state,
             mmio,
             pio,
+            ring: Vec::new(),
             counts: Counts::default(),
             faults: Faults::default(),
         })))
@@ -147,13 +159,6 @@ impl Model {
     #[must_use]
     pub fn state(&self) -> State {
         self.with(|vm| vm.state.clone())
-    }
-
-    /// The eventfd that a guest's write of `len` bytes signals; `None` where
-    /// it comes out as an exit.
-    #[must_use]
-    pub fn guest_writes(&self, bus: Bus, addr: u64, len: u32, value: u64) -> Option<RawFd> {
-        self.with(|vm| vm.bus(bus).write(addr, len, value).map(|ioeventfd| ioeventfd.fd))
     }
 
     /// What signalling an eventfd raises.
@@ -193,8 +198,8 @@ impl Vm {
         self.counts.waits += op.waits();
         self.state.follow(op);
         match op {
-            Op::AssignIoeventfd(ioeventfd) => self.bus(ioeventfd.bus).register(ioeventfd),
-            Op::DeassignIoeventfd(ioeventfd) => self.bus(ioeventfd.bus).unregister(ioeventfd),
+            Op::AssignIoeventfd(at) => self.bus(at.bus).register(What::Ioeventfd(*at)),
+            Op::DeassignIoeventfd(at) => self.bus(at.bus).unregister(What::Ioeventfd(*at)),
             _ => {}
         }
     }
@@ -342,6 +347,18 @@ impl EventCalls for Model {
 
     fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
         self.with(|vm| vm.deassign_ioeventfd(ioeventfd))
+    }
+
+    fn zone_limits(&self) -> ZoneLimits {
+        self.with(|vm| vm.zones)
+    }
+
+    fn register_zone(&self, zone: &Zone) -> Result<(), Errno> {
+        self.with(|vm| vm.register_zone(zone))
+    }
+
+    fn unregister_zone(&self, zone: &Zone) -> Result<(), Errno> {
+        self.with(|vm| vm.unregister_zone(zone))
     }
 
     fn has_irqchip(&self) -> Option<bool> {

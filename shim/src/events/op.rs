@@ -6,6 +6,7 @@ use std::ops::{Add, AddAssign};
 
 use super::routes::Routes;
 use super::types::{Bus, Ioeventfd, Irqfd};
+use super::zone::Zone;
 
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub enum Op {
     AssignIoeventfd(Ioeventfd),
     /// `KVM_IOEVENTFD`, deassign.
     DeassignIoeventfd(Ioeventfd),
+    /// `KVM_REGISTER_COALESCED_MMIO`.
+    RegisterZone(Zone),
+    /// `KVM_UNREGISTER_COALESCED_MMIO`.
+    UnregisterZone(Zone),
 }
 
 /// Grace periods that calls wait for, by the rules of Linux 6.18 and later.
@@ -66,6 +71,8 @@ impl Op {
             Self::DeassignIrqfd(irqfd) => Self::AssignIrqfd(*irqfd),
             Self::AssignIoeventfd(ioeventfd) => Self::DeassignIoeventfd(*ioeventfd),
             Self::DeassignIoeventfd(ioeventfd) => Self::AssignIoeventfd(*ioeventfd),
+            Self::RegisterZone(zone) => Self::UnregisterZone(*zone),
+            Self::UnregisterZone(zone) => Self::RegisterZone(*zone),
         }
     }
 
@@ -77,13 +84,14 @@ impl Op {
             Self::Routes { .. } => cost.routing_calls = 1,
             Self::AssignIrqfd(_) | Self::DeassignIrqfd(_) => cost.irqfd_calls = 1,
             Self::AssignIoeventfd(_) | Self::DeassignIoeventfd(_) => cost.ioeventfd_calls = 1,
+            Self::RegisterZone(_) | Self::UnregisterZone(_) => cost.zone_calls = 1,
         }
         cost
     }
 
     /// The grace periods that it waits for (`virt/kvm/eventfd.c`,
     /// `virt/kvm/irqchip.c`, `kvm_io_bus_unregister_dev()`). Registering an
-    /// ioeventfd waited for one before Linux 6.18, and for none since.
+    /// ioeventfd or a zone waited for one before Linux 6.18, and for none since.
     #[must_use]
     pub fn waits(&self) -> Waits {
         match self {
@@ -94,7 +102,9 @@ impl Op {
             Self::DeassignIrqfd(irqfd) => {
                 Waits { in_irqfd_shutdown: irqfd.resample.map_or(1, |_| 2), ..Waits::default() }
             }
-            Self::AssignIoeventfd(_) => Waits::default(),
+            Self::AssignIoeventfd(_) | Self::RegisterZone(_) => Waits::default(),
+            // One for each zone that it is in, which is itself alone.
+            Self::UnregisterZone(_) => Waits { in_calls: 1, ..Waits::default() },
             Self::DeassignIoeventfd(ioeventfd) => {
                 // Any length on MMIO is on a second bus as well.
                 let buses = if (ioeventfd.bus, ioeventfd.len) == (Bus::Mmio, 0) { 2 } else { 1 };
@@ -113,6 +123,8 @@ pub struct Cost {
     pub irqfd_calls: u64,
     /// `KVM_IOEVENTFD`.
     pub ioeventfd_calls: u64,
+    /// `KVM_REGISTER_COALESCED_MMIO`, `KVM_UNREGISTER_COALESCED_MMIO`.
+    pub zone_calls: u64,
     /// The grace periods that these wait for, by KVM's rules.
     pub waits: Waits,
 }
@@ -121,7 +133,7 @@ impl Cost {
     /// All calls.
     #[must_use]
     pub const fn calls(&self) -> u64 {
-        self.routing_calls + self.irqfd_calls + self.ioeventfd_calls
+        self.routing_calls + self.irqfd_calls + self.ioeventfd_calls + self.zone_calls
     }
 }
 
@@ -133,6 +145,7 @@ impl Add for Cost {
             routing_calls: self.routing_calls + other.routing_calls,
             irqfd_calls: self.irqfd_calls + other.irqfd_calls,
             ioeventfd_calls: self.ioeventfd_calls + other.ioeventfd_calls,
+            zone_calls: self.zone_calls + other.zone_calls,
             waits: self.waits + other.waits,
         }
     }
@@ -160,6 +173,8 @@ impl fmt::Display for Op {
             Self::DeassignIrqfd(irqfd) => write!(f, "deassign the {irqfd}"),
             Self::AssignIoeventfd(ioeventfd) => write!(f, "assign the {ioeventfd}"),
             Self::DeassignIoeventfd(ioeventfd) => write!(f, "deassign the {ioeventfd}"),
+            Self::RegisterZone(zone) => write!(f, "register the {zone}"),
+            Self::UnregisterZone(zone) => write!(f, "unregister the {zone}"),
         }
     }
 }

@@ -32,12 +32,12 @@ pub fn plan(live: &State, wanted: &State) -> Plan {
 /// The calls that make these differences, to a VM with these routes: none
 /// where there are none.
 ///
-/// - What goes, goes first: ioeventfds, then irqfds, so that nothing raises a
+/// - What goes, goes first: ioeventfds and zones, then irqfds, so that nothing raises a
 ///   GSI when its route goes.
 /// - The routes change once, whatever changes in them.
 /// - Irqfds come after their routes, so that an event that is pending in the
 ///   eventfd finds its way.
-/// - Ioeventfds come last: since Linux 6.18 registering one leaves a normal
+/// - Ioeventfds and zones come last: since Linux 6.18 registering one leaves a normal
 ///   grace period in flight on `kvm->srcu` (`call_srcu()`), which the next
 ///   change of memory waits for.
 /// - They come by address: KVM loses sight of one of length 0 if another that
@@ -47,6 +47,7 @@ pub fn plan_delta(routes: &Routes, delta: &Delta) -> Plan {
     let Delta { gone, come } = delta;
     let mut ops = Vec::new();
     ops.extend(gone.ioeventfds.iter().copied().map(Op::DeassignIoeventfd));
+    ops.extend(gone.zones.iter().copied().map(Op::UnregisterZone));
     ops.extend(gone.irqfds.iter().copied().map(Op::DeassignIrqfd));
     let taken = ops.len();
     if !(gone.routes.is_empty() && come.routes.is_empty()) {
@@ -55,5 +56,6 @@ pub fn plan_delta(routes: &Routes, delta: &Delta) -> Plan {
     }
     ops.extend(come.irqfds.iter().copied().map(Op::AssignIrqfd));
     ops.extend(come.ioeventfds.iter().copied().map(Op::AssignIoeventfd));
+    ops.extend(come.zones.iter().copied().map(Op::RegisterZone));
     Plan { ops, gone: taken }
 }

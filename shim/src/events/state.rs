@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::op::Op;
 use super::routes::Routes;
 use super::types::{Ioeventfd, Irqfd};
+use super::zone::Zone;
 
 /// All that KVM has of a VM, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +16,8 @@ pub struct State {
     pub irqfds: BTreeSet<Irqfd>,
     /// The ioeventfds.
     pub ioeventfds: BTreeSet<Ioeventfd>,
+    /// The coalesced zones.
+    pub zones: BTreeSet<Zone>,
 }
 
 impl State {
@@ -25,6 +28,7 @@ impl State {
             routes: self.routes.without(&other.routes),
             irqfds: &self.irqfds - &other.irqfds,
             ioeventfds: &self.ioeventfds - &other.ioeventfds,
+            zones: &self.zones - &other.zones,
         }
     }
 
@@ -36,6 +40,8 @@ impl State {
             Op::DeassignIrqfd(irqfd) => _ = self.irqfds.remove(irqfd),
             Op::AssignIoeventfd(ioeventfd) => _ = self.ioeventfds.insert(*ioeventfd),
             Op::DeassignIoeventfd(ioeventfd) => _ = self.ioeventfds.remove(ioeventfd),
+            Op::RegisterZone(zone) => _ = self.zones.insert(*zone),
+            Op::UnregisterZone(zone) => _ = self.zones.remove(zone),
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::{
-    KVM_CAP_GUEST_MEMFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID, KVM_CAP_MULTI_ADDRESS_SPACE,
-    KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM, KVM_CAP_USER_MEMORY2, kvm_irqfd,
+    KVM_CAP_COALESCED_MMIO, KVM_CAP_COALESCED_PIO, KVM_CAP_GUEST_MEMFD, KVM_CAP_IRQ_ROUTING,
+    KVM_CAP_MSI_DEVID, KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM,
+    KVM_CAP_USER_MEMORY2, kvm_irqfd,
 };
 use kvm_memslots_uapi::irqfd::{NoIrqBypass, ProbeIrqfd, probe_no_irqbypass};
 use kvm_memslots_uapi::probe::{ProbeVm, Support, TrapSupport, probe};
@@ -16,6 +17,7 @@ use super::calls::VmCalls;
 use super::retry::retry;
 use super::trap;
 use crate::errno::Errno;
+use crate::events::ZoneLimits;
 use crate::limits::{EventLimits, Limits};
 
 /// `KVM_MAX_IRQ_ROUTES`, where KVM does not say.
@@ -26,6 +28,7 @@ const MAX_IRQ_ROUTES: u32 = 4096;
 pub(crate) struct Allowed {
     pub(crate) limits: Limits,
     pub(crate) events: EventLimits,
+    pub(crate) zones: ZoneLimits,
     pub(super) support: Support,
     pub(super) trap: TrapSupport,
     pub(super) no_irqbypass: NoIrqBypass,
@@ -69,7 +72,11 @@ impl Allowed {
             no_irqbypass: no_irqbypass == NoIrqBypass::Present,
             devid: cap(KVM_CAP_MSI_DEVID) != 0,
         };
-        Self { limits, events, support, trap, no_irqbypass }
+        let zones = ZoneLimits {
+            ring_page: Some(cap(KVM_CAP_COALESCED_MMIO)).filter(|page| *page != 0),
+            pio: cap(KVM_CAP_COALESCED_PIO) != 0,
+        };
+        Self { limits, events, zones, support, trap, no_irqbypass }
     }
 }
 

@@ -5,7 +5,8 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{
-    kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
+    kvm_clear_dirty_log, kvm_coalesced_mmio_zone, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd,
+    kvm_irq_routing, kvm_irqfd,
 };
 use kvm_memslots_uapi::{
     kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_userspace_memory_regions,
@@ -84,6 +85,12 @@ pub(crate) trait VmCalls: Send + Sync + fmt::Debug {
     /// `KVM_IOEVENTFD`, likewise.
     fn ioeventfd(&self, ioeventfd: &kvm_ioeventfd) -> Result<(), Errno>;
 
+    /// `KVM_REGISTER_COALESCED_MMIO`.
+    fn register_coalesced_mmio(&self, zone: &kvm_coalesced_mmio_zone) -> Result<(), Errno>;
+
+    /// `KVM_UNREGISTER_COALESCED_MMIO`.
+    fn unregister_coalesced_mmio(&self, zone: &kvm_coalesced_mmio_zone) -> Result<(), Errno>;
+
     /// `KVM_GET_IRQCHIP` of the first PIC, whose state is thrown away: `ENXIO`
     /// where `KVM_CREATE_IRQCHIP` was not called. x86 only.
     fn get_irqchip(&self) -> Result<(), Errno>;
@@ -96,8 +103,8 @@ mod request {
     #[cfg(target_arch = "x86_64")]
     use kvm_bindings::kvm_irqchip;
     use kvm_bindings::{
-        kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing,
-        kvm_irqfd,
+        kvm_clear_dirty_log, kvm_coalesced_mmio_zone, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd,
+        kvm_irq_routing, kvm_irqfd,
     };
     use kvm_memslots_uapi::{
         kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_userspace_memory_regions,
@@ -108,8 +115,9 @@ mod request {
     use crate::kvm::requests::KVM_GET_IRQCHIP;
     use crate::kvm::requests::{
         KVM_CHECK_EXTENSION, KVM_CLEAR_DIRTY_LOG, KVM_CREATE_VM, KVM_ENABLE_CAP,
-        KVM_GET_API_VERSION, KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING,
-        KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS,
+        KVM_GET_API_VERSION, KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD,
+        KVM_REGISTER_COALESCED_MMIO, KVM_SET_GSI_ROUTING, KVM_SET_USER_MEMORY_REGION,
+        KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS, KVM_UNREGISTER_COALESCED_MMIO,
     };
 
     // KVM refuses the call if its argument, which it does not use, is not 0.
@@ -134,6 +142,16 @@ mod request {
     ioctl_write_ptr_bad!(set_gsi_routing, KVM_SET_GSI_ROUTING, kvm_irq_routing);
     ioctl_write_ptr_bad!(irqfd, KVM_IRQFD, kvm_irqfd);
     ioctl_write_ptr_bad!(ioeventfd, KVM_IOEVENTFD, kvm_ioeventfd);
+    ioctl_write_ptr_bad!(
+        register_coalesced_mmio,
+        KVM_REGISTER_COALESCED_MMIO,
+        kvm_coalesced_mmio_zone
+    );
+    ioctl_write_ptr_bad!(
+        unregister_coalesced_mmio,
+        KVM_UNREGISTER_COALESCED_MMIO,
+        kvm_coalesced_mmio_zone
+    );
     ioctl_readwrite_bad!(clear_dirty_log, KVM_CLEAR_DIRTY_LOG, kvm_clear_dirty_log);
     ioctl_readwrite_bad!(
         set_user_memory_regions,
@@ -260,6 +278,18 @@ impl VmCalls for OwnedFd {
     fn ioeventfd(&self, ioeventfd: &kvm_ioeventfd) -> Result<(), Errno> {
         // SAFETY: the kernel reads the structure.
         let answer = unsafe { request::ioeventfd(self.as_raw_fd(), ioeventfd) };
+        answer.map(drop).map_err(Errno::from_nix)
+    }
+
+    fn register_coalesced_mmio(&self, zone: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
+        // SAFETY: the kernel reads the structure.
+        let answer = unsafe { request::register_coalesced_mmio(self.as_raw_fd(), zone) };
+        answer.map(drop).map_err(Errno::from_nix)
+    }
+
+    fn unregister_coalesced_mmio(&self, zone: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
+        // SAFETY: the kernel reads the structure.
+        let answer = unsafe { request::unregister_coalesced_mmio(self.as_raw_fd(), zone) };
         answer.map(drop).map_err(Errno::from_nix)
     }
 

@@ -3,7 +3,8 @@
 //! 32 bits, as the kernel has them: `ioctl` takes an `unsigned int`.
 
 use kvm_bindings::{
-    kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
+    kvm_clear_dirty_log, kvm_coalesced_mmio_zone, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd,
+    kvm_irq_routing, kvm_irqfd,
 };
 use kvm_memslots_uapi::{KVMIO, kvm_userspace_memory_region, kvm_userspace_memory_region2};
 use nix::{request_code_none, request_code_readwrite, request_code_write};
@@ -30,6 +31,10 @@ requests! {
     #[cfg(target_arch = "x86_64")]
     KVM_GET_IRQCHIP =
         request_code_readwrite!(KVMIO, 0x62, size_of::<kvm_bindings::kvm_irqchip>());
+    KVM_REGISTER_COALESCED_MMIO =
+        request_code_write!(KVMIO, 0x67, size_of::<kvm_coalesced_mmio_zone>());
+    KVM_UNREGISTER_COALESCED_MMIO =
+        request_code_write!(KVMIO, 0x68, size_of::<kvm_coalesced_mmio_zone>());
     KVM_SET_GSI_ROUTING = request_code_write!(KVMIO, 0x6a, size_of::<kvm_irq_routing>());
     KVM_IRQFD = request_code_write!(KVMIO, 0x76, size_of::<kvm_irqfd>());
     KVM_IOEVENTFD = request_code_write!(KVMIO, 0x79, size_of::<kvm_ioeventfd>());

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Bus, Ioeventfd, Irqfd, Route};
+use kvm_memslots_shim::events::{Ioeventfd, Irqfd, Route};
 
 use crate::RegionId;
-use crate::device::{Device, Event, Kick, Line, Place, Vector};
+use crate::device::{Coalesced, Device, Event, Kick, Line, Place, Vector};
 
 /// A device that is attached.
 #[derive(Debug)]
@@ -13,10 +13,11 @@ pub(crate) struct Attached {
     pub(crate) name: Arc<str>,
     pub(crate) regions: Vec<RegionId>,
     pub(crate) kicks: Vec<Kick>,
+    pub(super) zones: Vec<Coalesced>,
     pub(crate) vectors: Vec<Vector>,
     pub(crate) lines: Vec<Line>,
     pub(super) may_bypass: bool,
-    /// Its ioeventfds are left to a later set.
+    /// Its ioeventfds and zones are left to a later set.
     pub(super) defers: bool,
 }
 
@@ -26,6 +27,7 @@ impl Attached {
             name: Arc::clone(&device.name),
             regions: device.regions.iter().map(|(id, _)| *id).collect(),
             kicks: device.kicks.clone(),
+            zones: device.zones.clone(),
             vectors: device.vectors.clone(),
             lines: device.lines.clone(),
             may_bypass: device.may_bypass,
@@ -41,22 +43,17 @@ impl Attached {
         gpa_of: impl Fn(RegionId) -> Option<u64> + 'a,
     ) -> impl Iterator<Item = (usize, Ioeventfd)> + 'a {
         self.kicks.iter().enumerate().filter_map(move |(index, kick)| {
-            let (bus, addr) = match kick.doorbell.place {
-                Place::In(region, offset) if of.is_none_or(|of| of == region) => {
-                    (Bus::Mmio, gpa_of(region)?.checked_add(offset)?)
-                }
-                Place::At(bus, addr) if of.is_none() => (bus, addr),
-                _ => return None,
-            };
+            let (bus, addr) = kick.doorbell.place.of(of, &gpa_of)?;
             let (len, datamatch) = (kick.doorbell.len, kick.doorbell.value);
             let fd = event_fd(&kick.event);
             Some((index, Ioeventfd { bus, addr, len, datamatch, fd }))
         })
     }
 
-    /// The regions that its doorbells are in.
+    /// The regions that its doorbells and zones are in.
     pub(super) fn follows(&self) -> impl Iterator<Item = RegionId> + '_ {
-        self.kicks.iter().filter_map(|kick| match kick.doorbell.place {
+        let places = self.kicks.iter().map(|kick| kick.doorbell.place);
+        places.chain(self.zones.iter().map(|zone| zone.place)).filter_map(|place| match place {
             Place::In(region, _) => Some(region),
             Place::At(..) => None,
         })

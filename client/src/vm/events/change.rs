@@ -9,6 +9,7 @@ use kvm_memslots_shim::events::{Gsis, Op, Plan, Route, Routes, State, plan_delta
 use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
 use super::work::{Blame, Subject, Work};
+use super::zones::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Event, Trigger};
 use crate::error::{Error, ErrorKind};
@@ -26,6 +27,8 @@ pub(in crate::vm) struct EventChange {
     pub(super) clock: u64,
     pub(super) claims_gone: Claims,
     pub(super) claims_come: Claims,
+    pub(super) zones_gone: ZoneClaims,
+    pub(super) zones_come: ZoneClaims,
     /// Triggers of vectors that are masked, and that are no longer.
     holds: Vec<Arc<Trigger>>,
     releases: Vec<Arc<Trigger>>,
@@ -40,6 +43,7 @@ impl EventChange {
         let is = |(subject, _): &&(Subject, Blame)| match (op, subject) {
             (Op::AssignIrqfd(a) | Op::DeassignIrqfd(a), Subject::Irqfd(b)) => a == b,
             (Op::AssignIoeventfd(a) | Op::DeassignIoeventfd(a), Subject::Ioeventfd(b)) => a == b,
+            (Op::RegisterZone(a) | Op::UnregisterZone(a), Subject::Zone(b)) => a == b,
             (Op::Routes { from, to }, Subject::Route(route)) => {
                 from.contains(route) != to.contains(route)
             }
@@ -88,6 +92,10 @@ impl EventChange {
                 }
                 Op::DeassignIoeventfd(at) if !live.ioeventfds.contains(at) => {
                     missing.ioeventfds.insert(*at);
+                }
+                Op::RegisterZone(at) if live.zones.contains(at) => _ = surplus.zones.insert(*at),
+                Op::UnregisterZone(at) if !live.zones.contains(at) => {
+                    missing.zones.insert(*at);
                 }
                 _ => {}
             }
@@ -146,7 +154,8 @@ impl EventDraft<'_> {
                 None => error,
             });
         };
-        let Work { delta, claims_gone, claims_come, holds, releases, subjects, .. } = work;
+        let Work { delta, claims_gone, claims_come, zones_gone, zones_come, .. } = work;
+        let (holds, releases, subjects) = (work.holds, work.releases, work.subjects);
         let own_routes_change = self.own_routes.as_ref().map(|(number, _)| *number);
         Ok(Some(EventChange {
             plan: plan_delta(&self.state.live.routes, &delta),
@@ -157,6 +166,8 @@ impl EventDraft<'_> {
             clock: self.clock,
             claims_gone,
             claims_come,
+            zones_gone,
+            zones_come,
             holds,
             releases,
             subjects,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvm_memslots_shim::events::Ioeventfd;
+use kvm_memslots_shim::events::{Ioeventfd, Zone};
 
 use crate::device::DeviceId;
 
@@ -22,6 +22,20 @@ impl Claims {
             here.take_while(move |(other, _)| (other.bus, other.addr) == (with.bus, with.addr));
         let colliding = here.filter(move |(other, _)| other.collides_with(&with));
         colliding.map(|(ioeventfd, (id, index))| (ioeventfd, *id, *index))
+    }
+
+    /// Those that a zone would take writes from.
+    pub(super) fn inside(
+        &self,
+        zone: Zone,
+    ) -> impl Iterator<Item = (&Ioeventfd, DeviceId, usize)> + '_ {
+        let (bus, addr) = (zone.bus, zone.addr.saturating_sub(7));
+        let first = Ioeventfd { bus, addr, len: 0, datamatch: None, fd: i32::MIN };
+        let end = zone.addr.saturating_add(zone.len.into());
+        let near = self.0.range(first..);
+        let near = near.take_while(move |(bell, _)| bell.bus == bus && bell.addr < end);
+        let inside = near.filter(move |(bell, _)| zone.takes_from(bell));
+        inside.map(|(ioeventfd, (id, index))| (ioeventfd, *id, *index))
     }
 
     pub(super) fn insert(&mut self, ioeventfd: Ioeventfd, id: DeviceId, index: usize) {

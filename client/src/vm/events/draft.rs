@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kvm_memslots_shim::events::{Gsis, Msi, Route, RouteTarget};
 
 use super::check::{check_kick, check_routes};
+use super::zones::check_coalesced;
 use super::{Attached, Devices, EventState};
 use crate::changes::Change;
 use crate::device::{Device, DeviceId, DevicePart, Line, Vector};
@@ -29,7 +30,7 @@ pub(super) enum Edited {
     Gone,
     Altered {
         vectors: Altered,
-        /// Its ioeventfds are left no longer.
+        /// Its ioeventfds and zones are left no longer.
         assigned: bool,
     },
 }
@@ -89,6 +90,10 @@ impl<'t> EventDraft<'t> {
         let of = |error: ErrorKind, part| Error::from(error).of_device(&device.name, Some(part));
         for (index, kick) in device.kicks.iter().enumerate() {
             check_kick(kick).map_err(|kind| of(kind, DevicePart::Ioeventfd { index }))?;
+        }
+        for (index, zone) in device.zones.iter().enumerate() {
+            check_coalesced(zone, self.state.zone_limits)
+                .map_err(|kind| of(kind, DevicePart::Zone { index }))?;
         }
         for (index, line) in device.lines.iter().enumerate() {
             self.free_if_idle(number, line.gsi);

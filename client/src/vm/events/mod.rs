@@ -11,6 +11,7 @@ mod check;
 mod claims;
 mod draft;
 mod work;
+mod zones;
 
 pub(crate) use attached::Attached;
 pub(super) use change::EventChange;
@@ -19,11 +20,12 @@ pub(super) use draft::EventDraft;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use kvm_memslots_shim::events::{EventLimits, Gsis, Op, Route, State};
+use kvm_memslots_shim::events::{EventLimits, Gsis, Op, Route, State, ZoneLimits};
 
 use self::check::check_routes;
 use self::claims::Claims;
 use self::draft::Edited;
+use self::zones::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, Event, Vector};
 use crate::error::Error;
@@ -42,6 +44,7 @@ pub(super) struct Replaced {
 #[derive(Debug)]
 pub(super) struct EventState {
     pub(super) limits: EventLimits,
+    zone_limits: ZoneLimits,
     pub(super) no_irqbypass: bool,
     /// What KVM has.
     pub(super) live: State,
@@ -52,10 +55,12 @@ pub(super) struct EventState {
     idle: BTreeSet<(u64, DeviceId, usize)>,
     /// When the next vector is masked.
     clock: u64,
-    /// The devices that have doorbells in a region, and so move with it.
+    /// The devices that have doorbells or zones in a region, and so move with it.
     followers: BTreeMap<RegionId, BTreeSet<DeviceId>>,
     /// Where doorbells are, or will be when they are assigned.
     claims: Claims,
+    /// The same of zones.
+    zones: ZoneClaims,
     /// What KVM has may not be what it should have.
     pub(super) unsettled: bool,
     /// Eventfds of devices that are not attached, and that KVM may still have.
@@ -67,7 +72,7 @@ pub(super) struct EventState {
 
 impl EventState {
     pub(super) fn new(
-        limits: EventLimits,
+        (limits, zone_limits): (EventLimits, ZoneLimits),
         no_irqbypass: bool,
         routes: impl IntoIterator<Item = Route>,
         reserved: Vec<RangeInclusive<u32>>,
@@ -85,6 +90,7 @@ impl EventState {
         }
         Ok(Self {
             limits,
+            zone_limits,
             no_irqbypass: no_irqbypass && limits.no_irqbypass,
             live: State { routes: own_routes.iter().copied().collect(), ..State::default() },
             own_routes,
@@ -94,6 +100,7 @@ impl EventState {
             clock: 0,
             followers: BTreeMap::new(),
             claims: Claims::default(),
+            zones: ZoneClaims::default(),
             unsettled: false,
             limbo: Vec::new(),
             unsure: Vec::new(),
@@ -104,7 +111,7 @@ impl EventState {
         self.reserved.iter().any(|range| range.contains(&gsi))
     }
 
-    /// Whether a doorbell is in the region.
+    /// Whether a doorbell or a zone is in the region.
     pub(super) fn follows(&self, region: RegionId) -> bool {
         self.followers.contains_key(&region)
     }
@@ -120,6 +127,7 @@ impl EventState {
         }
         self.clock = change.clock;
         self.claims.follow(&change.claims_gone, &change.claims_come);
+        self.zones.follow(&change.zones_gone, &change.zones_come);
         for (id, edit) in std::mem::take(&mut change.edits) {
             match edit.what {
                 Edited::New(device) => {

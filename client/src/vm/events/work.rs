@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Delta, Ioeventfd, Irqfd, Parts, Route, State};
+use kvm_memslots_shim::events::{Delta, Ioeventfd, Irqfd, Parts, Route, State, Zone};
 
 use super::Attached;
 use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
+use super::zones::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Trigger, Vector};
 use crate::error::{Error, ErrorKind};
@@ -23,16 +24,19 @@ pub(super) enum Subject {
     Route(Route),
     Irqfd(Irqfd),
     Ioeventfd(Ioeventfd),
+    Zone(Zone),
 }
 
 /// A change while it is worked out.
 pub(super) struct Work<'d, 't> {
-    draft: &'d EventDraft<'t>,
+    pub(super) draft: &'d EventDraft<'t>,
     pub(super) delta: Delta,
     /// What goes, unless somebody else has it as well.
     shared: Parts,
     pub(super) claims_gone: Claims,
     pub(super) claims_come: Claims,
+    pub(super) zones_gone: ZoneClaims,
+    pub(super) zones_come: ZoneClaims,
     pub(super) holds: Vec<Arc<Trigger>>,
     pub(super) releases: Vec<Arc<Trigger>>,
     pub(super) subjects: Vec<(Subject, Blame)>,
@@ -50,6 +54,8 @@ impl<'d, 't> Work<'d, 't> {
             shared: Parts::default(),
             claims_gone: Claims::default(),
             claims_come: Claims::default(),
+            zones_gone: ZoneClaims::default(),
+            zones_come: ZoneClaims::default(),
             holds: Vec::new(),
             releases: Vec::new(),
             subjects: Vec::new(),
@@ -63,10 +69,12 @@ impl<'d, 't> Work<'d, 't> {
                 (Edited::New(device), _) => {
                     work.whole(device, number, true);
                     work.doorbells(*id, device, None, number, &after, true)?;
+                    work.zones(*id, device, None, number, &after, true)?;
                 }
                 (Edited::Gone, Some(device)) => {
                     work.whole(device, number, false);
                     work.doorbells(*id, device, None, number, &before, false)?;
+                    work.zones(*id, device, None, number, &before, false)?;
                 }
                 (Edited::Altered { vectors, assigned }, Some(device)) => {
                     for (index, vector) in vectors {
@@ -80,6 +88,7 @@ impl<'d, 't> Work<'d, 't> {
                             work.delta.come.ioeventfds.insert(ioeventfd);
                             work.note_ioeventfd(device, index, ioeventfd, number);
                         }
+                        work.assign_zones(device, number, &after);
                     }
                 }
                 _ => {}
@@ -93,8 +102,11 @@ impl<'d, 't> Work<'d, 't> {
                     Some(Edit { what: Edited::New(_) | Edited::Gone, .. }) => continue,
                     edit => edit.map(|edit| edit.number),
                 };
-                work.doorbells(*id, device, Some(*region), number, &before, false)?;
-                work.doorbells(*id, device, Some(*region), number, &after, true)?;
+                let of = Some(*region);
+                work.doorbells(*id, device, of, number, &before, false)?;
+                work.doorbells(*id, device, of, number, &after, true)?;
+                work.zones(*id, device, of, number, &before, false)?;
+                work.zones(*id, device, of, number, &after, true)?;
             }
         }
         if let Some((_, new)) = &draft.own_routes {
@@ -102,6 +114,7 @@ impl<'d, 't> Work<'d, 't> {
             work.delta.come.routes.extend(new);
         }
         work.check_claims()?;
+        work.check_zones()?;
         work.finish(&after);
         Ok(work)
     }
@@ -176,7 +189,8 @@ impl<'d, 't> Work<'d, 't> {
             if comes {
                 let other = self.claims_come.colliding(ioeventfd).next();
                 if let Some((_, other, at)) = other {
-                    return Err(self.taken((id, index, ioeventfd), (other, at)));
+                    let other = (other, DevicePart::Ioeventfd { index: at });
+                    return Err(self.taken((id, index, ioeventfd), other));
                 }
                 self.claims_come.insert(ioeventfd, id, index);
             } else {
@@ -197,21 +211,25 @@ impl<'d, 't> Work<'d, 't> {
             let there = self.draft.state.claims.colliding(*ioeventfd);
             let mut there = there.filter(|(other, ..)| !self.claims_gone.contains(other));
             if let Some((_, other, at)) = there.next() {
-                return Err(self.taken((*id, *index, *ioeventfd), (other, at)));
+                let other = (other, DevicePart::Ioeventfd { index: at });
+                return Err(self.taken((*id, *index, *ioeventfd), other));
             }
         }
         Ok(())
     }
 
-    fn taken(
+    pub(super) fn taken(
         &self,
         (id, index, ioeventfd): (DeviceId, usize, Ioeventfd),
-        (other, other_index): (DeviceId, usize),
+        (other, other_part): (DeviceId, DevicePart),
     ) -> Error {
         let other = self.draft.name(other);
-        let other_part = DevicePart::Ioeventfd { index: other_index };
         let error = Error::from(ErrorKind::IoeventfdTaken { ioeventfd, other, other_part });
-        let part = DevicePart::Ioeventfd { index };
+        self.blamed(error, id, DevicePart::Ioeventfd { index })
+    }
+
+    /// An error that is about a part of a device.
+    pub(super) fn blamed(&self, error: Error, id: DeviceId, part: DevicePart) -> Error {
         let error = error.of_device(&self.draft.name(id), Some(part));
         match self.draft.edits.get(&id) {
             Some(edit) => error.in_change(edit.number),
@@ -279,6 +297,7 @@ impl<'d, 't> Work<'d, 't> {
                     wanted.ioeventfds.insert(ioeventfd);
                     self.note_ioeventfd(device, index, ioeventfd, number);
                 }
+                self.wanted_zones(device, number, gpa_of, &mut wanted);
             }
         }
         wanted.routes = routes.into_iter().collect();
@@ -296,7 +315,13 @@ impl<'d, 't> Work<'d, 't> {
         self.note(Subject::Ioeventfd(ioeventfd), device, part, number);
     }
 
-    fn note(&mut self, what: Subject, device: &Attached, part: DevicePart, number: Option<usize>) {
+    pub(super) fn note(
+        &mut self,
+        what: Subject,
+        device: &Attached,
+        part: DevicePart,
+        number: Option<usize>,
+    ) {
         self.subjects.push((what, (Arc::clone(&device.name), part, number)));
     }
 }

@@ -1,9 +1,9 @@
 //! What a kernel is asked at the start, and how far it is believed.
 
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD, KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID,
-    KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM, KVM_CAP_USER_MEMORY,
-    KVM_CAP_USER_MEMORY2, KVM_IRQFD_FLAG_DEASSIGN,
+    KVM_CAP_COALESCED_MMIO, KVM_CAP_COALESCED_PIO, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD,
+    KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID, KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS,
+    KVM_CAP_READONLY_MEM, KVM_CAP_USER_MEMORY, KVM_CAP_USER_MEMORY2, KVM_IRQFD_FLAG_DEASSIGN,
 };
 use kvm_memslots_uapi::irqfd::{
     KVM_CAP_IRQFD_NO_IRQBYPASS, KVM_IRQFD_FLAG_NO_IRQBYPASS, NoIrqBypass,
@@ -14,7 +14,7 @@ use libc::c_int;
 
 use super::fake::{Batch, Fake, Seat, absent, claiming, honest, limits, open, slot};
 use crate::errno::Errno;
-use crate::events::EventCalls;
+use crate::events::{EventCalls, ZoneLimits};
 use crate::kvm::error::OpenError;
 use crate::kvm::open::check;
 use crate::kvm::{Kvm, KvmOptions, QUIRK_SLOT_ZAP_ALL};
@@ -176,6 +176,14 @@ fn the_flag_for_irqfds_is_not_believed_on_a_claim() {
     let (vm, seat) = open(kernel(&[], flags));
     assert_eq!(vm.no_irqbypass(), NoIrqBypass::Absent);
     assert!(seat.look().asked.is_empty());
+}
+
+#[test]
+fn limits_of_zones_are_what_the_capabilities_say() {
+    let zones = |caps: &[_]| open(Fake::new(caps, absent)).0.zone_limits();
+    assert_eq!(zones(&[]), ZoneLimits { ring_page: None, pio: false });
+    let both = zones(&[(KVM_CAP_COALESCED_MMIO, 2), (KVM_CAP_COALESCED_PIO, 1)]);
+    assert_eq!(both, ZoneLimits { ring_page: Some(2), pio: true });
 }
 
 #[test]

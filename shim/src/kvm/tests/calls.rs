@@ -4,7 +4,7 @@ use kvm_memslots_uapi::kvm_userspace_memory_regions;
 
 use super::fake::{Fake, absent, claiming, honest, open, slot};
 use crate::errno::Errno;
-use crate::events::{Bus, EventCalls, Ioeventfd, Irqfd, Msi, Route};
+use crate::events::{Bus, EventCalls, Ioeventfd, Irqfd, Msi, Route, Zone};
 use crate::kvm::Kvm;
 use crate::kvm::retry::ATTEMPTS;
 use crate::limits::Limits;
@@ -45,6 +45,7 @@ fn a_table_of_routes_is_laid_out_as_the_kernel_reads_it() {
 }
 
 const IRQFD: Irqfd = Irqfd { gsi: 1, fd: 2, resample: None, no_irqbypass: false };
+const ZONE: Zone = Zone { bus: Bus::Mmio, addr: 0x1000, len: 0x1000 };
 const IOEVENTFD: Ioeventfd =
     Ioeventfd { bus: Bus::Mmio, addr: 0x1000, len: 4, datamatch: None, fd: 3 };
 
@@ -52,7 +53,7 @@ const IOEVENTFD: Ioeventfd =
 type Call = (&'static str, fn(&Kvm) -> Result<(), Errno>);
 
 /// Each call that a signal can interrupt.
-const CALLS: [Call; 12] = [
+const CALLS: [Call; 14] = [
     // SAFETY: a fake maps nothing.
     ("region", |vm| unsafe { vm.change(0, &Op::Create(slot(1))) }),
     ("region2", |vm| {
@@ -75,6 +76,8 @@ const CALLS: [Call; 12] = [
     ("irqfd", |vm| vm.deassign_irqfd(&IRQFD)),
     ("ioeventfd", |vm| vm.assign_ioeventfd(&IOEVENTFD)),
     ("ioeventfd", |vm| vm.deassign_ioeventfd(&IOEVENTFD)),
+    ("zone", |vm| vm.register_zone(&ZONE)),
+    ("zone", |vm| vm.unregister_zone(&ZONE)),
 ];
 
 #[test]

@@ -5,7 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvm_bindings::{
-    kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
+    kvm_clear_dirty_log, kvm_coalesced_mmio_zone, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd,
+    kvm_irq_routing, kvm_irqfd,
 };
 use kvm_memslots_uapi::{
     KVM_CAP_USER_MEMORY_REGIONS, MemoryRegionsFlags, kvm_userspace_memory_region,
@@ -169,6 +170,14 @@ impl VmCalls for Seat {
 
     fn ioeventfd(&self, _: &kvm_ioeventfd) -> Result<(), Errno> {
         self.ask("ioeventfd")
+    }
+
+    fn register_coalesced_mmio(&self, _: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
+        self.ask("zone")
+    }
+
+    fn unregister_coalesced_mmio(&self, _: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
+        self.ask("zone")
     }
 
     fn get_irqchip(&self) -> Result<(), Errno> {
