@@ -8,6 +8,7 @@
 //! each run starts.
 #![allow(clippy::unwrap_used)]
 
+mod calls;
 mod changes;
 mod engine;
 mod pci;

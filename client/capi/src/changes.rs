@@ -4,8 +4,9 @@ use std::ffi::c_int;
 
 use kvm_memslots::{Changes, Errno};
 
-use crate::failure::{Failure, guard, report};
+use crate::failure::Failure;
 use crate::handles::{Handle, exclusive, held};
+use crate::last::{guard, report};
 
 /// `struct kvm_memslots_changes`
 #[derive(Debug, Default)]

@@ -5,8 +5,9 @@ use std::ffi::c_int;
 use kvm_memslots::Errno;
 use kvm_memslots::device::Device;
 
-use crate::failure::{Failure, guard, report};
+use crate::failure::Failure;
 use crate::handles::{Handle, exclusive, held};
+use crate::last::{guard, report};
 
 /// `struct kvm_memslots_device`: why it can't be attached, if a call failed.
 #[derive(Debug)]

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvm_memslots::deferred::Deferred;
 use kvm_memslots::pci::PciBars;
-use kvm_memslots::{Errno, RomDevice, Vm};
+use kvm_memslots::window::Window;
+use kvm_memslots::{CoalescedRing, Errno, RomDevice, Vm};
 
-use crate::failure::{Failure, report};
+use crate::failure::Failure;
+use crate::last::report;
 use crate::record::null;
 
 /// Something that C holds a pointer to.
@@ -41,6 +43,8 @@ held! {
     Deferred, "kvm_memslots_exits", b"kvmsEXIT";
     RomDevice, "kvm_memslots_rom", b"kvmsROMD";
     PciBars, "kvm_memslots_pci", b"kvmsPCIB";
+    CoalescedRing, "kvm_memslots_ring", b"kvmsRING";
+    Window, "kvm_memslots_window", b"kvmsWNDW";
 }
 
 impl Held for Vm {
@@ -58,7 +62,7 @@ const FREED: u64 = u64::from_le_bytes(*b"kvmsFREE");
 /// What a pointer of C's leads to.
 ///
 /// The magic number is not at the start, where allocators keep lists of what is
-/// free: so a pointer that was freed is mostly told from one that was not, until
+/// free (glibc four words, of what is large): so a pointer that was freed is mostly told from one that was not, until
 /// its memory is another object's. Nothing depends on that: it is the caller who
 /// promises not to use what was freed.
 #[repr(C)]
@@ -68,6 +72,7 @@ pub struct Handle<T> {
     calls: AtomicUsize,
     /// The thread that is, of what one thread at a time may use; 0 for none.
     thread: AtomicUsize,
+    _lists: [usize; 2],
     magic: u64,
     value: UnsafeCell<T>,
 }
@@ -77,6 +82,7 @@ pub fn give<T: Held>(value: T) -> *mut Handle<T> {
     Box::into_raw(Box::new(Handle {
         calls: AtomicUsize::new(0),
         thread: AtomicUsize::new(0),
+        _lists: [0; 2],
         magic: T::MAGIC,
         value: UnsafeCell::new(value),
     }))

@@ -21,16 +21,21 @@ mod constants;
 mod device;
 mod failure;
 mod handles;
+mod last;
 mod names;
 mod record;
+mod trigger;
 mod types;
 
 pub use calls::*;
 pub use changes::CChanges;
 pub use constants::*;
 pub use device::CDevice;
-pub use failure::{CError, kvm_memslots_last_error, kvm_memslots_last_error_info};
 pub use handles::{Handle, Held, give};
 #[doc(no_inline)]
-pub use kvm_memslots::{RomDevice, Vm, deferred::Deferred, pci::PciBars};
+pub use kvm_memslots::{
+    CoalescedRing, RomDevice, Vm, deferred::Deferred, pci::PciBars, window::Window,
+};
+pub use last::{CError, kvm_memslots_last_error, kvm_memslots_last_error_info};
+pub use trigger::CTrigger;
 pub use types::*;

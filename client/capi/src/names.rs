@@ -1,7 +1,7 @@
 //! Rust's names in a message, as C has them.
 
 /// A phrase of `kvm-memslots`, and what C reads.
-const NAMES: [(&str, &str); 13] = [
+const NAMES: [(&str, &str); 14] = [
     ("a Vm on this VM already; share that one (Arc<Vm>)", "this VM open already; share that"),
     ("Executor::Auto", "KVM_MEMSLOTS_EXECUTOR_AUTO"),
     ("HolePolicy::Gate", "KVM_MEMSLOTS_HOLES_GATE"),
@@ -12,6 +12,7 @@ const NAMES: [(&str, &str); 13] = [
     ("Changes::set_log_dirty", "kvm_memslots_set_log_dirty()"),
     ("; unmap the region instead, or let RomDevice choose", "; unmap the region instead"),
     ("is another PciBars'", "is of another kvm_memslots_pci"),
+    ("placing it is unsafe: Contents::device", "it is KVM_MEMSLOTS_CONTENTS_DEVICE"),
     ("FunctionId(", "PCI function ("),
     ("DeviceId(", "device ("),
     ("map it alone()", "map it with KVM_MEMSLOTS_ALONE"),
@@ -50,6 +51,7 @@ mod tests {
     fn no_message_has_a_name_of_rusts() {
         let mut all = literals(include_str!("../../src/error.rs"));
         all.extend(literals(include_str!("../../src/pci/error.rs")));
+        all.extend(literals(include_str!("../../src/window/error.rs")));
         assert!(all.iter().any(|message| message.contains("HolePolicy::Gate")), "{all:?}");
         for message in all {
             let in_c = in_c(message);

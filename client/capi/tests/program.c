@@ -311,6 +311,11 @@ int main(int argc, char **argv)
 	exits_are_served();
 	a_rom_device_flips();
 	bars_follow_config_writes();
+	bars_with_doorbells();
+	a_device_with_zones();
+	the_ring_is_drained();
+	windows();
+	ways_to_open();
 	handles_are_checked();
 	if (argc == 2)
 		what_was_freed_is_told();
@@ -322,5 +327,6 @@ int main(int argc, char **argv)
 		return 77;
 	}
 	devices();
+	triggers_hold_back();
 	return 0;
 }

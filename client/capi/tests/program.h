@@ -79,4 +79,14 @@ void the_harvest_comes_first(void);
 void callbacks_may_look_and_not_touch(void);
 void threads(void);
 
+/* zones.c */
+void a_device_with_zones(void);
+void the_ring_is_drained(void);
+void bars_with_doorbells(void);
+void triggers_hold_back(void);
+
+/* windows.c */
+void windows(void);
+void ways_to_open(void);
+
 #endif

@@ -7,8 +7,8 @@ use kvm_memslots::device::Route;
 use kvm_memslots::{Changes, RegionId};
 
 use crate::changes::{CChanges, add};
-use crate::failure::report;
 use crate::handles::{Handle, exclusive, free, give, own, take};
+use crate::last::report;
 use crate::record::{invalid, list, put, read};
 use crate::types::{CBacking, CSpec, Taking};
 

@@ -6,8 +6,9 @@ use kvm_memslots::deferred::{Deferred, Retry};
 use kvm_memslots::{RegionId, Report, Vm};
 
 use super::{Wanted, on, with_vm};
-use crate::failure::{Failure, report};
+use crate::failure::Failure;
 use crate::handles::{Handle, free, give_to, own};
+use crate::last::report;
 use crate::record::{Out, null, put};
 use crate::types::{CDeferralUsage, CReport, CServed};
 

@@ -7,10 +7,10 @@ use kvm_memslots::device::{Device, DeviceId};
 use crate::changes::{CChanges, add};
 use crate::constants::{KVM_MEMSLOTS_DEVICE_DEFER_IOEVENTFDS, KVM_MEMSLOTS_DEVICE_MAY_BYPASS};
 use crate::device::{CDevice, describe};
-use crate::failure::report;
 use crate::handles::{Handle, free, give_to, take};
+use crate::last::report;
 use crate::record::{null, put, read};
-use crate::types::{CDoorbell, CLine, CMsi, CSpec, Taking, descriptor, known, text};
+use crate::types::{CDoorbell, CLine, CMsi, CSpec, CZone, Taking, descriptor, known, text};
 
 /// # Safety
 /// As [the crate](crate#safety).
@@ -87,6 +87,22 @@ pub unsafe extern "C" fn kvm_memslots_device_ioeventfd(
     };
     // SAFETY: as the caller says.
     unsafe { describe(device, ioeventfd) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_zone(
+    device: *mut Handle<CDevice>,
+    zone: *const CZone,
+) -> c_int {
+    let zone = || {
+        // SAFETY: as the caller says.
+        let zone = unsafe { read(zone) }?.zone()?;
+        Ok(move |device: Device| device.coalesced(zone))
+    };
+    // SAFETY: as the caller says.
+    unsafe { describe(device, zone) }
 }
 
 /// # Safety

@@ -8,8 +8,8 @@ use kvm_memslots::{Errno, Region, RegionId, Vm};
 use super::on;
 use crate::failure::Failure;
 use crate::handles::Handle;
-use crate::record::{Out, null, put};
-use crate::types::{CLimits, CRegion, CSlot, CSlotUsage};
+use crate::record::{Out, null, put, read};
+use crate::types::{CEventLimits, CEventState, CLimits, CRegion, CSlot, CSlotUsage};
 
 /// # Safety
 /// As [the crate](crate#safety).
@@ -17,7 +17,39 @@ use crate::types::{CLimits, CRegion, CSlot, CSlotUsage};
 pub unsafe extern "C" fn kvm_memslots_limits(vm: *mut Handle<Vm>, limits: *mut CLimits) -> c_int {
     let lookup = |vm: &Vm| {
         // SAFETY: as the caller says.
-        unsafe { Out::new(limits) }?.put(vm.limits());
+        unsafe { Out::new(limits) }?.put(vm);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(vm, lookup) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_event_limits(
+    vm: *mut Handle<Vm>,
+    limits: *mut CEventLimits,
+) -> c_int {
+    let lookup = |vm: &Vm| {
+        // SAFETY: as the caller says.
+        unsafe { Out::new(limits) }?.put(vm);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(vm, lookup) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_event_state(
+    vm: *mut Handle<Vm>,
+    each: *const CEventState,
+) -> c_int {
+    let lookup = |vm: &Vm| {
+        // SAFETY: as the caller says.
+        unsafe { read(each) }?.hand_out(&vm.event_state()?);
         Ok(())
     };
     // SAFETY: as the caller says.

@@ -6,8 +6,11 @@ mod devices;
 mod dirty;
 mod lookups;
 mod pci;
+mod rings;
 mod roms;
+mod triggers;
 mod vm;
+mod windows;
 
 pub use changes::*;
 pub use deferred::*;
@@ -15,16 +18,20 @@ pub use devices::*;
 pub use dirty::*;
 pub use lookups::*;
 pub use pci::*;
+pub use rings::*;
 pub use roms::*;
+pub use triggers::*;
 pub use vm::*;
+pub use windows::*;
 
 use std::ffi::c_int;
 
 use kvm_memslots::{Errno, Report, Vm};
 
 use crate::committer::Committing;
-use crate::failure::{Failure, report};
+use crate::failure::Failure;
 use crate::handles::{Handle, shared};
+use crate::last::report;
 use crate::record::{Out, read};
 use crate::types::CReport;
 

@@ -6,10 +6,12 @@ use kvm_memslots::pci::{FunctionId, PciBars, PciError};
 use kvm_memslots::{Report, Vm};
 
 use super::{Wanted, with_vm};
-use crate::failure::{Failure, report};
+use crate::constants::{KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS, KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS};
+use crate::failure::Failure;
 use crate::handles::{Handle, exclusive, free, give, own};
+use crate::last::report;
 use crate::record::{null, put, read};
-use crate::types::{CFunction, CReport, Taking, bar, index};
+use crate::types::{CFunction, CReport, Taking, bar, index, known};
 
 /// BARs of no function yet.
 #[unsafe(no_mangle)]
@@ -23,6 +25,33 @@ pub extern "C" fn kvm_memslots_pci_new(address_bits: u32) -> *mut Handle<PciBars
 pub unsafe extern "C" fn kvm_memslots_pci_free(pci: *mut Handle<PciBars>) {
     // SAFETY: as the caller says.
     unsafe { free(pci) };
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_set_ioeventfds(
+    pci: *mut Handle<PciBars>,
+    flags: u32,
+) -> c_int {
+    let set = |pci: &mut PciBars| {
+        let all = KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS | KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS;
+        known(flags.into(), all.into(), "BARs")?;
+        let bars = std::mem::replace(pci, PciBars::new(0));
+        let bars = if flags & KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS == 0 {
+            bars
+        } else {
+            bars.keep_ioeventfds()
+        };
+        *pci = if flags & KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS == 0 {
+            bars
+        } else {
+            bars.defer_ioeventfds()
+        };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { exclusive(pci, set) })
 }
 
 /// # Safety

@@ -5,8 +5,8 @@ use std::ffi::c_int;
 use kvm_memslots::{RomDevice, Vm};
 
 use super::{Wanted, on, with_vm};
-use crate::failure::report;
 use crate::handles::{Handle, exclusive, free, give_to, own};
+use crate::last::report;
 use crate::record::{Out, read};
 use crate::types::{CReport, CRomState, CSpec, Taking, rom_mode};
 

@@ -11,8 +11,9 @@ use kvm_memslots::{Builder, Error, Limits, Vm};
 use super::{Wanted, on, with_vm};
 use crate::changes::CChanges;
 use crate::constants::KVM_MEMSLOTS_VERSION;
-use crate::failure::{Failure, report};
+use crate::failure::Failure;
 use crate::handles::{Handle, exclusive, free, give_to, own, take};
+use crate::last::report;
 use crate::record::{Out, get, read};
 use crate::types::{
     CGate, CLimits, COptions, CPreview, CReport, CSlotRange, Opened, descriptor, hole_policy,

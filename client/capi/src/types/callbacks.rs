@@ -9,8 +9,9 @@ use kvm_memslots::{Errno, GateError, Observer, Region, VcpuGate, Vm};
 
 use super::CRegion;
 use crate::committer::committer;
-use crate::failure::{Failure, MAX_ERRNO};
+use crate::failure::Failure;
 use crate::handles::Handle;
+use crate::last::MAX_ERRNO;
 use crate::record::{invalid, record};
 
 /// `opaque` of a callback.

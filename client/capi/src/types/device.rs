@@ -3,12 +3,12 @@
 use std::ffi::c_int;
 
 use kvm_memslots::RegionId;
-use kvm_memslots::device::{Bus, Device, Doorbell, Event, Msi};
+use kvm_memslots::device::{Bus, Coalesced, Device, Doorbell, Event, Msi};
 
-use super::{descriptor, known};
+use super::{CZone, descriptor, known};
 use crate::constants::{
     KVM_MEMSLOTS_DOORBELL_PIO, KVM_MEMSLOTS_DOORBELL_VALUE, KVM_MEMSLOTS_LINE_PIN,
-    KVM_MEMSLOTS_LINE_RESAMPLE, KVM_MEMSLOTS_MSI_DEVID,
+    KVM_MEMSLOTS_LINE_RESAMPLE, KVM_MEMSLOTS_MSI_DEVID, KVM_MEMSLOTS_ZONE_PIO,
 };
 use crate::failure::Failure;
 use crate::record::{invalid, record};
@@ -46,6 +46,18 @@ impl CDoorbell {
         } else {
             doorbell.value(self.value)
         })
+    }
+}
+
+impl CZone {
+    pub(crate) fn zone(&self) -> Result<Coalesced, Failure> {
+        known(self.flags.into(), KVM_MEMSLOTS_ZONE_PIO.into(), "a zone")?;
+        match (self.region, self.flags & KVM_MEMSLOTS_ZONE_PIO != 0) {
+            (0, false) => Ok(Coalesced::at(Bus::Mmio, self.addr, self.len)),
+            (0, true) => Ok(Coalesced::at(Bus::Pio, self.addr, self.len)),
+            (id, false) => Ok(Coalesced::in_region(RegionId::from_raw(id), self.addr, self.len)),
+            (_, true) => Err(invalid("a zone in a region is not at a port")),
+        }
     }
 }
 

@@ -1,14 +1,40 @@
 //! What PCI functions are made of.
 
+use std::ffi::c_int;
+
 use kvm_memslots::pci::{BarSpec, FunctionSpec};
 
-use super::{CSpec, Taking, known};
+use super::{CSpec, Taking, descriptor, known};
 use crate::constants::{
     KVM_MEMSLOTS_BAR_IO, KVM_MEMSLOTS_BAR_MEMORY32, KVM_MEMSLOTS_BAR_MEMORY64,
-    KVM_MEMSLOTS_BAR_PREFETCHABLE, KVM_MEMSLOTS_BAR_ROM, KVM_MEMSLOTS_FUNCTION_BRIDGE,
+    KVM_MEMSLOTS_BAR_PREFETCHABLE, KVM_MEMSLOTS_BAR_ROM, KVM_MEMSLOTS_DOORBELL_VALUE,
+    KVM_MEMSLOTS_FUNCTION_BRIDGE,
 };
 use crate::failure::Failure;
 use crate::record::{invalid, list, read, record};
+
+/// `struct kvm_memslots_bar_doorbell`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CBarDoorbell {
+    pub size: usize,
+    pub offset: u64,
+    pub value: u64,
+    pub flags: u64,
+    pub len: u32,
+    pub eventfd: c_int,
+}
+record!(CBarDoorbell, "kvm_memslots_bar_doorbell");
+
+/// `struct kvm_memslots_bar_range`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct CBarRange {
+    pub offset: u64,
+    pub len: u64,
+}
 
 /// `struct kvm_memslots_bar`
 #[repr(C)]
@@ -22,6 +48,10 @@ pub struct CBar {
     pub index: u32,
     pub kind: u16,
     pub flags: u16,
+    pub doorbells: *const *const CBarDoorbell,
+    pub nr_doorbells: usize,
+    pub exits: *const CBarRange,
+    pub nr_exits: usize,
 }
 record!(CBar, "kvm_memslots_bar");
 
@@ -50,6 +80,19 @@ impl CBar {
             let window = unsafe { read(*window) }?;
             // SAFETY: as the caller says.
             bar = bar.window(unsafe { window.nameless("a BAR", taking) }?);
+        }
+        // SAFETY: as the caller says.
+        for bell in unsafe { list(self.doorbells, self.nr_doorbells, "doorbells") }? {
+            // SAFETY: as the caller says.
+            let bell = unsafe { read(*bell) }?;
+            known(bell.flags, KVM_MEMSLOTS_DOORBELL_VALUE.into(), "a doorbell of a BAR")?;
+            let value = (bell.flags != 0).then_some(bell.value);
+            let eventfd = descriptor(bell.eventfd, "eventfd")?;
+            bar = bar.ioeventfd(bell.offset, bell.len, value, eventfd);
+        }
+        // SAFETY: as the caller says.
+        for range in unsafe { list(self.exits, self.nr_exits, "exits") }? {
+            bar = bar.exits(range.offset, range.len);
         }
         Ok(bar)
     }

@@ -3,18 +3,22 @@
 mod callbacks;
 mod deferred;
 mod device;
+mod events;
 mod function;
 mod options;
 mod region;
 mod report;
+mod window;
 
 pub use callbacks::{CGate, CHarvest, CObserver};
 pub use deferred::{CDeferral, CDeferralUsage, CRomState, CServed};
 pub use device::{CDoorbell, CLine, CMsi};
-pub use function::{CBar, CFunction};
+pub use events::{CEventLimits, CEventState, CIoeventfd, CIrqfd, CZone, CZoneWrite};
+pub use function::{CBar, CBarDoorbell, CBarRange, CFunction};
 pub use options::{CGsiRange, CLimits, COptions, CSlotRange};
 pub use region::{CBacking, CRegion, CSlot, CSpec};
 pub use report::{CPreview, CReport, CSlotUsage};
+pub use window::{CPlacement, CWindowSpec};
 
 pub(crate) use callbacks::Opened;
 pub(crate) use deferred::rom_mode;

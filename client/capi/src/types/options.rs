@@ -10,11 +10,12 @@ use kvm_memslots::{Builder, Executor, HolePolicy, Limits, Vm};
 use super::callbacks::{CGate, CHarvest, CObserver, Opened, Told, harvest};
 use super::{CDeferral, known};
 use crate::constants::{
-    KVM_MEMSLOTS_ALLOW_BYPASS, KVM_MEMSLOTS_ALLOW_SCRATCH_VM, KVM_MEMSLOTS_EXECUTOR_AUTO,
-    KVM_MEMSLOTS_EXECUTOR_BATCH, KVM_MEMSLOTS_EXECUTOR_PER_REGION, KVM_MEMSLOTS_HAS_GUEST_MEMFD,
-    KVM_MEMSLOTS_HAS_READONLY, KVM_MEMSLOTS_HAS_TRAP, KVM_MEMSLOTS_HOLES_GATE,
-    KVM_MEMSLOTS_HOLES_NAMED, KVM_MEMSLOTS_HOLES_NO_VCPU_RUNS, KVM_MEMSLOTS_HOLES_REFUSE,
-    KVM_MEMSLOTS_MANUAL_DIRTY_LOG, KVM_MEMSLOTS_X86_ROUTES,
+    KVM_MEMSLOTS_ALLOW_BYPASS, KVM_MEMSLOTS_ALLOW_SCRATCH_VM, KVM_MEMSLOTS_DISABLE_SLOT_ZAP_ALL,
+    KVM_MEMSLOTS_EXECUTOR_AUTO, KVM_MEMSLOTS_EXECUTOR_BATCH, KVM_MEMSLOTS_EXECUTOR_PER_REGION,
+    KVM_MEMSLOTS_HAS_GUEST_MEMFD, KVM_MEMSLOTS_HAS_READONLY, KVM_MEMSLOTS_HAS_TRAP,
+    KVM_MEMSLOTS_HOLES_GATE, KVM_MEMSLOTS_HOLES_NAMED, KVM_MEMSLOTS_HOLES_NO_VCPU_RUNS,
+    KVM_MEMSLOTS_HOLES_REFUSE, KVM_MEMSLOTS_MANUAL_DIRTY_LOG, KVM_MEMSLOTS_NO_ORDER_CHECK,
+    KVM_MEMSLOTS_X86_ROUTES, KVM_MEMSLOTS_ZAPS_SLOTS_ONLY,
 };
 use crate::failure::Failure;
 use crate::record::{invalid, list, null, read, record};
@@ -60,6 +61,7 @@ pub struct COptions {
     pub reserved_gsis: *const CGsiRange,
     pub nr_reserved_gsis: usize,
     pub deferral: *const CDeferral,
+    pub disabled_quirks: u64,
 }
 record!(COptions, "kvm_memslots_options");
 
@@ -84,7 +86,9 @@ impl COptions {
         let all = KVM_MEMSLOTS_MANUAL_DIRTY_LOG
             | KVM_MEMSLOTS_ALLOW_SCRATCH_VM
             | KVM_MEMSLOTS_ALLOW_BYPASS
-            | KVM_MEMSLOTS_X86_ROUTES;
+            | KVM_MEMSLOTS_X86_ROUTES
+            | KVM_MEMSLOTS_NO_ORDER_CHECK
+            | KVM_MEMSLOTS_DISABLE_SLOT_ZAP_ALL;
         known(self.flags.into(), all.into(), "the options")?;
         let has = |flag| self.flags & flag != 0;
         let executor = match self.executor {
@@ -99,7 +103,13 @@ impl COptions {
             .holes(unsafe { hole_policy(self.holes, self.gate) }?)
             .manual_dirty_log(has(KVM_MEMSLOTS_MANUAL_DIRTY_LOG))
             .allow_scratch_vm(has(KVM_MEMSLOTS_ALLOW_SCRATCH_VM))
-            .no_irqbypass(!has(KVM_MEMSLOTS_ALLOW_BYPASS));
+            .no_irqbypass(!has(KVM_MEMSLOTS_ALLOW_BYPASS))
+            .order_check(!has(KVM_MEMSLOTS_NO_ORDER_CHECK));
+        if has(KVM_MEMSLOTS_DISABLE_SLOT_ZAP_ALL) {
+            builder = builder.disable_slot_zap_all(self.disabled_quirks);
+        } else if self.disabled_quirks != 0 {
+            return Err(invalid("disabled_quirks without KVM_MEMSLOTS_DISABLE_SLOT_ZAP_ALL"));
+        }
         if has(KVM_MEMSLOTS_X86_ROUTES) {
             builder = builder.own_routes(Route::x86_defaults());
         }
@@ -162,8 +172,9 @@ pub struct CLimits {
 }
 record!(CLimits, "kvm_memslots_limits");
 
-impl From<&Limits> for CLimits {
-    fn from(limits: &Limits) -> Self {
+impl From<&Vm> for CLimits {
+    fn from(vm: &Vm) -> Self {
+        let limits = vm.limits();
         let flag = |has: bool, flag| if has { flag } else { 0 };
         Self {
             size: size_of::<Self>(),
@@ -174,7 +185,8 @@ impl From<&Limits> for CLimits {
             address_spaces: limits.address_spaces.into(),
             flags: flag(limits.readonly, KVM_MEMSLOTS_HAS_READONLY)
                 | flag(limits.guest_memfd, KVM_MEMSLOTS_HAS_GUEST_MEMFD)
-                | flag(limits.trap, KVM_MEMSLOTS_HAS_TRAP),
+                | flag(limits.trap, KVM_MEMSLOTS_HAS_TRAP)
+                | flag(vm.zaps_slots_only(), KVM_MEMSLOTS_ZAPS_SLOTS_ONLY),
         }
     }
 }

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_memslots::{
-    Access, Backing, FileRange, HostMemory, Kind, MemFlags, Region, RegionId, RegionSpec, Slot, at,
+    Access, Backing, FileRange, HostMemory, Kind, MemFlags, Region, RegionId, RegionSpec, Slot,
+    Span, at,
 };
 
 use super::{descriptor, known, text};
 use crate::constants::{
     KVM_MEMSLOTS_ALONE, KVM_MEMSLOTS_BACKING_FILE, KVM_MEMSLOTS_BACKING_GUEST_MEMFD,
-    KVM_MEMSLOTS_BACKING_READ_ONLY, KVM_MEMSLOTS_DEFERRABLE, KVM_MEMSLOTS_DEFERRED,
-    KVM_MEMSLOTS_DEVICE, KVM_MEMSLOTS_PERMANENT, KVM_MEMSLOTS_RAM, KVM_MEMSLOTS_ROM,
-    KVM_MEMSLOTS_TAGGED,
+    KVM_MEMSLOTS_BACKING_NEVER_FAULTS, KVM_MEMSLOTS_BACKING_READ_ONLY, KVM_MEMSLOTS_DEFERRABLE,
+    KVM_MEMSLOTS_DEFERRED, KVM_MEMSLOTS_DEVICE, KVM_MEMSLOTS_PERMANENT, KVM_MEMSLOTS_RAM,
+    KVM_MEMSLOTS_ROM, KVM_MEMSLOTS_TAGGED,
 };
 use crate::failure::Failure;
 use crate::record::{LABEL_SIZE, invalid, label, null, read, record};
@@ -94,7 +95,8 @@ impl CBacking {
             self.flags,
             KVM_MEMSLOTS_BACKING_READ_ONLY
                 | KVM_MEMSLOTS_BACKING_GUEST_MEMFD
-                | KVM_MEMSLOTS_BACKING_FILE,
+                | KVM_MEMSLOTS_BACKING_FILE
+                | KVM_MEMSLOTS_BACKING_NEVER_FAULTS,
             "a backing",
         )?;
         let has = |flag| self.flags & flag != 0;
@@ -122,6 +124,10 @@ impl CBacking {
         }
         if let Some(fd) = file {
             backing = backing.with_file(fd, self.file_offset);
+        }
+        if has(KVM_MEMSLOTS_BACKING_NEVER_FAULTS) {
+            // SAFETY: the header asks the caller for just that.
+            backing = unsafe { backing.never_faults() };
         }
         Ok(backing)
     }
@@ -157,27 +163,60 @@ impl CSpec {
         &self,
         taking: &mut Taking,
     ) -> Result<(RegionId, RegionSpec), Failure> {
-        let ours = KVM_MEMSLOTS_ALONE
-            | KVM_MEMSLOTS_PERMANENT
-            | KVM_MEMSLOTS_TAGGED
-            | KVM_MEMSLOTS_DEFERRABLE;
-        known(self.flags.into(), (ASKED.bits() | ours).into(), "a region")?;
-        let make = match self.kind {
-            KVM_MEMSLOTS_RAM => RegionSpec::ram,
-            KVM_MEMSLOTS_ROM => RegionSpec::rom,
-            KVM_MEMSLOTS_DEVICE => RegionSpec::device,
-            other => return Err(invalid(format!("{other} is no kvm_memslots_kind"))),
-        };
+        let make = self.kind()?;
         if self.backing.is_null() {
             return Err(null("backing"));
         }
         // SAFETY: as the caller says.
         let backing = unsafe { read(self.backing) }?;
         // SAFETY: as the caller says.
-        let label = unsafe { text(self.label) };
-        // SAFETY: as the caller says.
         let backing = unsafe { backing.backing(self.len, taking) }?;
-        let mut spec = make(at(self.gpa, self.len), backing).address_space(self.as_id);
+        // SAFETY: as the caller says.
+        Ok(unsafe { self.all_of(make(at(self.gpa, self.len), backing)) })
+    }
+
+    /// The region of a window, and its name.
+    ///
+    /// # Safety
+    /// As [the crate](crate#safety).
+    pub(crate) unsafe fn of_window(
+        &self,
+        there: Span,
+        backing: Backing,
+    ) -> Result<(RegionId, RegionSpec), Failure> {
+        let make = self.kind()?;
+        if !self.backing.is_null() {
+            return Err(invalid("a window has its own backing: that of the region has to be NULL"));
+        }
+        let gpa = if self.gpa == 0 { there.gpa } else { self.gpa };
+        let len = if self.len == 0 { there.size } else { self.len };
+        // SAFETY: as the caller says.
+        Ok(unsafe { self.all_of(make(at(gpa, len), backing)) })
+    }
+
+    /// What it makes a region, if its flags are known.
+    fn kind(&self) -> Result<fn(Span, Backing) -> RegionSpec, Failure> {
+        let ours = KVM_MEMSLOTS_ALONE
+            | KVM_MEMSLOTS_PERMANENT
+            | KVM_MEMSLOTS_TAGGED
+            | KVM_MEMSLOTS_DEFERRABLE;
+        known(self.flags.into(), (ASKED.bits() | ours).into(), "a region")?;
+        match self.kind {
+            KVM_MEMSLOTS_RAM => Ok(RegionSpec::ram),
+            KVM_MEMSLOTS_ROM => Ok(RegionSpec::rom),
+            KVM_MEMSLOTS_DEVICE => Ok(RegionSpec::device),
+            other => Err(invalid(format!("{other} is no kvm_memslots_kind"))),
+        }
+    }
+
+    /// What else it says of a region, and its name.
+    ///
+    /// # Safety
+    /// As [the crate](crate#safety).
+    unsafe fn all_of(&self, spec: RegionSpec) -> (RegionId, RegionSpec) {
+        // SAFETY: as the caller says.
+        let label = unsafe { text(self.label) };
+        let mut spec = spec.address_space(self.as_id);
         let flags = MemFlags::from_bits_truncate(self.flags);
         if flags.contains(MemFlags::LOG_DIRTY_PAGES) {
             spec = spec.log_dirty();
@@ -204,7 +243,7 @@ impl CSpec {
             spec = spec.label(label);
         }
         let id = if self.id == 0 { RegionId::new() } else { RegionId::from_raw(self.id) };
-        Ok((id, spec))
+        (id, spec)
     }
 
     /// A region that gets its name from somewhere else.

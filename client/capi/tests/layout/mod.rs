@@ -3,9 +3,10 @@
 use std::mem::{offset_of, size_of};
 
 use kvm_memslots_client::{
-    CBacking, CBar, CDeferral, CDeferralUsage, CDoorbell, CError, CFunction, CGate, CGsiRange,
-    CLimits, CLine, CMsi, CONSTANTS, CObserver, COptions, CPreview, CRegion, CReport, CRomState,
-    CServed, CSlot, CSlotRange, CSlotUsage, CSpec,
+    CBacking, CBar, CBarDoorbell, CBarRange, CDeferral, CDeferralUsage, CDoorbell, CError,
+    CEventLimits, CEventState, CFunction, CGate, CGsiRange, CIoeventfd, CIrqfd, CLimits, CLine,
+    CMsi, CONSTANTS, CObserver, COptions, CPlacement, CPreview, CRegion, CReport, CRomState,
+    CServed, CSlot, CSlotRange, CSlotUsage, CSpec, CWindowSpec, CZone, CZoneWrite,
 };
 
 fn size_of_field<T, F>(_: fn(&T) -> *const F) -> usize {
@@ -56,7 +57,8 @@ pub(crate) fn facts() -> Vec<(String, usize)> {
         nr_own_routes,
         reserved_gsis,
         nr_reserved_gsis,
-        deferral
+        deferral,
+        disabled_quirks
     );
     layout!(
         facts,
@@ -139,6 +141,7 @@ fn facts_of_reports(facts: &mut Vec<(String, usize)>) {
         routing_calls,
         irqfd_calls,
         ioeventfd_calls,
+        zone_calls,
         event_grace_periods,
         irqfd_shutdown_grace_periods,
         regions_merged,
@@ -162,6 +165,7 @@ fn facts_of_reports(facts: &mut Vec<(String, usize)>) {
         routing_calls,
         irqfd_calls,
         ioeventfd_calls,
+        zone_calls,
         event_grace_periods,
         irqfd_shutdown_grace_periods,
         holes,
@@ -198,6 +202,67 @@ fn facts_of_reports(facts: &mut Vec<(String, usize)>) {
         unmap_ns,
         exit_ns
     );
-    layout!(facts, CBar, "kvm_memslots_bar", size, len, windows, nr_windows, index, kind, flags);
+    layout!(
+        facts,
+        CBar,
+        "kvm_memslots_bar",
+        size,
+        len,
+        windows,
+        nr_windows,
+        index,
+        kind,
+        flags,
+        doorbells,
+        nr_doorbells,
+        exits,
+        nr_exits
+    );
+    layout!(
+        facts,
+        CBarDoorbell,
+        "kvm_memslots_bar_doorbell",
+        size,
+        offset,
+        value,
+        flags,
+        len,
+        eventfd
+    );
+    layout!(facts, CBarRange, "kvm_memslots_bar_range", offset, len);
+    facts_of_events(facts);
     layout!(facts, CFunction, "kvm_memslots_function", size, bars, nr_bars, flags);
+}
+
+fn facts_of_events(facts: &mut Vec<(String, usize)>) {
+    layout!(facts, CEventLimits, "kvm_memslots_event_limits", size, routes, flags);
+    layout!(
+        facts,
+        CEventState,
+        "kvm_memslots_event_state",
+        size,
+        route,
+        irqfd,
+        ioeventfd,
+        zone,
+        opaque
+    );
+    layout!(facts, CIrqfd, "kvm_memslots_irqfd", size, gsi, flags, eventfd, resample);
+    layout!(facts, CIoeventfd, "kvm_memslots_ioeventfd", size, addr, value, flags, len, eventfd);
+    layout!(facts, CZone, "kvm_memslots_zone", size, region, addr, len, flags);
+    layout!(facts, CZoneWrite, "kvm_memslots_zone_write", size, addr, data, len, flags);
+    layout!(facts, CWindowSpec, "kvm_memslots_window_spec", size, gpa, len, gap, flags);
+    layout!(
+        facts,
+        CPlacement,
+        "kvm_memslots_placement",
+        size,
+        offset,
+        len,
+        file_offset,
+        hva,
+        fd,
+        contents,
+        flags
+    );
 }

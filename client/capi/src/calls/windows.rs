@@ -1,0 +1,196 @@
+//! Windows.
+
+use std::ffi::{c_int, c_void};
+
+use kvm_memslots::window::{Edit, Placement, Window};
+use kvm_memslots::{Errno, Vm};
+
+use super::with_vm;
+use crate::changes::{CChanges, add};
+use crate::failure::Failure;
+use crate::handles::{Handle, free, give_to, shared};
+use crate::last::report;
+use crate::record::{Out, list, null, put, read};
+use crate::types::{CPlacement, CSpec, CWindowSpec};
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_new(
+    spec: *const CWindowSpec,
+    window: *mut *mut Handle<Window>,
+) -> c_int {
+    report(|| {
+        // SAFETY: as the caller says.
+        let make = || Ok(Window::new(unsafe { read(spec) }?.spec()?)?);
+        // SAFETY: as the caller says.
+        unsafe { give_to(window, make) }?;
+        Ok(())
+    })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_free(window: *mut Handle<Window>) {
+    // SAFETY: as the caller says.
+    unsafe { free(window) };
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_map(
+    changes: *mut Handle<CChanges>,
+    window: *mut Handle<Window>,
+    spec: *const CSpec,
+    id: *mut u64,
+) -> c_int {
+    let map = |changes: &mut kvm_memslots::Changes| {
+        // SAFETY: as the caller says.
+        let spec = (!spec.is_null()).then(|| unsafe { read(spec) }).transpose()?;
+        // SAFETY: as the caller says.
+        let region = unsafe { shared(window, |window| Ok((window.region(), window.backing()))) }?;
+        let name = match spec {
+            None => changes.map(region.0),
+            Some(spec) => {
+                // SAFETY: as the caller says.
+                let (name, spec) = unsafe { spec.of_window(region.0.span(), region.1) }?;
+                changes.map_as(name, spec);
+                name
+            }
+        };
+        // SAFETY: null or room for an id, as the caller says.
+        unsafe { put(id, name.to_raw()) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, map) }
+}
+
+/// Runs `f` on a window, for C.
+///
+/// # Safety
+/// As [the crate](crate#safety).
+unsafe fn on(window: *mut Handle<Window>, f: impl FnOnce(&Window) -> Result<(), Failure>) -> c_int {
+    // SAFETY: as the caller says; a window can be shared.
+    report(|| unsafe { shared(window, f) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_place(
+    window: *mut Handle<Window>,
+    placement: *const CPlacement,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { kvm_memslots_window_edit(window, &raw const placement, 1) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_remove(
+    window: *mut Handle<Window>,
+    offset: u64,
+    len: u64,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { on(window, |window| Ok(window.remove(offset, len)?)) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_edit(
+    window: *mut Handle<Window>,
+    edits: *const *const CPlacement,
+    nr_edits: usize,
+) -> c_int {
+    let apply = |window: &Window| {
+        let mut known = Vec::with_capacity(nr_edits.min(64));
+        // SAFETY: as the caller says.
+        for (edit, number) in unsafe { list(edits, nr_edits, "edits") }?.iter().zip(0..) {
+            // SAFETY: as the caller says.
+            let edit = unsafe { read(*edit) };
+            // SAFETY: as the caller says; its descriptor is open for this call.
+            let edit = edit.and_then(|edit| Ok((edit, unsafe { edit.fd() }?)));
+            known.push(edit.map_err(|failure| failure.in_change(number))?);
+        }
+        let mut set = Edit::new();
+        for ((edit, fd), number) in known.iter().zip(0..) {
+            // SAFETY: as the caller says.
+            let added = unsafe { edit.add(fd.as_ref(), &mut set) };
+            added.map_err(|failure| failure.in_change(number))?;
+        }
+        Ok(window.apply(&set)?)
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(window, apply) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_at(
+    window: *mut Handle<Window>,
+    offset: u64,
+    placement: *mut CPlacement,
+) -> c_int {
+    let lookup = |window: &Window| {
+        // SAFETY: as the caller says.
+        let out = unsafe { Out::new(placement) }?;
+        let what = || format!("nothing is placed at offset {offset:#x}");
+        let found = window.at(offset);
+        out.put(found.ok_or_else(|| Failure::new(Errno::ENOENT, what()))?);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(window, lookup) }
+}
+
+/// `kvm_memslots_each_placement`
+type EachPlacement = unsafe extern "C" fn(*mut c_void, *const CPlacement);
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_placed(
+    window: *mut Handle<Window>,
+    callback: Option<EachPlacement>,
+    opaque: *mut c_void,
+) -> c_int {
+    let lookup = |window: &Window| {
+        let callback = callback.ok_or_else(|| null("each"))?;
+        // SAFETY: C gave the function to be called with these.
+        let tell = |placement: Placement| unsafe { callback(opaque, &placement.into()) };
+        window.placed().into_iter().for_each(tell);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(window, lookup) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_window_found(
+    window: *mut Handle<Window>,
+    vm: *mut Handle<Vm>,
+    as_id: u16,
+    gpa: u64,
+    offset: *mut u64,
+) -> c_int {
+    let lookup = |window: &Window| {
+        // SAFETY: as the caller says.
+        let found = unsafe { with_vm(vm, |vm| Ok(window.offset_at(vm, as_id, gpa))) }?;
+        let what = || format!("GPA {gpa:#x} of address space {as_id} is not in the window");
+        let found = found.ok_or_else(|| Failure::new(Errno::ENOENT, what()))?;
+        // SAFETY: null or room for a number, as the caller says.
+        unsafe { put(offset, found) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(window, lookup) }
+}

@@ -1,0 +1,164 @@
+/* Windows: memory that comes and goes without KVM. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "program.h"
+
+static void add(void *opaque, const struct kvm_memslots_placement *placement)
+{
+	CHECK(placement->size == sizeof(*placement));
+	*(uint64_t *)opaque += placement->len;
+}
+
+static uint64_t placed(struct kvm_memslots_window *window)
+{
+	uint64_t sum = 0;
+
+	CHECK(!kvm_memslots_window_placed(window, add, &sum));
+	return sum;
+}
+
+void windows(void)
+{
+	struct kvm_memslots_window_spec spec = INIT(kvm_memslots_window_spec);
+	struct kvm_memslots_placement file = INIT(kvm_memslots_placement);
+	struct kvm_memslots_placement zeroes = INIT(kvm_memslots_placement);
+	struct kvm_memslots_placement there = INIT(kvm_memslots_placement);
+	struct kvm_memslots_placement gone = INIT(kvm_memslots_placement);
+	const struct kvm_memslots_placement *edits[2] = { &gone, &file };
+	struct kvm_memslots_spec region_spec = INIT(kvm_memslots_spec);
+	struct kvm_memslots_backing backing = INIT(kvm_memslots_backing);
+	struct kvm_memslots_region region = INIT(kvm_memslots_region);
+	struct kvm_memslots_error error = INIT(kvm_memslots_error);
+	struct kvm_memslots_report report = INIT(kvm_memslots_report);
+	struct kvm_memslots_changes *c;
+	struct kvm_memslots_window *window, *other;
+	struct kvm_memslots_vm *vm;
+	uint64_t id, offset = 0, again;
+	const char *in_it;
+	int memfd = memfd_create("blob", MFD_CLOEXEC), pipes[2];
+
+	CHECK(memfd >= 0 && !ftruncate(memfd, 4 * PAGE) && !pipe(pipes));
+	CHECK(pwrite(memfd, "blob", 4, PAGE) == 4);
+	CHECK(!open_vm(NULL, &vm));
+	spec.gpa = 64 * MIB;
+	spec.len = MIB;
+	spec.gap = 9;
+	FAILS(kvm_memslots_window_new(&spec, &window), EINVAL, "9 is no kvm_memslots_gap");
+	spec.gap = KVM_MEMSLOTS_GAP_SCRATCH;
+	spec.flags = 1U << 4;
+	FAILS(kvm_memslots_window_new(&spec, &window), EINVAL, "0x10");
+	spec.flags = KVM_MEMSLOTS_WINDOW_HUGE_PAGES;
+	spec.len = MIB + 1;
+	FAILS(kvm_memslots_window_new(&spec, &window), EINVAL, "whole pages");
+	spec.len = MIB;
+	FAILS(kvm_memslots_window_new(&spec, NULL), EINVAL, "window is NULL");
+	FAILS(kvm_memslots_window_new(NULL, &window), EINVAL, "window_spec is NULL");
+	CHECK(!kvm_memslots_window_new(&spec, &window));
+
+	c = kvm_memslots_changes_new();
+	CHECK(!kvm_memslots_window_map(c, window, NULL, &id));
+	CHECK(!kvm_memslots_apply(vm, c, &report) && report.slots == 1);
+	CHECK(!kvm_memslots_region(vm, id, &region));
+	CHECK(region.gpa == spec.gpa && region.len == MIB);
+	CHECK(region.kind == KVM_MEMSLOTS_DEVICE && region.flags == KVM_MEMSLOTS_ALONE);
+	CHECK_MAPPED(64 * MIB, 1);
+	in_it = (const char *)(uintptr_t)region.hva;
+
+	/* From a file, and zeroes. */
+	file.offset = 16 * PAGE;
+	file.len = 2 * PAGE;
+	file.file_offset = PAGE;
+	file.fd = memfd;
+	file.contents = KVM_MEMSLOTS_CONTENTS_FILE;
+	file.flags = KVM_MEMSLOTS_PLACEMENT_READ_ONLY;
+	CHECK(!kvm_memslots_window_place(window, &file));
+	CHECK(!memcmp(in_it + 16 * PAGE, "blob", 4));
+	FAILS(kvm_memslots_window_place(window, &file), EEXIST, "is there");
+	zeroes.len = PAGE;
+	zeroes.contents = KVM_MEMSLOTS_CONTENTS_ANONYMOUS;
+	CHECK(!kvm_memslots_window_place(window, &zeroes));
+	CHECK(placed(window) == 3 * PAGE);
+	CHECK(!kvm_memslots_window_at(window, 17 * PAGE, &there));
+	CHECK(there.offset == 16 * PAGE && there.file_offset == PAGE && there.fd == -1);
+	CHECK(there.flags == (KVM_MEMSLOTS_PLACEMENT_READ_ONLY | KVM_MEMSLOTS_PLACEMENT_FILE));
+	FAILS(kvm_memslots_window_at(window, 2 * PAGE, &there), ENOENT, "0x2000");
+	CHECK(!kvm_memslots_window_found(window, vm, 0, 64 * MIB + 5, &offset) && offset == 5);
+	FAILS(kvm_memslots_window_found(window, vm, 0, 0, &offset), ENOENT, "GPA 0x0");
+
+	/* One in the place of another, all or nothing. */
+	gone.offset = 16 * PAGE;
+	gone.len = 2 * PAGE;
+	file.file_offset = 0;
+	CHECK(!kvm_memslots_window_edit(window, edits, 2));
+	CHECK(!memcmp(in_it + 17 * PAGE, "blob", 4) && !in_it[16 * PAGE]);
+	file.fd = pipes[0];
+	FAILS(kvm_memslots_window_edit(window, edits, 2), ENODEV,
+	      "KVM_MEMSLOTS_CONTENTS_DEVICE");
+	CHECK(!kvm_memslots_last_error_info(&error) && error.change == 1);
+	file.fd = -1;
+	FAILS(kvm_memslots_window_edit(window, edits, 2), EBADF, "change 1: fd -1");
+	file.contents = 8;
+	FAILS(kvm_memslots_window_edit(window, edits, 2), EINVAL, "8 is no");
+	FAILS(kvm_memslots_window_edit(window, NULL, 1), EINVAL, "edits is NULL");
+	gone.flags = KVM_MEMSLOTS_PLACEMENT_READ_ONLY;
+	FAILS(kvm_memslots_window_edit(window, edits, 1), EINVAL, "flags");
+	CHECK(!memcmp(in_it + 17 * PAGE, "blob", 4) && placed(window) == 3 * PAGE);
+	FAILS(kvm_memslots_window_remove(window, 15 * PAGE, PAGE), ENOENT, "0xf000");
+	CHECK(!kvm_memslots_window_remove(window, 17 * PAGE, PAGE));
+	CHECK(placed(window) == 2 * PAGE && !in_it[17 * PAGE]);
+
+	/* As another kind of region, of another window, which may be freed. */
+	CHECK(!kvm_memslots_window_new(&spec, &other));
+	region_spec.gpa = 128 * MIB;
+	region_spec.label = "pmem";
+	region_spec.flags = KVM_MEMSLOTS_LOG_DIRTY;
+	c = kvm_memslots_changes_new();
+	CHECK(!kvm_memslots_window_map(c, other, &region_spec, &again));
+	kvm_memslots_window_free(other);
+	CHECK(!kvm_memslots_apply(vm, c, NULL));
+	CHECK(!kvm_memslots_region(vm, again, &region) && region.len == MIB);
+	CHECK(!strcmp(region.label, "pmem") && region.kind == KVM_MEMSLOTS_RAM);
+	CHECK_MAPPED(128 * MIB, 1);
+	c = kvm_memslots_changes_new();
+	region_spec.backing = &backing;
+	FAILS(kvm_memslots_window_map(c, window, &region_spec, NULL), EINVAL, "own backing");
+	FAILS(kvm_memslots_window_map(c, NULL, NULL, NULL), EINVAL, "window is NULL");
+	kvm_memslots_changes_free(c);
+
+	/* Unmapped, it keeps what is in it. */
+	CHECK(!kvm_memslots_close(vm, NULL));
+	CHECK(placed(window) == 2 * PAGE);
+	kvm_memslots_window_free(window);
+	kvm_memslots_window_free(NULL);
+	CHECK(!close(memfd) && !close(pipes[0]) && !close(pipes[1]));
+}
+
+void ways_to_open(void)
+{
+	struct kvm_memslots_options options = INIT(kvm_memslots_options);
+	struct kvm_memslots_limits limits = INIT(kvm_memslots_limits);
+	struct kvm_memslots_backing backing = INIT(kvm_memslots_backing);
+	struct kvm_memslots_spec spec = INIT(kvm_memslots_spec);
+	struct kvm_memslots_changes *c = kvm_memslots_changes_new();
+	struct kvm_memslots_vm *vm;
+
+	options.disabled_quirks = 1;
+	FAILS(open_vm(&options, &vm), EINVAL, "disabled_quirks");
+	options.disabled_quirks = 0;
+	options.flags = KVM_MEMSLOTS_NO_ORDER_CHECK | KVM_MEMSLOTS_DISABLE_SLOT_ZAP_ALL;
+	CHECK(!open_vm(&options, &vm));
+	CHECK(!kvm_memslots_limits(vm, &limits));
+	if (vm_fd < 0)
+		CHECK(!(limits.flags & KVM_MEMSLOTS_ZAPS_SLOTS_ONLY));
+	backing.hva = memory;
+	backing.flags = KVM_MEMSLOTS_BACKING_NEVER_FAULTS;
+	spec.len = PAGE;
+	spec.backing = &backing;
+	spec.flags = KVM_MEMSLOTS_DEFERRABLE;
+	CHECK(!kvm_memslots_map(c, &spec, NULL));
+	CHECK(!kvm_memslots_apply(vm, c, NULL));
+	CHECK(!kvm_memslots_close(vm, NULL));
+}
