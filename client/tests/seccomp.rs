@@ -11,10 +11,10 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_memslots::backend::OpenError;
 use kvm_memslots::deferred::{Deferral, Deferred, Policy};
-use kvm_memslots::device::{Bus, Device, Doorbell, Msi};
+use kvm_memslots::device::{Bus, Coalesced, Device, Doorbell, Msi};
 use kvm_memslots::pci::{BarSpec, FunctionSpec, PciBars};
 use kvm_memslots::seccomp::{
-    APPLY, Call, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RUNTIME, SERVE, WINDOW,
+    APPLY, Call, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RING, RUNTIME, SERVE, WINDOW,
 };
 use kvm_memslots::window::{Contents, Edit, Window, WindowSpec};
 use kvm_memslots::{
@@ -225,6 +225,7 @@ fn change(vm: &Vm, events: Option<[OwnedFd; 2]>) -> RegionId {
         let msi = Msi { address: 0xfee0_0000, data: 0x41, devid: None };
         let device = Device::new("device")
             .ioeventfd(Doorbell::at(Bus::Mmio, 0x1000_0000).len(4), doorbell)
+            .coalesced(Coalesced::at(Bus::Mmio, 0x2000_0000, 0x1000))
             .vector(vector, Some(msi));
         c.attach(device)
     });
@@ -395,6 +396,22 @@ fn serving() {
         only(&[SERVE]);
         serve(&exits);
         (fd, vm, exits)
+    });
+}
+
+#[test]
+fn the_ring() {
+    run("the_ring", || {
+        let fd = vm_fd();
+        let vm = open(&fd);
+        let vcpu = fd.create_vcpu(0).unwrap();
+        // SAFETY: the vCPU keeps it open.
+        let vcpu_fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+        only(&[RING]);
+        let mut ring = vm.coalesced_ring(vcpu_fd).unwrap();
+        ring.drain(|write| panic!("{write:?}"));
+        drop(ring);
+        (fd, vm, vcpu)
     });
 }
 

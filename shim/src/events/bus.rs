@@ -46,7 +46,8 @@ impl IoBus {
             What::Own => return,
             What::Ioeventfd(Ioeventfd { addr, len, .. }) | What::Zone(Zone { addr, len, .. }) => {
                 // An `int` to KVM.
-                (addr, i64::from(len as i32) as u64)
+                let sign = if len > Zone::MAX_LEN { u64::MAX << 32 } else { 0 };
+                (addr, sign | u64::from(len))
             }
         };
         let place = self.0.iter().position(|there| compare((there.addr, there.len), addr, len) > 0);

@@ -131,7 +131,7 @@ impl Model {
         }
         Self(Arc::new(Mutex::new(Vm {
             limits: EventLimits { routes: 4096, no_irqbypass: false, devid: false },
-            zones: zones::LIMITS,
+            zones: ZoneLimits::x86(),
             irqchip,
             fds: BTreeMap::new(),
             state,

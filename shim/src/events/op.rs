@@ -95,7 +95,10 @@ impl Op {
     #[must_use]
     pub fn waits(&self) -> Waits {
         match self {
-            Self::Routes { .. } => Waits { in_calls: 1, ..Waits::default() },
+            // Of a zone one for each that it is in, which is itself alone.
+            Self::Routes { .. } | Self::UnregisterZone(_) => {
+                Waits { in_calls: 1, ..Waits::default() }
+            }
             Self::AssignIrqfd(irqfd) => {
                 Waits { in_calls: irqfd.resample.map_or(0, |_| 1), ..Waits::default() }
             }
@@ -103,8 +106,6 @@ impl Op {
                 Waits { in_irqfd_shutdown: irqfd.resample.map_or(1, |_| 2), ..Waits::default() }
             }
             Self::AssignIoeventfd(_) | Self::RegisterZone(_) => Waits::default(),
-            // One for each zone that it is in, which is itself alone.
-            Self::UnregisterZone(_) => Waits { in_calls: 1, ..Waits::default() },
             Self::DeassignIoeventfd(ioeventfd) => {
                 // Any length on MMIO is on a second bus as well.
                 let buses = if (ioeventfd.bus, ioeventfd.len) == (Bus::Mmio, 0) { 2 } else { 1 };

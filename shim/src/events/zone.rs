@@ -25,11 +25,9 @@ impl Zone {
     /// (`coalesced_mmio_in_range()`).
     #[must_use]
     pub fn has(&self, addr: u64, len: u32) -> bool {
-        let end = |addr: u64, len: u32| addr.wrapping_add(i64::from(len as i32) as u64);
-        len <= Self::MAX_LEN
-            && end(addr, len) >= addr
-            && addr >= self.addr
-            && end(addr, len) <= self.addr.wrapping_add(self.len.into())
+        let Some(end) = addr.checked_add(len.into()) else { return false };
+        let len_is_kvms = len <= Self::MAX_LEN;
+        len_is_kvms && addr >= self.addr && end <= self.addr.wrapping_add(self.len.into())
     }
 
     /// Whether they have an address in common.
@@ -70,6 +68,15 @@ pub struct ZoneLimits {
     pub ring_page: Option<u32>,
     /// Whether there are zones of ports (`KVM_CAP_COALESCED_PIO`).
     pub pio: bool,
+}
+
+impl ZoneLimits {
+    /// What x86 allows: the ring is behind `kvm_run` and the page of ports
+    /// (`KVM_COALESCED_MMIO_PAGE_OFFSET`).
+    #[must_use]
+    pub const fn x86() -> Self {
+        Self { ring_page: Some(2), pio: true }
+    }
 }
 
 /// A write of the guest's that a ring has kept.

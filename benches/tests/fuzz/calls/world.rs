@@ -190,10 +190,15 @@ impl World {
         }
     }
 
-    /// A length: on KVM never so large that its tables hurt this machine.
+    /// A length: on KVM never so large that its tables hurt this machine, and on the
+    /// model no more than a process has addresses for, as a log takes a bit a page.
     pub(super) fn len(&self, numbers: &mut Numbers<'_>) -> u64 {
         let len = numbers.bytes();
-        if self.kvm.is_some() { len % ARENA } else { len }
+        match self.kvm {
+            Some(_) => len % ARENA,
+            None if len % 4096 == 0 => len % (1 << 40),
+            None => len,
+        }
     }
 
     /// Host memory in the arena, for `len` bytes that are there or not.

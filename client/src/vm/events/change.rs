@@ -9,7 +9,7 @@ use kvm_memslots_shim::events::{Gsis, Op, Plan, Route, Routes, State, plan_delta
 use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
 use super::work::{Blame, Subject, Work};
-use super::zones::ZoneClaims;
+use super::zone_claims::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Event, Trigger};
 use crate::error::{Error, ErrorKind};

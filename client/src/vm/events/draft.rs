@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvm_memslots_shim::events::{Gsis, Msi, Route, RouteTarget};
 
 use super::check::{check_kick, check_routes};
-use super::zones::check_coalesced;
+use super::zone_claims::check_coalesced;
 use super::{Attached, Devices, EventState};
 use crate::changes::Change;
 use crate::device::{Device, DeviceId, DevicePart, Line, Vector};

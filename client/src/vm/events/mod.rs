@@ -11,6 +11,7 @@ mod check;
 mod claims;
 mod draft;
 mod work;
+mod zone_claims;
 mod zones;
 
 pub(crate) use attached::Attached;
@@ -25,7 +26,7 @@ use kvm_memslots_shim::events::{EventLimits, Gsis, Op, Route, State, ZoneLimits}
 use self::check::check_routes;
 use self::claims::Claims;
 use self::draft::Edited;
-use self::zones::ZoneClaims;
+use self::zone_claims::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, Event, Vector};
 use crate::error::Error;

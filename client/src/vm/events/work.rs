@@ -8,7 +8,7 @@ use kvm_memslots_shim::events::{Delta, Ioeventfd, Irqfd, Parts, Route, State, Zo
 use super::Attached;
 use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
-use super::zones::ZoneClaims;
+use super::zone_claims::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Trigger, Vector};
 use crate::error::{Error, ErrorKind};

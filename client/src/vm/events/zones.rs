@@ -1,65 +1,12 @@
-//! Where coalesced zones are, and what would be in their way.
+//! What becomes of coalesced zones, and what would be in their way.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use kvm_memslots_shim::events::{Bus, State, Zone, ZoneLimits};
+use kvm_memslots_shim::events::{State, Zone};
 
 use super::Attached;
 use super::work::{Subject, Work};
 use crate::RegionId;
-use crate::device::{Coalesced, DeviceId, DevicePart, Place};
+use crate::device::{DeviceId, DevicePart};
 use crate::error::{Error, ErrorKind};
-
-/// Zones of devices, with their index: no two overlap. KVM unregisters all zones
-/// that the one it is told is in.
-#[derive(Debug, Default)]
-pub(super) struct ZoneClaims(BTreeMap<Zone, (DeviceId, usize)>);
-
-impl ZoneClaims {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Those that have an address in common with this one.
-    pub(super) fn overlapping(
-        &self,
-        with: Zone,
-    ) -> impl Iterator<Item = (&Zone, DeviceId, usize)> + '_ {
-        let last = with.addr.saturating_add(u64::from(with.len).saturating_sub(1));
-        let before = self.0.range(..=Zone { addr: last, len: u32::MAX, ..with }).rev();
-        let overlapping = before.take_while(move |(zone, _)| zone.overlaps(&with));
-        overlapping.map(|(zone, (id, index))| (zone, *id, *index))
-    }
-
-    fn insert(&mut self, zone: Zone, id: DeviceId, index: usize) {
-        self.0.insert(zone, (id, index));
-    }
-
-    pub(super) fn contains(&self, zone: &Zone) -> bool {
-        self.0.contains_key(zone)
-    }
-
-    pub(super) fn follow(&mut self, gone: &Self, come: &Self) {
-        gone.0.keys().for_each(|zone| _ = self.0.remove(zone));
-        self.0.extend(&come.0);
-    }
-}
-
-/// What KVM would refuse, or never unregister, wherever it is.
-pub(super) fn check_coalesced(what: &Coalesced, limits: ZoneLimits) -> Result<(), ErrorKind> {
-    let ports = matches!(what.place, Place::At(Bus::Pio, _));
-    if limits.ring_page.is_none() || (ports && !limits.pio) {
-        return Err(ErrorKind::NoZones { ports });
-    }
-    let len = what.len;
-    if !(1..=Zone::MAX_LEN).contains(&len) {
-        return Err(ErrorKind::ZoneLength { len });
-    }
-    let (Place::At(_, start) | Place::In(_, start)) = what.place;
-    // KVM finds no write in one that ends where addresses do.
-    start.checked_add(len.into()).map(drop).ok_or(ErrorKind::ZoneWraps { len })
-}
 
 impl Attached {
     /// Its zones that have an address, by their index: all, or those in a region.
@@ -142,7 +89,7 @@ impl Work<'_, '_> {
     /// doorbell's; and doorbells that come, what is a zone's.
     pub(super) fn check_zones(&self) -> Result<(), Error> {
         let state = self.draft.state;
-        for (zone, (id, index)) in &self.zones_come.0 {
+        for (zone, (id, index)) in self.zones_come.iter() {
             let mut there = state.zones.overlapping(*zone);
             let other = there.find(|(other, ..)| !self.zones_gone.contains(other));
             if let Some((_, other, at)) = other {
@@ -177,7 +124,7 @@ impl Work<'_, '_> {
         (id, index, zone): (DeviceId, usize, Zone),
         (other, other_part): (DeviceId, DevicePart),
     ) -> Error {
-        let other = Arc::clone(&self.draft.name(other));
+        let other = self.draft.name(other);
         let error = Error::from(ErrorKind::ZoneTaken { zone, other, other_part });
         self.blamed(error, id, DevicePart::Zone { index })
     }

@@ -12,9 +12,6 @@ use crate::events::zone::{Zone, ZoneLimits, ZoneWrite};
 /// `KVM_COALESCED_MMIO_MAX` with pages of 4 KiB, less the one that stays free.
 const RING: usize = 169;
 
-/// What x86 has: the ring is behind `kvm_run` and the page of ports.
-pub(super) const LIMITS: ZoneLimits = ZoneLimits { ring_page: Some(2), pio: true };
-
 impl Model {
     /// The same, of a kernel that allows this of zones.
     #[must_use]
