@@ -2,8 +2,7 @@
 //! move, from several threads while a vCPU runs.
 //!
 //! What to look at: [`Guest`] is all that the rest of the VMM knows, a trait
-//! object; each method builds [`Changes`] and applies them; nothing is borrowed,
-//! and nobody passes an address space around.
+//! object; each method builds [`Changes`] and applies them; nothing is borrowed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +11,7 @@ use kvm_memslots::device::{Device, DeviceId, Doorbell};
 use kvm_memslots::{
     Backing, Changes, MemFlags, Observer, Region, RegionId, RegionSpec, Report, Vm, at, vm_fd,
 };
-use kvm_memslots_examples::{COUNTER, Gate, Result, eventfd, has_kvm, memory};
+use kvm_memslots_examples::{Gate, Result, eventfd, has_kvm, memory};
 use vm_memory::{Bytes, GuestRegionMmap, MemoryRegionAddress};
 
 const MIB: u64 = 1 << 20;
@@ -20,6 +19,9 @@ const MIB: u64 = 1 << 20;
 const HOTPLUG: u64 = 4 << 30;
 const BLOCK: u64 = 2 * MIB;
 const BAR: u64 = 0xe000_0000;
+/// The guest's program: `inc word [0x2000]; out 0x80, al; jmp back`, in real mode.
+#[cfg(target_arch = "x86_64")]
+const PROGRAM: [u8; 8] = [0xff, 0x06, 0x00, 0x20, 0xe6, 0x80, 0xeb, 0xf8];
 
 /// What the rest of the VMM knows of guest memory.
 trait Guest: Send + Sync {
@@ -104,7 +106,6 @@ impl Guest for Manager {
         let id = c.map(spec);
         self.vm.apply(c)?;
         blocks.insert(block, id);
-        // `memory` goes here; the region holds what it needs.
         Ok(())
     }
 
@@ -157,10 +158,14 @@ fn main() -> Result<()> {
 
     #[cfg(target_arch = "x86_64")]
     let vcpu = {
-        low.write_slice(&kvm_memslots_examples::PROGRAM, MemoryRegionAddress(0x1000))?;
-        kvm_memslots_examples::Counting::start(&fd, gate)?
+        low.write_slice(&PROGRAM, MemoryRegionAddress(0x1000))?;
+        let vcpu = kvm_memslots_examples::real_mode(&fd, 0x1000, 0)?;
+        kvm_memslots_examples::Running::start(vcpu, gate, |exit| match exit {
+            kvm_ioctls::VcpuExit::IoOut(..) => Ok(()),
+            exit => Err(format!("the guest ended with {exit:?}")),
+        })
     };
-    let counter = || low.read_obj::<u16>(MemoryRegionAddress(COUNTER));
+    let counter = || low.read_obj::<u16>(MemoryRegionAddress(0x2000));
     let before = counter()?;
 
     let mut threads = Vec::new();
@@ -184,9 +189,7 @@ fn main() -> Result<()> {
     }
     #[cfg(target_arch = "x86_64")]
     {
-        while counter()? == before {
-            std::thread::yield_now();
-        }
+        vcpu.wait(|| counter().is_ok_and(|now| now != before))?;
         vcpu.stop()?;
     }
     (0..32).try_for_each(|block| guest.unplug(block))?;

@@ -33,3 +33,41 @@ fn msix_device() {
     assert!(said.contains("the guest rang the doorbell, without an exit"), "{said}");
     assert!(said.contains("masked and unmasked: 0 calls"), "{said}");
 }
+
+#[test]
+fn boot_64() {
+    let Some(said) = run(env!("CARGO_BIN_EXE_boot-64")) else { return };
+    assert!(said.contains("the guest halted\nit copied 0x123456789abcdef above 4 GiB"), "{said}");
+}
+
+#[test]
+fn hotplug() {
+    let Some(said) = run(env!("CARGO_BIN_EXE_hotplug")) else { return };
+    assert!(said.contains("the guest found all of them"), "{said}");
+    assert!(said.contains("the guest found none of them"), "{said}");
+    assert!(said.contains("1 region is left"), "{said}");
+}
+
+#[test]
+fn migration() {
+    let Some(said) = run(env!("CARGO_BIN_EXE_migration")) else { return };
+    assert!(said.contains("2048 pages are the same"), "{said}");
+    assert!(said.contains("the guest counted on in the second VM"), "{said}");
+}
+
+#[test]
+fn flash() {
+    let Some(said) = run(env!("CARGO_BIN_EXE_flash")) else { return };
+    assert!(said.contains("64 words programmed and read back, 128 flips"), "{said}");
+}
+
+/// A kernel is not built for this: the lab boots one, see `kernel/README.md`.
+#[test]
+fn boot_linux() {
+    let program = env!("CARGO_BIN_EXE_boot-linux");
+    assert_eq!(run(program), None, "it needs a kernel");
+    // What is no kernel is named as such.
+    let output = Command::new(program).arg(program).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() || said.contains("SKIPPED"), "{said}");
+}
