@@ -9,8 +9,8 @@ use kvm_bindings::{
 };
 use kvm_memslots_uapi::KVM_SET_USER_MEMORY_REGIONS;
 
+use crate::decide::access::Mmio;
 use crate::memory;
-use crate::vm::Mmio;
 
 /// `_IO(KVMIO, nr)`.
 const fn io(nr: c_ulong) -> c_ulong {

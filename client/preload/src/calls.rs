@@ -14,35 +14,18 @@ use crate::abi::{
     CLEAR_DIRTY_LOG, CREATE_VCPU, CREATE_VM, ENABLE_CAP, GET_DIRTY_LOG, RUN, RUN_BYTES, SET_REGION,
     SET_REGION2, SET_SIGNAL_MASK, not_followed,
 };
+use crate::call::Call;
 use crate::decide::region::Region;
-use crate::decide::slots::{Rules, Way};
+use crate::decide::rules::{Rules, Way};
 use crate::kvm::{Asked as ByDescriptor, Candidate, Unasked};
 use crate::root::{self, Known, Root, root};
 use crate::settings::{Mode, Settings, settings};
-use crate::stats::Why;
-use crate::vm::{Asked, Vm};
-use crate::{abi, memory, next, seccomp, sys, vcpu};
-
-/// A call of the VMM's.
-#[derive(Clone, Copy)]
-pub(crate) struct Call {
-    pub(crate) fd: c_int,
-    pub(crate) request: c_ulong,
-    pub(crate) arg: *mut c_void,
-}
+use crate::vm::machine::Vm;
+use crate::vm::memslots::Asked;
+use crate::why::Why;
+use crate::{abi, memory, run, seccomp, sys};
 
 impl Call {
-    /// The call as it is; where it fails, why is in `errno`.
-    pub(crate) fn pass(self) -> Result<c_int, ()> {
-        // SAFETY: the VMM vouches for its argument.
-        let result = unsafe { next::ioctl(self.fd, self.request, self.arg) };
-        if result < 0 { Err(()) } else { Ok(result) }
-    }
-
-    fn plain(self) -> c_int {
-        self.pass().unwrap_or(-1)
-    }
-
     /// Does it, or what is done in its place.
     pub(crate) fn make(self) -> c_int {
         if root::is_off() {
@@ -54,7 +37,7 @@ impl Call {
         let Some(root) = root() else { return self.plain() };
         match root.known(self.fd) {
             Some(known @ Known { vcpu: Some(vcpu), .. }) if self.request == RUN => {
-                vcpu::run(known, vcpu, self)
+                run::run(known, vcpu, self)
             }
             known => self.of_descriptor(root, known),
         }
@@ -87,7 +70,7 @@ impl Call {
         };
         let vm = known.vm;
         match (self.request, known.vcpu) {
-            (RUN, Some(vcpu)) => vcpu::run(known, vcpu, self),
+            (RUN, Some(vcpu)) => run::run(known, vcpu, self),
             (SET_SIGNAL_MASK, Some(vcpu)) => {
                 let result = self.plain();
                 if result >= 0 {

@@ -14,8 +14,8 @@
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::ptr;
 
-use crate::calls::{self, Call};
-use crate::{abi, end, next, root, seccomp, settings};
+use crate::call::Call;
+use crate::{abi, calls, end, next, root, seccomp, settings};
 
 /// The calls of KVM's are looked at, all others passed on.
 ///

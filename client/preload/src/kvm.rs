@@ -11,7 +11,8 @@ use kvm_memslots_uapi::probe::{ProbeTrap, TrapMismatch};
 
 use crate::abi::{CHECK_EXTENSION, CREATE_VM, ENABLE_CAP, SET_REGION, SET_REGION2};
 use crate::decide::region::Region;
-use crate::vm::{Kvm, Vm};
+use crate::vm::machine::Vm;
+use crate::vm::memslots::Kvm;
 use crate::{mark, sys};
 
 /// Where descriptors of this library's own are, out of the way of those of

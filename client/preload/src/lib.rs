@@ -8,7 +8,7 @@
 //! the README beside it.
 //!
 //! - `decide` knows what to do, and makes no system call.
-//! - `vm`, `vcpu` do it, with one lock a VM under which no signal handler runs.
+//! - `vm`, `run` do it, with one lock a VM under which no signal handler runs.
 //! - `calls` finds out which call is whose: `root` has a table by number, in memory
 //!   that a child finds empty; `mark` asks the kernel whether it is still so.
 //! - `memory` touches the VMM's memory, `sys` makes system calls, both without a
@@ -22,7 +22,9 @@
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::many_single_char_names)]
 
 mod abi;
+mod call;
 mod calls;
+mod counts;
 mod decide;
 mod end;
 pub mod exports;
@@ -31,10 +33,13 @@ mod lock;
 mod mark;
 mod memory;
 mod next;
+mod process;
 mod root;
+mod run;
 mod seccomp;
 mod settings;
 mod stats;
 mod sys;
 mod vcpu;
 mod vm;
+mod why;

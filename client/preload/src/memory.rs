@@ -6,8 +6,7 @@
 
 use std::ffi::c_int;
 
-use crate::root::root;
-use crate::sys;
+use crate::{process, sys};
 
 /// Reads `into.len()` bytes.
 ///
@@ -65,9 +64,8 @@ pub(crate) unsafe fn load<T>(from: u64) -> Result<T, c_int> {
 /// # Safety
 /// There are `bytes` bytes at `ours`.
 unsafe fn copy(write: bool, ours: *mut u8, theirs: u64, bytes: usize) -> Result<(), c_int> {
-    let pid = root().map_or_else(sys::process_id, crate::root::Root::pid);
     // SAFETY: the caller's.
-    match unsafe { sys::process_vm(pid, write, ours, theirs, bytes) } {
+    match unsafe { sys::process_vm(process::id(), write, ours, theirs, bytes) } {
         Ok(moved) if moved == bytes => Ok(()),
         // The second page of two is not there.
         Ok(_) => Err(libc::EFAULT),

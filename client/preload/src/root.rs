@@ -10,12 +10,12 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::decide::slots::Rules;
+use crate::counts::Counts;
+use crate::decide::rules::Rules;
 use crate::lock::Lock;
-use crate::stats::Counts;
 use crate::vcpu::Vcpu;
-use crate::vm::{Machine, Vm};
-use crate::{mark, sys};
+use crate::vm::machine::{Machine, Vm};
+use crate::{mark, process, sys};
 
 /// Descriptors with larger numbers are not followed.
 const NUMBERS: usize = 1 << 16;
@@ -69,6 +69,7 @@ pub(crate) fn set_up() -> Option<&'static Root> {
     let root = unsafe { at.as_ref() }?;
     if root.ready.load(Ordering::Acquire) != READY {
         root.pid.store(sys::process_id(), Ordering::Relaxed);
+        process::is_noted_at(&root.pid);
         root.ready.store(READY, Ordering::Release);
     }
     Some(root)
@@ -191,7 +192,7 @@ impl Root {
             if !mark::mark(fd, at) {
                 return None;
             }
-            vm.begin(fd, at, rules);
+            vm.begin(fd, at, rules, &self.counts.past);
             self.set(fd, entry(place, None, vm.generation()));
             Some(vm)
         })

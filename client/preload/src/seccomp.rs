@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_long};
 
 use crate::kvm::Unasked;
 use crate::root::{self, root};
-use crate::stats::Why;
+use crate::why::Why;
 use crate::{end, sys};
 
 /// A filter is about to be installed. KVM's slots are first made what the VMM

@@ -1,185 +1,15 @@
-//! What was done, counted for each VM, and for the whole process.
+//! What was done, as it is written at the end: for each VM, and for the whole
+//! process.
 
 use std::ffi::c_int;
 use std::fmt;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use crate::decide::slots::{Action, Repair, Slot};
+use crate::counts::Sums;
+use crate::decide::slot::Slot;
 use crate::root::Root;
-use crate::vm::Vm;
-
-/// A count that any thread adds to.
-#[derive(Debug, Default)]
-pub(crate) struct Count(AtomicU64);
-
-impl Count {
-    pub(crate) fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn take(&self) -> u64 {
-        self.0.swap(0, Ordering::Relaxed)
-    }
-}
-
-macro_rules! counts {
-    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// The counts of one VM, as they grow. Zeroes are none.
-        #[derive(Debug, Default)]
-        pub(crate) struct VmCounts {
-            $($(#[doc = $doc])+ pub(crate) $name: Count,)+
-            /// Nanoseconds of the longest call that KVM got.
-            longest_ns: AtomicU64,
-            /// The descriptor that the VM was made as.
-            fd: AtomicI32,
-        }
-
-        /// The counts, as they are written at the end.
-        #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
-        pub(crate) struct Sums {
-            $($(#[doc = $doc])+ pub(crate) $name: u64,)+
-            /// The longest call that KVM got.
-            pub(crate) longest_ns: u64,
-        }
-
-        impl VmCounts {
-            fn sums(&self) -> Sums {
-                Sums {
-                    $($name: self.$name.get(),)+
-                    longest_ns: self.longest_ns.load(Ordering::Relaxed),
-                }
-            }
-
-            /// Begins anew for the VM `fd`; what was counted is the process's.
-            pub(crate) fn clear(&self, fd: c_int) {
-                let past = crate::root::root().map(|root| &root.counts.past);
-                $(
-                    let count = self.$name.take();
-                    past.inspect(|past| past.$name.add(count));
-                )+
-                let longest = self.longest_ns.swap(0, Ordering::Relaxed);
-                past.inspect(|past| { past.longest_ns.fetch_max(longest, Ordering::Relaxed); });
-                self.fd.store(fd, Ordering::Relaxed);
-            }
-        }
-
-        impl Sums {
-            fn add(&mut self, more: &Self) {
-                $(self.$name += more.$name;)+
-                self.longest_ns = self.longest_ns.max(more.longest_ns);
-            }
-        }
-    };
-}
-
-counts! {
-    /// Memslot calls that the VMM made.
-    asked,
-    /// Nanoseconds that the VMM waited for them.
-    asked_ns,
-    /// Memslot calls that KVM got, flips of the trap bit not counted.
-    calls,
-    /// Flips of the trap bit.
-    flips,
-    /// Nanoseconds in calls and flips.
-    kvm_ns,
-    /// Calls of the VMM's that KVM refused.
-    refused,
-    /// Slots that were deferred instead of added.
-    deferred,
-    /// Of these, those that were removed without having been mapped.
-    unused,
-    /// Of these, those that were mapped.
-    mapped,
-    /// Times that all deferred slots were mapped: enough exits had been served.
-    promoted_by_exits,
-    /// An access that KVM can't decode had to be done again.
-    promoted_by_undecodable,
-    /// Slots that were mapped or deleted so that KVM had what the VMM believed.
-    put_right,
-    /// Reads served from host memory.
-    reads,
-    /// Writes served to host memory.
-    writes,
-}
-
-impl VmCounts {
-    /// KVM was called, for so long.
-    pub(crate) fn called(&self, ns: u64) {
-        self.kvm_ns.add(ns);
-        self.longest_ns.fetch_max(ns, Ordering::Relaxed);
-    }
-
-    pub(crate) fn calls_and_flips(&self) -> u64 {
-        self.calls.get() + self.flips.get()
-    }
-}
-
-/// The counts of one process. Zeroes are none.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    /// VMs made.
-    pub(crate) vms: Count,
-    /// vCPUs made.
-    pub(crate) vcpus: Count,
-    /// Of VMs whose place another one has.
-    past: VmCounts,
-}
-
-/// Why a VM is left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Why {
-    what: &'static str,
-    slot: Option<u32>,
-    errno: Option<c_int>,
-    /// The errno of a call that should have made KVM's slots what the VMM
-    /// believes.
-    pub(crate) left: Option<c_int>,
-}
-
-impl Why {
-    pub(crate) const fn of(what: &'static str) -> Self {
-        Self { what, slot: None, errno: None, left: None }
-    }
-
-    /// A call that is not followed.
-    pub(crate) const fn not_followed(name: &'static str) -> Self {
-        Self::of(name)
-    }
-
-    pub(crate) const fn repair(repair: &Repair, errno: c_int) -> Self {
-        let (what, slot) = match repair {
-            Repair::Map(region) => ("mapping a deferred slot failed", region.slot),
-            Repair::Delete(region) => ("deleting a slot that traps failed", region.slot),
-        };
-        Self { what, slot: Some(slot), errno: Some(errno), left: None }
-    }
-
-    pub(crate) const fn action(action: &Action, errno: c_int) -> Self {
-        let (what, slot) = match action {
-            Action::Trap(region) => ("setting the trap bit failed", Some(region.slot)),
-            Action::Untrap(region) => ("clearing the trap bit failed", Some(region.slot)),
-            _ => ("KVM_CAP_EXIT_ON_EMULATION_FAILURE can't be had", None),
-        };
-        Self { what, slot, errno: Some(errno), left: None }
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        self.slot.map_or(Ok(()), |slot| write!(f, ", slot {slot:#x}"))?;
-        self.errno.map_or(Ok(()), |errno| write!(f, ", errno {errno}"))?;
-        self.left
-            .map_or(Ok(()), |errno| write!(f, "; a slot is not as the VMM believes, errno {errno}"))
-    }
-}
+use crate::vm::machine::Vm;
 
 /// One slot that has churned, or was deferred.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -234,7 +64,7 @@ impl OfVm {
             (state.off.map(|why| why.to_string()), Vec::from_iter(flipped.map(OfSlot::new)))
         });
         slots.sort_by_key(|slot| slot.slot);
-        let fd = vm.counts.fd.load(Ordering::Relaxed);
+        let fd = vm.counts.fd();
         Self { fd, sums: vm.counts.sums(), switched_off, slots }
     }
 }
@@ -337,6 +167,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::counts::VmCounts;
 
     #[test]
     fn sums_as_text_and_as_json() {
@@ -365,13 +196,5 @@ mod tests {
         assert_eq!(json["switched_off"][0], "a move");
         assert_eq!(json["by_vm"][0]["asked"], 3);
         assert_eq!(json["mode"], "defer");
-    }
-
-    #[test]
-    fn why_says_which_slot_and_which_errno() {
-        let mut why = Why { slot: Some(1), errno: Some(12), ..Why::of("mapping failed") };
-        assert_eq!(why.to_string(), "mapping failed, slot 0x1, errno 12");
-        why.left = Some(5);
-        assert!(why.to_string().ends_with("; a slot is not as the VMM believes, errno 5"));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::slots::Slot;
+use super::slot::Slot;
 
 /// Places for slots; a power of two.
 pub(crate) const PLACES: usize = 1024;

@@ -3,118 +3,9 @@
 use kvm_memslots::deferred::policy::Churn;
 
 use super::map::{Entries, Map};
-use super::region::{READONLY, Region};
-
-/// How a slot that churns is taken away and brought back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// As the VMM asks for it.
-    AsAsked,
-    /// It stays, and its trap bit is set and cleared.
-    Trap,
-    /// It is removed; it is brought back when that has become worth it.
-    Defer,
-}
-
-/// Which slots are treated so.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rules {
-    pub(crate) way: Way,
-    /// How many flips of a slot are let through: removals, and additions of the
-    /// same that was removed.
-    pub(crate) flips: u32,
-    /// Also slots that the guest may write to.
-    pub(crate) writable: bool,
-}
-
-impl Rules {
-    /// Whether a slot with these flags can be one that is treated so.
-    pub(crate) const fn allow(self, flags: u32) -> bool {
-        flags == READONLY || flags == 0 && self.writable
-    }
-}
-
-/// What KVM has of a slot that the VMM has asked for at least once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Held {
-    Mapped,
-    Trapping,
-    Nothing,
-}
-
-/// What was done for one slot.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct SlotCounts {
-    /// Calls of the VMM's.
-    pub(crate) asked: u64,
-    /// Nanoseconds that the VMM waited for them.
-    pub(crate) asked_ns: u64,
-    /// Calls and flips of the trap bit that KVM got.
-    pub(crate) calls: u64,
-    /// Removals, and additions of what was removed.
-    pub(crate) flips: u64,
-    /// Times that it was deferred instead of added.
-    pub(crate) deferred: u64,
-    /// Exits served.
-    pub(crate) exits: u64,
-}
-
-#[derive(Debug)]
-pub(crate) struct Slot {
-    /// As it was mapped last.
-    pub(crate) region: Region,
-    /// Whether it is there, as the VMM sees it.
-    wanted: bool,
-    held: Held,
-    churn: Churn<Region>,
-    /// Whether it is in the list of those that churn.
-    listed: bool,
-    pub(crate) counts: SlotCounts,
-}
-
-impl Slot {
-    const fn is_deferred(&self) -> bool {
-        self.wanted && matches!(self.held, Held::Nothing)
-    }
-
-    const fn is_spare(&self) -> bool {
-        !self.wanted && matches!(self.held, Held::Trapping)
-    }
-
-    /// Whether it churns.
-    pub(crate) const fn churns(&self) -> bool {
-        self.listed
-    }
-
-    fn repair(&self) -> Option<Repair> {
-        if self.is_deferred() {
-            Some(Repair::Map(self.region))
-        } else if self.is_spare() {
-            Some(Repair::Delete(self.region))
-        } else {
-            None
-        }
-    }
-}
-
-/// A call that makes KVM's slot what the VMM believes it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repair {
-    /// Maps a slot that was deferred.
-    Map(Region),
-    /// Deletes a slot that traps only.
-    Delete(Region),
-}
-
-impl Repair {
-    /// What is to be asked of KVM.
-    pub(crate) const fn call(&self) -> Region {
-        match self {
-            Self::Map(region) => *region,
-            Self::Delete(region) => region.gone(),
-        }
-    }
-}
+use super::region::Region;
+use super::rules::{Rules, Way};
+use super::slot::{Held, Repair, Slot, SlotCounts};
 
 /// What becomes of a call of the VMM's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,30 +28,6 @@ pub(crate) enum Action {
 pub(crate) struct Plan {
     pub(crate) repairs: bool,
     pub(crate) action: Action,
-}
-
-/// A piece of host memory that a guest's access reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub(crate) hva: u64,
-    pub(crate) bytes: usize,
-}
-
-/// What becomes of an access that came out of the guest as MMIO.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// It is for the VMM.
-    Pass,
-    /// It is served from these pieces, in order; the second may be empty. More
-    /// than two pages are in no access.
-    Serve {
-        pieces: [Piece; 2],
-        /// The slot that the first is in.
-        slot: u32,
-        /// Whether it came out because a slot is deferred; else the slot has
-        /// just been mapped.
-        deferred: bool,
-    },
 }
 
 /// How many slots of a VM can churn at a time; the others are left alone. What a
@@ -223,7 +90,8 @@ impl Slots {
         self.deferred
     }
 
-    fn churning(&self) -> impl Iterator<Item = &Slot> {
+    /// Those that churn.
+    pub(super) fn churning(&self) -> impl Iterator<Item = &Slot> {
         self.churning[..self.listed].iter().filter_map(|slot| self.all.get(*slot))
     }
 
@@ -377,54 +245,5 @@ impl Slots {
             self.churning[self.listed] = slot;
             self.listed += 1;
         }
-    }
-
-    /// What becomes of an access to `bytes` bytes at `gpa` that came out as
-    /// MMIO. A write to memory that the guest may only read is the VMM's also
-    /// where that memory is mapped.
-    pub(crate) fn access(&self, space: u32, gpa: u64, bytes: usize, write: bool) -> Access {
-        let none = Piece { hva: 0, bytes: 0 };
-        let (mut pieces, mut count) = ([none; 2], 0);
-        let (mut deferred, mut ours) = (false, None);
-        let mut done = 0;
-        while done < bytes {
-            let Some(at) = gpa.checked_add(done as u64) else { return Access::Pass };
-            let Some((slot, (hva, left))) = self.reached(space, at, count > 0) else {
-                return Access::Pass;
-            };
-            if count == pieces.len() || write && slot.region.flags & READONLY != 0 {
-                return Access::Pass;
-            }
-            deferred |= slot.is_deferred();
-            if slot.listed {
-                ours = ours.or(Some(slot.region.slot));
-            }
-            let left = usize::try_from(left).unwrap_or(usize::MAX);
-            pieces[count] = Piece { hva, bytes: left.min(bytes - done) };
-            done += pieces[count].bytes;
-            count += 1;
-        }
-        ours.map_or(Access::Pass, |slot| Access::Serve { pieces, slot, deferred })
-    }
-
-    /// The slot that is at `gpa` as the VMM sees it, and where that is in host
-    /// memory. Of an access that begins in a slot that does not churn, none is
-    /// served but one that goes on in one that does.
-    fn reached(&self, space: u32, gpa: u64, goes_on: bool) -> Option<(&Slot, (u64, u64))> {
-        let at = |slot: &'_ Slot| {
-            (slot.wanted && slot.region.space() == space).then(|| slot.region.at(gpa))?
-        };
-        let found = self.churning().find_map(|slot| Some((slot, at(slot)?)));
-        if found.is_some() || !(goes_on || self.crosses(space, gpa)) {
-            return found;
-        }
-        self.all.iter().find_map(|slot| Some((slot, at(slot)?)))
-    }
-
-    /// Whether an access at `gpa` can reach a slot that churns beyond its page.
-    fn crosses(&self, space: u32, gpa: u64) -> bool {
-        let behind =
-            |slot: &Slot| slot.region.space() == space && slot.region.gpa.wrapping_sub(gpa) < 8;
-        self.churning().any(behind)
     }
 }

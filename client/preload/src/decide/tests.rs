@@ -5,10 +5,13 @@
 
 use kvm_memslots::deferred::policy::Policy;
 
+use super::access::{Access, Mmio, Piece};
 use super::map::{Entries, PLACES};
 use super::policy::Bill;
 use super::region::{READONLY, Region, TRAP};
-use super::slots::{Access, Action, Piece, Repair, Rules, Slots, Way};
+use super::rules::{Rules, Way};
+use super::slot::Repair;
+use super::slots::{Action, Slots};
 
 const FLASH: Region =
     Region { slot: 1, flags: READONLY, gpa: 0x400_0000, size: 0x10_0000, hva: 0x7000_0000 };
@@ -168,6 +171,10 @@ fn once_stopped_everything_passes() {
     assert_eq!(action(&mut slots, FLASH), Action::Pass);
 }
 
+const fn mmio(space: u32, gpa: u64, bytes: usize, write: bool) -> Mmio {
+    Mmio { space, gpa, bytes, write }
+}
+
 /// No second piece.
 const NONE: Piece = Piece { hva: 0, bytes: 0 };
 
@@ -186,15 +193,15 @@ fn reads_of_a_deferred_slot_are_served() {
         slot: FLASH.slot,
         deferred: true,
     };
-    assert_eq!(slots.access(0, FLASH.gpa + 5, 2, false), serve(5, 2));
+    assert_eq!(slots.access(mmio(0, FLASH.gpa + 5, 2, false)), serve(5, 2));
     let last = FLASH.size - 8;
-    assert_eq!(slots.access(0, FLASH.gpa + last, 8, false), serve(last, 8));
+    assert_eq!(slots.access(mmio(0, FLASH.gpa + last, 8, false)), serve(last, 8));
     // Beyond the end, before the start, in another address space, a write.
-    assert_eq!(slots.access(0, FLASH.gpa + last + 4, 8, false), Access::Pass);
-    assert_eq!(slots.access(0, FLASH.gpa - 4, 8, false), Access::Pass);
-    assert_eq!(slots.access(1, FLASH.gpa, 8, false), Access::Pass);
-    assert_eq!(slots.access(0, FLASH.gpa, 8, true), Access::Pass);
-    assert_eq!(slots.access(0, u64::MAX, 8, false), Access::Pass);
+    assert_eq!(slots.access(mmio(0, FLASH.gpa + last + 4, 8, false)), Access::Pass);
+    assert_eq!(slots.access(mmio(0, FLASH.gpa - 4, 8, false)), Access::Pass);
+    assert_eq!(slots.access(mmio(1, FLASH.gpa, 8, false)), Access::Pass);
+    assert_eq!(slots.access(mmio(0, FLASH.gpa, 8, true)), Access::Pass);
+    assert_eq!(slots.access(mmio(0, u64::MAX, 8, false)), Access::Pass);
 }
 
 #[test]
@@ -205,7 +212,7 @@ fn an_access_across_two_slots_is_served_from_both() {
     let pieces =
         [Piece { hva: FLASH.hva + FLASH.size - 3, bytes: 3 }, Piece { hva: next.hva, bytes: 5 }];
     let expected = Access::Serve { pieces, slot: FLASH.slot, deferred: true };
-    assert_eq!(slots.access(0, next.gpa - 3, 8, false), expected);
+    assert_eq!(slots.access(mmio(0, next.gpa - 3, 8, false)), expected);
 }
 
 /// It came out before the slot was mapped.
@@ -215,9 +222,9 @@ fn an_exit_that_races_a_map_is_served() {
     slots.repaired(&Repair::Map(FLASH));
     let pieces = [Piece { hva: FLASH.hva, bytes: 4 }, NONE];
     let expected = Access::Serve { pieces, slot: FLASH.slot, deferred: false };
-    assert_eq!(slots.access(0, FLASH.gpa, 4, false), expected);
+    assert_eq!(slots.access(mmio(0, FLASH.gpa, 4, false)), expected);
     ask(&mut slots, FLASH.gone());
-    assert_eq!(slots.access(0, FLASH.gpa, 4, false), Access::Pass);
+    assert_eq!(slots.access(mmio(0, FLASH.gpa, 4, false)), Access::Pass);
 }
 
 /// What begins beside a slot that churns and goes on in it.
@@ -226,7 +233,7 @@ fn an_access_into_a_slot_is_served_from_both() {
     let before =
         Region { slot: 2, gpa: FLASH.gpa - 0x1000, size: 0x1000, hva: 0x9000_0000, ..FLASH };
     let mut slots = deferred();
-    let access = |slots: &Slots, gpa| slots.access(0, gpa, 8, false);
+    let access = |slots: &Slots, gpa| slots.access(mmio(0, gpa, 8, false));
     assert_eq!(access(&slots, FLASH.gpa - 3), Access::Pass);
     ask(&mut slots, before);
     let pieces = [Piece { hva: before.hva + 0xffd, bytes: 3 }, Piece { hva: FLASH.hva, bytes: 5 }];

@@ -2,16 +2,24 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU32;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvm_memslots::deferred::policy::Policy;
 use proptest::prelude::*;
 
-use super::*;
-use crate::decide::region::{READONLY, TRAP};
+use super::exits::Served;
+use super::machine::Vm;
+use super::memslots::{Answer, Asked, Kvm};
+use crate::decide::access::{Access, Mmio};
+use crate::decide::policy::Bill;
+use crate::decide::region::{READONLY, Region, TRAP};
+use crate::decide::rules::{Rules, Way};
+use crate::decide::slots::Slots;
 use crate::decide::tests::entries;
+use crate::why::Why;
 
 const PAGE: u64 = 4096;
 
@@ -108,7 +116,7 @@ impl Under {
     }
 
     fn access(&self, gpa: u64, bytes: usize) -> Access {
-        self.vm.state.with(|state| state.slots.access(0, gpa, bytes, false))
+        self.vm.state.with(|state| state.slots.access(Mmio { space: 0, gpa, bytes, write: false }))
     }
 }
 
