@@ -1,4 +1,6 @@
-//! A small VMM that boots Linux: `boot-linux KERNEL [INITRD]`.
+//! A small VMM that boots Linux: `boot-linux KERNEL [INITRD [WORD...]]`. The kernel
+//! is a bzImage or a vmlinux; an initrd called `-` is a program that says hello and
+//! asks for a restart; words go to the kernel's command line.
 //!
 //! What to look at: the order of its start. Memory is there before anything leaves a
 //! grace period in flight, its interrupt controllers come next, then its devices as
@@ -28,21 +30,10 @@ mod x86 {
     use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
     use kvm_memslots::device::{Device, Route};
     use kvm_memslots::{Changes, RegionSpec, Vm, vm_fd};
-    use kvm_memslots_examples::{Result, eventfd, has_kvm, initrd, long_mode, memory};
-    use linux_loader::cmdline::Cmdline;
-    use linux_loader::configurator::linux::LinuxBootConfigurator;
-    use linux_loader::configurator::{BootConfigurator as _, BootParams};
-    use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-    use linux_loader::loader::{KernelLoader as _, bzimage::BzImage, load_cmdline};
-    use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+    use kvm_memslots_examples::{Result, eventfd, has_kvm, initrd, linux, long_mode, memory};
     use vm_superio::{Serial, Trigger};
 
     const RAM: u64 = 192 << 20;
-    const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
-    const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
-    /// Where a PC's low memory ends, and what can hold a kernel begins.
-    const LOW_END: u64 = 0x9_fc00;
-    const HIGH: u64 = 1 << 20;
     /// The first serial port, and its line.
     const SERIAL: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
     const SERIAL_GSI: u32 = 4;
@@ -50,7 +41,7 @@ mod x86 {
     const KEYBOARD: u16 = 0x64;
     const RESET: u8 = 0xfe;
     /// Seconds that a guest may take.
-    const PATIENCE: u32 = 600;
+    const PATIENCE: u32 = 1200;
 
     /// When what had been done.
     #[derive(Clone, Copy)]
@@ -71,32 +62,6 @@ mod x86 {
         fn trigger(&self) -> std::io::Result<()> {
             File::from(self.0.try_clone()?).write_all(&1_u64.to_ne_bytes())
         }
-    }
-
-    /// The guest's memory as the boot protocol wants it; where it begins.
-    fn load(memory: &Arc<GuestRegionMmap>, kernel: &mut File, initrd: &[u8]) -> Result<u64> {
-        let memory = GuestMemoryMmap::from_arc_regions(vec![Arc::clone(memory)])?;
-        let loaded = BzImage::load(&memory, None, kernel, Some(GuestAddress(HIGH)))?;
-        let mut line = Cmdline::new(256)?;
-        line.insert_str("console=ttyS0 earlyprintk=ttyS0 reboot=k panic=-1")?;
-        load_cmdline(&memory, COMMAND_LINE, &line)?;
-        let archive = (RAM - initrd.len() as u64) & !0xfff;
-        memory.write_slice(initrd, GuestAddress(archive))?;
-
-        let mut params = boot_params::default();
-        params.hdr = loaded.setup_header.ok_or("no bzImage")?;
-        // No loader with a number.
-        params.hdr.type_of_loader = 0xff;
-        params.hdr.cmd_line_ptr = COMMAND_LINE.0 as u32;
-        params.hdr.ramdisk_image = archive as u32;
-        params.hdr.ramdisk_size = initrd.len() as u32;
-        let usable = |addr, end| boot_e820_entry { addr, size: end - addr, r#type: 1 };
-        params.e820_table[0] = usable(0, LOW_END);
-        params.e820_table[1] = usable(HIGH, RAM);
-        params.e820_entries = 2;
-        LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, ZERO_PAGE), &memory)?;
-        // The entry for 64 bits.
-        Ok(loaded.kernel_load.0 + 0x200)
     }
 
     /// Runs the guest until it asks for a reset; how many exits that took.
@@ -140,17 +105,26 @@ mod x86 {
         unreachable!("no guest has that many exits")
     }
 
+    extern "C" fn nothing(_: libc::c_int) {}
+
     pub(super) fn main() -> Result<()> {
         let mut args = std::env::args_os().skip(1);
         let Some(kernel) = args.next() else {
-            println!("SKIPPED boot-linux: no kernel. Usage: boot-linux BZIMAGE [INITRD]");
+            println!("SKIPPED boot-linux: no kernel. Usage: boot-linux KERNEL [INITRD [WORD...]]");
             return Ok(());
         };
         if !has_kvm("boot-linux") {
             return Ok(());
         }
         let time = Timeline(Instant::now());
-        let initrd = args.next().map_or_else(|| Ok(initrd()), std::fs::read)?;
+        let initrd = match args.next() {
+            Some(file) if file != "-" => std::fs::read(file)?,
+            _ => initrd(),
+        };
+        let mut line = "console=ttyS0 reboot=k panic=-1".to_owned();
+        for word in args {
+            line.extend([" ", &word.to_string_lossy()]);
+        }
         let kvm = Kvm::new()?;
         let fd = kvm.create_vm()?;
         // On Intel KVM takes three pages for itself, where the guest sees none.
@@ -159,7 +133,7 @@ mod x86 {
         time.say("a VM");
 
         let ram = memory(0, RAM)?;
-        let entry = load(&ram, &mut File::open(kernel)?, &initrd)?;
+        let entry = linux::load(&ram, &mut File::open(kernel)?, &initrd, &line)?;
         time.say("kernel and initrd in memory");
         let spec = RegionSpec::vm_memory(&ram).ok_or("memory without a host address")?;
         let mut changes = Changes::new();
@@ -175,7 +149,7 @@ mod x86 {
         let devices = vm.apply(changes)?;
         time.say(&format!("devices: {devices}"));
         let mut vcpu = long_mode(&kvm, &fd, &ram, entry)?;
-        vcpu.set_regs(&kvm_regs { rsi: ZERO_PAGE.0, ..vcpu.get_regs()? })?;
+        vcpu.set_regs(&kvm_regs { rsi: linux::ZERO_PAGE.0, ..vcpu.get_regs()? })?;
         let calls = memory.calls() + devices.calls();
         let waits = memory.waits() + devices.waits();
         time.say(&format!(
@@ -183,7 +157,6 @@ mod x86 {
         ));
 
         // A guest that hangs does not come out by itself.
-        extern "C" fn nothing(_: libc::c_int) {}
         let handler: extern "C" fn(libc::c_int) = nothing;
         // SAFETY: the handler does nothing.
         unsafe { libc::signal(libc::SIGALRM, handler as libc::sighandler_t) };

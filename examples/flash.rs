@@ -105,9 +105,9 @@ mod x86 {
     }
 
     impl Cost {
-        fn add(&mut self, report: Option<Report>) {
-            self.calls += report.as_ref().map_or(0, Report::calls);
-            self.waits += report.as_ref().map_or(0, Report::waits);
+        fn add(&mut self, report: Option<&Report>) {
+            self.calls += report.map_or(0, Report::calls);
+            self.waits += report.map_or(0, Report::waits);
         }
     }
 
@@ -146,14 +146,17 @@ mod x86 {
                         done = chip.read(gpa - CHIP, data);
                     });
                     done?;
+                    if let Some(gpa) = served.fault {
+                        return Err(format!("the memory behind {gpa:#x} can't be read").into());
+                    }
                     if served.due {
-                        cost.add(vm.promote_due()?);
+                        cost.add(vm.promote_due()?.as_ref());
                     }
                 }
                 VcpuExit::MmioWrite(gpa, data) => {
                     chip.write(gpa - CHIP, data)?;
                     let is_array = matches!(chip.mode, Mode::Array);
-                    cost.add(slot.set_array_mode(&vm, is_array)?);
+                    cost.add(slot.set_array_mode(&vm, is_array)?.as_ref());
                 }
                 VcpuExit::IoOut(0x80, &[low, high]) => {
                     let word = u16::from_le_bytes([low, high]);

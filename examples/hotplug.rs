@@ -127,7 +127,9 @@ mod x86 {
 
     fn unplug(blocks: &[RegionId]) -> Changes {
         let mut c = Changes::new();
-        blocks.iter().for_each(|id| c.unmap(*id));
+        for id in blocks {
+            c.unmap(*id);
+        }
         c
     }
 

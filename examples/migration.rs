@@ -16,8 +16,7 @@ fn main() -> kvm_memslots_examples::Result<()> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::io::{BufReader, BufWriter, Read, Write};
-    use std::os::unix::net::UnixStream;
+    use std::io::{BufReader, BufWriter, PipeReader, PipeWriter, Read, Write};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
@@ -32,7 +31,7 @@ mod x86 {
     const RAM: u64 = 8 << 20;
     const CODE: u64 = 0x1000;
     const COUNTER: MemoryRegionAddress = MemoryRegionAddress(0x2000);
-    /// As few pages as this can be sent while the guest waits.
+    /// So few can be sent while the guest waits.
     const FEW: u64 = 32;
     /// In a page's place: registers come.
     const END: u64 = u64::MAX;
@@ -102,7 +101,8 @@ mod x86 {
         fn log(&self, on: bool) -> Result<()> {
             let mut c = Changes::new();
             c.set_log_dirty(self.id, on);
-            Ok(println!("log: {}", self.vm.apply(c)?))
+            println!("log: {}", self.vm.apply(c)?);
+            Ok(())
         }
 
         fn send(&self, page: u64, out: &mut impl Write) -> Result<()> {
@@ -121,7 +121,7 @@ mod x86 {
 
         /// Takes pages until the registers come: where the guest goes on, and its
         /// counter. This guest has no others.
-        fn receive(&self, from: UnixStream) -> Result<[u64; 2]> {
+        fn receive(&self, from: PipeReader) -> Result<[u64; 2]> {
             let mut from = BufReader::new(from);
             loop {
                 let page = read_number(&mut from)?;
@@ -142,19 +142,15 @@ mod x86 {
     }
 
     /// Sends `source` with its guest, which is stopped where it is.
-    fn migrate(source: &Machine, guest: Running, slower: &AtomicU64, to: UnixStream) -> Result<()> {
+    fn migrate(source: &Machine, guest: Running, slower: &AtomicU64, to: PipeWriter) -> Result<()> {
         let mut out = BufWriter::new(to);
         source.log(true)?;
         (0..RAM / PAGE).try_for_each(|page| source.send(page, &mut out))?;
-        let mut rounds = Vec::new();
-        loop {
-            let sent = source.send_dirty(&mut out)?;
-            rounds.push(sent);
-            if sent <= FEW {
-                break;
-            }
+        let mut rounds = vec![source.send_dirty(&mut out)?];
+        while rounds.last() > Some(&FEW) {
             // Twice as slow each round: so it ends.
             slower.store((slower.load(Ordering::Relaxed) * 2).max(20), Ordering::Relaxed);
+            rounds.push(source.send_dirty(&mut out)?);
         }
         println!("rounds: {rounds:?} pages");
         let vcpu = guest.stop()?;
@@ -178,7 +174,7 @@ mod x86 {
         let guest = source.run(vcpu, Arc::clone(&slower));
         guest.wait(|| source.counter() > 1000)?;
 
-        let (to, from) = UnixStream::pair()?;
+        let (from, to) = std::io::pipe()?;
         let [rip, rcx] = std::thread::scope(|scope| -> Result<_> {
             let received = scope.spawn(|| destination.receive(from));
             migrate(&source, guest, &slower, to)?;
@@ -196,6 +192,7 @@ mod x86 {
         let guest = destination.run(vcpu, Arc::default());
         guest.wait(|| destination.counter() > rcx + 1000)?;
         guest.stop()?;
-        Ok(println!("the guest counted on in the second VM, from {rcx}"))
+        println!("the guest counted on in the second VM, from {rcx}");
+        Ok(())
     }
 }

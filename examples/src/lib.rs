@@ -21,6 +21,8 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 #[cfg(target_arch = "x86_64")]
 mod initrd;
 #[cfg(target_arch = "x86_64")]
+pub mod linux;
+#[cfg(target_arch = "x86_64")]
 mod long_mode;
 mod running;
 

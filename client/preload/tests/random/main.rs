@@ -1,4 +1,4 @@
-//! The same random program with the library and without: everything that it
+//! The same random programs with the library and without: everything that it
 //! sees is the same.
 //!
 //! `PRELOAD_SEEDS=FIRST..END` runs more of them, or one again.
@@ -8,43 +8,62 @@
 // A test is no library: a call and the pointer that it takes are one thing.
 #![allow(clippy::multiple_unsafe_ops_per_block)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod machine;
 mod program;
+mod random;
+mod strange;
 
-use std::io::Write as _;
+use std::ffi::c_int;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use common::{NO_LIBRARY, library, skip};
 use serde_json::Value;
 
-const NAME: &str = "with_and_without_all_is_the_same";
 /// Set for the program: its seed, and where it says what it saw.
 const SEED: &str = "PRELOAD_SEED";
 const SEEN: &str = "PRELOAD_SEEN";
-const STEPS: u64 = 60;
+
+/// A kind of program, by the test that runs it.
+struct Kind {
+    test: &'static str,
+    run: fn(u64, u64) -> Result<String, c_int>,
+    steps: u64,
+}
 
 #[test]
 fn with_and_without_all_is_the_same() {
+    let test = "with_and_without_all_is_the_same";
+    compare(&Kind { test, run: program::run, steps: 60 });
+}
+
+#[test]
+fn with_and_without_strange_calls_are_the_same() {
+    let test = "with_and_without_strange_calls_are_the_same";
+    compare(&Kind { test, run: strange::run, steps: 400 });
+}
+
+fn compare(kind: &Kind) {
     if let (Ok(seed), Some(seen)) = (std::env::var(SEED), std::env::var_os(SEEN)) {
-        let text = program::run(seed.parse().unwrap(), STEPS)
+        let text = (kind.run)(seed.parse().unwrap(), kind.steps)
             .unwrap_or_else(|errno| format!("SKIPPED no VM: errno {errno}"));
         std::fs::write(seen, text).unwrap();
         // What the test harness does next may not be allowed any more.
         // SAFETY: ends the process.
         unsafe { libc::exit(0) };
     }
-    let Some(library) = library() else {
-        return skip("no libkvm_memslots_preload.so beside this test");
-    };
+    let Some(library) = library() else { return skip(kind.test, NO_LIBRARY) };
     let dir = tempfile::tempdir().unwrap();
     let (mut deferred, mut reads) = (0, 0);
     for seed in seeds() {
-        let without = see(dir.path(), seed, None);
+        let without = see(kind, dir.path(), seed, None);
         if without.starts_with("SKIPPED") {
-            return skip(&without);
+            return skip(kind.test, &without);
         }
-        let with = see(dir.path(), seed, Some(&library));
+        let with = see(kind, dir.path(), seed, Some(&library));
         let mut lines = without.lines().zip(with.lines());
         if let Some((without, with)) = lines.find(|(without, with)| without != with) {
             panic!("seed {seed}:\nwithout {without}\nwith    {with}");
@@ -59,36 +78,18 @@ fn with_and_without_all_is_the_same() {
     assert!(deferred > 0 && reads > 0, "{deferred} {reads}");
 }
 
-/// In the form that `cargo xtask test` counts.
-fn skip(reason: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED {NAME}: {reason}");
-}
-
-/// The library that cargo built beside this test, the latest of its kind.
-fn library() -> Option<PathBuf> {
-    let dir = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let is_ours = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("libkvm_memslots_preload") && name.ends_with(".so")
-    };
-    let built = |path: &PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let files = [dir.as_path(), dir.parent()?].map(|dir| std::fs::read_dir(dir).unwrap());
-    let files = files.into_iter().flatten().map(|entry| entry.unwrap().path());
-    files.filter(is_ours).max_by_key(built)
-}
-
 fn seeds() -> std::ops::Range<u64> {
     let Ok(seeds) = std::env::var("PRELOAD_SEEDS") else { return 0..6 };
     let (first, end) = seeds.split_once("..").unwrap();
     first.parse().unwrap()..end.parse().unwrap()
 }
 
-fn see(dir: &Path, seed: u64, library: Option<&Path>) -> String {
+fn see(kind: &Kind, dir: &Path, seed: u64, library: Option<&Path>) -> String {
     let seen = dir.join("seen");
     let _ = std::fs::remove_file(&seen);
     let mut command = Command::new("timeout");
     command.arg("120").arg(std::env::current_exe().unwrap());
-    command.args(["--exact", NAME, "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", kind.test, "--nocapture", "--test-threads=1"]);
     command.env(SEED, seed.to_string()).env(SEEN, &seen);
     if let Some(library) = library {
         command.env("KVM_MEMSLOTS_PRELOAD", "defer");

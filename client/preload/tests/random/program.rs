@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_run};
 
 use crate::machine::{CREATE_VM, FLASH_BYTES, Machine, PAGE, anonymous, call, set, set_nowhere};
+use crate::random::Random;
 
 static HANDLED: AtomicU32 = AtomicU32::new(0);
 static RUN: AtomicPtr<kvm_run> = AtomicPtr::new(ptr::null_mut());
@@ -25,19 +26,6 @@ extern "C" fn handler(_: c_int) {
 
 const fn bit(signal: c_int) -> u64 {
     1 << (signal - 1)
-}
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (bits ^ bits >> 31) % end
-    }
 }
 
 /// Runs the program of `seed`; what it saw. `Err` is why it can't.

@@ -1,0 +1,133 @@
+//! What this test's own program does when it is started again: one part each, and
+//! a line about it in the file that it is told.
+
+use std::ffi::{CString, c_int, c_ulong, c_void};
+use std::io;
+use std::ptr;
+
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+
+/// Set for it: the part, where it says what, the library that it is to load.
+pub(crate) const PART: &str = "PRELOAD_PART";
+pub(crate) const SAID: &str = "PRELOAD_SAID";
+pub(crate) const LIBRARY: &str = "PRELOAD_LIBRARY";
+
+const CREATE_VM: c_ulong = 0xae01;
+const SET_REGION: c_ulong = 0x4020_ae46;
+const PAGE: usize = 4096;
+
+type Ioctl = unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int;
+
+/// Plays `part`, and ends the program.
+pub(crate) fn play(part: &str) {
+    let said = match part {
+        "daemon" => daemon(),
+        "loads" => loads(),
+        "churns" => churn(libc::ioctl).map(|()| "churned".to_owned()),
+        other => panic!("{other}"),
+    };
+    say(&said.unwrap_or_else(|reason| reason));
+    // SAFETY: ends the program, with all that does at its end.
+    unsafe { libc::exit(0) };
+}
+
+fn say(text: &str) {
+    std::fs::write(std::env::var_os(SAID).unwrap(), text).unwrap();
+}
+
+/// A VM whose slot comes and goes, without a vCPU; why not, where there is none.
+fn churn(ioctl: Ioctl) -> Result<(), String> {
+    let failed = |what: &str| format!("{what}: {}", io::Error::last_os_error());
+    // SAFETY: opens a file.
+    let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    if kvm < 0 {
+        return Err(failed("no /dev/kvm"));
+    }
+    // SAFETY: makes a descriptor.
+    let vm = unsafe { ioctl(kvm, CREATE_VM, ptr::null_mut::<c_void>()) };
+    if vm < 0 {
+        return Err(failed("no VM"));
+    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping.
+    let at = unsafe { libc::mmap(ptr::null_mut(), PAGE, libc::PROT_READ, flags, -1, 0) };
+    for flip in 0..20 {
+        let mut region = kvm_userspace_memory_region {
+            slot: 1,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: 0x10_0000,
+            memory_size: if flip % 2 == 0 { PAGE as u64 } else { 0 },
+            userspace_addr: at as u64,
+        };
+        // SAFETY: the structure that the request takes, of memory that stays.
+        let result = unsafe { ioctl(vm, SET_REGION, &raw mut region) };
+        assert_eq!(result, 0, "{}", failed("the slot"));
+    }
+    Ok(())
+}
+
+/// As daemons begin; its parent waits for it all the same.
+fn daemon() -> Result<String, String> {
+    let fork = || {
+        // SAFETY: this program has one thread that does anything.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0);
+        if child > 0 {
+            let mut status = 0;
+            // SAFETY: this process's child.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            // SAFETY: does not return, and leaves what is the parent's alone.
+            unsafe { libc::_exit(libc::WEXITSTATUS(status) + libc::WTERMSIG(status)) };
+        }
+    };
+    fork();
+    // SAFETY: has no preconditions.
+    unsafe { libc::setsid() };
+    fork();
+    // SAFETY: a name, and numbers, here and below.
+    unsafe { libc::chdir(c"/".as_ptr()) };
+    // SAFETY: its own; what comes next is 0, 1 and 2.
+    unsafe { libc::close_range(0, u32::MAX, 0) };
+    churn(libc::ioctl)?;
+    Ok(format!("daemon {}", std::process::id()))
+}
+
+/// Has a VM by the library's own `ioctl`, which it finds by name.
+fn loads() -> Result<String, String> {
+    let path = CString::new(std::env::var(LIBRARY).unwrap()).unwrap();
+    // SAFETY: what it does when it is loaded is what is tested.
+    let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+    assert!(!library.is_null());
+    // SAFETY: loaded above.
+    let ioctl = unsafe { libc::dlsym(library, c"ioctl".as_ptr()) };
+    assert!(!ioctl.is_null());
+    // SAFETY: declared so.
+    churn(unsafe { std::mem::transmute::<*mut c_void, Ioctl>(ioctl) })?;
+    // SAFETY: has no preconditions.
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) };
+    Ok(format!("secure {secure}"))
+}
+
+/// Kills for what the library does beside the calls of a VMM.
+pub(crate) fn forbid() -> io::Result<()> {
+    let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let number = |call: i64, jt, jf| op(0x15, jt, jf, call as u32);
+    let code = [
+        op(0x20, 0, 0, 0),
+        number(libc::SYS_process_vm_readv, 5, 0),
+        number(libc::SYS_process_vm_writev, 4, 0),
+        number(libc::SYS_fcntl, 0, 2),
+        // The low half of fcntl's second argument: F_OFD_GETLK to F_OFD_SETLKW.
+        op(0x20, 0, 0, 24),
+        op(0x35, 1, 0, 36),
+        op(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+        op(0x06, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_ptr().cast_mut() };
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as c_ulong, 0, 0, 0) };
+    let mode = c_ulong::from(libc::SECCOMP_MODE_FILTER);
+    // SAFETY: the structure that it takes.
+    let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
