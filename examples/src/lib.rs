@@ -1,16 +1,5 @@
-//! What the examples share. Each of them is one file beside this folder; what it
-//! shows is said at its top.
-//!
-//! | example | what |
-//! | --- | --- |
-//! | `boot-64` | a 64-bit guest, from its memory to its last instruction |
-//! | `hotplug` | memory that comes and goes under a vCPU that runs |
-//! | `migration` | dirty logs, sent to a second VM until it goes on there |
-//! | `flash` | a chip that is memory or registers, by trap or deferral |
-//! | `blobs` | a window: contents that come and go without an ioctl |
-//! | `msix-device` | a device with memory, a doorbell and vectors, attached as one |
-//! | `memory-manager` | all that a VMM's memory manager does, behind a trait |
-//! | `boot-linux` | a small VMM that boots Linux |
+//! What the examples share. They are the files beside this folder; the README there
+//! has a table of them.
 
 use std::error::Error;
 use std::os::fd::{FromRawFd, OwnedFd};
