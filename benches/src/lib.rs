@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod compare;
 pub mod density;
 pub mod devices;
 pub mod doctor;

@@ -42,7 +42,7 @@ fn many_changes_are_counted_exactly() {
     let test = "many_changes_are_counted_exactly";
     let Some(mut counter) = counter_or_skip(test) else { return };
     let vm = vm_or_skip(test).unwrap();
-    let ((), counted) = counter.count(|| create_and_delete(&vm, 3000)).unwrap();
+    let counted = counter.count(|| create_and_delete(&vm, 3000)).1.unwrap();
     assert_eq!(counted, 3000 + 2 * 3000);
 }
 
@@ -54,7 +54,7 @@ fn a_busy_vcpu_adds_nothing() {
         let vm = vm_or_skip(test).unwrap();
         let Some(busy) = guest_or_skip(test, BusyVcpus::start(&vm, 1000, 1, work)) else { return };
         busy.wait_for_progress(Duration::from_secs(10)).unwrap();
-        let ((), counted) = counter.count(|| create_and_delete(&vm, 200)).unwrap();
+        let counted = counter.count(|| create_and_delete(&vm, 200)).1.unwrap();
         assert_eq!(counted, 200 + 2 * 200, "{work:?}");
         busy.stop().unwrap();
     }
@@ -66,13 +66,13 @@ fn only_what_is_asked_for_is_counted() {
     let test = "only_what_is_asked_for_is_counted";
     let Some(mut counter) = counter_or_skip(test) else { return };
     let (vm, other) = (vm_or_skip(test).unwrap(), vm_or_skip(test).unwrap());
-    let ((), counted) = counter.count(|| create_and_delete(&vm, 2)).unwrap();
+    let counted = counter.count(|| create_and_delete(&vm, 2)).1.unwrap();
     create_and_delete(&vm, 5);
-    let ((), none) = counter.count(|| ()).unwrap();
+    let none = counter.count(|| ()).1.unwrap();
     let thread = || {
         std::thread::scope(|scope| drop(scope.spawn(|| create_and_delete(&other, 50)).join()));
     };
-    let ((), elsewhere) = counter.count(thread).unwrap();
+    let elsewhere = counter.count(thread).1.unwrap();
     assert_eq!((counted, none, elsewhere), (6, 0, 0));
 }
 

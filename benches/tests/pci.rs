@@ -31,7 +31,10 @@ fn cost(
     let mut apply = || rig.apply(&scenario.steps);
     let (spent, counted) = match counter {
         None => (apply(), None),
-        Some(counter) => counter.count(apply).map(|(spent, n)| (spent, Some(n))).unwrap(),
+        Some(counter) => {
+            let (spent, counted) = counter.count(apply);
+            (spent, Some(counted.unwrap()))
+        }
     };
     Some((spent.unwrap_or_else(|error| panic!("{strategy}: {error}")), counted))
 }

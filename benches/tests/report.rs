@@ -3,8 +3,9 @@
 
 use std::process::Command;
 
+use kvm_memslots_bench::compare::Row;
 use kvm_memslots_bench::machine::Machine;
-use kvm_memslots_bench::report::{Measured, Report, human};
+use kvm_memslots_bench::report::{Report, human};
 use serde_json::{Value, json};
 
 fn memslots(args: &str) -> String {
@@ -56,7 +57,7 @@ fn the_page_is_one_file_with_every_number() {
     check_alone(&page);
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     for part in
-        [release.trim(), "on the model of KVM", "sparse, 40 regions, no vCPU", "per-region: "]
+        [release.trim(), "on the model of KVM", "sparse, no vCPU, 40 regions", "per-region: "]
     {
         assert!(page.contains(part), "{part}");
     }
@@ -65,7 +66,7 @@ fn the_page_is_one_file_with_every_number() {
         assert_eq!(walls.len(), 3);
         let calls = row["ioctls"].as_u64().unwrap();
         for cell in [
-            row["strategy"].as_str().unwrap().to_owned(),
+            row["way"].as_str().unwrap().to_owned(),
             calls.to_string(),
             format!("{} planned", row["grace_periods"]),
             human(row["wall_ns_min"].as_u64().unwrap()),
@@ -83,18 +84,19 @@ fn the_page_is_one_file_with_every_number() {
 fn a_baseline_of_the_same_counts_says_what_differs() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
-    let args = "bench sparse --regions 8 --runs 2 --executor model";
+    let args = "bench sparse --regions 8 --runs 3 --executor model";
     let json = memslots(&format!("{args} --json"));
     let mut before = rows(&json);
     // As if shim had been a million times as slow, and had made a call more.
-    before[1]["walls_ns"] = json!([5_000_000_000_u64, 6_000_000_000_u64]);
+    before[1]["walls_ns"] = json!([5_000_000_000_u64, 5_500_000_000_u64, 6_000_000_000_u64]);
+    before[1]["wall_ns"] = json!(5_500_000_000_u64);
     before[1]["ioctls"] = json!(before[1]["ioctls"].as_u64().unwrap() + 1);
     let lines: Vec<_> = before.iter().map(Value::to_string).collect();
     std::fs::write(file("before.json"), lines.join("\n")).unwrap();
     let (baseline, page) = (file("before.json"), file("page.html"));
     let said =
         memslots(&format!("{args} --baseline {} --html {}", baseline.display(), page.display()));
-    let line = said.lines().find(|line| line.starts_with("sparse, 8 regions, no vCPU, shim"));
+    let line = said.lines().find(|line| line.starts_with("sparse, no vCPU, 8 regions, shim"));
     let line = line.unwrap_or_else(|| panic!("{said}"));
     for part in ["9 calls before, 8 now", "5.50 s before", "times as fast"] {
         assert!(line.contains(part), "{part}: {line}");
@@ -107,15 +109,19 @@ fn a_baseline_of_the_same_counts_says_what_differs() {
 /// Names are no markup, and what was skipped has no plot.
 #[test]
 fn whatever_the_rows_say_the_page_is_well_formed() {
-    let skipped = json!({
-        "scenario": "<b>&\"x\"", "regions": 3, "vcpus": 2, "busy": "fault", "strategy": "shim",
-        "walls_ns": [], "skipped": "a <i> & no more",
-    });
-    let ran = json!({
-        "strategy": "per-region", "traced": 7, "calls": 7, "grace_periods": 9, "flips": 0,
-        "grace_periods_by": "kernel", "walls_ns": [0, 0, u64::MAX],
-    });
-    let rows: Vec<_> = [skipped, ran].iter().map(|row| Measured::from_json(row).unwrap()).collect();
+    let row = |what: &str, way: &str, walls: &[u64], skipped: Option<&str>| -> Row {
+        let json = json!({
+            "what": what, "size": 3, "unit": "<u>", "way": way, "grace_periods_by": "kernel",
+            "ioctls": 7, "grace_periods": 9, "runs": walls.len(), "wall_ns": walls.first(),
+            "walls_ns": walls, "skipped": skipped,
+            "ratios": {"<other>": {"times": 2.0, "spread": [1.5, 3.0], "equal": false}},
+        });
+        serde_json::from_value(json).unwrap()
+    };
+    let rows = [
+        row("<b>&\"x\"", "shim", &[], Some("a <i> & no more")),
+        row("replay", "per-region", &[0, 0, u64::MAX], None),
+    ];
     let machine = Machine::look();
     for rows in [&rows[..], &rows[..1], &[]] {
         let page = Report {

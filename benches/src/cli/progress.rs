@@ -5,20 +5,15 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Progress of so many steps; none where nobody looks.
-pub(super) fn progress(length: usize) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
-    ProgressBar::new(length as u64)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
 /// Progress of what does not say how far it is; gone when it is dropped.
 pub(super) struct Spinner(ProgressBar);
 
 impl Spinner {
+    /// What is being done.
+    pub(super) fn say(&self, what: &str) {
+        self.0.set_message(what.to_owned());
+    }
+
     /// Does something that writes to the terminal.
     pub(super) fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.0.suspend(write)
@@ -31,6 +26,7 @@ impl Drop for Spinner {
     }
 }
 
+/// None where nobody looks.
 pub(super) fn spinner(what: &'static str) -> Spinner {
     if !io::stderr().is_terminal() {
         return Spinner(ProgressBar::hidden());

@@ -1,15 +1,16 @@
 //! `memslots import` and `memslots replay`.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::output::OutputFile;
-use super::page::PageArgs;
-use super::progress::{progress, spinner};
+use super::progress::spinner;
+use super::shown::{About, OutputArgs};
 use super::{Failure, counter, need_kvm};
+use crate::compare::ways;
 use crate::replay::{self, CHURN_AFTER, Replay, Strategy};
 use crate::rig::Target;
 use crate::trace::{self, BURST_GAP};
@@ -55,11 +56,8 @@ pub(super) struct ReplayArgs {
     /// Put the slots of a second address space (SMM) above those of the first.
     #[arg(long)]
     one_address_space: bool,
-    /// One JSON object a line instead of a table.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    page: PageArgs,
+    output: OutputArgs,
 }
 
 pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
@@ -79,51 +77,31 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
-    let page = args.page.prepare()?;
+    let output = args.output.prepare()?;
     let mut trace = read(&args.trace, args.vm)?;
     if args.one_address_space {
         trace = replay::one_address_space(&trace)?;
     }
     need_kvm(&[])?;
-    let mut strategies =
-        if args.strategy.is_empty() { Strategy::ALL.to_vec() } else { args.strategy.clone() };
-    strategies.sort_unstable();
-    strategies.dedup();
     let replay = Replay {
-        strategies,
+        strategies: ways(&args.strategy),
         gap: (!args.singly).then(|| Duration::from_micros(args.burst_gap)),
         churn_after: args.churn_after,
-        runs: args.runs as usize,
     };
-    let bar = progress(replay.length());
-    let on_run = |strategy: Strategy| {
-        bar.set_message(strategy.name());
-        bar.inc(1);
-    };
-    let rows = replay.run(&trace, counter(Target::Kvm).as_mut(), on_run);
-    bar.finish_and_clear();
-    let rows = rows?;
-    for row in &rows {
-        if let Some(why) = row.skipped {
-            eprintln!("memslots: {why}, so {} is skipped", row.strategy);
-        }
-    }
-    let mut out = io::stdout().lock();
-    if args.json {
-        for row in &rows {
-            serde_json::to_writer(&mut out, row).map_err(io::Error::from)?;
-            out.write_all(b"\n")?;
-        }
-        drop(out);
-        return page.finish(&rows, false, true);
-    }
     let made: Vec<_> = trace.made().copied().collect();
     let bursts = replay.bursts(&made).len();
     let (source, calls) = (trace.source, trace.calls.len());
-    writeln!(out, "{calls} calls from {source}, {bursts} bursts, replayed back to back")?;
-    writeln!(out, "{}", replay::table(&rows))?;
-    drop(out);
-    page.finish(&rows, false, false)
+    let about = About {
+        title: "What a VMM's memslot calls cost",
+        head: Some(format!("{calls} calls from {source}, {bursts} bursts, replayed back to back")),
+        columns: &replay::COLUMNS,
+        model: false,
+        runs: args.runs,
+        pin: true,
+        calls: counter(Target::Kvm),
+        machine: None,
+    };
+    output.compare(about, |session| replay.run(&trace, session))
 }
 
 fn read(path: &std::path::Path, vm: Option<i32>) -> Result<trace::Trace, trace::TraceError> {

@@ -6,11 +6,9 @@
 //! process of its own, get an interrupt controller and their irqfds.
 
 mod background;
-mod table;
 mod vm;
 mod worker;
 
-pub use table::{Row, table};
 pub use worker::worker;
 
 use std::fmt;
@@ -19,9 +17,12 @@ use std::io;
 use clap::Args;
 use kvm_memslots::backend::EventCalls;
 
+use crate::compare::{Lap, Session, Shape, Stop, Taken, Way};
 use crate::fleet::FleetError;
+use crate::report::Column;
 use background::Background;
 use vm::Machine;
+use worker::Measured;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
@@ -42,9 +43,6 @@ pub struct Density {
     /// Measure with `KVM_IRQFD_FLAG_NO_IRQBYPASS` only, not also without.
     #[arg(long)]
     pub no_irqbypass: bool,
-    /// One JSON object a line instead of a table.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Why there is no measurement.
@@ -95,23 +93,36 @@ impl fmt::Display for Flag {
     }
 }
 
-/// Measures, and hands out each row as soon as there is one.
+impl Way for Flag {
+    fn name(self) -> String {
+        self.to_string()
+    }
+}
+
+/// The columns of the table.
+pub const COLUMNS: [Column; 10] = [
+    Column::Size("background VMs"),
+    Column::With("VMs x irqfds", |row| format!("{} x {}", row.more["vms"], row.more["irqfds"])),
+    Column::Way("flag"),
+    Column::SaidTime("KVM_IRQFD p50", "irqfd_p50_ns"),
+    Column::SaidTime("p99", "irqfd_p99_ns"),
+    Column::SaidTime("max", "irqfd_max_ns"),
+    Column::Time("a VM's irqfds"),
+    Column::SaidTime("max", "vm_max_ns"),
+    Column::SaidTime("create VM p50", "create_p50_ns"),
+    Column::Ratio("ratio", "-"),
+];
+
+/// Measures. The time of a run is that of a VM's irqfds, mean over the VMs.
 ///
 /// # Errors
 /// [`DensityError`].
-pub fn density(args: &Density, mut on_row: impl FnMut(Row)) -> Result<(), DensityError> {
+pub fn density(args: &Density, session: &mut Session<'_>) -> Result<(), DensityError> {
     let has_flag = Machine::new()?.events.limits().no_irqbypass;
-    let flags = match (args.no_irqbypass, has_flag) {
-        (true, false) => return Err(DensityError::NoFlag),
-        (true, true) => vec![Flag(true)],
-        (false, true) => vec![Flag(false), Flag(true)],
-        (false, false) => {
-            eprintln!(
-                "memslots: SKIPPED with NO_IRQBYPASS: this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS"
-            );
-            vec![Flag(false)]
-        }
-    };
+    if args.no_irqbypass && !has_flag {
+        return Err(DensityError::NoFlag);
+    }
+    let flags = if args.no_irqbypass { &[Flag(true)][..] } else { &[Flag(false), Flag(true)] };
     let mut sizes = args.background.clone();
     sizes.sort_unstable();
     sizes.dedup();
@@ -121,16 +132,51 @@ pub fn density(args: &Density, mut on_row: impl FnMut(Row)) -> Result<(), Densit
         if let Err(why) = background.grow(size) {
             eprintln!("memslots: only {} of {size} background VMs fit: {why}", background.len());
         }
-        for flag in &flags {
-            let mut samples = table::Samples::default();
-            for _ in 0..args.rounds {
-                worker::measure(args.vms, args.irqfds, *flag, &mut samples)?;
+        let shape = shape(args, background.len());
+        let mut rows = session.rows(&[shape], flags, &[Flag(false)], |flag, _| {
+            if flag.0 && !has_flag {
+                let why = "this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS";
+                return Err(Stop::Skip(why.to_owned()));
             }
-            on_row(samples.row(background.len(), args, *flag));
+            Ok(vec![taken(&worker::measure(args.vms, args.irqfds, flag)?)])
+        })?;
+        for row in &mut rows {
+            row.more.insert("no_irqbypass".to_owned(), (row.way != "-").into());
+            row.more.insert("samples".to_owned(), row.pools.get("irqfd").map(Vec::len).into());
+            ["irqfd", "vm", "create"].into_iter().for_each(|name| row.summarize(name));
         }
+        session.say(rows);
         if background.len() < size {
             break;
         }
     }
     Ok(())
+}
+
+fn shape(args: &Density, background: usize) -> Shape {
+    Shape {
+        what: format!("{} VMs at a time, {} irqfds each", args.vms, args.irqfds),
+        size: background as u64,
+        unit: "background VMs",
+        more: vec![
+            ("background", background.into()),
+            ("vms", args.vms.into()),
+            ("irqfds", args.irqfds.into()),
+        ],
+    }
+}
+
+fn taken(vms: &[Measured]) -> Taken {
+    let sums: Vec<u64> = vms.iter().map(|vm| vm.irqfd_ns.iter().sum()).collect();
+    let irqfds: Vec<u64> = vms.iter().flat_map(|vm| &vm.irqfd_ns).copied().collect();
+    Taken {
+        lap: Lap::of_nanos(sums.iter().sum::<u64>() / (sums.len() as u64).max(1)),
+        ioctls: Some(irqfds.len() as u64),
+        pools: vec![
+            ("irqfd", irqfds),
+            ("vm", sums),
+            ("create", vms.iter().map(|vm| vm.create_ns).collect()),
+        ],
+        ..Taken::default()
+    }
 }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::Samples;
 use super::vm::Machine;
 use super::{DensityError, Flag};
 use crate::fleet::{self, Fleet};
@@ -15,11 +14,11 @@ const SUBCOMMAND: &str = "density-worker";
 
 /// What a worker measured.
 #[derive(Debug, Serialize, Deserialize)]
-struct Measured {
+pub(super) struct Measured {
     /// VM, interrupt controller and eventfds.
-    create_ns: u64,
+    pub(super) create_ns: u64,
     /// Each `KVM_IRQFD`.
-    irqfd_ns: Vec<u64>,
+    pub(super) irqfd_ns: Vec<u64>,
 }
 
 /// A worker's process.
@@ -43,17 +42,8 @@ fn work(irqfds: u32, flag: Flag) -> Result<(Measured, Machine), DensityError> {
 }
 
 /// Sets `count` VMs up at the same time.
-pub(super) fn measure(
-    count: u32,
-    irqfds: u32,
-    flag: Flag,
-    samples: &mut Samples,
-) -> Result<(), DensityError> {
+pub(super) fn measure(count: u32, irqfds: u32, flag: Flag) -> Result<Vec<Measured>, DensityError> {
     let mut args = vec![SUBCOMMAND.to_owned(), "--irqfds".to_owned(), irqfds.to_string()];
     args.extend(flag.0.then(|| "--no-irqbypass".to_owned()));
-    let measured: Vec<Measured> = Fleet::start(count, &args)?.go()?;
-    for Measured { create_ns, irqfd_ns } in &measured {
-        samples.add(*create_ns, irqfd_ns);
-    }
-    Ok(())
+    Ok(Fleet::start(count, &args)?.go()?)
 }

@@ -238,7 +238,7 @@ impl Compared {
     fn count(&mut self, which: usize, counter: &mut GraceCounter) -> Result<(), DevicesError> {
         let mut counts = [None; PASSES.len()];
         self.round(|index, change| {
-            counts[index] = counter.count(change).ok().map(|((), count)| count);
+            counts[index] = counter.count(change).1.ok();
         })?;
         for (counted, count) in self.counted.iter_mut().zip(counts) {
             counted[which] = count;

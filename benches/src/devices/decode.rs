@@ -327,7 +327,7 @@ pub(super) fn decode(
         let Some(counter) = counter else { continue };
         for (who, counted) in Who::ALL.into_iter().zip(&mut counted) {
             round(args, who, |index, change| {
-                counted[index][which] = counter.count(change).ok().map(|((), count)| count);
+                counted[index][which] = counter.count(change).1.ok();
             })?;
         }
     }

@@ -89,7 +89,7 @@ impl Compared {
             let mut counts = Vec::new();
             let round = rig.round(self.way, |change| {
                 counts.push(if let Some(counter) = counter {
-                    counter.count(change).ok().map(|((), count)| count)
+                    counter.count(change).1.ok()
                 } else {
                     change();
                     None

@@ -138,7 +138,7 @@ fn measure(
     }
     let mut counted = None;
     if let Some(counter) = counter {
-        once(&mut |change| counted = counter.count(change).ok().map(|((), count)| count))?;
+        once(&mut |change| counted = counter.count(change).1.ok())?;
     }
     let max = times.iter().max().copied().unwrap_or_default();
     Ok(Took { median: median(&times).unwrap_or_default(), max, counted })

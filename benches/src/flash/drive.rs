@@ -1,6 +1,7 @@
 //! A guest that programs the bank, a word at a time, by real MMIO.
 
 use std::cell::RefCell;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::host::HostMemory;
 use crate::rig::Vcpus;
 
 /// How the bank's slot follows its mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Way {
     /// It goes and comes with each command.
     Toggle,
@@ -28,19 +29,6 @@ pub enum Way {
 }
 
 impl Way {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Toggle, Self::Deferred, Self::Trap];
-
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Toggle => "toggle",
-            Self::Deferred => "deferred",
-            Self::Trap => "trap",
-        }
-    }
-
     const fn mode(self) -> RomMode {
         match self {
             Self::Toggle => RomMode::Toggle,
@@ -54,6 +42,9 @@ impl Way {
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
 pub enum DriveError {
+    /// No VM.
+    #[error("no VM: {0}")]
+    Vm(io::Error),
     /// The guest.
     #[error(transparent)]
     Guest(#[from] GuestError),

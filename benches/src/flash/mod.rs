@@ -14,6 +14,6 @@ mod drive;
 mod query;
 
 pub use chip::Flash;
-pub use compare::{Row, compare, table};
+pub use compare::{COLUMNS, compare};
 pub use drive::{Contents, DriveError, Driven, Way, drive};
 pub use query::BLOCK;

@@ -124,7 +124,8 @@ fn known_changes(counter: &mut GraceCounter, vm: &VmFd, busy: bool) -> Result<Ve
             // SAFETY: the memory outlives the slot, which the last of the
             // changes deletes, and no guest accesses it.
             let set = || unsafe { vm.set_user_memory_region(region) };
-            let (set, counted) = counter.count_enabled(set).map_err(Misfit::Refused)?;
+            let (set, counted) = counter.count_enabled(set);
+            let counted = counted.map_err(Misfit::Refused)?;
             set.map_err(|error| Misfit::Scratch(error.into()))?;
             if counted != expected {
                 return Err(Misfit::Miscounts { change, expected, counted, busy });

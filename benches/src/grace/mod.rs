@@ -134,23 +134,21 @@ impl GraceCounter {
         &self.calibration
     }
 
-    /// Does `work` and counts the grace periods that this thread waits for
-    /// meanwhile.
-    ///
-    /// # Errors
-    /// tracefs could not be read or written; `work` may have been done.
-    pub fn count<T>(&mut self, work: impl FnOnce() -> T) -> io::Result<(T, u64)> {
-        self.armed.enable(true)?;
-        let counted = self.count_enabled(work);
-        self.armed.enable(false)?;
-        counted
+    /// Does `work`, and counts the grace periods that this thread waits for
+    /// meanwhile. The count is an error where tracefs could not be read or written.
+    pub fn count<T>(&mut self, work: impl FnOnce() -> T) -> (T, io::Result<u64>) {
+        let enabled = self.armed.enable(true);
+        let (done, counted) = self.count_enabled(work);
+        let disabled = self.armed.enable(false);
+        (done, enabled.and(counted).and_then(|count| disabled.map(|()| count)))
     }
 
     /// [`count`](Self::count) while the method is enabled already: enabling and
     /// disabling take some 10 ms each.
-    fn count_enabled<T>(&mut self, work: impl FnOnce() -> T) -> io::Result<(T, u64)> {
-        let before = self.armed.records()?;
+    fn count_enabled<T>(&mut self, work: impl FnOnce() -> T) -> (T, io::Result<u64>) {
+        let before = self.armed.records();
         let done = work();
-        Ok((done, self.armed.records()?.saturating_sub(before)))
+        let after = before.and_then(|before| Ok(self.armed.records()?.saturating_sub(before)));
+        (done, after)
     }
 }

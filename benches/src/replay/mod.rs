@@ -8,29 +8,25 @@ mod commits;
 mod kernel_memory;
 mod memory;
 mod one_space;
-mod row;
-mod table;
 
 pub use churn::{CHURN_AFTER, Churn, With};
 pub use commits::Commits;
 pub use memory::TracedMemory;
 pub use one_space::one_address_space;
-pub use row::Row;
-pub use table::table;
 
 use std::fmt;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use kvm_memslots::{Executor, HolePolicy, Limits, Vm, vm_fd};
 use kvm_memslots_shim::uapi::MemFlags;
 use thiserror::Error;
 
-use crate::grace::GraceCounter;
+use crate::compare::{Session, Shape, Stop, Taken, Watch};
 use crate::machine::new_vm;
-use crate::pin::Pinned;
 use crate::raw::{OnKvm, RawCalls};
+use crate::report::Column;
 use crate::trace::{Call, Trace, bursts};
 
 /// A way to make the calls of a trace.
@@ -49,10 +45,6 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// All, the one that the others are compared with first.
-    pub const ALL: [Self; 5] =
-        [Self::PerRegion, Self::Shim, Self::Trap, Self::Deferred, Self::Batch];
-
     /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -199,25 +191,19 @@ pub struct Replay {
     /// How often a slot comes back unchanged before it counts as one that
     /// keeps doing so.
     pub churn_after: u32,
-    /// Runs that are measured, beside the one that warms up and counts.
-    pub runs: usize,
 }
 
-/// One way, while it is compared.
-struct Contender {
-    strategy: Strategy,
-    spent: Spent,
-    counted: Option<u64>,
-    walls: Vec<Duration>,
-}
+/// The columns of the table.
+pub const COLUMNS: [Column; 6] = [
+    Column::Way("strategy"),
+    Column::Ioctls,
+    Column::Said("flips", "flips"),
+    Column::GracePeriods,
+    Column::Time("time"),
+    Column::Ratio("ratio", "per-region"),
+];
 
 impl Replay {
-    /// How many times the trace is replayed, at most.
-    #[must_use]
-    pub fn length(&self) -> usize {
-        self.strategies.len() * (self.runs + 1)
-    }
-
     /// The calls, by what is committed at once.
     #[must_use]
     pub fn bursts<'a>(&self, calls: &'a [Call]) -> Vec<&'a [Call]> {
@@ -227,68 +213,61 @@ impl Replay {
         }
     }
 
-    /// Replays the trace, and tells `on_run` before each run which way it is.
-    /// Nothing is run unless this machine's VMs can have all its slots.
+    /// Replays the trace. Nothing is run unless this machine's VMs can have all its
+    /// slots.
     ///
     /// # Errors
     /// [`ReplayError`]; what this kernel lacks is a row that says so.
-    pub fn run(
-        &self,
-        trace: &Trace,
-        mut counter: Option<&mut GraceCounter>,
-        mut on_run: impl FnMut(Strategy),
-    ) -> Result<Vec<Row>, ReplayError> {
+    pub fn run(&self, trace: &Trace, session: &mut Session<'_>) -> Result<(), ReplayError> {
         let limits = limits_of(&new_vm().map_err(ReplayError::NoVm)?)?;
         trace.made().try_for_each(|call| fits(call, &limits))?;
         let memory = TracedMemory::reserve(trace)?;
         let calls: Vec<Call> = trace.made().map(|call| memory.place(call)).collect();
         kernel_memory::check(&calls)?;
         let bursts = self.bursts(&calls);
-        let able = |strategy: &&Strategy| strategy.lacks(&limits).is_none();
-        let mut contenders: Vec<_> =
-            self.strategies.iter().filter(able).map(|strategy| Contender::new(*strategy)).collect();
-        for round in 0..=self.runs {
-            for contender in &mut contenders {
-                on_run(contender.strategy);
-                let counter = counter.as_deref_mut().filter(|_| round == 0);
-                self.replay(contender, &bursts, counter, round > 0)?;
-            }
-            contenders.reverse();
+        let shape = Shape {
+            what: format!("replay of {}", trace.source),
+            size: trace.calls.len() as u64,
+            unit: "calls",
+            more: vec![("traced", trace.calls.len().into()), ("bursts", bursts.len().into())],
+        };
+        let against = [Strategy::PerRegion];
+        let mut rows =
+            session.rows(&[shape], &self.strategies, &against, |strategy, watch| match strategy
+                .lacks(&limits)
+            {
+                Some(why) => Err(Stop::Skip(why.to_owned())),
+                None => Ok(vec![self.replay(strategy, &bursts, watch)?]),
+            })?;
+        for (row, strategy) in rows.iter_mut().zip(&self.strategies) {
+            row.note = strategy.note().map(str::to_owned);
         }
-        Ok(row::rows(self, trace, bursts.len(), &limits, &contenders))
+        session.say(rows);
+        Ok(())
     }
 
     /// All of the trace, on a VM of its own.
     fn replay(
         &self,
-        contender: &mut Contender,
+        strategy: Strategy,
         bursts: &[&[Call]],
-        counter: Option<&mut GraceCounter>,
-        measured: bool,
-    ) -> Result<(), ReplayError> {
+        watch: &mut Watch<'_>,
+    ) -> Result<Taken, ReplayError> {
         let vm = new_vm().map_err(ReplayError::NoVm)?;
-        let mut maker = self.maker(contender.strategy, &vm)?;
-        let failed = |refused| ReplayError::Refused { strategy: contender.strategy, refused };
-        let mut all = || {
+        let mut maker = self.maker(strategy, &vm)?;
+        let (spent, lap) = watch.lap(|| {
             let mut spent = Spent::default();
             bursts.iter().try_for_each(|burst| maker.burst(burst).map(|cost| spent += cost))?;
             Ok(spent)
-        };
-        if let Some(counter) = counter {
-            let (spent, counted) = counter.count(all).map_err(ReplayError::Count)?;
-            contender.spent = spent.map_err(failed)?;
-            contender.counted = Some(counted);
-            return Ok(());
-        }
-        let _pinned = Pinned::to_first_cpu();
-        let started = Instant::now();
-        let spent = all();
-        let wall = started.elapsed();
-        contender.spent = spent.map_err(failed)?;
-        if measured {
-            contender.walls.push(wall);
-        }
-        Ok(())
+        });
+        let spent = spent.map_err(|refused| ReplayError::Refused { strategy, refused })?;
+        Ok(Taken {
+            lap,
+            ioctls: Some(spent.calls + spent.flips),
+            grace_periods: Some(spent.grace_periods),
+            more: vec![("flips", spent.flips.into())],
+            ..Taken::default()
+        })
     }
 
     fn maker(&self, strategy: Strategy, vm: &VmFd) -> Result<Box<dyn Make>, ReplayError> {
@@ -310,12 +289,6 @@ impl Replay {
             Strategy::Shim => commits(Executor::PerRegion),
             Strategy::Batch => commits(Executor::Batch),
         }
-    }
-}
-
-impl Contender {
-    fn new(strategy: Strategy) -> Self {
-        Self { strategy, spent: Spent::default(), counted: None, walls: Vec::new() }
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use super::{Measured, human};
+use super::human;
+use crate::compare::{Ratio, Row};
 
 /// Why a file is no baseline.
 #[derive(Debug, Error)]
@@ -20,30 +21,25 @@ pub struct BaselineError {
 ///
 /// # Errors
 /// [`BaselineError`], with the line.
-pub fn read(path: &Path) -> Result<Vec<Measured>, BaselineError> {
+pub fn read(path: &Path) -> Result<Vec<Row>, BaselineError> {
     let failed = |line, why| BaselineError { path: path.display().to_string(), line, why };
     let text = fs::read_to_string(path).map_err(|error| failed(None, error.to_string()))?;
     let row = |(number, line): (usize, &str)| {
-        let wrong = |why| failed(Some(number + 1), why);
-        let json = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
-        Measured::from_json(&json).ok_or_else(|| wrong("no row of bench or replay".to_owned()))
+        serde_json::from_str(line).map_err(|error| failed(Some(number + 1), error.to_string()))
     };
     let rows: Vec<_> = text.lines().enumerate().map(row).collect::<Result<_, _>>()?;
     if rows.is_empty() { Err(failed(None, "no rows".to_owned())) } else { Ok(rows) }
 }
 
-/// What is different now, one sentence each. A time is different where the
-/// median of each run lies outside of all times of the other.
+/// What is different now, one sentence each. Of times it is what [`Ratio`] does not
+/// call equal.
 #[must_use]
-pub fn changes(before: &[Measured], now: &[Measured]) -> Vec<String> {
+pub fn changes(before: &[Row], now: &[Row]) -> Vec<String> {
     let mut said = Vec::new();
     let (mut equal, mut new) = (0, 0);
     for row in now {
-        let key = |row: &Measured| {
-            let (what, size, vcpus) = row.comparison();
-            (what.to_owned(), size, vcpus.to_owned(), row.strategy.clone())
-        };
-        let Some(old) = before.iter().find(|old| key(old) == key(row)) else {
+        let same = |old: &&Row| old.comparison() == row.comparison() && old.way == row.way;
+        let Some(old) = before.iter().find(same) else {
             new += 1;
             continue;
         };
@@ -55,27 +51,24 @@ pub fn changes(before: &[Measured], now: &[Measured]) -> Vec<String> {
                 differences.push(format!("{old} {what} before, {new} now"));
             }
         };
-        count("calls", old.calls, row.calls);
+        count("calls", old.ioctls, row.ioctls);
         count("grace periods", old.grace_periods, row.grace_periods);
-        if let (Some(ratio), Some(was), Some(is)) = (row.speedup(old), old.median(), row.median()) {
-            let (by, which) = if ratio > 1.0 { (ratio, "fast") } else { (1.0 / ratio, "slow") };
-            differences.push(format!(
-                "{} before, {} now, {by:.2} times as {which}",
-                human(was),
-                human(is)
-            ));
+        if let (Some(ratio), Some(was), Some(is)) =
+            (Ratio::of(&row.walls_ns, &old.walls_ns), old.wall_ns, row.wall_ns)
+            && !ratio.equal
+        {
+            let (was, is) = (human(was), human(is));
+            differences.push(format!("{was} before, {is} now, {}", ratio.words()));
         }
-        match (&row.remark, &old.remark) {
-            (Some(now), None) if row.walls.is_empty() => differences.push(format!("now {now}")),
-            (None, Some(_)) if old.walls.is_empty() => {
-                differences.push("was skipped before".to_owned());
-            }
+        match (&row.skipped, &old.skipped) {
+            (Some(why), None) => differences.push(format!("now skipped: {why}")),
+            (None, Some(_)) => differences.push("was skipped before".to_owned()),
             _ => {}
         }
         if differences.is_empty() {
             equal += 1;
         } else {
-            said.push(format!("{}, {}: {}.", row.title(), row.strategy, differences.join("; ")));
+            said.push(format!("{}, {}: {}.", row.title(), row.way, differences.join("; ")));
         }
     }
     said.push(format!("{equal} of {} rows are equal within their noise.", now.len()));
@@ -90,13 +83,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn row(strategy: &str, ioctls: u64, walls: &[u64]) -> Measured {
+    fn row(way: &str, ioctls: u64, walls: &[u64]) -> Row {
         let json = json!({
-            "scenario": "sparse", "regions": 9, "vcpus": 0, "strategy": strategy,
+            "what": "sparse, no vCPU", "size": 9, "unit": "regions", "way": way,
             "ioctls": ioctls, "grace_periods": ioctls, "grace_periods_by": "kernel",
-            "walls_ns": walls,
+            "grace_periods_planned": ioctls, "runs": walls.len(), "wall_ns": walls[walls.len() / 2],
+            "walls_ns": walls, "ratios": {},
         });
-        Measured::from_json(&json).expect("a row")
+        serde_json::from_value(json).expect("a row")
     }
 
     #[test]
@@ -107,7 +101,7 @@ mod tests {
         assert_eq!(
             said,
             [
-                "sparse, 9 regions, no vCPU, batch: 110 ns before, 50 ns now, 2.20 times as fast.",
+                "sparse, no vCPU, 9 regions, batch: 110 ns before, 50 ns now, 2.20 times as fast.",
                 "1 of 2 rows are equal within their noise.",
             ]
         );
@@ -117,7 +111,7 @@ mod tests {
 
     #[test]
     fn counts_have_no_noise() {
-        let said = changes(&[row("shim", 3, &[1, 9])], &[row("shim", 4, &[2, 8])]);
+        let said = changes(&[row("shim", 3, &[1, 5, 9])], &[row("shim", 4, &[2, 4, 8])]);
         assert!(said[0].contains("3 calls before, 4 now; 3 grace periods before, 4 now"));
         let new = changes(&[row("shim", 3, &[1])], &[row("batch", 3, &[1])]);
         assert_eq!(new[1], "1 of 1 rows are not in the baseline.");

@@ -1,17 +1,17 @@
 //! What a comparison found, for people and for programs.
 
 pub mod baseline;
+mod colours;
 mod html;
 mod markdown;
-mod measured;
 mod plot;
 mod table;
 
+pub(crate) use crate::compare::percentile;
 pub use html::Report;
 pub(crate) use markdown::{left, markdown, or_dash};
-pub use measured::Measured;
 pub use plot::{PlotError, plot};
-pub use table::table;
+pub use table::{Column, table};
 
 use std::io::{self, Write};
 
@@ -46,23 +46,9 @@ pub fn human(ns: u64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// The smallest of the sorted samples that `percent` of them do not exceed.
-pub(crate) fn percentile(sorted: &[u64], percent: usize) -> u64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_are_samples() {
-        let sorted: Vec<u64> = (1..=300).collect();
-        assert_eq!([50, 99, 100].map(|p| percentile(&sorted, p)), [150, 297, 300]);
-        assert_eq!(percentile(&[7], 50), 7);
-        assert_eq!(percentile(&[], 50), 0);
-    }
 
     #[test]
     fn durations_have_three_digits() {

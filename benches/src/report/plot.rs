@@ -3,8 +3,8 @@
 use plotters::prelude::*;
 use thiserror::Error;
 
-use crate::bench::Row;
-use crate::strategy::Strategy;
+use super::colours::{COLOURS, colour};
+use crate::compare::Row;
 
 /// Why there is no plot.
 #[derive(Debug, Error)]
@@ -13,25 +13,30 @@ pub struct PlotError(String);
 
 /// Pixels.
 const WIDTH: u32 = 1000;
-const GROUP: u32 = 64;
+const BAR: u32 = 13;
 
-/// The rows as an SVG: a group of bars for each comparison, a bar for
-/// each strategy, its length the time it took (logarithmic).
+/// The rows as an SVG: a group of bars for each comparison, a bar for each way,
+/// its length the time it took (logarithmic).
 ///
 /// # Errors
 /// [`PlotError`]: what the backend says.
-pub fn plot(rows: &[Row]) -> Result<String, PlotError> {
+pub fn plot(title: &str, rows: &[Row]) -> Result<String, PlotError> {
     let mut svg = String::new();
-    draw(rows, &mut svg).map_err(|error| PlotError(error.to_string()))?;
+    draw(title, rows, &mut svg).map_err(|error| PlotError(error.to_string()))?;
     Ok(svg)
 }
 
-fn draw(rows: &[Row], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    let groups: Vec<&[Row]> = rows
-        .chunk_by(|a, b| (a.scenario, a.regions, a.vcpus) == (b.scenario, b.regions, b.vcpus))
-        .collect();
-    let root = SVGBackend::with_string(svg, (WIDTH, 100 + GROUP * groups.len() as u32))
-        .into_drawing_area();
+fn draw(title: &str, rows: &[Row], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let groups: Vec<&[Row]> = rows.chunk_by(|a, b| a.comparison() == b.comparison()).collect();
+    let mut ways: Vec<&str> = Vec::new();
+    for row in rows {
+        if !ways.contains(&row.way.as_str()) {
+            ways.push(&row.way);
+        }
+    }
+    let legend = 30 * ways.len().div_ceil(COLOURS.len()) as u32;
+    let height = 100 + legend + BAR * (ways.len() as u32 + 1) * groups.len() as u32;
+    let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
     root.fill(&WHITE)?;
     let ms = |row: &Row| row.wall_ns.map(|ns| ns as f64 / 1e6);
     let times = || rows.iter().filter_map(ms);
@@ -39,12 +44,12 @@ fn draw(rows: &[Row], svg: &mut String) -> Result<(), Box<dyn std::error::Error>
     // Room for the legend behind the longest bar.
     let longest = times().fold(shortest * 10.0, f64::max) * 8.0;
     let mut chart = ChartBuilder::on(&root)
-        .caption(title(rows), ("sans-serif", 20))
+        .caption(title, ("sans-serif", 20))
         .margin(10)
         .x_label_area_size(40)
-        .y_label_area_size(170)
+        .y_label_area_size(330)
         .build_cartesian_2d((shortest..longest).log_scale(), 0.0..groups.len() as f64)?;
-    let names: Vec<_> = groups.iter().filter_map(|group| group.first()).map(name).collect();
+    let names: Vec<_> = groups.iter().map(|group| group[0].title()).collect();
     chart
         .configure_mesh()
         .disable_y_mesh()
@@ -52,23 +57,19 @@ fn draw(rows: &[Row], svg: &mut String) -> Result<(), Box<dyn std::error::Error>
         .y_labels(2 * groups.len() + 1)
         .y_label_formatter(&|y| label(*y, &names))
         .draw()?;
-    for strategy in Strategy::ALL {
+    let bar = 1.0 / (ways.len() + 1) as f64;
+    for (place, way) in ways.iter().enumerate() {
         let bars = groups.iter().enumerate().flat_map(|(index, group)| {
             let from_top = (groups.len() - 1 - index) as f64;
-            let bar = 0.8 / Strategy::ALL.len() as f64;
-            let place = Strategy::ALL.iter().position(|other| *other == strategy).unwrap_or(0);
-            let top = from_top + 0.9 - bar * place as f64;
-            group
-                .iter()
-                .filter(move |row| row.strategy == strategy.name())
-                .filter_map(ms)
-                .map(move |ms| [(shortest, top - bar), (ms, top)])
+            let top = from_top + 1.0 - bar * (place as f64 + 0.5);
+            let walls = group.iter().filter(|row| row.way == *way).filter_map(ms);
+            walls.map(move |ms| [(shortest, top - bar), (ms, top)])
         });
         let bars: Vec<_> =
-            bars.map(|corners| Rectangle::new(corners, colour(strategy).filled())).collect();
+            bars.map(|corners| Rectangle::new(corners, colour(place).filled())).collect();
         if !bars.is_empty() {
-            chart.draw_series(bars)?.label(strategy.name()).legend(move |(x, y)| {
-                Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour(strategy).filled())
+            chart.draw_series(bars)?.label(*way).legend(move |(x, y)| {
+                Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour(place).filled())
             });
         }
     }
@@ -82,31 +83,8 @@ fn draw(rows: &[Row], svg: &mut String) -> Result<(), Box<dyn std::error::Error>
     Ok(())
 }
 
-fn title(rows: &[Row]) -> String {
-    let executor = rows.first().map_or("", |row| row.executor.as_str());
-    format!("Memslot changes on {executor}: time per scenario")
-}
-
-fn name(row: &Row) -> String {
-    let vcpus = match row.vcpus {
-        0 => "idle".to_owned(),
-        busy => format!("{busy} busy"),
-    };
-    format!("{} {}, {vcpus}", row.scenario, row.regions)
-}
-
 /// The groups' names stand in their middle.
 fn label(y: f64, names: &[String]) -> String {
     let is_here = |index: &usize| (names.len() as f64 - 0.5 - *index as f64 - y).abs() < 0.01;
     (0..names.len()).find(is_here).map(|index| names[index].clone()).unwrap_or_default()
-}
-
-const fn colour(strategy: Strategy) -> RGBColor {
-    match strategy {
-        Strategy::PerRegion => RGBColor(0x99, 0x99, 0x99),
-        Strategy::Shim => RGBColor(0x1f, 0x77, 0xb4),
-        Strategy::Batch => RGBColor(0x2c, 0xa0, 0x2c),
-        Strategy::RawBatch => RGBColor(0x98, 0xdf, 0x8a),
-        Strategy::Deferred => RGBColor(0xff, 0x7f, 0x0e),
-    }
 }

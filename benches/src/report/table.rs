@@ -1,50 +1,103 @@
-//! The table.
+//! The table of a comparison.
+
+use serde_json::Value;
 
 use super::{human, markdown, or_dash};
-use crate::bench::Row;
+use crate::compare::Row;
 
-const HEADER: [&str; 9] = [
-    "scenario",
-    "regions",
-    "vCPUs",
-    "strategy",
-    "executor",
-    "ioctls",
-    "grace periods",
-    "time",
-    "ratio",
-];
+/// A column: its head, and what is in it.
+#[derive(Debug, Clone, Copy)]
+pub enum Column {
+    /// What the row says by that name.
+    Said(&'static str, &'static str),
+    /// The same, in nanoseconds.
+    SaidTime(&'static str, &'static str),
+    /// The size that is compared.
+    Size(&'static str),
+    /// The way.
+    Way(&'static str),
+    /// System calls.
+    Ioctls,
+    /// Grace periods, and who counted them.
+    GracePeriods,
+    /// Those of the machine.
+    Machine,
+    /// The median of the runs, or why there is none.
+    Time(&'static str),
+    /// How many times as fast as the way of that name.
+    Ratio(&'static str, &'static str),
+    /// Anything else.
+    With(&'static str, fn(&Row) -> String),
+}
 
-/// The rows as a table; the ratio says how many times as fast as `per-region`.
-#[must_use]
-pub fn table(rows: &[Row]) -> String {
-    let is_number = |index: &usize| !matches!(HEADER[*index], "scenario" | "strategy" | "executor");
-    let mut table = markdown(HEADER, (0..HEADER.len()).filter(is_number));
-    for row in rows {
-        table.add_row(cells(row));
+impl Column {
+    const fn head(self) -> &'static str {
+        match self {
+            Self::Said(head, _)
+            | Self::SaidTime(head, _)
+            | Self::Size(head)
+            | Self::Way(head)
+            | Self::Time(head)
+            | Self::Ratio(head, _)
+            | Self::With(head, _) => head,
+            Self::Ioctls => "ioctls",
+            Self::GracePeriods => "grace periods",
+            Self::Machine => "machine's",
+        }
     }
-    table.to_string()
+
+    fn cell(self, row: &Row) -> String {
+        let at_least = row.at_least();
+        match self {
+            Self::Said(_, key) => said(row.more.get(key)),
+            Self::SaidTime(_, key) => or_dash(row.number(key).map(human)),
+            Self::Size(_) => row.size.to_string(),
+            Self::Way(_) => row.way.clone(),
+            Self::Ioctls => or_dash(row.ioctls.map(|count| format!("{at_least}{count}"))),
+            Self::GracePeriods => {
+                let by = row.grace_periods_by;
+                or_dash(row.grace_periods.map(|count| format!("{at_least}{count} {by}")))
+            }
+            Self::Machine => or_dash(row.machine_counted),
+            Self::Time(_) => match &row.skipped {
+                Some(why) => format!("skipped: {why}"),
+                None => or_dash(row.wall_ns.map(human)),
+            },
+            Self::Ratio(_, to) => or_dash(row.ratios.get(to)),
+            Self::With(_, cell) => cell(row),
+        }
+    }
 }
 
-fn cells(row: &Row) -> [String; 9] {
-    let (time, ratio) = match &row.skipped {
-        Some(why) => (format!("skipped: {why}"), None),
-        None => (or_dash(row.wall_ns.map(human)), row.ratio.map(ratio)),
+fn said(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+    }
+}
+
+/// The rows as a table, and beneath it what has to be said about them. Columns of
+/// numbers are right-aligned.
+#[must_use]
+pub fn table(columns: &[Column], rows: &[Row]) -> String {
+    let cells: Vec<Vec<String>> =
+        rows.iter().map(|row| columns.iter().map(|column| column.cell(row)).collect()).collect();
+    let is_number = |cell: &str| {
+        cell == "-"
+            || cell.starts_with(['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '=', '~', '>'])
     };
-    [
-        row.scenario.to_owned(),
-        row.regions.to_string(),
-        row.vcpus.to_string(),
-        row.strategy.to_owned(),
-        row.executor.clone(),
-        or_dash(row.ioctls),
-        or_dash(row.grace_periods.map(|value| format!("{value} {}", row.grace_periods_by))),
-        time,
-        or_dash(ratio),
-    ]
-}
-
-fn ratio(ratio: f64) -> String {
-    let digits = if ratio < 10.0 { 2 } else { 0 };
-    format!("{ratio:.digits$}x")
+    let right = (0..columns.len()).filter(|index| {
+        !matches!(columns[*index], Column::Way(_))
+            && cells.iter().all(|row| is_number(&row[*index]) || row[*index].starts_with("skipped"))
+    });
+    let heads: Vec<&str> = columns.iter().map(|column| column.head()).collect();
+    let mut table = markdown(heads, right.collect::<Vec<_>>());
+    table.add_rows(cells);
+    let mut notes: Vec<String> = Vec::new();
+    for row in rows {
+        let note = row.note.as_ref().map(|note| format!("\n{}: {note}", row.way));
+        notes.extend(note.filter(|note| !notes.contains(note)));
+    }
+    format!("{table}{}", notes.concat())
 }

@@ -41,7 +41,7 @@ fn count(args: &Start, ways: &[Way]) -> Result<Vec<Cost>, StartError> {
     let cost = |way: &Way| {
         let mut counted = None;
         let done = Setup::new(*way, args.shape)?.run(|change| match &mut counter {
-            Some(counter) => counted = counter.count(change).ok().map(|((), count)| count),
+            Some(counter) => counted = counter.count(change).1.ok(),
             None => change(),
         })?;
         Ok(Cost { spent: done.spent, counted })

@@ -110,7 +110,7 @@ fn singly_no_two_calls_are_of_one_commit() {
         ..Default::default()
     };
     let calls = [0, 1, 2].map(|slot| call(1 + u64::from(slot), 0, region(slot)));
-    let replay = |gap| Replay { strategies: Vec::new(), gap, churn_after: 2, runs: 1 };
+    let replay = |gap| Replay { strategies: Vec::new(), gap, churn_after: 2 };
     assert_eq!(replay(Some(Duration::from_nanos(10))).bursts(&calls).len(), 1);
     assert_eq!(replay(None).bursts(&calls).len(), 3);
 }

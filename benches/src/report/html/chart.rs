@@ -7,28 +7,16 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::page::escape;
-use crate::report::{Measured, human};
+use crate::compare::{Row, median};
+use crate::report::colours::colour;
+use crate::report::human;
 
 /// Pixels.
 const WIDTH: u32 = 360;
 const HEIGHT: u32 = 240;
 
-/// What can be told apart in print, too.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0x55, 0x55, 0x55),
-    RGBColor(0x00, 0x72, 0xb2),
-    RGBColor(0x00, 0x9e, 0x73),
-    RGBColor(0xd5, 0x5e, 0x00),
-    RGBColor(0xcc, 0x79, 0xa7),
-    RGBColor(0xe6, 0x9f, 0x00),
-];
-
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
-
-fn colour(index: usize) -> RGBColor {
-    COLOURS[index % COLOURS.len()]
-}
 
 /// What is written at an axis.
 const LABELS: (&str, u32) = ("sans-serif", 13);
@@ -96,52 +84,54 @@ fn figure(
 
 /// For each thing that was done at several sizes: time and grace periods over
 /// the size.
-pub(super) fn over_sizes(rows: &[Measured]) -> Vec<(String, String)> {
+pub(super) fn over_sizes(rows: &[Row]) -> Vec<(String, String)> {
     let mut things: Vec<(&str, &str)> = Vec::new();
     for row in rows {
-        let thing = (row.what.as_str(), row.vcpus.as_str());
+        let thing = (row.what.as_str(), row.unit.as_str());
         if !things.contains(&thing) {
             things.push(thing);
         }
     }
-    let drawn = things.into_iter().filter_map(|(what, vcpus)| {
-        let of = |value: fn(&Measured) -> Option<u64>| {
+    let drawn = things.into_iter().filter_map(|(what, unit)| {
+        let of = |value: fn(&Row) -> Option<u64>| {
             let mut series: Vec<(&str, BTreeMap<u64, u64>)> = Vec::new();
-            for row in rows.iter().filter(|row| row.what == what && row.vcpus == vcpus) {
+            for row in rows.iter().filter(|row| row.what == what && row.unit == unit) {
                 let Some(value) = value(row) else { continue };
-                let index = series.iter().position(|(name, _)| *name == row.strategy);
+                let index = series.iter().position(|(name, _)| *name == row.way);
                 let index = index.unwrap_or_else(|| {
-                    series.push((&row.strategy, BTreeMap::new()));
+                    series.push((&row.way, BTreeMap::new()));
                     series.len() - 1
                 });
-                series[index].1.insert(row.size, value.max(1));
+                series[index].1.insert(row.size.max(1), value.max(1));
             }
             series
         };
-        let times = of(Measured::median);
+        let times = of(|row| median(&row.walls_ns));
         if times.iter().all(|(_, points)| points.len() < 2) {
             return None;
         }
-        let title = format!("{what}, {vcpus}, by number of regions");
+        let title = format!("{what}, by number of {unit}");
         let lines = |caption: &str, series: &[(&str, BTreeMap<u64, u64>)], time: bool| {
             let names: Vec<&str> = series.iter().map(|(name, _)| *name).collect();
-            figure(caption, &names, HEIGHT, |area| draw_lines(area, series, time))
+            figure(caption, &names, HEIGHT, |area| draw_lines(area, series, unit, time))
         };
-        let charts = format!(
-            "<div class=\"charts\">\n{}{}</div>\n",
-            lines(&format!("Time over regions: {what}, {vcpus}"), &times, true),
-            lines(
-                &format!("Grace periods over regions: {what}, {vcpus}"),
-                &of(|row| row.grace_periods),
-                false
-            )
-        );
+        let mut charts = lines(&format!("Time over {unit}: {what}"), &times, true);
+        let grace_periods = of(|row| row.grace_periods);
+        if !grace_periods.is_empty() {
+            charts += &lines(&format!("Grace periods over {unit}: {what}"), &grace_periods, false);
+        }
+        let charts = format!("<div class=\"charts\">\n{charts}</div>\n");
         Some((title, charts))
     });
     drawn.collect()
 }
 
-fn draw_lines(area: &Area<'_>, series: &[(&str, BTreeMap<u64, u64>)], time: bool) -> Drawn {
+fn draw_lines(
+    area: &Area<'_>,
+    series: &[(&str, BTreeMap<u64, u64>)],
+    unit: &str,
+    time: bool,
+) -> Drawn {
     let points = || series.iter().flat_map(|(_, points)| points.iter());
     let least = |values: &mut dyn Iterator<Item = u64>| values.min().unwrap_or(1) as f64;
     let most = |values: &mut dyn Iterator<Item = u64>| values.max().unwrap_or(1) as f64;
@@ -159,7 +149,7 @@ fn draw_lines(area: &Area<'_>, series: &[(&str, BTreeMap<u64, u64>)], time: bool
         .build_cartesian_2d(sizes, values)?;
     chart
         .configure_mesh()
-        .x_desc("regions")
+        .x_desc(unit)
         .label_style(LABELS)
         .axis_desc_style(LABELS)
         .x_labels(4)
@@ -181,16 +171,16 @@ fn draw_lines(area: &Area<'_>, series: &[(&str, BTreeMap<u64, u64>)], time: bool
 }
 
 /// All runs of a comparison: a line of dots for each way.
-pub(super) fn distribution(rows: &[Measured]) -> String {
-    let rows: Vec<&Measured> = rows.iter().filter(|row| row.walls.len() > 1).collect();
+pub(super) fn distribution(rows: &[Row]) -> String {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.walls_ns.len() > 1).collect();
     if rows.is_empty() {
         return String::new();
     }
-    let names: Vec<&str> = rows.iter().map(|row| row.strategy.as_str()).collect();
+    let names: Vec<&str> = rows.iter().map(|row| row.way.as_str()).collect();
     let caption = "Each dot is a run; further right is slower";
     let height = 60 + 24 * rows.len() as u32;
     figure(caption, &names, height, |area| {
-        let walls = || rows.iter().flat_map(|row| &row.walls).map(|wall| (*wall).max(1) as f64);
+        let walls = || rows.iter().flat_map(|row| &row.walls_ns).map(|wall| (*wall).max(1) as f64);
         let least = walls().fold(f64::INFINITY, f64::min) / 1.2;
         let most = walls().fold(1.0, f64::max) * 1.2;
         let axis = (least..most).log_scale().with_key_points(ticks(least, most));
@@ -211,7 +201,7 @@ pub(super) fn distribution(rows: &[Measured]) -> String {
             .draw()?;
         for (index, row) in rows.iter().enumerate() {
             let y = rows.len() as f64 - 0.5 - index as f64;
-            let dots = row.walls.iter().map(|wall| {
+            let dots = row.walls_ns.iter().map(|wall| {
                 Circle::new(((*wall).max(1) as f64, y), 4, colour(index).mix(0.6).filled())
             });
             chart.draw_series(dots)?;

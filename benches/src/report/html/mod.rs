@@ -5,7 +5,8 @@ mod page;
 
 use std::fmt::Write;
 
-use super::{Measured, human, or_dash};
+use super::{human, or_dash};
+use crate::compare::Row;
 use crate::machine::Machine;
 use page::{escape, table};
 
@@ -21,7 +22,7 @@ pub struct Report<'a> {
     /// Whether times mean nothing, as changes were made on the model of KVM.
     pub model: bool,
     /// What was measured.
-    pub rows: &'a [Measured],
+    pub rows: &'a [Row],
     /// What changed since a run before, if there was one.
     pub changes: Option<&'a [String]>,
 }
@@ -47,8 +48,7 @@ impl Report<'_> {
             for sentence in sentences(rows) {
                 let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
             }
-            let first = rows.iter().find(|row| row.strategy == "per-region");
-            body += &table(&HEADER, rows.iter().map(|row| cells(row, first)));
+            body += &table(&HEADER, rows.iter().map(cells));
             body += &chart::distribution(rows);
             body += "</section>\n";
         }
@@ -78,60 +78,47 @@ impl Report<'_> {
         };
         escape(&format!(
             "Measured on Linux {kernel}, {arch}, {cpus} CPUs{place}{hz}{preemption}. {kvm} A time \
-             is the median of its runs; two times are called different only where each median \
-             lies outside of all runs of the other."
+             is the median of its runs; two are called different only where their spreads, in \
+             which each median lies with 95 %, do not overlap."
         ))
     }
 }
 
 /// What matters most comes first: a narrow screen shows only that at once.
 const HEADER: [&str; 7] =
-    ["strategy", "median", "times as fast", "calls", "grace periods", "fastest", "slowest"];
+    ["way", "median", "times as fast", "calls", "grace periods", "fastest", "slowest"];
 
-fn cells(row: &Measured, first: Option<&Measured>) -> Vec<String> {
-    let by = if row.counted { "counted" } else { "planned" };
+fn cells(row: &Row) -> Vec<String> {
     let time = |ns: Option<u64>| or_dash(ns.map(human));
-    let faster = match first {
-        Some(first) if first != row && !row.walls.is_empty() => {
-            row.speedup(first).map_or_else(|| "equal".to_owned(), |ratio| format!("{ratio:.2}"))
-        }
-        _ => "-".to_owned(),
-    };
+    let (at_least, by) = (row.at_least(), row.grace_periods_by);
     vec![
-        row.strategy.clone(),
-        if row.walls.is_empty() { "skipped".to_owned() } else { time(row.median()) },
-        faster,
-        or_dash(row.calls),
-        or_dash(row.grace_periods.map(|count| format!("{count} {by}"))),
-        time(row.walls.first().copied()),
-        time(row.walls.last().copied()),
+        row.way.clone(),
+        if row.skipped.is_some() { "skipped".to_owned() } else { time(row.wall_ns) },
+        or_dash(row.ratios.values().next()),
+        or_dash(row.ioctls.map(|count| format!("{at_least}{count}"))),
+        or_dash(row.grace_periods.map(|count| format!("{at_least}{count} {by}"))),
+        time(row.wall_ns_min),
+        time(row.wall_ns_max),
     ]
 }
 
 /// What a comparison says.
-fn sentences(rows: &[Measured]) -> Vec<String> {
-    let first = rows.iter().find(|row| row.strategy == "per-region");
+fn sentences(rows: &[Row]) -> Vec<String> {
     let mut said = Vec::new();
     for row in rows {
-        let name = &row.strategy;
-        if let Some(time) = row.median() {
-            let cost = format!(
-                "{} calls and {} grace periods, {}",
-                or_dash(row.calls),
-                or_dash(row.grace_periods),
-                human(time)
-            );
-            let compared = match first.filter(|first| *first != row) {
-                None => String::new(),
-                Some(first) => match row.speedup(first) {
-                    None => ", no faster and no slower within the noise".to_owned(),
-                    Some(ratio) if ratio > 1.0 => format!(", {ratio:.2} times as fast"),
-                    Some(ratio) => format!(", {:.2} times as slow", 1.0 / ratio),
-                },
-            };
-            said.push(format!("{name}: {cost}{compared}."));
+        let name = &row.way;
+        if let Some(time) = row.wall_ns {
+            let mut costs = Vec::new();
+            costs.extend(row.ioctls.map(|count| format!("{count} calls")));
+            costs.extend(row.grace_periods.map(|count| format!("{count} grace periods")));
+            let costs = costs.join(" and ");
+            let comma = if costs.is_empty() { "" } else { ", " };
+            let ratios = row.ratios.iter();
+            let compared: String =
+                ratios.map(|(to, ratio)| format!(", {} as {to}", ratio.words())).collect();
+            said.push(format!("{name}: {costs}{comma}{}{compared}.", human(time)));
         }
-        said.extend(row.remark.iter().map(|remark| format!("{name}, {remark}.")));
+        said.extend(row.remark().iter().map(|remark| format!("{name}, {remark}.")));
     }
     said
 }

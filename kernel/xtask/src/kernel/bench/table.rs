@@ -39,7 +39,7 @@ impl Measured {
                 line["scenario"] == row.scenario
                     && line["regions"] == row.regions
                     && line["busy"].as_str() == row.vcpu
-                    && line["strategy"] == strategy
+                    && line["way"] == strategy
             };
             rows.iter().rev().find(is).and_then(Figures::of).with_context(|| {
                 format!("memslots has no figures for {strategy}; does the kernel have the ioctl?")
@@ -85,7 +85,7 @@ impl Measured {
 impl Figures {
     fn of(line: &Value) -> Option<Self> {
         Some(Self {
-            calls: line["calls_ns"].as_u64()? as f64,
+            calls: line["calls_p50_ns"].as_u64()? as f64,
             wall: line["wall_ns"].as_u64()? as f64,
             grace_periods: line["grace_periods"].as_u64()?,
             counted: line["grace_periods_by"] == "kernel",
@@ -155,8 +155,8 @@ mod tests {
 
     fn line(strategy: &str, wall_ns: u64, grace_periods: u64) -> String {
         format!(
-            "{{\"scenario\":\"sparse\",\"regions\":9000,\"busy\":null,\"strategy\":\"{strategy}\",\
-             \"wall_ns\":{wall_ns},\"calls_ns\":{wall_ns},\
+            "{{\"scenario\":\"sparse\",\"regions\":9000,\"busy\":null,\"way\":\"{strategy}\",\
+             \"wall_ns\":{wall_ns},\"calls_p50_ns\":{wall_ns},\
              \"grace_periods\":{grace_periods},\"grace_periods_by\":\"kernel\"}}"
         )
     }

@@ -1,0 +1,31 @@
+//! `memslots density`.
+
+use clap::Args;
+
+use super::shown::{About, OutputArgs};
+use super::{Failure, need_kvm};
+use crate::density::{self, Density};
+
+#[derive(Debug, Args)]
+pub(super) struct DensityArgs {
+    #[command(flatten)]
+    density: Density,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn density(args: &DensityArgs) -> Result<(), Failure> {
+    need_kvm(&[])?;
+    let output = args.output.prepare()?;
+    let about = About {
+        title: "What assigning irqfds costs beside other VMs",
+        head: None,
+        columns: &density::COLUMNS,
+        model: false,
+        runs: args.density.rounds,
+        pin: false,
+        calls: None,
+        machine: None,
+    };
+    output.compare(about, |session| density::density(&args.density, session))
+}

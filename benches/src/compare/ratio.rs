@@ -1,0 +1,106 @@
+//! How many times as fast one way is as another.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::stats::{interval, median};
+
+/// The other way's time over this one's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// Of the medians: 2 is twice as fast.
+    pub times: f64,
+    /// From where to where it may be just as well: each median with 95 %, by its
+    /// own runs. `None` of fewer than three runs.
+    pub spread: Option<(f64, f64)>,
+    /// Whether that has room for 1: neither can be called faster.
+    pub equal: bool,
+}
+
+impl Ratio {
+    /// Of the times of runs.
+    #[must_use]
+    pub fn of(this: &[u64], other: &[u64]) -> Option<Self> {
+        let times = |other: u64, this: u64| other as f64 / this.max(1) as f64;
+        let (mine, theirs) = (median(this)?, median(other)?);
+        let spread = interval(this)
+            .zip(interval(other))
+            .map(|(this, other)| (times(other.0, this.1), times(other.1, this.0)));
+        let equal = match spread {
+            Some((low, high)) => low <= 1.0 && 1.0 <= high,
+            None => mine == theirs,
+        };
+        Some(Self { times: times(theirs, mine), spread, equal })
+    }
+
+    /// In words: `2.20 times as fast`.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self.times {
+            _ if self.equal => "as fast within the noise".to_owned(),
+            times @ 1.0.. => format!("{} times as fast", digits(times)),
+            times => format!("{} times as slow", digits(1.0 / times.max(f64::MIN_POSITIVE))),
+        }
+    }
+}
+
+/// `2.20x (1.98..2.41)`, `= (0.97..1.02)`; `~2.20x` where nothing is known of the
+/// noise.
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let times = digits(self.times);
+        f.pad(&match self.spread {
+            None => format!("~{times}x"),
+            Some((low, high)) if self.equal => format!("= ({}..{})", digits(low), digits(high)),
+            Some((low, high)) => format!("{times}x ({}..{})", digits(low), digits(high)),
+        })
+    }
+}
+
+/// Three of them, and never more than two behind the point.
+fn digits(times: f64) -> String {
+    let behind = match times {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    format!("{times:.behind$}")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn shown(this: &[u64], other: &[u64]) -> String {
+        Ratio::of(this, other).unwrap().to_string()
+    }
+
+    #[test]
+    fn what_is_within_its_noise_is_no_gain() {
+        assert_eq!(shown(&[98, 100, 104], &[99, 102, 103]), "= (0.95..1.05)");
+        assert_eq!(shown(&[40, 50, 55], &[100, 110, 120]), "2.20x (1.82..3.00)");
+        assert_eq!(shown(&[100, 110, 120], &[40, 50, 55]), "0.45x (0.33..0.55)");
+        assert_eq!(shown(&[1, 1, 1], &[5470, 5470, 5470]), "5470x (5470..5470)");
+        // One of nine may be anything.
+        let mut other = [200; 9];
+        other[4] = 1;
+        assert_eq!(shown(&[100; 9], &other), "2.00x (2.00..2.00)");
+    }
+
+    #[test]
+    fn of_few_runs_the_noise_is_not_known() {
+        assert_eq!(shown(&[50], &[51]), "~1.02x");
+        assert_eq!(Ratio::of(&[], &[1]), None);
+        assert!(Ratio::of(&[0], &[0]).unwrap().equal);
+    }
+
+    #[test]
+    fn words_say_which_is_faster() {
+        let words = |this: &[u64], other: &[u64]| Ratio::of(this, other).unwrap().words();
+        assert_eq!(words(&[5; 3], &[11; 3]), "2.20 times as fast");
+        assert_eq!(words(&[11; 3], &[5; 3]), "2.20 times as slow");
+        assert_eq!(words(&[11; 3], &[11; 3]), "as fast within the noise");
+    }
+}
