@@ -13,6 +13,7 @@ mod initrd;
 mod logged;
 mod make;
 mod patch;
+mod places;
 mod programs;
 mod record;
 mod selftests;

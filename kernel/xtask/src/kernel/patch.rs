@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::series::Series;
 use super::target::Target;
-use super::{logged, source, target};
+use super::{logged, places, source, target};
 
 /// A patch of the series.
 pub(super) struct Patch {
@@ -66,7 +66,7 @@ fn patches(target: &Target) -> Result<Vec<Patch>> {
 
 /// The versions that there is a series for, in order.
 pub(super) fn versions() -> Result<Vec<String>> {
-    let dir = target::all_patches();
+    let dir = places::all_patches();
     let mut versions = Vec::new();
     for entry in fs::read_dir(&dir).with_context(|| format!("{}", dir.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();

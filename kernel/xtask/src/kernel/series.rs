@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use super::target;
+use super::places::{all_patches, shown};
 
 /// A series, in the order in which they are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -41,14 +41,14 @@ impl Series {
 
     /// Where its patches for Linux `version` are.
     pub(super) fn dir(self, version: &str) -> PathBuf {
-        target::all_patches().join(format!("linux-{version}")).join(self.name())
+        all_patches().join(format!("linux-{version}")).join(self.name())
     }
 
     /// What it can't be applied without, and itself, in order. The file `base`
     /// in its folder has the names of those that it stands on, one a line.
     pub(super) fn with_bases(self, version: &str) -> Result<Vec<Self>> {
         let path = self.dir(version).join("base");
-        let shown = target::shown(&path);
+        let shown = shown(&path);
         let text = fs::read_to_string(&path).with_context(|| format!("no series: {shown}"))?;
         let mut all = vec![self];
         for line in text.lines() {

@@ -1,10 +1,11 @@
 //! Which kernel is meant, and where what belongs to it is kept.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
 
+pub(super) use super::places::{dir, shown};
 use super::series::Series;
 use crate::workspace;
 
@@ -147,21 +148,6 @@ impl Target {
     }
 }
 
-/// Where the series of all versions are.
-pub(super) fn all_patches() -> PathBuf {
-    workspace::root().join("kernel/patches")
-}
-
-/// Where the lab keeps everything.
-pub(super) fn dir() -> PathBuf {
-    workspace::target().join("kernel")
-}
-
-/// `path` as one would type it in the root of the workspace.
-pub(super) fn shown(path: &Path) -> String {
-    path.strip_prefix(workspace::root()).unwrap_or(path).display().to_string()
-}
-
 /// Whether `version` is one as in `linux-source-6.12`.
 pub(super) fn is_version(version: &str) -> bool {
     numbers(version).is_some_and(|numbers| numbers.len() == 2)
@@ -225,7 +211,6 @@ mod tests {
         for fragment in debug.fragments() {
             assert!(fragment.exists(), "{}", fragment.display());
         }
-        assert!(all_patches().is_dir());
         let slow = Target { slow_gp: true, ..target() };
         assert!(
             slow.lab_patch().is_some_and(|patch| patch.exists()) && debug.lab_patch().is_none()
