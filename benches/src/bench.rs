@@ -140,10 +140,3 @@ impl Bench {
         }])
     }
 }
-
-/// The median; of an even number, the mean of the two in the middle.
-#[must_use]
-pub fn median(durations: &[std::time::Duration]) -> Option<std::time::Duration> {
-    let ns: Vec<u64> = durations.iter().map(|time| time.as_nanos() as u64).collect();
-    crate::compare::median(&ns).map(std::time::Duration::from_nanos)
-}

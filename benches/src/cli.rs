@@ -2,31 +2,28 @@
 
 mod bench;
 mod density;
+mod doctor;
 mod flash;
 mod output;
 mod progress;
 mod shown;
+mod special;
 mod traces;
 
-use std::fmt::Display;
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use serde::Serialize;
 
-use crate::devices::{self, Devices};
-use crate::doctor::{self, Doctor};
-use crate::grace::GraceCounter;
+use crate::grace::{GraceCounter, Method};
 use crate::machine::{new_vm, open_kvm};
 use crate::report;
 use crate::rig::Target;
-use crate::start::{self, Start};
-use crate::window::{self, Windows};
 use bench::BenchArgs;
 use density::DensityArgs;
+use doctor::DoctorArgs;
 use flash::FlashArgs;
-use progress::{Spinner, spinner};
+use special::Special;
 
 /// The exit code for what can't be done as asked, as clap's for what can't be
 /// understood.
@@ -52,7 +49,7 @@ enum Command {
     Flash(FlashArgs),
     /// Show what this machine offers, what a grace period costs on it, and in
     /// which order a VM is best started.
-    Doctor(Doctor),
+    Doctor(DoctorArgs),
     /// Read the memslot calls of a VMM from the log of QEMU's event
     /// `kvm_set_user_memory` or from strace -e ioctl, and write them as a
     /// trace.
@@ -73,7 +70,7 @@ enum Command {
     },
     /// A VM of `bench start`, in a process of its own.
     #[command(name = "start-worker", hide = true)]
-    StartWorker(start::Worker),
+    StartWorker(crate::start::Worker),
 }
 
 #[derive(Debug, Args)]
@@ -85,45 +82,23 @@ struct BenchCommand {
     scenarios: BenchArgs,
 }
 
-/// Benchmarks with options of their own.
-#[derive(Debug, Subcommand)]
-enum Special {
-    /// Whole devices, attached and detached: memory, ioeventfds, MSI-X vectors.
-    Devices(Devices),
-    /// A VM's start in KVM: memory, interrupt controller, vCPUs and devices, in
-    /// the order of VMMs and in the best one; one VM, and many at once.
-    Start(Start),
-    /// Blobs that come and go: a slot for each, and a window.
-    Window(Windows),
-}
-
 /// Runs the command line tool on the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         None => bench::bench(&cli.bench),
-        Some(Command::Bench(BenchCommand { special: Some(Special::Devices(args)), .. })) => {
-            devices(&args)
-        }
-        Some(Command::Bench(BenchCommand { special: Some(Special::Start(args)), .. })) => {
-            start(&args)
-        }
-        Some(Command::Bench(BenchCommand { special: Some(Special::Window(args)), .. })) => {
-            windows(&args)
-        }
+        Some(Command::Bench(BenchCommand { special: Some(special), .. })) => special::run(&special),
         Some(Command::Bench(BenchCommand { special: None, scenarios })) => bench::bench(&scenarios),
         Some(Command::Density(args)) => density::density(&args),
         Some(Command::DensityWorker { irqfds, no_irqbypass }) => {
             return crate::density::worker(irqfds, crate::density::Flag(no_irqbypass));
         }
-        Some(Command::StartWorker(args)) => return start::worker(args),
+        Some(Command::StartWorker(args)) => return crate::start::worker(args),
         Some(Command::Flash(args)) => flash::flash(&args),
         Some(Command::Import(args)) => traces::import(&args),
         Some(Command::Replay(args)) => traces::replay(&args),
-        Some(Command::Doctor(args)) => {
-            doctor::doctor(args, &mut io::stdout().lock()).map_err(Failure::from)
-        }
+        Some(Command::Doctor(args)) => doctor::doctor(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -149,13 +124,13 @@ enum Failure {
     #[error(transparent)]
     Flash(#[from] crate::flash::DriveError),
     #[error(transparent)]
-    Devices(#[from] devices::DevicesError),
+    Devices(#[from] crate::devices::DevicesError),
     #[error(transparent)]
-    Windows(#[from] window::WindowsError),
+    Windows(#[from] crate::window::WindowsError),
     #[error(transparent)]
     Density(#[from] crate::density::DensityError),
     #[error(transparent)]
-    Start(#[from] start::StartError),
+    Start(#[from] crate::start::StartError),
     #[error(transparent)]
     Plot(#[from] report::PlotError),
     #[error(transparent)]
@@ -164,58 +139,15 @@ enum Failure {
     Replay(#[from] crate::replay::ReplayError),
 }
 
-/// Shows rows as `measure` has them: JSON as they come, else one table of all, if
-/// `table` makes one; also what there is before `measure` fails.
-fn shown<R: Serialize, T: Display, E: Into<Failure>>(
-    json: bool,
-    progress: Spinner,
-    measure: impl FnOnce(&mut dyn FnMut(Vec<R>)) -> Result<(), E>,
-    table: impl FnOnce(&[R]) -> Option<T>,
-) -> Result<(), Failure> {
-    let mut rows = Vec::new();
-    let mut written = Ok(());
-    let measured = measure(&mut |new| {
-        if json && written.is_ok() {
-            written = progress.suspend(|| report::json(&new, io::stdout().lock()));
-        }
-        rows.extend(new);
-    });
-    drop(progress);
-    if let Some(table) = (!json).then(|| table(&rows)).flatten() {
-        writeln!(io::stdout().lock(), "{table}")?;
-    }
-    measured.map_err(Into::into)?;
-    Ok(written?)
-}
-
-fn devices(args: &Devices) -> Result<(), Failure> {
-    need_kvm(&args.vcpus)?;
-    let table = if args.hotplug.is_some() { devices::hotplug_table } else { devices::table };
-    let measure = |on_rows: &mut dyn FnMut(_)| devices::devices(args, on_rows);
-    shown(args.json, spinner("devices"), measure, |rows| Some(table(rows)))
-}
-
-fn start(args: &Start) -> Result<(), Failure> {
-    need_kvm(&[])?;
-    let measure = |on_rows: &mut dyn FnMut(_)| start::start(args, on_rows);
-    let table = |rows: &[_]| (!rows.is_empty()).then(|| start::table(rows));
-    shown(args.json, spinner("start"), measure, table)
-}
-
-fn windows(args: &Windows) -> Result<(), Failure> {
-    need_kvm(&[])?;
-    let mut counter = counter(Target::Kvm);
-    let measure = |on_rows: &mut dyn FnMut(_)| window::windows(args, counter.as_mut(), on_rows);
-    shown(args.json, spinner("window"), measure, |rows| Some(window::table(rows)))
+/// Counts grace periods of memslots, where there are any.
+fn counter(target: Target) -> Option<GraceCounter> {
+    if target == Target::Model { None } else { counted_by(&Method::ALL) }
 }
 
 /// Grace periods are counted by the kernel where it lets us; if not, that is
 /// worth a word, but no failure.
-fn counter(target: Target) -> Option<GraceCounter> {
-    if target == Target::Model {
-        return None;
-    }
-    GraceCounter::calibrated(new_vm)
+fn counted_by(methods: &[Method]) -> Option<GraceCounter> {
+    GraceCounter::first_of(methods, new_vm)
         .inspect_err(|why| eprintln!("memslots: {why}; grace periods are those of the plan"))
         .ok()
 }

@@ -17,19 +17,36 @@ use super::Devices;
 use super::board::Device;
 use super::error::DevicesError;
 use super::rig::split_irqchip;
-use super::table::{Pass, Row};
+use super::taken::{shape, taken};
 use super::ways::{Spent, Way};
-use crate::bench::median;
-use crate::grace::GraceCounter;
+use crate::compare::{self, Lap, Session, Taken, Watch};
 use crate::machine::new_vm;
-use crate::pin::Pinned;
 
 /// So many of them are masked and unmasked.
 const MASKED: usize = 64;
 /// The first GSI.
 const FIRST: u32 = 24;
-/// The passes, in order.
-const PASSES: [Pass; 4] = [Pass::Mask, Pass::Unmask, Pass::Program, Pass::Nothing];
+
+/// What is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// Vectors masked.
+    Mask,
+    /// The same unmasked, with the same messages.
+    Unmask,
+    /// One vector gets another message.
+    Program,
+    /// One vector gets the message that it has.
+    Nothing,
+}
+
+/// In order, with their names.
+const PASSES: [(Pass, &str); 4] = [
+    (Pass::Mask, "mask 64"),
+    (Pass::Unmask, "unmask 64"),
+    (Pass::Program, "program 1"),
+    (Pass::Nothing, "no change"),
+];
 
 /// Who does it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,20 +66,23 @@ enum Who {
 impl Who {
     const ALL: [Self; 4] = [Self::CloudHypervisor, Self::Calls, Self::Library, Self::Triggers];
 
-    const fn name(self) -> &'static str {
-        match self {
-            Self::CloudHypervisor => Way::CloudHypervisor.name(),
-            Self::Calls => "calls alone",
-            Self::Library => "library",
-            Self::Triggers => "library, triggers",
-        }
-    }
-
     const fn way(self) -> Way {
         match self {
             Self::CloudHypervisor | Self::Calls => Way::CloudHypervisor,
             Self::Library | Self::Triggers => Way::Together,
         }
+    }
+}
+
+impl compare::Way for Who {
+    fn name(self) -> String {
+        let name = match self {
+            Self::CloudHypervisor => Way::CloudHypervisor.name(),
+            Self::Calls => "calls alone",
+            Self::Library => "library",
+            Self::Triggers => "library, triggers",
+        };
+        name.to_owned()
     }
 }
 
@@ -128,7 +148,7 @@ impl Machine {
                         (0..MASKED).for_each(|vector| set(vector, Some(message(vector, round))));
                     }
                     Pass::Program => set(PROGRAMMED, Some(message(PROGRAMMED, round))),
-                    _ => set(PROGRAMMED - 1, Some(message(PROGRAMMED - 1, round))),
+                    Pass::Nothing => set(PROGRAMMED - 1, Some(message(PROGRAMMED - 1, round))),
                 }
                 let start = Instant::now();
                 let report: Report = vm.apply(changes).map_err(io::Error::other)?;
@@ -187,21 +207,18 @@ fn by_hand(
         Pass::Program if sparing => set(&ready, &mut spent)?,
         Pass::Program => set(&table(routes), &mut spent)?,
         // What changes nothing is noticed (Cloud Hypervisor since #4744).
-        _ => {}
+        Pass::Nothing => {}
     }
     Ok((spent, start.elapsed()))
 }
 
-/// One who does it, while that is measured.
+/// One who does it, with a VM of its own through all runs.
 struct Compared {
     who: Who,
-    vm: VmFd,
     machine: Machine,
-    spent: [Spent; PASSES.len()],
-    counted: [[Option<u64>; 2]; PASSES.len()],
-    times: [Vec<Duration>; PASSES.len()],
+    // KVM looks at no eventfd that is closed: the VM goes before them.
+    _vm: VmFd,
     round: u32,
-    // KVM has them until the VM goes.
     _fds: Vec<Arc<EventFd>>,
 }
 
@@ -213,70 +230,35 @@ impl Compared {
         let fds: Vec<_> = fds.collect::<io::Result<_>>().map_err(DevicesError::Board)?;
         let failed = |error| DevicesError::Call { way: who.way(), what: "setting up", error };
         let machine = Machine::new(&vm, &fds, who).map_err(failed)?;
-        let (spent, counted, times) = Default::default();
-        Ok(Self { who, vm, machine, spent, counted, times, round: 0, _fds: fds })
+        Ok(Self { who, machine, _vm: vm, round: 0, _fds: fds })
     }
 
-    /// All passes once; `around` does each.
-    fn round(
-        &mut self,
-        mut around: impl FnMut(usize, &mut dyn FnMut()),
-    ) -> Result<(), DevicesError> {
+    /// All passes once.
+    fn round(&mut self, watch: &mut Watch<'_>) -> Result<Vec<Taken>, DevicesError> {
         self.round += 1;
-        for (index, pass) in PASSES.into_iter().enumerate() {
-            let mut outcome = Ok(Default::default());
-            around(index, &mut || outcome = self.machine.pass(pass, self.round));
+        let pass = |(pass, _)| {
+            let (done, lap) = watch.lap(|| self.machine.pass(pass, self.round));
             let way = self.who.way();
             let failed = |error| DevicesError::Call { way, what: "changing vectors", error };
-            let (spent, took) = outcome.map_err(failed)?;
-            self.spent[index] = spent;
-            self.times[index].push(took);
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, which: usize, counter: &mut GraceCounter) -> Result<(), DevicesError> {
-        let mut counts = [None; PASSES.len()];
-        self.round(|index, change| {
-            counts[index] = counter.count(change).1.ok();
-        })?;
-        for (counted, count) in self.counted.iter_mut().zip(counts) {
-            counted[which] = count;
-        }
-        self.times = Default::default();
-        Ok(())
+            let (spent, wall) = done.map_err(failed)?;
+            Ok(taken(Lap { wall, ..lap }, &spent))
+        };
+        PASSES.into_iter().map(pass).collect()
     }
 }
 
 pub(super) fn churn(
     args: &Devices,
     vectors: u32,
-    counters: [&mut Option<GraceCounter>; 2],
-) -> Result<Vec<Row>, DevicesError> {
+    session: &mut Session<'_>,
+) -> Result<(), DevicesError> {
     let mut all =
         Who::ALL.iter().map(|who| Compared::new(vectors, *who)).collect::<Result<Vec<_>, _>>()?;
-    for (which, counter) in counters.into_iter().enumerate() {
-        let Some(counter) = counter else { continue };
-        all.iter_mut().try_for_each(|one| one.count(which, counter))?;
-    }
-    let pinned = Pinned::to_first_cpu();
-    for _ in 0..args.runs {
-        all.iter_mut().try_for_each(|one| one.round(|_, change| change()))?;
-    }
-    drop(pinned);
-    let mut rows = Vec::new();
-    for (index, pass) in PASSES.into_iter().enumerate() {
-        let today = all.first().and_then(|one| median(&one.times[index]));
-        for one in &all {
-            let time = median(&one.times[index]).unwrap_or_default();
-            let row = Row::new(args, 0, one.who.way(), pass, &one.spent[index]);
-            let row = Row { way: one.who.name(), devices: 1, ..row };
-            rows.push(row.measured(one.counted[index], time, today));
-        }
-    }
-    // The VMs last: KVM looks at no eventfd that is closed.
-    for one in all {
-        drop((one.machine, one.vm));
-    }
-    Ok(rows)
+    let args = Devices { devices: 1, ..args.clone() };
+    let passes = PASSES.map(|(_, name)| shape(&args, 0, name));
+    session.compare(&passes, &Who::ALL, &[Who::CloudHypervisor], |who, watch| {
+        let compared = all.iter_mut().filter(|one| one.who == who);
+        let taken: Result<Vec<_>, DevicesError> = compared.map(|one| one.round(watch)).collect();
+        Ok(taken?.concat())
+    })
 }

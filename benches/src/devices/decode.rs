@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -18,13 +17,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::Devices;
 use super::error::DevicesError;
 use super::rig::split_irqchip;
-use super::table::{Pass, Row};
+use super::taken::{shape, taken};
 use super::ways::{Spent, Way};
-use crate::bench::median;
-use crate::grace::GraceCounter;
+use crate::compare::{self, Session, Stop, Taken, Watch};
 use crate::host::{HostMemory, Pages};
 use crate::machine::new_vm;
-use crate::pin::Pinned;
 use crate::window::memfd;
 
 /// Memory of a BAR, behind which are its doorbells.
@@ -35,7 +32,21 @@ const BAR: u64 = 2 * MEMORY;
 const PLACES: [u64; 2] = [0xc000_0000, 0xc100_0000];
 /// Where the window is that a BAR of memory alone is in, at the same offsets.
 const WINDOW: u64 = 0x4_0000_0000;
-const PASSES: [Pass; 3] = [Pass::Enable, Pass::Toggle, Pass::Move];
+
+/// What is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// BARs that decode from now on.
+    Enable,
+    /// Off, and on again.
+    Toggle,
+    /// BARs that get another address.
+    Move,
+}
+
+/// In order, with their names.
+const PASSES: [(Pass, &str); 3] =
+    [(Pass::Enable, "decode on"), (Pass::Toggle, "off and on"), (Pass::Move, "move")];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
@@ -65,22 +76,25 @@ impl Who {
         Self::Window,
     ];
 
-    const fn name(self) -> &'static str {
+    const fn way(self) -> Way {
         match self {
+            Self::CloudHypervisor | Self::Alioth => Way::CloudHypervisor,
+            _ => Way::OneByOne,
+        }
+    }
+}
+
+impl compare::Way for Who {
+    fn name(self) -> String {
+        let name = match self {
             Self::CloudHypervisor => Way::CloudHypervisor.name(),
             Self::Alioth => "alioth",
             Self::PciBars => "PciBars",
             Self::Kept => "PciBars, kept",
             Self::Deferred => "PciBars, kept, deferred",
             Self::Window => "PciBars, kept, window",
-        }
-    }
-
-    const fn way(self) -> Way {
-        match self {
-            Self::CloudHypervisor | Self::Alioth => Way::CloudHypervisor,
-            _ => Way::OneByOne,
-        }
+        };
+        name.to_owned()
     }
 }
 
@@ -149,7 +163,7 @@ impl ByHand<'_> {
                 self.memory(n, to, MEMORY, &mut spent)?;
             }
             // Off where it is, on where it is to be.
-            _ => {
+            Pass::Move | Pass::Toggle => {
                 self.off(n, from, &mut spent)?;
                 self.on(n, to, &mut spent)?;
             }
@@ -233,7 +247,7 @@ impl Library {
                 self.write(n, COMMAND, 2, &mut spent)?;
             }
             Pass::Move => self.put(n, to, &mut spent)?,
-            _ => {
+            Pass::Toggle => {
                 self.write(n, COMMAND, 0, &mut spent)?;
                 self.write(n, COMMAND, 2, &mut spent)?;
             }
@@ -265,12 +279,8 @@ fn map_window(vm: &Vm) -> io::Result<Window> {
     Ok(window)
 }
 
-/// All passes in a new VM; `around` does each.
-fn round(
-    args: &Devices,
-    who: Who,
-    mut around: impl FnMut(usize, &mut dyn FnMut()),
-) -> Result<[(Spent, Duration); PASSES.len()], DevicesError> {
+/// All passes in a new VM.
+fn round(args: &Devices, who: Who, watch: &mut Watch<'_>) -> Result<Vec<Taken>, DevicesError> {
     let vm = new_vm().map_err(DevicesError::Vm)?;
     split_irqchip(&vm).map_err(DevicesError::Vm)?;
     let count = args.devices as usize;
@@ -291,13 +301,9 @@ fn round(
     let calls = kvm().map_err(failed("opening"))?;
     let bells_first = who == Who::CloudHypervisor;
     let by_hand = ByHand { vm: &vm, calls, bells_first, bells: &bells, hva: memory.hva() };
-    let mut taken = [(Spent::default(), Duration::ZERO); PASSES.len()];
-    for (index, pass) in PASSES.into_iter().enumerate() {
-        let mut outcome = Ok(Spent::default());
-        let mut elapsed = Duration::ZERO;
-        around(index, &mut || {
-            let start = Instant::now();
-            outcome = (0..count).try_fold(Spent::default(), |spent, n| {
+    let mut pass = |(pass, _)| {
+        let (spent, lap) = watch.lap(|| {
+            let mut spent = (0..count).try_fold(Spent::default(), |spent, n| {
                 let place = |base: u64| base + n as u64 * 2 * BAR;
                 let to = if pass == Pass::Move { PLACES[1] } else { PLACES[0] };
                 let places = [place(PLACES[0]), place(to)];
@@ -306,51 +312,20 @@ fn round(
                     None => by_hand.step(pass, n, places),
                 };
                 step.map(|step| spent.plus(step))
-            });
-            if let (Ok(spent), Some(library)) = (&mut outcome, &library) {
-                let finished = library.finish();
-                outcome = finished.map(|last| spent.plus(last));
+            })?;
+            if let Some(library) = &library {
+                spent = spent.plus(library.finish()?);
             }
-            elapsed = start.elapsed();
+            Ok(spent)
         });
-        taken[index] = (outcome.map_err(failed("following the guest"))?, elapsed);
-    }
-    Ok(taken)
+        Ok(taken(lap, &spent.map_err(failed("following the guest"))?))
+    };
+    PASSES.into_iter().map(&mut pass).collect()
 }
 
-pub(super) fn decode(
-    args: &Devices,
-    counters: [&mut Option<GraceCounter>; 2],
-) -> Result<Vec<Row>, DevicesError> {
-    let mut counted = [[[None; 2]; PASSES.len()]; Who::ALL.len()];
-    for (which, counter) in counters.into_iter().enumerate() {
-        let Some(counter) = counter else { continue };
-        for (who, counted) in Who::ALL.into_iter().zip(&mut counted) {
-            round(args, who, |index, change| {
-                counted[index][which] = counter.count(change).1.ok();
-            })?;
-        }
-    }
-    let pinned = Pinned::to_first_cpu();
-    let mut times: [[Vec<Duration>; PASSES.len()]; Who::ALL.len()] = Default::default();
-    let mut spent = [[Spent::default(); PASSES.len()]; Who::ALL.len()];
-    for _ in 0..args.runs {
-        for (at, who) in Who::ALL.into_iter().enumerate() {
-            for (index, taken) in round(args, who, |_, change| change())?.into_iter().enumerate() {
-                spent[at][index] = taken.0;
-                times[at][index].push(taken.1);
-            }
-        }
-    }
-    drop(pinned);
-    let mut rows = Vec::new();
-    for (index, pass) in PASSES.into_iter().enumerate() {
-        let today = median(&times[0][index]);
-        for (at, who) in Who::ALL.into_iter().enumerate() {
-            let time = median(&times[at][index]).unwrap_or_default();
-            let row = Row::new(args, 0, who.way(), pass, &spent[at][index]);
-            rows.push(Row { way: who.name(), ..row }.measured(counted[at][index], time, today));
-        }
-    }
-    Ok(rows)
+pub(super) fn decode(args: &Devices, session: &mut Session<'_>) -> Result<(), DevicesError> {
+    let passes = PASSES.map(|(_, name)| shape(args, 0, name));
+    session.compare(&passes, &Who::ALL, &[Who::CloudHypervisor], |who, watch| {
+        round(args, who, watch).map_err(Stop::Fail)
+    })
 }

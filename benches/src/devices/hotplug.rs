@@ -4,59 +4,49 @@
 //! flight (`call_srcu()` in `kvm_io_bus_register_dev()`), which the next change
 //! of memory has to wait for.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Devices;
 use super::error::DevicesError;
 use super::rig::Rig;
-use super::table::{Pass, Row};
-use super::ways::{Spent, Way};
-use crate::bench::median;
-use crate::pin::Pinned;
+use super::taken::{shape, taken};
+use super::ways::Way;
+use crate::compare::{Session, Stop, Taken, Watch};
 
 pub(super) fn hotplug(
     args: &Devices,
     ways: &[Way],
     delays: &[u64],
-) -> Result<Vec<Row>, DevicesError> {
-    let mut rows = Vec::new();
+    session: &mut Session<'_>,
+) -> Result<(), DevicesError> {
+    let args = Devices { devices: 2, ..args.clone() };
     for delay in delays {
-        let mut times: Vec<Vec<Duration>> = vec![Vec::new(); ways.len()];
-        let mut spent = vec![Spent::default(); ways.len()];
-        for _ in 0..args.runs {
-            for (index, way) in ways.iter().enumerate() {
-                let (took, cost) = second(args, *way, Duration::from_millis(*delay))?;
-                times[index].push(took);
-                spent[index] = cost;
-            }
-        }
-        let today = ways.iter().position(|way| *way == Way::CloudHypervisor);
-        let today = today.and_then(|index| median(&times[index]));
-        for (index, way) in ways.iter().enumerate() {
-            let time = median(&times[index]).unwrap_or_default();
-            let pass = Pass::Second { delay_ms: *delay };
-            rows.push(
-                Row::new(args, 0, *way, pass, &spent[index]).measured([None; 2], time, today),
-            );
-        }
+        let shape = shape(&args, 0, &format!("2nd, {delay} ms later"));
+        session.compare(&[shape], ways, &[Way::CloudHypervisor], |way, watch| {
+            second(&args, way, Duration::from_millis(*delay), watch).map(|taken| vec![taken])
+        })?;
     }
-    Ok(rows)
+    Ok(())
 }
 
-/// The time that the second device takes.
-fn second(args: &Devices, way: Way, delay: Duration) -> Result<(Duration, Spent), DevicesError> {
-    let args = Devices { devices: 2, ..args.clone() };
-    let rig = Rig::new(&args, 0)?;
+/// What the second device takes.
+fn second(
+    args: &Devices,
+    way: Way,
+    delay: Duration,
+    watch: &mut Watch<'_>,
+) -> Result<Taken, Stop<DevicesError>> {
+    let rig = Rig::new(args, 0)?;
     let refused = |what| move |error| DevicesError::Call { way, what, error };
-    let _pinned = Pinned::to_first_cpu();
     let mut applied = rig.way(way)?;
     applied.attach(rig.board(), 0..1).map_err(refused("attaching the first"))?;
     std::thread::sleep(delay);
-    let start = Instant::now();
-    let attached = applied.attach(rig.board(), 1..2).map_err(refused("attaching the second"))?;
-    let spent = attached.plus(applied.finish().map_err(refused("attaching the second"))?);
-    let took = start.elapsed();
+    let (spent, lap) = watch.lap(|| {
+        let attached = applied.attach(rig.board(), 1..2)?;
+        Ok(attached.plus(applied.finish()?))
+    });
+    let spent = spent.map_err(refused("attaching the second"))?;
     drop(applied);
     rig.finish()?;
-    Ok((took, spent))
+    Ok(taken(lap, &spent))
 }

@@ -9,13 +9,13 @@ mod hotplug;
 mod library;
 mod rig;
 mod run;
-mod table;
+mod taken;
 mod ways;
 
 pub(crate) use board::{Board, Device as BoardDevice};
 pub use error::DevicesError;
 pub use run::devices;
-pub use table::{Row, hotplug_table, table};
+pub use taken::COLUMNS;
 pub use ways::Way;
 pub(crate) use ways::{Apply, ByHand, CallOrder, Spent};
 
@@ -65,7 +65,4 @@ pub struct Devices {
     /// enables, switches off and on again, and moves, without vCPUs.
     #[arg(long, conflicts_with_all = ["hotplug", "churn"])]
     pub decode: bool,
-    /// One JSON object a line instead of a table.
-    #[arg(long)]
-    pub json: bool,
 }

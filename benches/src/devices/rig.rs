@@ -1,7 +1,7 @@
 //! A VM with an interrupt controller, busy vCPUs, and a way.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::VmFd;
@@ -10,7 +10,9 @@ use super::Devices;
 use super::board::Board;
 use super::error::DevicesError;
 use super::library::Library;
-use super::ways::{Apply, ByHand, CallOrder, Spent, Way};
+use super::taken::taken;
+use super::ways::{Apply, ByHand, CallOrder, Way};
+use crate::compare::{Taken, Watch};
 use crate::guest::BusyVcpus;
 use crate::machine::new_vm;
 
@@ -25,13 +27,6 @@ pub(super) struct Rig {
     busy: Option<BusyVcpus>,
     board: Board,
     vm: VmFd,
-}
-
-/// What one attach and one detach of all devices took.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Round {
-    pub(super) attach: (Spent, Duration),
-    pub(super) detach: (Spent, Duration),
 }
 
 impl Rig {
@@ -67,37 +62,29 @@ impl Rig {
         &self.board
     }
 
-    /// Attaches all, and detaches them; `around` does each of the two.
+    /// Attaches all, and detaches them.
     pub(super) fn round(
         &self,
         way: Way,
-        mut around: impl FnMut(&mut dyn FnMut()),
-    ) -> Result<Round, DevicesError> {
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<Taken>, DevicesError> {
         let mut applied = self.way(way)?;
         let all = 0..self.board.devices.len();
-        let mut timed = |what, change: &mut dyn FnMut() -> io::Result<Spent>| {
-            let mut outcome = Ok(Spent::default());
-            let mut elapsed = Duration::ZERO;
-            around(&mut || {
-                let start = Instant::now();
-                outcome = change();
-                elapsed = start.elapsed();
-            });
-            let spent = outcome.map_err(|error| DevicesError::Call { way, what, error })?;
-            Ok::<_, DevicesError>((spent, elapsed))
-        };
-        let attach = timed("attaching", &mut || {
+        let refused = |what| move |error| DevicesError::Call { way, what, error };
+        let (attached, attach) = watch.lap(|| {
             let attached = applied.attach(&self.board, all.clone())?;
             Ok(attached.plus(applied.finish()?))
-        })?;
+        });
+        let attached = attached.map_err(refused("attaching"))?;
         if let Some(busy) = &self.busy {
             busy.wait_for_progress(START)?;
         }
-        let detach = timed("detaching", &mut || applied.detach(&self.board, all.clone()))?;
+        let (detached, detach) = watch.lap(|| applied.detach(&self.board, all));
+        let detached = detached.map_err(refused("detaching"))?;
         if let Some(busy) = &self.busy {
             busy.check()?;
         }
-        Ok(Round { attach, detach })
+        Ok(vec![taken(attach, &attached), taken(detach, &detached)])
     }
 
     pub(super) fn finish(self) -> Result<(), DevicesError> {

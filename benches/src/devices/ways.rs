@@ -36,16 +36,6 @@ pub enum Way {
 }
 
 impl Way {
-    /// All.
-    pub const ALL: [Self; 6] = [
-        Self::CloudHypervisor,
-        Self::Firecracker,
-        Self::OneByOne,
-        Self::Deferred,
-        Self::Together,
-        Self::Window,
-    ];
-
     /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -90,7 +80,7 @@ impl CallOrder {
 }
 
 /// What a change took, beside time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Spent {
     pub(crate) ioctls: u64,
     pub(crate) routing_calls: u64,

@@ -1,7 +1,6 @@
 //! What single calls take.
 
 use std::fmt;
-use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -11,11 +10,12 @@ use kvm_memslots::vm_fd;
 use kvm_memslots_shim::kvm::QUIRK_SLOT_ZAP_ALL;
 use serde_json::{Value, json};
 
-use crate::bench::median;
+use crate::compare::{median, percentile};
 use crate::guest::{BusyVcpus, GuestError, Work};
 use crate::host::{HostMemory, Pages, SMALL_PAGE};
 use crate::machine::new_vm;
-use crate::report::{human, markdown, or_dash};
+use crate::report::document::Part;
+use crate::report::{human, or_dash};
 
 /// Calls of each kind that are timed. With a vCPU that spins for milliseconds
 /// under `kvm->srcu`, they still take no more than a second.
@@ -38,28 +38,27 @@ pub(super) struct Cost {
     pages_a_ms: Option<u64>,
 }
 
+/// In nanoseconds.
 #[derive(Debug)]
 pub(super) struct Times {
-    median: Duration,
+    median: u64,
     /// What a burst of calls is made of: the slow ones count too.
-    pub(super) mean: Duration,
-    p99: Duration,
+    pub(super) mean: u64,
+    p99: u64,
 }
 
 impl Times {
-    fn of(mut times: Vec<Duration>) -> Option<Self> {
+    fn of(mut times: Vec<u64>) -> Option<Self> {
         times.sort_unstable();
-        let p99 = *times.get(times.len().saturating_sub(1) * 99 / 100)?;
-        let mean = times.iter().sum::<Duration>() / times.len() as u32;
-        Some(Self { median: median(&times)?, mean, p99 })
+        let mean = times.iter().sum::<u64>() / times.len().max(1) as u64;
+        Some(Self { median: median(&times)?, mean, p99: percentile(&times, 99) })
     }
 }
 
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let human = |time: Duration| human(time.as_nanos() as u64);
-        let Self { median, mean, p99 } = *self;
-        write!(f, "{} ({}, p99 {})", human(median), human(mean), human(p99))
+        let [median, mean, p99] = [self.median, self.mean, self.p99].map(human);
+        write!(f, "{median} ({mean}, p99 {p99})")
     }
 }
 
@@ -88,7 +87,7 @@ fn time_calls(vm: &VmFd, vcpu: Option<&BusyVcpus>) -> Result<Cost, String> {
         // Every other page, so that no two are neighbours. The memory outlives
         // the slots, which are deleted below, and the guest does not access it.
         set_slot(vm, slot, 2 * offset, memory_size, memory.hva() + offset)?;
-        Ok::<_, String>(started.elapsed())
+        Ok::<_, String>(started.elapsed().as_nanos() as u64)
     };
     let create = (0..CALLS).map(|slot| call(slot, SMALL_PAGE)).collect::<Result<Vec<_>, _>>()?;
     let progress = || vcpu.map(|vcpu| vcpu.progress().iter().sum::<u64>());
@@ -147,36 +146,30 @@ fn touched(disabled: bool) -> Result<Cost, String> {
     cost
 }
 
-pub(super) fn write_quirk(
-    out: &mut impl Write,
-    rows: &[(&str, Result<Cost, String>)],
-) -> io::Result<()> {
+pub(super) fn quirk_parts(rows: &[(&str, Result<Cost, String>)]) -> Vec<Part> {
     if rows.is_empty() {
-        return Ok(());
+        return Vec::new();
     }
-    writeln!(
-        out,
-        "\nWhat a delete costs a vCPU that touches {} MiB again and again, by \
-         KVM_X86_QUIRK_SLOT_ZAP_ALL:",
+    let head = format!(
+        "What a delete costs a vCPU that touches {} MiB again and again, by \
+         KVM_X86_QUIRK_SLOT_ZAP_ALL",
         TOUCHED >> 20
-    )?;
-    let mut table = markdown(["quirk", "delete", "pages touched a ms"], [2]);
-    for (quirk, cost) in rows {
+    );
+    let header = ["quirk", "delete", "pages touched a ms"].map(str::to_owned).to_vec();
+    let row = |(quirk, cost): &(&str, Result<Cost, String>)| {
         let cells = match cost {
             Ok(cost) => [cost.delete.to_string(), or_dash(cost.pages_a_ms)],
             Err(why) => [why.clone(), "-".to_owned()],
         };
-        table.add_row([quirk.to_string()].into_iter().chain(cells));
-    }
-    writeln!(out, "{table}")
+        [(*quirk).to_owned()].into_iter().chain(cells).collect()
+    };
+    vec![Part::Head(head), Part::Table(header, rows.iter().map(row).collect())]
 }
 
 /// A line for programs.
 pub(super) fn json(table: &str, row: &str, cost: Result<&Cost, &String>) -> Value {
-    let times = |times: &Times| {
-        let ns = |time: Duration| time.as_nanos() as u64;
-        json!({"p50_ns": ns(times.median), "mean_ns": ns(times.mean), "p99_ns": ns(times.p99)})
-    };
+    let times =
+        |times: &Times| json!({"p50_ns": times.median, "mean_ns": times.mean, "p99_ns": times.p99});
     match cost {
         Ok(cost) => json!({
             "table": table, "row": row, "create": times(&cost.create),

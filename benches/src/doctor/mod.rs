@@ -4,138 +4,153 @@
 mod calls;
 mod start;
 
-use std::io::{self, Write};
-
 use clap::Args;
 use kvm_memslots_shim::uapi::probe::Support;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::grace::GraceCounter;
+use crate::grace::{GraceCounter, NotCounted};
 use crate::guest::Work;
 use crate::machine::{KvmOffer, Machine, new_vm};
-use crate::report::{human, markdown};
+use crate::report::document::Part;
+use crate::report::human;
 use crate::rig::Busy;
 use calls::{CALLS, Cost, cost};
 
-/// What to say.
+/// What to measure.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Doctor {
     /// VMs that each order of a start, and each first call, is timed on.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
-    /// One JSON object a line instead of tables.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Sizes for which the cost is worked out.
 const REGIONS: [u64; 4] = [10, 100, 1_000, 9_000];
 
-/// Writes the report to `out`.
-///
-/// # Errors
-/// Those of `out`. What can't be found out is part of the report.
-pub fn doctor(args: Doctor, out: &mut impl Write) -> io::Result<()> {
-    let machine = Machine::look();
-    if args.json {
-        return write_json(args, out, &machine);
-    }
-    write_machine(out, &machine)?;
-    let offer = match &machine.kvm {
-        Ok(offer) => offer,
-        Err(why) => return writeln!(out, "KVM              none: {why}"),
-    };
-    write_offer(out, offer)?;
-    let mut counter = GraceCounter::calibrated(new_vm);
-    match &counter {
-        Ok(counter) => {
-            writeln!(out, "grace periods    counted by {}", counter.method())?;
-            writeln!(out, "                 ({})", counter.calibration())?;
-        }
-        Err(why) => writeln!(out, "grace periods    {why}")?,
-    }
-    let costs = costs();
-    write_costs(out, &costs)?;
-    let known: Vec<_> =
-        costs.iter().filter_map(|(vcpu, cost)| Some((*vcpu, cost.as_ref().ok()?))).collect();
-    write_meaning(out, &known, offer)?;
-    calls::write_quirk(out, &calls::quirk())?;
-    start::write(out, &start::Measured::new(args.runs, counter.as_mut().ok()))
+/// What was found. What can't be found out is part of it.
+pub struct Findings {
+    machine: Machine,
+    /// `None` without KVM.
+    kvm: Option<OnKvm>,
 }
 
-fn costs() -> [(&'static str, Result<Cost, String>); 3] {
-    [
+type Costs = Vec<(&'static str, Result<Cost, String>)>;
+
+struct OnKvm {
+    offer: KvmOffer,
+    /// How grace periods are counted, and what says that this is right.
+    counted: Result<(String, String), String>,
+    costs: Costs,
+    quirk: Costs,
+    start: start::Measured,
+}
+
+impl Findings {
+    /// Looks and measures.
+    #[must_use]
+    pub fn new(args: Doctor) -> Self {
+        let machine = Machine::look();
+        let kvm = machine.kvm.as_ref().ok().map(|offer| {
+            let counter = GraceCounter::calibrated(new_vm);
+            let said = |counter: &GraceCounter| {
+                (counter.method().to_string(), counter.calibration().to_string())
+            };
+            OnKvm {
+                offer: offer.clone(),
+                counted: counter.as_ref().map(said).map_err(NotCounted::to_string),
+                costs: costs(),
+                quirk: calls::quirk(),
+                start: start::Measured::new(args.runs, counter.ok()),
+            }
+        });
+        Self { machine, kvm }
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        let mut facts = machine_facts(&self.machine);
+        let Some(kvm) = &self.kvm else {
+            let why = self.machine.kvm.as_ref().err().cloned().unwrap_or_default();
+            facts.push(("KVM", format!("none: {why}")));
+            return vec![Part::Facts(facts)];
+        };
+        facts.extend(offer_facts(&kvm.offer));
+        match &kvm.counted {
+            Ok((method, calibration)) => facts.extend([
+                ("grace periods", format!("counted by {method}")),
+                ("", format!("({calibration})")),
+            ]),
+            Err(why) => facts.push(("grace periods", why.clone())),
+        }
+        let mut parts = vec![Part::Facts(facts)];
+        parts.extend(cost_parts(&kvm.costs));
+        parts.extend(meaning(&kvm.costs, &kvm.offer));
+        parts.extend(calls::quirk_parts(&kvm.quirk));
+        parts.extend(start::parts(&kvm.start));
+        parts
+    }
+
+    /// For programs: each says in `table` what it is about.
+    #[must_use]
+    pub fn json(&self) -> Vec<Value> {
+        let Machine { arch, cpus, kernel, hz, preemption, srcu, virtual_machine, .. } =
+            &self.machine;
+        let offer = self.machine.kvm.as_ref();
+        let mut lines = vec![json!({
+            "table": "machine", "arch": arch, "cpus": cpus, "kernel": kernel, "hz": hz,
+            "preemption": preemption, "srcutree": srcu, "virtual_machine": virtual_machine,
+            "kvm": offer.ok().and_then(|offer| offer.flavour), "no_kvm": offer.err(),
+        })];
+        let Some(OnKvm { offer, counted, costs, quirk, start }) = &self.kvm else { return lines };
+        lines.push(json!({
+            "table": "kvm", "slots": offer.limits.slots,
+            "address_spaces": offer.limits.address_spaces, "max_vcpus": offer.max_vcpus,
+            "readonly": offer.limits.readonly, "guest_memfd": offer.limits.guest_memfd,
+            "batch": offer.limits.batch, "trap": offer.limits.trap,
+            "counted_by": counted.as_ref().ok().map(|(method, _)| method),
+            "not_counted": counted.as_ref().err(),
+        }));
+        for (table, costs) in [("calls", costs), ("slot_zap_all", quirk)] {
+            lines.extend(costs.iter().map(|(row, cost)| calls::json(table, row, cost.as_ref())));
+        }
+        lines.extend(start.json());
+        lines
+    }
+}
+
+fn costs() -> Costs {
+    vec![
         ("none running", cost(None)),
         ("one spinning", cost(Some(Work::Spin))),
         ("one faulting memory in", cost(Some(Busy::Fault.work()))),
     ]
 }
 
-/// The same, for programs: each line says in `table` what it is about.
-fn write_json(args: Doctor, out: &mut impl Write, machine: &Machine) -> io::Result<()> {
-    let mut line = |value: serde_json::Value| writeln!(out, "{value}");
-    line(json!({
-        "table": "machine", "arch": machine.arch, "cpus": machine.cpus, "kernel": machine.kernel,
-        "hz": machine.hz, "preemption": machine.preemption, "srcutree": machine.srcu,
-        "virtual_machine": machine.virtual_machine,
-        "kvm": machine.kvm.as_ref().ok().and_then(|offer| offer.flavour),
-        "no_kvm": machine.kvm.as_ref().err(),
-    }))?;
-    let Ok(offer) = &machine.kvm else { return Ok(()) };
-    let mut counter = GraceCounter::calibrated(new_vm);
-    line(json!({
-        "table": "kvm", "slots": offer.limits.slots,
-        "address_spaces": offer.limits.address_spaces, "max_vcpus": offer.max_vcpus,
-        "readonly": offer.limits.readonly, "guest_memfd": offer.limits.guest_memfd,
-        "batch": offer.limits.batch, "trap": offer.limits.trap,
-        "counted_by": counter.as_ref().ok().map(|counter| counter.method().to_string()),
-        "not_counted": counter.as_ref().err().map(ToString::to_string),
-    }))?;
-    for (vcpu, cost) in costs() {
-        line(calls::json("calls", vcpu, cost.as_ref()))?;
-    }
-    for (quirk, cost) in calls::quirk() {
-        line(calls::json("slot_zap_all", quirk, cost.as_ref()))?;
-    }
-    for value in start::Measured::new(args.runs, counter.as_mut().ok()).json() {
-        line(value)?;
-    }
-    Ok(())
-}
-
-fn write_machine(out: &mut impl Write, machine: &Machine) -> io::Result<()> {
+fn machine_facts(machine: &Machine) -> Vec<(&'static str, String)> {
     let Machine { kernel, arch, cpus, .. } = machine;
     let place = match machine.virtual_machine {
         Some(true) => ", itself a VM",
         Some(false) => ", bare metal",
         None => "",
     };
-    writeln!(out, "machine          {arch}, {cpus} CPUs{place}")?;
     let hz = machine.hz.map_or_else(|| "not known".into(), |hz| hz.to_string());
     let preemption = machine.preemption.as_deref().unwrap_or("not known");
-    writeln!(out, "kernel           {kernel}, HZ {hz}, preemption {preemption}")?;
+    let mut facts = vec![
+        ("machine", format!("{arch}, {cpus} CPUs{place}")),
+        ("kernel", format!("{kernel}, HZ {hz}, preemption {preemption}")),
+    ];
     let srcu: Vec<_> = machine.srcu.iter().map(|(name, value)| format!("{name}={value}")).collect();
     if !srcu.is_empty() {
-        writeln!(out, "srcutree         {}", srcu.join(" "))?;
+        facts.push(("srcutree", srcu.join(" ")));
     }
-    Ok(())
+    facts
 }
 
-fn write_offer(out: &mut impl Write, offer: &KvmOffer) -> io::Result<()> {
+fn offer_facts(offer: &KvmOffer) -> Vec<(&'static str, String)> {
     let limits = &offer.limits;
     let flavour = offer.flavour.unwrap_or("flavour not known");
-    writeln!(
-        out,
-        "KVM              {flavour}; {} slots in each of {} address space(s), {} vCPUs a VM",
-        limits.slots, limits.address_spaces, offer.max_vcpus
-    )?;
     let has = |there: bool| if there { "yes" } else { "no" };
-    writeln!(
-        out,
-        "                 read-only slots {}, guest_memfd {}",
-        has(limits.readonly),
-        has(limits.guest_memfd)
-    )?;
     let batch = match offer.batch {
         Support::Present { max_entries } => format!("yes, up to {max_entries} changes a call"),
         Support::Absent => "no: this kernel has no KVM_SET_USER_MEMORY_REGIONS".into(),
@@ -143,55 +158,57 @@ fn write_offer(out: &mut impl Write, offer: &KvmOffer) -> io::Result<()> {
             format!("no: the capability is claimed ({claimed}), but {mismatch}")
         }
     };
-    let trap = if offer.limits.trap { "slots can trap" } else { "no" };
-    writeln!(out, "trap flag        {trap}")?;
-    writeln!(out, "batch ioctl      {batch}")
+    let trap = if limits.trap { "slots can trap" } else { "no" };
+    let (readonly, memfd) = (has(limits.readonly), has(limits.guest_memfd));
+    vec![
+        (
+            "KVM",
+            format!(
+                "{flavour}; {} slots in each of {} address space(s), {} vCPUs a VM",
+                limits.slots, limits.address_spaces, offer.max_vcpus
+            ),
+        ),
+        ("", format!("read-only slots {readonly}, guest_memfd {memfd}")),
+        ("trap flag", trap.to_owned()),
+        ("batch ioctl", batch),
+    ]
 }
 
-fn write_costs(out: &mut impl Write, costs: &[(&str, Result<Cost, String>)]) -> io::Result<()> {
-    writeln!(
-        out,
-        "\nWhat a memslot call takes now, the median of {CALLS} (mean, 99th percentile):"
-    )?;
-    let mut table = markdown(["vCPU", "create: 1 grace period", "delete: 2 grace periods"], []);
-    for (vcpu, cost) in costs {
-        match cost {
-            Ok(Cost { create, delete, .. }) => {
-                table.add_row([(*vcpu).to_owned(), create.to_string(), delete.to_string()]);
-            }
-            Err(why) => {
-                table.add_row([(*vcpu).to_owned(), why.clone(), String::new()]);
-            }
-        }
-    }
-    writeln!(out, "{table}")
+fn cost_parts(costs: &[(&str, Result<Cost, String>)]) -> [Part; 2] {
+    let header = ["vCPU", "create: 1 grace period", "delete: 2 grace periods"];
+    let row = |(vcpu, cost): &(&str, Result<Cost, String>)| {
+        let cells = match cost {
+            Ok(Cost { create, delete, .. }) => [create.to_string(), delete.to_string()],
+            Err(why) => [why.clone(), String::new()],
+        };
+        [(*vcpu).to_owned()].into_iter().chain(cells).collect()
+    };
+    let head =
+        format!("What a memslot call takes now, the median of {CALLS} (mean, 99th percentile)");
+    let header = header.map(str::to_owned).to_vec();
+    [Part::Head(head), Part::Table(header, costs.iter().map(row).collect())]
 }
 
-fn write_meaning(
-    out: &mut impl Write,
-    costs: &[(&str, &Cost)],
-    offer: &KvmOffer,
-) -> io::Result<()> {
-    writeln!(
-        out,
-        "\nWhat N regions cost at that rate, one create each, and as one slot or batch:"
-    )?;
+fn meaning(costs: &[(&str, Result<Cost, String>)], offer: &KvmOffer) -> [Part; 3] {
+    let known = || costs.iter().filter_map(|(vcpu, cost)| Some((vcpu, cost.as_ref().ok()?)));
     let mut header = vec!["N".to_owned()];
-    header.extend(costs.iter().map(|(vcpu, _)| format!("vCPU: {vcpu}")));
-    let mut table = markdown(header, 0..=costs.len());
+    header.extend(known().map(|(vcpu, _)| format!("vCPU: {vcpu}")));
     let most = u64::from(offer.limits.slots);
-    for regions in REGIONS.into_iter().filter(|n| *n < most).chain([most]) {
+    let row = |regions: u64| {
         let mut cells = vec![regions.to_string()];
-        for (_, cost) in costs {
-            let one = cost.create.mean.as_nanos() as u64;
-            cells.push(format!("{} / {}", human(one.saturating_mul(regions)), human(one)));
-        }
-        table.add_row(cells);
-    }
-    writeln!(out, "{table}")?;
-    writeln!(
-        out,
-        "One call waits for one grace period, whatever it maps; what it allocates a region comes \
-         on top.\n`memslots bench` measures both."
-    )
+        cells.extend(known().map(|(_, cost)| {
+            let one = cost.create.mean;
+            format!("{} / {}", human(one.saturating_mul(regions)), human(one))
+        }));
+        cells
+    };
+    let sizes = REGIONS.into_iter().filter(|n| *n < most).chain([most]);
+    let said = "One call waits for one grace period, whatever it maps; what it allocates a region \
+                comes on top.\n`memslots bench` measures both.";
+    let head = "What N regions cost at that rate, one create each, and as one slot or batch";
+    [
+        Part::Head(head.to_owned()),
+        Part::Table(header, sizes.map(row).collect()),
+        Part::Said(said.to_owned()),
+    ]
 }

@@ -1,15 +1,14 @@
 //! What the first calls of a VM wait for, and the order that costs least.
 
-use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::io;
 
 use serde_json::{Value, json};
 
-use crate::bench::median;
+use crate::compare::{Row, Session, Shape, Stop, Taken, Watch, Way};
 use crate::grace::GraceCounter;
 use crate::machine::new_vm;
-use crate::pin::Pinned;
-use crate::report::{human, markdown, or_dash};
+use crate::report::document::Part;
+use crate::report::{human, or_dash};
 use crate::start::{Parts, Step};
 
 use Step::{Ioeventfd, Memory, Vcpus};
@@ -17,40 +16,50 @@ use Step::{Ioeventfd, Memory, Vcpus};
 use Step::{Irqchip, Pit, SplitIrqchip, Tss};
 
 /// A call, and what came before it.
-type First = (Step, &'static [Step]);
+type First = (&'static [Step], &'static [Step]);
+
+/// The same as a way: what came before, and the steps that are timed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Steps(&'static [Step], &'static [Step]);
+
+impl Way for Steps {
+    fn name(self) -> String {
+        names(self.1)
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 const FIRST_CALLS: &[First] = &[
-    (Memory, &[]),
-    (Memory, &[Tss]),
-    (Memory, &[Irqchip]),
-    (Memory, &[Irqchip, Pit]),
-    (Memory, &[SplitIrqchip]),
-    (Memory, &[Irqchip, Vcpus]),
-    (Memory, &[SplitIrqchip, Vcpus]),
-    (Memory, &[Ioeventfd]),
-    (Irqchip, &[]),
-    (Irqchip, &[Memory]),
-    (Pit, &[Irqchip]),
-    (Pit, &[Memory, Irqchip]),
-    (Ioeventfd, &[]),
-    (Ioeventfd, &[Memory]),
-    (Ioeventfd, &[Memory, Irqchip]),
-    (Vcpus, &[]),
-    (Vcpus, &[Irqchip]),
-    (Vcpus, &[SplitIrqchip]),
-    (Vcpus, &[Memory, Irqchip]),
-    (Vcpus, &[Memory, SplitIrqchip]),
+    (&[Memory], &[]),
+    (&[Memory], &[Tss]),
+    (&[Memory], &[Irqchip]),
+    (&[Memory], &[Irqchip, Pit]),
+    (&[Memory], &[SplitIrqchip]),
+    (&[Memory], &[Irqchip, Vcpus]),
+    (&[Memory], &[SplitIrqchip, Vcpus]),
+    (&[Memory], &[Ioeventfd]),
+    (&[Irqchip], &[]),
+    (&[Irqchip], &[Memory]),
+    (&[Pit], &[Irqchip]),
+    (&[Pit], &[Memory, Irqchip]),
+    (&[Ioeventfd], &[]),
+    (&[Ioeventfd], &[Memory]),
+    (&[Ioeventfd], &[Memory, Irqchip]),
+    (&[Vcpus], &[]),
+    (&[Vcpus], &[Irqchip]),
+    (&[Vcpus], &[SplitIrqchip]),
+    (&[Vcpus], &[Memory, Irqchip]),
+    (&[Vcpus], &[Memory, SplitIrqchip]),
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const FIRST_CALLS: &[First] = &[
-    (Memory, &[]),
-    (Memory, &[Vcpus]),
-    (Memory, &[Ioeventfd]),
-    (Ioeventfd, &[]),
-    (Ioeventfd, &[Memory]),
-    (Vcpus, &[]),
-    (Vcpus, &[Memory]),
+    (&[Memory], &[]),
+    (&[Memory], &[Vcpus]),
+    (&[Memory], &[Ioeventfd]),
+    (&[Ioeventfd], &[]),
+    (&[Ioeventfd], &[Memory]),
+    (&[Vcpus], &[]),
+    (&[Vcpus], &[Memory]),
 ];
 
 /// Orders of the same steps, in groups.
@@ -74,74 +83,54 @@ const ORDERS: &[&[&[Step]]] = &[
 const ORDERS: &[&[&[Step]]] =
     &[&[&[Memory, Vcpus, Ioeventfd], &[Vcpus, Memory, Ioeventfd], &[Vcpus, Ioeventfd, Memory]]];
 
-/// What some steps took.
-#[derive(Debug)]
-struct Took {
-    median: Duration,
-    max: Duration,
-    /// Grace periods waited for, as counted by the kernel.
-    counted: Option<u64>,
-}
-
-/// An order of a start, and what it took.
-type Order = (&'static [Step], Result<Took, String>);
-
+/// What was found, a row for each of what was measured, in its order.
 pub(super) struct Measured {
-    runs: u32,
-    first: Vec<(First, Result<Took, String>)>,
-    orders: Vec<Vec<Order>>,
+    runs: usize,
+    first: Vec<Row>,
+    orders: Vec<Vec<Row>>,
 }
 
 impl Measured {
-    pub(super) fn new(runs: u32, mut counter: Option<&mut GraceCounter>) -> Self {
-        let _pinned = Pinned::to_first_cpu();
-        let mut took = |before: &[Step], steps: &[Step]| {
-            measure(runs, counter.as_deref_mut(), before, steps).map_err(|error| error.to_string())
+    pub(super) fn new(runs: u32, counter: Option<GraceCounter>) -> Self {
+        let mut session = Session {
+            runs: runs as usize,
+            pin: true,
+            calls: counter,
+            machine: None,
+            on_run: &mut |_| (),
+            on_rows: &mut |_| (),
         };
-        let first = FIRST_CALLS.iter();
-        let first =
-            first.map(|(call, before)| ((*call, *before), took(before, &[*call]))).collect();
-        let orders = ORDERS.iter();
-        let orders =
-            orders.map(|group| group.iter().map(|order| (*order, took(&[], order))).collect());
+        let first: Vec<Steps> =
+            FIRST_CALLS.iter().map(|(call, before)| Steps(before, call)).collect();
+        let first = compare(&mut session, "first call", &first);
+        let orders = ORDERS.iter().map(|group| {
+            let orders: Vec<Steps> = group.iter().map(|order| Steps(&[], order)).collect();
+            compare(&mut session, "a start", &orders)
+        });
         let orders = orders.collect();
-        Self { runs, first, orders }
+        Self { runs: runs as usize, first, orders }
     }
 }
 
-/// Times `steps` after the steps `before`, each time on a new VM.
-fn measure(
-    runs: u32,
-    counter: Option<&mut GraceCounter>,
-    before: &[Step],
-    steps: &[Step],
-) -> io::Result<Took> {
-    let mut times = Vec::new();
-    let once = |around: &mut dyn FnMut(&mut dyn FnMut())| {
-        let mut parts = Parts::new(1, 1)?;
-        // Dropped before its parts.
-        let vm = new_vm()?;
-        let mut make =
-            |steps: &[Step]| steps.iter().try_for_each(|step| parts.make(*step, &vm).map(drop));
-        make(before)?;
-        let (mut outcome, mut took) = (Ok(()), Duration::ZERO);
-        around(&mut || {
-            let start = Instant::now();
-            outcome = make(steps);
-            took = start.elapsed();
-        });
-        drop(vm);
-        outcome.map(|()| took)
-    };
-    for _ in 0..runs {
-        times.push(once(&mut |change| change())?);
-    }
-    let mut counted = None;
-    if let Some(counter) = counter {
-        once(&mut |change| counted = counter.count(change).1.ok())?;
-    }
-    let max = times.iter().max().copied().unwrap_or_default();
-    Ok(Took { median: median(&times).unwrap_or_default(), max, counted })
+fn compare(session: &mut Session<'_>, what: &str, ways: &[Steps]) -> Vec<Row> {
+    let shape = Shape { what: what.to_owned(), size: 1, unit: "vCPU", more: Vec::new() };
+    let rows = session.rows(&[shape], ways, ways, |way, watch| {
+        run(way, watch).map_err(|error| Stop::<()>::Skip(error.to_string()))
+    });
+    rows.unwrap_or_default()
+}
+
+/// The steps that are timed, after those before, on a new VM.
+fn run(Steps(before, steps): Steps, watch: &mut Watch<'_>) -> io::Result<Vec<Taken>> {
+    let mut parts = Parts::new(1, 1)?;
+    // Dropped before its parts.
+    let vm = new_vm()?;
+    let mut make =
+        |steps: &[Step]| steps.iter().try_for_each(|step| parts.make(*step, &vm).map(drop));
+    make(before)?;
+    let (made, lap) = watch.lap(|| make(steps));
+    drop(vm);
+    made.map(|()| vec![Taken { lap, ..Taken::default() }])
 }
 
 fn names(steps: &[Step]) -> String {
@@ -149,74 +138,88 @@ fn names(steps: &[Step]) -> String {
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
-fn cells(took: &Result<Took, String>) -> [String; 3] {
-    let human = |time: Duration| human(time.as_nanos() as u64);
-    match took {
-        Ok(took) => [human(took.median), human(took.max), or_dash(took.counted)],
-        Err(why) => [why.clone(), "-".to_owned(), "-".to_owned()],
+fn cells(row: &Row) -> [String; 3] {
+    match &row.skipped {
+        Some(why) => [why.clone(), "-".to_owned(), "-".to_owned()],
+        None => {
+            let [median, slowest] = [row.wall_ns, row.wall_ns_max].map(|ns| or_dash(ns.map(human)));
+            [median, slowest, or_dash(row.grace_periods)]
+        }
     }
 }
 
 /// The cheapest and the dearest of a group.
-fn extremes(group: &[Order]) -> Option<[(&'static [Step], &Took); 2]> {
-    let known = || group.iter().filter_map(|(order, took)| Some((*order, took.as_ref().ok()?)));
-    let least = known().min_by_key(|(_, took)| took.median)?;
-    let most = known().max_by_key(|(_, took)| took.median)?;
-    Some([least, most])
+fn extremes(group: &[Row]) -> Option<[&Row; 2]> {
+    let known = || group.iter().filter(|row| row.wall_ns.is_some());
+    Some([known().min_by_key(|row| row.wall_ns)?, known().max_by_key(|row| row.wall_ns)?])
 }
 
-pub(super) fn write(out: &mut impl Write, measured: &Measured) -> io::Result<()> {
+pub(super) fn parts(measured: &Measured) -> Vec<Part> {
     let runs = measured.runs;
-    writeln!(
-        out,
-        "\nWhat the first calls of a VM take, by what came before them; median and slowest of \
-         {runs} VMs, grace periods as the kernel counts them:"
-    )?;
-    let mut table = markdown(["call", "after", "time", "slowest", "GPs"], 2..5);
-    for ((call, before), took) in &measured.first {
-        let named = [call.name().to_owned(), names(before)];
-        table.add_row(named.into_iter().chain(cells(took)));
+    let header = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let named = |row: &Row| [row.way.clone()].into_iter().chain(cells(row)).collect();
+    let first = measured.first.iter().zip(FIRST_CALLS).map(|(row, (_, before))| {
+        [row.way.clone(), names(before)].into_iter().chain(cells(row)).collect()
+    });
+    let mut parts = vec![
+        Part::Head(format!(
+            "What the first calls of a VM take, by what came before them; median and slowest of \
+             {runs} VMs, grace periods as the kernel counts them"
+        )),
+        Part::Table(header(&["call", "after", "time", "slowest", "GPs"]), first.collect()),
+        Part::Head(
+            "What a start takes, by its order (one region, one vCPU, one ioeventfd)".to_owned(),
+        ),
+        Part::Table(
+            header(&["order", "time", "slowest", "GPs"]),
+            measured.orders.iter().flatten().map(named).collect(),
+        ),
+        Part::Said(String::new()),
+    ];
+    for [least, most] in measured.orders.iter().filter_map(|group| extremes(group)) {
+        let time = |row: &Row| or_dash(row.wall_ns.map(human));
+        // Another order may be as fast within the noise.
+        let ratio = least.ratios.get(&most.way).filter(|ratio| !ratio.equal);
+        parts.push(Part::Said(match ratio {
+            None => "least here: all orders take the same within the noise".to_owned(),
+            Some(ratio) => format!(
+                "least here: {}: {}\nmost here:  {}: {}, {ratio}",
+                least.way,
+                time(least),
+                most.way,
+                time(most)
+            ),
+        }));
     }
-    writeln!(out, "{table}")?;
-    writeln!(out, "\nWhat a start takes, by its order (one region, one vCPU, one ioeventfd):")?;
-    let mut table = markdown(["order", "time", "slowest", "GPs"], 1..4);
-    for (order, took) in measured.orders.iter().flatten() {
-        table.add_row([names(order)].into_iter().chain(cells(took)));
-    }
-    writeln!(out, "{table}\n")?;
-    for [(least, cheap), (most, dear)] in measured.orders.iter().filter_map(|g| extremes(g)) {
-        let human = |took: &Took| human(took.median.as_nanos() as u64);
-        writeln!(out, "least here: {}: {}", names(least), human(cheap))?;
-        writeln!(out, "most here:  {}: {}", names(most), human(dear))?;
-    }
-    writeln!(out, "`memslots bench start` compares whole VMs.")
+    parts.extend(measured.orders.iter().map(|group| Part::Runs(group.clone())));
+    parts.push(Part::Said("`memslots bench start` compares whole VMs.".to_owned()));
+    parts
 }
 
 impl Measured {
     /// A line for each row.
     pub(super) fn json(&self) -> Vec<Value> {
-        let took = |mut row: Value, took: &Result<Took, String>| {
-            let ns = |time: Duration| time.as_nanos() as u64;
-            match took {
-                Ok(took) => {
-                    row["p50_ns"] = ns(took.median).into();
-                    row["max_ns"] = ns(took.max).into();
-                    row["grace_periods_counted"] = json!(took.counted);
+        let said = |mut line: Value, row: &Row| {
+            match &row.skipped {
+                Some(why) => line["skipped"] = json!(why),
+                None => {
+                    line["wall_ns"] = json!(row.wall_ns);
+                    line["wall_ns_max"] = json!(row.wall_ns_max);
+                    line["grace_periods"] = json!(row.grace_periods);
+                    line["grace_periods_by"] = json!(row.grace_periods_by);
                 }
-                Err(why) => row["skipped"] = json!(why),
             }
-            row
+            line
         };
         let names = |steps: &[Step]| steps.iter().map(|step| step.name()).collect::<Vec<_>>();
-        let first = self.first.iter().map(|((call, before), measured)| {
-            let row = json!({"table": "first_calls", "call": call.name(), "after": names(before)});
-            took(row, measured)
+        let first = self.first.iter().zip(FIRST_CALLS).map(|(row, (_, before))| {
+            said(json!({"table": "first_calls", "call": row.way, "after": names(before)}), row)
         });
-        let orders = self.orders.iter().flat_map(|group| {
-            let least = extremes(group).map(|[(least, _), _]| least);
-            group.iter().map(move |(order, measured)| {
-                let least = least == Some(*order);
-                took(json!({"table": "orders", "order": names(order), "least": least}), measured)
+        let orders = self.orders.iter().zip(ORDERS).flat_map(|(rows, group)| {
+            let least = extremes(rows).map(|[least, _]| least.way.clone());
+            rows.iter().zip(*group).map(move |(row, order)| {
+                let least = least.as_ref() == Some(&row.way);
+                said(json!({"table": "orders", "order": names(order), "least": least}), row)
             })
         });
         first.chain(orders).collect()

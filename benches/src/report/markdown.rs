@@ -1,6 +1,6 @@
 //! What all tables share.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Row, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Row, Table, presets};
 
 /// A table without rows, in markdown, whose columns `right` are right-aligned.
 pub(crate) fn markdown(header: impl Into<Row>, right: impl IntoIterator<Item = usize>) -> Table {
@@ -15,11 +15,6 @@ pub(crate) fn markdown(header: impl Into<Row>, right: impl IntoIterator<Item = u
         }
     }
     table
-}
-
-/// A header that is left-aligned whatever its columns are.
-pub(crate) fn left<const N: usize>(header: [&str; N]) -> [Cell; N] {
-    header.map(|name| Cell::new(name).set_alignment(CellAlignment::Left))
 }
 
 /// The value, or `-`.

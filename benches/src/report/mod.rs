@@ -2,14 +2,14 @@
 
 pub mod baseline;
 mod colours;
+pub mod document;
 mod html;
 mod markdown;
 mod plot;
 mod table;
 
-pub(crate) use crate::compare::percentile;
 pub use html::Report;
-pub(crate) use markdown::{left, markdown, or_dash};
+pub(crate) use markdown::{markdown, or_dash};
 pub use plot::{PlotError, plot};
 pub use table::{Column, table};
 

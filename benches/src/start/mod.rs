@@ -5,14 +5,12 @@
 mod error;
 mod run;
 mod steps;
-mod table;
 mod ways;
 mod worker;
 
 pub use error::StartError;
-pub use run::start;
+pub use run::{COLUMNS, start};
 pub(crate) use steps::{Parts, Step};
-pub use table::{Row, table};
 pub use ways::Way;
 pub use worker::{Worker, worker};
 
@@ -54,7 +52,4 @@ pub struct Start {
     /// How often: samples are those of all runs.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
-    /// One JSON object a line instead of a table.
-    #[arg(long)]
-    pub json: bool,
 }

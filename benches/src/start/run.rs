@@ -1,50 +1,85 @@
 //! Runs the comparisons.
 
-use super::table::{Cost, Row, Samples};
 use super::ways::Setup;
 use super::{Start, StartError, Way, worker};
-use crate::grace::{GraceCounter, Method};
-use crate::machine::new_vm;
+use crate::compare::{Lap, Session, Shape, Stop, Taken, Watch, ways};
+use crate::devices::Spent;
+use crate::report::Column;
 
-/// Measures, and hands out rows as soon as there are some.
+/// The columns of the table.
+pub const COLUMNS: [Column; 11] = [
+    Column::Size("at once"),
+    Column::Way("way"),
+    Column::Ioctls,
+    Column::Said("routings", "routing_calls"),
+    Column::GracePeriods,
+    Column::SaidTime("create VM", "create_p50_ns"),
+    Column::SaidTime("setup p50", "setup_p50_ns"),
+    Column::SaidTime("p99", "setup_p99_ns"),
+    Column::Time("mean"),
+    Column::Ratio("against CH", "cloud-hypervisor"),
+    Column::Ratio("against FC", "firecracker"),
+];
+
+/// Measures. The time of a run is that of all calls after `KVM_CREATE_VM`, mean
+/// over the VMs.
 ///
 /// # Errors
 /// [`StartError`].
-pub fn start(args: &Start, mut on_rows: impl FnMut(Vec<Row>)) -> Result<(), StartError> {
-    let mut ways = if args.way.is_empty() { Way::ALL.to_vec() } else { args.way.clone() };
-    ways.sort_unstable();
-    ways.dedup();
-    let costs = count(args, &ways)?;
+pub fn start(args: &Start, session: &mut Session<'_>) -> Result<(), StartError> {
+    let against = [Way::CloudHypervisor, Way::Firecracker];
     for at_once in &args.at_once {
-        let mut samples: Vec<(Way, Samples)> =
-            ways.iter().map(|way| (*way, Samples::default())).collect();
-        for _ in 0..args.runs {
-            for (way, samples) in &mut samples {
-                samples.extend(worker::measure(*at_once, *way, args.shape)?);
-            }
-            samples.reverse();
+        let mut rows =
+            session.rows(&[shape(args, *at_once)], &ways(&args.way), &against, |way, watch| {
+                run(args, *at_once, way, watch).map(|taken| vec![taken]).map_err(Stop::Fail)
+            })?;
+        for row in &mut rows {
+            row.more.insert("samples".to_owned(), row.pools.get("setup").map(Vec::len).into());
+            ["create", "setup"].into_iter().for_each(|name| row.summarize(name));
         }
-        samples.sort_by_key(|(way, _)| *way);
-        on_rows(Row::of(args, *at_once, &costs, samples));
+        session.say(rows);
     }
     Ok(())
 }
 
-/// A run of each way whose time does not count.
-fn count(args: &Start, ways: &[Way]) -> Result<Vec<Cost>, StartError> {
-    // Whether there is KVM at all is said before anything about counting.
-    new_vm().map_err(StartError::Vm)?;
-    let methods = [Method::Kprobe, Method::Function, Method::QueueWork];
-    let mut counter = GraceCounter::first_of(&methods, new_vm)
-        .inspect_err(|why| eprintln!("memslots: {why}; grace periods are those of KVM's rules"))
-        .ok();
-    let cost = |way: &Way| {
-        let mut counted = None;
-        let done = Setup::new(*way, args.shape)?.run(|change| match &mut counter {
-            Some(counter) => counted = counter.count(change).1.ok(),
-            None => change(),
-        })?;
-        Ok(Cost { spent: done.spent, counted })
-    };
-    ways.iter().map(cost).collect()
+fn shape(args: &Start, at_once: u32) -> Shape {
+    let of = args.shape;
+    Shape {
+        what: format!("start with {} devices", of.devices),
+        size: at_once.into(),
+        unit: "VMs at once",
+        more: vec![
+            ("at_once", at_once.into()),
+            ("devices", of.devices.into()),
+            ("bars", of.bars.into()),
+            ("vectors", of.vectors.into()),
+            ("doorbells", of.doorbells.into()),
+            ("vcpus", of.vcpus.into()),
+        ],
+    }
+}
+
+/// One run: VMs in processes of their own; to count, one in this.
+fn run(args: &Start, at_once: u32, way: Way, watch: &mut Watch<'_>) -> Result<Taken, StartError> {
+    if !watch.times() {
+        let mut lap = Lap::default();
+        let done = Setup::new(way, args.shape)?.run(|change| lap = watch.lap(change).1)?;
+        return Ok(taken(lap, &done.spent));
+    }
+    let measured = worker::measure(at_once, way, args.shape)?;
+    let setups: Vec<u64> = measured.iter().map(|vm| vm.setup_ns).collect();
+    let creates = measured.iter().map(|vm| vm.create_ns).collect();
+    let mean = Lap::of_nanos(setups.iter().sum::<u64>() / (setups.len() as u64).max(1));
+    let spent = measured.first().map(|vm| vm.spent).unwrap_or_default();
+    Ok(Taken { pools: vec![("setup", setups), ("create", creates)], ..taken(mean, &spent) })
+}
+
+fn taken(lap: Lap, spent: &Spent) -> Taken {
+    Taken {
+        lap,
+        ioctls: Some(spent.ioctls),
+        grace_periods: Some(spent.grace_periods),
+        more: vec![("routing_calls", spent.routing_calls.into())],
+        ..Taken::default()
+    }
 }

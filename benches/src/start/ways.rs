@@ -16,8 +16,7 @@ use crate::machine::new_vm;
 use crate::rig::Busy;
 
 /// How a VM is set up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Way {
     /// As Cloud Hypervisor: TSS, split irqchip, memory, vCPUs; of all devices the
     /// doorbells; for each vector all routes so far, then its irqfd.
@@ -37,10 +36,6 @@ pub enum Way {
 }
 
 impl Way {
-    /// All.
-    pub const ALL: [Self; 5] =
-        [Self::CloudHypervisor, Self::Firecracker, Self::Qemu, Self::Library, Self::LibrarySplit];
-
     /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -123,7 +118,6 @@ impl Setup {
             hotplug: None,
             churn: None,
             decode: false,
-            json: false,
         };
         let board = Board::new(&devices).map_err(StartError::Parts)?;
         Ok(Self { way, parts, board, early: Vec::new() })

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ways::Setup;
 use super::{Shape, StartError, Way};
+use crate::devices::Spent;
 use crate::fleet::{self, Fleet};
 use crate::pin::Pinned;
 
@@ -32,6 +33,8 @@ pub(super) struct Measured {
     pub(super) create_ns: u64,
     /// All that comes after it.
     pub(super) setup_ns: u64,
+    /// Calls, and grace periods by KVM's rules.
+    pub(super) spent: Spent,
 }
 
 /// A worker's process.
@@ -40,7 +43,8 @@ pub fn worker(args: Worker) -> ExitCode {
     let work = |setup: Setup| {
         let _pinned = args.pin.then(Pinned::to_first_cpu);
         let done = setup.run(|change| change())?;
-        Ok::<_, StartError>((Measured { create_ns: done.create_ns, setup_ns: done.setup_ns }, done))
+        let (create_ns, setup_ns, spent) = (done.create_ns, done.setup_ns, done.spent);
+        Ok::<_, StartError>((Measured { create_ns, setup_ns, spent }, done))
     };
     fleet::member(|| Setup::new(args.way, args.shape), work)
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use serde::Serialize;
 
 use super::WindowsError;
 use crate::guest::{BusyVcpus, GuestError, Work};
@@ -27,8 +26,7 @@ const SLEEP_GPA: u64 = 0x60_0000_0000;
 const SLEEP_PAGES: u64 = 2;
 
 /// What runs meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guest {
     /// Busy vCPUs.
     Busy {

@@ -4,13 +4,11 @@
 mod blobs;
 mod guest;
 mod run;
-mod table;
 mod ways;
 
 pub(crate) use blobs::memfd;
 pub use guest::Guest;
-pub use run::windows;
-pub use table::{Row, table};
+pub use run::{COLUMNS, windows};
 pub use ways::Way;
 
 use std::io;
@@ -43,15 +41,15 @@ pub struct Windows {
     /// Ways to compare [default: all].
     #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
     pub way: Vec<Way>,
-    /// Blobs that are removed and placed, at most.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Blobs that are removed and placed in a run, at most.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub pairs: u32,
-    /// Milliseconds for each row, at most.
-    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Milliseconds for each run, at most.
+    #[arg(long, value_name = "MS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..))]
     pub time: u64,
-    /// One JSON object a line instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    /// Runs that are measured; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
 }
 
 /// Why there is no comparison.

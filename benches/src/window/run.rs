@@ -5,52 +5,83 @@ use std::time::{Duration, Instant};
 
 use super::blobs::Blobs;
 use super::guest::{Guest, Running};
-use super::table::Row;
 use super::ways::{Applied, Way};
 use super::{Windows, WindowsError};
-use crate::grace::GraceCounter;
+use crate::compare::{Lap, Row, Session, Shape, Taken, Watch, median, ways};
 use crate::machine::new_vm;
 use crate::pin::Pinned;
+use crate::report::{Column, or_dash};
+
+/// The columns of the table.
+pub const COLUMNS: [Column; 10] = [
+    Column::Said("vCPUs", "guest"),
+    Column::With("blob", |row| format!("{} KiB", row.size)),
+    Column::Way("way"),
+    Column::Said("pairs", "pairs"),
+    Column::With("pairs/s", |row| or_dash(row.number("pairs_per_second"))),
+    Column::SaidTime("p50", "pair_p50_ns"),
+    Column::SaidTime("p99", "pair_p99_ns"),
+    Column::Ratio("ratio", "slots"),
+    Column::GracePeriods,
+    Column::With("vCPUs lost", |row| {
+        let lost = row.more.get("vcpus_lost").and_then(serde_json::Value::as_f64);
+        or_dash(lost.map(|lost| format!("{:.0} %", lost * 100.0)))
+    }),
+];
 
 /// Blobs that are removed and placed while grace periods are counted.
 const COUNTED: u64 = 8;
 
-/// Measures, and hands out rows as soon as there are some: those of a guest and
-/// a size together.
+/// Measures. The time of a run is that of a pair of a remove and a place, median
+/// over its pairs, and so are calls and grace periods.
 ///
 /// # Errors
 /// [`WindowsError`].
-pub fn windows(
-    args: &Windows,
-    mut counter: Option<&mut GraceCounter>,
-    mut on_rows: impl FnMut(Vec<Row>),
-) -> Result<(), WindowsError> {
-    let mut ways = if args.way.is_empty() { Way::ALL.to_vec() } else { args.way.clone() };
-    ways.sort_unstable();
-    ways.dedup();
+pub fn windows(args: &Windows, session: &mut Session<'_>) -> Result<(), WindowsError> {
     let busy = args.vcpus.iter().map(|vcpus| Guest::Busy { vcpus: *vcpus });
     let sleeping = (args.sleep > 0).then_some(Guest::Sleeping { ms: args.sleep });
     for guest in busy.chain(sleeping) {
         for kib in &args.sizes {
             let blobs = Blobs::new(kib << 10, args.live).map_err(WindowsError::Blobs)?;
-            let mut rows: Vec<Row> = Vec::new();
-            for way in &ways {
-                let row = measure(args, guest, *way, &blobs, counter.as_deref_mut())?;
-                rows.push(row.beside(rows.first()));
-            }
-            on_rows(rows);
+            let shape = Shape {
+                what: format!("blobs, vCPUs: {guest}"),
+                size: *kib,
+                unit: "KiB",
+                more: vec![("guest", guest.to_string().into()), ("live", args.live.into())],
+            };
+            let mut rows =
+                session.rows(&[shape], &ways(&args.way), &[Way::Slots], |way, watch| {
+                    Ok(vec![run(args, guest, way, &blobs, watch)?])
+                })?;
+            rows.iter_mut().for_each(finish);
+            session.say(rows);
         }
     }
     Ok(())
 }
 
-fn measure(
+/// What all runs of a way say together.
+fn finish(row: &mut Row) {
+    let pairs = row.pools.get("pair").map_or(&[][..], Vec::as_slice);
+    let total = pairs.iter().sum::<u64>().max(1);
+    let per_second = pairs.len() as u64 * 1_000_000_000 / total;
+    let [before, meanwhile] = ["before", "meanwhile"]
+        .map(|pace| row.pools.get(pace).and_then(|samples| median(samples)).unwrap_or(0));
+    let lost = (before > 0).then(|| 1.0 - meanwhile as f64 / before as f64);
+    row.more.insert("pairs".to_owned(), pairs.len().into());
+    row.more.insert("pairs_per_second".to_owned(), per_second.into());
+    row.more.insert("vcpus_lost".to_owned(), lost.into());
+    row.summarize("pair");
+}
+
+/// One run, on a VM of its own.
+fn run(
     args: &Windows,
     guest: Guest,
     way: Way,
     blobs: &Blobs,
-    counter: Option<&mut GraceCounter>,
-) -> Result<Row, WindowsError> {
+    watch: &mut Watch<'_>,
+) -> Result<Taken, WindowsError> {
     let refused = |what| move |error| WindowsError::Call { way, what, error };
     let vm = new_vm().map_err(WindowsError::Vm)?;
     let mut applied = Applied::new(&vm, way, blobs).map_err(refused("placing all"))?;
@@ -59,18 +90,18 @@ fn measure(
         let start = Instant::now();
         applied.remove(blob)?;
         applied.place(blob)?;
-        Ok(start.elapsed())
+        Ok(start.elapsed().as_nanos() as u64)
     };
-    let counted = match counter {
-        Some(counter) => {
-            let work = || (0..COUNTED).try_for_each(|blob| pair(blob % blobs.count).map(drop));
-            let (done, counted) = counter.count(work);
-            done.map_err(refused("a blob"))?;
-            counted.ok().map(|counted| counted as f64 / COUNTED as f64)
-        }
-        None => None,
-    };
-    let pace = running.pace();
+    if !watch.times() {
+        let all = || (0..COUNTED).try_for_each(|blob| pair(blob % blobs.count).map(drop));
+        let (done, lap) = watch.lap(all);
+        done.map_err(refused("a blob"))?;
+        running.stop()?;
+        // Of a pair.
+        let counted = lap.counted.map(|counted| (counted + COUNTED / 2) / COUNTED);
+        return Ok(Taken { lap: Lap { counted, ..lap }, ..Taken::default() });
+    }
+    let before = running.pace();
     // The vCPUs run already, wherever they like.
     let pinned = Pinned::to_first_cpu();
     let until = Instant::now() + Duration::from_millis(args.time);
@@ -84,11 +115,17 @@ fn measure(
         }
         Ok(times)
     };
-    let (times, meanwhile): (io::Result<Vec<Duration>>, f64) = running.paced(work);
+    let (times, meanwhile): (io::Result<Vec<u64>>, f64) = running.paced(work);
     drop(pinned);
     let times = times.map_err(refused("a blob"))?;
     // Before the memory of the blobs goes, which the way still has in slots.
     running.stop()?;
-    let lost = (pace > 0.0).then(|| 1.0 - meanwhile / pace);
-    Ok(Row::new(args, guest, way, blobs.size, &times, counted, lost))
+    // Never negative.
+    #[allow(clippy::cast_sign_loss)]
+    let paces = [before as u64, meanwhile as u64];
+    Ok(Taken {
+        lap: Lap::of_nanos(median(&times).unwrap_or(0)),
+        pools: vec![("pair", times), ("before", vec![paces[0]]), ("meanwhile", vec![paces[1]])],
+        ..Taken::default()
+    })
 }

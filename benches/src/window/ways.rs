@@ -28,9 +28,6 @@ pub enum Way {
 }
 
 impl Way {
-    /// All.
-    pub const ALL: [Self; 3] = [Self::Slots, Self::Changes, Self::Window];
-
     /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -171,7 +171,7 @@ fn draw_lines(
 }
 
 /// All runs of a comparison: a line of dots for each way.
-pub(super) fn distribution(rows: &[Row]) -> String {
+pub(in crate::report) fn distribution(rows: &[Row]) -> String {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.walls_ns.len() > 1).collect();
     if rows.is_empty() {
         return String::new();

@@ -8,7 +8,8 @@ use std::fmt::Write;
 use super::{human, or_dash};
 use crate::compare::Row;
 use crate::machine::Machine;
-use page::{escape, table};
+pub(super) use chart::distribution as runs;
+pub(super) use page::{escape, page, table as table_of};
 
 /// What a page is about.
 #[derive(Debug)]
@@ -48,11 +49,11 @@ impl Report<'_> {
             for sentence in sentences(rows) {
                 let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
             }
-            body += &table(&HEADER, rows.iter().map(cells));
-            body += &chart::distribution(rows);
+            body += &table_of(&HEADER, rows.iter().map(cells));
+            body += &runs(rows);
             body += "</section>\n";
         }
-        page::page(self.title, &body)
+        page(self.title, &body)
     }
 
     fn where_(&self) -> String {

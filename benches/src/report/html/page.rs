@@ -8,6 +8,8 @@ const STYLE: &str = "\
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem;color:#111;\
 background:#fff}\
 h1{font-size:1.5rem;line-height:1.2}h2{font-size:1.15rem;margin-top:2rem;line-height:1.3}\
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}dt{font-weight:600}\
+dd{margin:0;grid-column:2;overflow-wrap:anywhere}\
 p,li{max-width:45rem;overflow-wrap:anywhere}code{overflow-wrap:anywhere}\
 .box{overflow-x:auto}\
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}\
@@ -17,12 +19,13 @@ th:first-child,td:first-child{text-align:left}\
 figure{margin:1rem 0;max-width:100%}figcaption{font-size:.9rem;color:#333}\
 svg{max-width:100%;height:auto;display:block}\
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .9em}\
-@media (max-width:30rem){th,td{padding:.25rem .35rem}}\
+@media (max-width:30rem){th,td{padding:.25rem .35rem}\
+dl{display:block}dd{margin-bottom:.3rem}}\
 @media print{body{max-width:none;padding:0;font-size:11pt}section,figure,table{break-inside:avoid}h2{break-after:avoid}\
 .box{overflow:visible}}";
 
 /// Text as content or attribute.
-pub(super) fn escape(text: &str) -> String {
+pub(in crate::report) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {
@@ -37,7 +40,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// The whole page.
-pub(super) fn page(title: &str, body: &str) -> String {
+pub(in crate::report) fn page(title: &str, body: &str) -> String {
     let title = escape(title);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
@@ -47,7 +50,7 @@ pub(super) fn page(title: &str, body: &str) -> String {
 }
 
 /// A table in a box that scrolls.
-pub(super) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(in crate::report) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut text = "<div class=\"box\"><table>\n<thead><tr>".to_owned();
     for name in header {
         let _ = write!(text, "<th>{}</th>", escape(name));

@@ -1,0 +1,52 @@
+//! What all comparisons of devices have in common.
+
+use super::Devices;
+use super::ways::Spent;
+use crate::compare::{Lap, Shape, Taken, beside};
+use crate::report::Column;
+
+/// The columns of the table.
+pub const COLUMNS: [Column; 11] = [
+    Column::Said("vCPUs", "vcpus"),
+    Column::Said("pass", "pass"),
+    Column::Way("way"),
+    Column::Ioctls,
+    Column::Said("routings", "routing_calls"),
+    Column::GracePeriods,
+    Column::Said("of ioeventfds", "in_ioeventfd_deassign"),
+    Column::Said("+ irqfd shutdown", "in_irqfd_shutdown"),
+    Column::Machine,
+    Column::Time("time"),
+    Column::Ratio("ratio", "cloud-hypervisor"),
+];
+
+/// A pass over devices.
+pub(super) fn shape(args: &Devices, vcpus: usize, pass: &str) -> Shape {
+    Shape {
+        what: format!("devices, {pass}, {}", beside(vcpus, args.busy)),
+        size: args.devices.into(),
+        unit: "devices",
+        more: vec![
+            ("pass", pass.into()),
+            ("devices", args.devices.into()),
+            ("scattered", args.scattered.into()),
+            ("vcpus", vcpus.into()),
+        ],
+    }
+}
+
+pub(super) fn taken(lap: Lap, spent: &Spent) -> Taken {
+    Taken {
+        lap,
+        ioctls: Some(spent.ioctls),
+        grace_periods: Some(spent.grace_periods),
+        more: vec![
+            ("routing_calls", spent.routing_calls.into()),
+            // Of the grace periods, by KVM's rules.
+            ("in_ioeventfd_deassign", spent.in_ioeventfd_deassign.into()),
+            // Of the worker behind KVM_IRQFD's deassign, by KVM's rules.
+            ("in_irqfd_shutdown", spent.in_irqfd_shutdown.into()),
+        ],
+        ..Taken::default()
+    }
+}
