@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::run;
+use crate::{machine, run};
 pub(crate) use mirror::Mirror;
 
 /// Whether there is apt.
@@ -32,14 +32,14 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
             .args(packages);
         run::streamed(&mut apt, run::say)
     };
-    if install()?.success() {
-        return Ok(());
+    if !install()?.success() {
+        run::streamed(Command::new("apt-get").args(["update", "--quiet"]), run::say)?;
+        if !install()?.success() {
+            bail!("apt-get install {} failed", packages.join(" "));
+        }
     }
-    run::streamed(Command::new("apt-get").args(["update", "--quiet"]), run::say)?;
-    if install()?.success() {
-        return Ok(());
-    }
-    bail!("apt-get install {} failed", packages.join(" "))
+    machine::changed(format!("installed Debian's {}", packages.join(" ")));
+    Ok(())
 }
 
 /// apt with lists and downloads of its own, so that it needs no root, sees

@@ -4,6 +4,7 @@ mod api;
 mod apt;
 mod docs;
 mod kernel;
+mod machine;
 mod results;
 mod run;
 mod rustc;

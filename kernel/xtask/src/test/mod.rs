@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
+use crate::machine::Machine;
 use crate::run;
 use tally::Tally;
 
@@ -135,6 +136,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     for line in plan(&steps) {
         run::say(&line);
     }
+    let machine = Machine::look();
     tools::install();
     let mut log = Log::new(run::say);
     let mut done = Vec::new();
@@ -150,7 +152,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         let last = if unexplained { log.last.drain(..).collect() } else { vec![] };
         done.push(Done { name: step.name, verdict, took: start.elapsed(), last });
     }
-    summarise(&done, &log.tally);
+    summarise(&done, &log.tally, &machine.restore());
     if log.tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -214,7 +216,7 @@ fn skip(log: &mut Log, step: &str, reason: &str) -> String {
     "skipped".to_owned()
 }
 
-fn summarise(done: &[Done], tally: &Tally) {
+fn summarise(done: &[Done], tally: &Tally, changed: &[String]) {
     run::say("\n==> summary");
     for Done { name, verdict, took, .. } in done {
         run::say(&format!("{name:<14} {:>7.1} s  {verdict}", took.as_secs_f64()));
@@ -224,6 +226,9 @@ fn summarise(done: &[Done], tally: &Tally) {
         for line in last {
             run::say(&format!("    {line}"));
         }
+    }
+    for change in changed {
+        run::say(&format!("changed on this machine: {change}"));
     }
     for line in tally.lines() {
         run::say(&line);

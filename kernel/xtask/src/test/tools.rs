@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::{apt, run};
+use crate::{apt, machine, run};
 
 /// A program that some test uses and skips without.
 struct Tool {
@@ -45,8 +45,12 @@ pub(super) fn install() {
     if !missing.is_empty() && run::exists("rustup") {
         let mut add = Command::new("rustup");
         add.args(["component", "add"]).args(&missing).stdin(Stdio::null());
-        if let Err(e) = run::streamed(&mut add, run::say) {
-            run::say(&format!("note: {e:#}"));
+        match run::streamed(&mut add, run::say) {
+            Ok(status) if status.success() => {
+                machine::changed(format!("added rustup's {}", missing.join(" ")));
+            }
+            Ok(status) => run::say(&format!("note: rustup component add ended with {status}")),
+            Err(e) => run::say(&format!("note: {e:#}")),
         }
     }
 }
