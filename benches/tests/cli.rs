@@ -328,7 +328,7 @@ fn a_log_is_imported_and_replayed() {
     std::fs::write(&file, trace).unwrap();
     let replay = format!("replay {} --runs 1 --strategy per-region,deferred", file.display());
     let table = stdout(&memslots(&replay));
-    for part in ["| per-region |    894 |", "| >= 13 |", "deferred: a lower bound"] {
+    for part in ["| per-region |    894 |", "|  >= 13 |", "deferred: a lower bound"] {
         assert!(table.contains(part), "{part}: {table}");
     }
     let rows = json(&replay);

@@ -65,8 +65,10 @@ fn the_page_is_one_file_with_every_number() {
         let walls = row["walls_ns"].as_array().unwrap();
         assert_eq!(walls.len(), 3);
         let calls = row["ioctls"].as_u64().unwrap();
+        assert!(
+            page.contains(&format!("<td class=\"words\">{}</td>", row["way"].as_str().unwrap()))
+        );
         for cell in [
-            row["way"].as_str().unwrap().to_owned(),
             calls.to_string(),
             format!("{} planned", row["grace_periods"]),
             human(row["wall_ns_min"].as_u64().unwrap()),
@@ -138,4 +140,22 @@ fn whatever_the_rows_say_the_page_is_well_formed() {
         assert_eq!(page.contains("shim, skipped: a &lt;i&gt; &amp; no more."), !rows.is_empty());
         assert!(page.contains("<li>a &lt; b</li>"));
     }
+}
+
+/// With and without KVM.
+#[test]
+fn doctor_has_a_page_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("doctor.html");
+    let said = memslots(&format!("doctor --runs 1 --html {}", file.display()));
+    let page = std::fs::read_to_string(&file).unwrap();
+    check_well_formed(&page);
+    check_alone(&page);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    for part in [release.trim(), "<dt>kernel</dt>", "<dt>KVM</dt>"] {
+        assert!(page.contains(part), "{part}");
+    }
+    // Whatever the text has a table of, the page has.
+    let tables = said.lines().filter(|line| line.starts_with("|--")).count();
+    assert_eq!(page.matches("<table>").count(), tables);
 }

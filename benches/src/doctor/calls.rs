@@ -163,7 +163,7 @@ pub(super) fn quirk_parts(rows: &[(&str, Result<Cost, String>)]) -> Vec<Part> {
         };
         [(*quirk).to_owned()].into_iter().chain(cells).collect()
     };
-    vec![Part::Head(head), Part::Table(header, rows.iter().map(row).collect())]
+    vec![Part::Head(head), Part::Table(header, rows.iter().map(row).collect(), 1)]
 }
 
 /// A line for programs.

@@ -186,7 +186,7 @@ fn cost_parts(costs: &[(&str, Result<Cost, String>)]) -> [Part; 2] {
     let head =
         format!("What a memslot call takes now, the median of {CALLS} (mean, 99th percentile)");
     let header = header.map(str::to_owned).to_vec();
-    [Part::Head(head), Part::Table(header, costs.iter().map(row).collect())]
+    [Part::Head(head), Part::Table(header, costs.iter().map(row).collect(), 1)]
 }
 
 fn meaning(costs: &[(&str, Result<Cost, String>)], offer: &KvmOffer) -> [Part; 3] {
@@ -208,7 +208,7 @@ fn meaning(costs: &[(&str, Result<Cost, String>)], offer: &KvmOffer) -> [Part; 3
     let head = "What N regions cost at that rate, one create each, and as one slot or batch";
     [
         Part::Head(head.to_owned()),
-        Part::Table(header, sizes.map(row).collect()),
+        Part::Table(header, sizes.map(row).collect(), 1),
         Part::Said(said.to_owned()),
     ]
 }

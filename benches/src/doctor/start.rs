@@ -166,30 +166,30 @@ pub(super) fn parts(measured: &Measured) -> Vec<Part> {
             "What the first calls of a VM take, by what came before them; median and slowest of \
              {runs} VMs, grace periods as the kernel counts them"
         )),
-        Part::Table(header(&["call", "after", "time", "slowest", "GPs"]), first.collect()),
+        Part::Table(header(&["call", "after", "time", "slowest", "GPs"]), first.collect(), 2),
         Part::Head(
             "What a start takes, by its order (one region, one vCPU, one ioeventfd)".to_owned(),
         ),
         Part::Table(
             header(&["order", "time", "slowest", "GPs"]),
             measured.orders.iter().flatten().map(named).collect(),
+            1,
         ),
         Part::Said(String::new()),
     ];
     for [least, most] in measured.orders.iter().filter_map(|group| extremes(group)) {
         let time = |row: &Row| or_dash(row.wall_ns.map(human));
         // Another order may be as fast within the noise.
-        let ratio = least.ratios.get(&most.way).filter(|ratio| !ratio.equal);
-        parts.push(Part::Said(match ratio {
-            None => "least here: all orders take the same within the noise".to_owned(),
-            Some(ratio) => format!(
-                "least here: {}: {}\nmost here:  {}: {}, {ratio}",
-                least.way,
-                time(least),
-                most.way,
-                time(most)
-            ),
-        }));
+        match least.ratios.get(&most.way).filter(|ratio| !ratio.equal) {
+            None => parts.push(Part::Said(
+                "least here: all orders take the same within the noise".to_owned(),
+            )),
+            Some(ratio) => {
+                let (cheap, dear) = (time(least), time(most));
+                parts.push(Part::Said(format!("least here: {}: {cheap}, {ratio}", least.way)));
+                parts.push(Part::Said(format!("most here:  {}: {dear}", most.way)));
+            }
+        }
     }
     parts.extend(measured.orders.iter().map(|group| Part::Runs(group.clone())));
     parts.push(Part::Said("`memslots bench start` compares whole VMs.".to_owned()));

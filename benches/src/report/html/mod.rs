@@ -49,7 +49,7 @@ impl Report<'_> {
             for sentence in sentences(rows) {
                 let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
             }
-            body += &table_of(&HEADER, rows.iter().map(cells));
+            body += &table_of(&HEADER, rows.iter().map(cells), 1);
             body += &runs(rows);
             body += "</section>\n";
         }

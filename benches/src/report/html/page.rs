@@ -14,7 +14,7 @@ p,li{max-width:45rem;overflow-wrap:anywhere}code{overflow-wrap:anywhere}\
 .box{overflow-x:auto}\
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}\
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right;white-space:nowrap}\
-th:first-child,td:first-child{text-align:left}\
+.words{text-align:left}\
 .charts{display:flex;flex-wrap:wrap;gap:1rem}\
 figure{margin:1rem 0;max-width:100%}figcaption{font-size:.9rem;color:#333}\
 svg{max-width:100%;height:auto;display:block}\
@@ -49,17 +49,22 @@ pub(in crate::report) fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// A table in a box that scrolls.
-pub(in crate::report) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// A table in a box that scrolls, the first `words` columns left-aligned.
+pub(in crate::report) fn table(
+    header: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+    words: usize,
+) -> String {
+    let class = |index: usize| if index < words { " class=\"words\"" } else { "" };
     let mut text = "<div class=\"box\"><table>\n<thead><tr>".to_owned();
-    for name in header {
-        let _ = write!(text, "<th>{}</th>", escape(name));
+    for (index, name) in header.iter().enumerate() {
+        let _ = write!(text, "<th{}>{}</th>", class(index), escape(name));
     }
     text += "</tr></thead>\n<tbody>\n";
     for row in rows {
         text += "<tr>";
-        for cell in row {
-            let _ = write!(text, "<td>{}</td>", escape(&cell));
+        for (index, cell) in row.iter().enumerate() {
+            let _ = write!(text, "<td{}>{}</td>", class(index), escape(cell));
         }
         text += "</tr>\n";
     }
