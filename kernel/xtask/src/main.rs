@@ -28,6 +28,9 @@ enum Task {
     Test(test::Args),
     /// Compare what the published crates offer with the lists of it, or bless it
     Api(api::Args),
+    /// What `mdbook build` has its pages go through
+    #[command(hide = true)]
+    Book(docs::book::Args),
     /// Measure on this machine, with nothing else running, and write the tables
     /// to benches/results
     Results(results::Args),
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     match Cli::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Api(args) => api::run(&args),
+        Task::Book(args) => docs::book::run(&args),
         Task::Results(args) => results::run(&args),
         Task::Kernel(args) => kernel::run(&args),
         Task::Vmm(args) => kernel::vmm::run(&args),

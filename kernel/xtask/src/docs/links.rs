@@ -32,7 +32,7 @@ fn faults_of(page: &Page, pages: &[Page], exists: impl Fn(&Path) -> bool) -> Vec
 }
 
 /// Where `link` leads from `page`, from the root.
-fn resolved(page: &Path, link: &str) -> PathBuf {
+pub(super) fn resolved(page: &Path, link: &str) -> PathBuf {
     if link.is_empty() {
         return page.to_owned();
     }

@@ -1,6 +1,7 @@
 //! The documentation, read as a reader does: links lead somewhere, commands are
 //! ones that there are, figures are of a file that a command wrote.
 
+pub(crate) mod book;
 mod commands;
 mod figures;
 mod links;
@@ -19,6 +20,7 @@ use page::Page;
 pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
     let pages = pages()?;
     let mut faults = links::faults(&pages);
+    faults.extend(not_in_book(&pages));
     faults.extend(figures::faults(&pages)?);
     faults.extend(commands::faults(&pages, log)?);
     for fault in &faults {
@@ -53,7 +55,36 @@ fn read(name: PathBuf) -> Result<Page> {
     Ok(Page::new(name, &text))
 }
 
+/// A line for each page of `docs/` that the book's contents do not link.
+fn not_in_book(pages: &[Page]) -> Vec<String> {
+    let summary = Path::new("docs/SUMMARY.md");
+    let links = pages.iter().filter(|page| page.name == summary).flat_map(|page| &page.links);
+    let linked: Vec<PathBuf> = links.map(|(_, link)| links::resolved(summary, link)).collect();
+    let missing = pages
+        .iter()
+        .map(|page| &page.name)
+        .filter(|name| name.starts_with("docs") && *name != summary && !linked.contains(name));
+    missing.map(|name| format!("{} is not in {}", name.display(), summary.display())).collect()
+}
+
 /// Whether the page says what is, as against what was measured.
 fn is_results(page: &Path) -> bool {
     page.components().any(|part| part.as_os_str() == "results")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_the_book_lacks_is_named() {
+        let page = |name: &str, text: &str| Page::new(name.into(), text);
+        let pages = [
+            page("docs/SUMMARY.md", "- [A](a.md)"),
+            page("docs/a.md", ""),
+            page("docs/guide/b.md", ""),
+            page("README.md", ""),
+        ];
+        assert_eq!(not_in_book(&pages), ["docs/guide/b.md is not in docs/SUMMARY.md"]);
+    }
 }
