@@ -27,6 +27,8 @@ struct Figures {
     grace_periods: u64,
     /// Whether it was the kernel that counted them.
     counted: bool,
+    /// Whether the time of all is that of single calls, within the noise.
+    equal: bool,
 }
 
 impl Measured {
@@ -74,7 +76,7 @@ impl Measured {
             self.single.count(),
             ms(self.batch.calls),
             self.batch.count(),
-            three_digits(self.ratio()),
+            if self.batch.equal { "=".to_owned() } else { three_digits(self.ratio()) },
             three_digits(self.row.ratio),
             verdict.to_owned(),
             ms(self.library.wall),
@@ -89,6 +91,7 @@ impl Figures {
             wall: line["wall_ns"].as_u64()? as f64,
             grace_periods: line["grace_periods"].as_u64()?,
             counted: line["grace_periods_by"] == "kernel",
+            equal: line["ratios"]["per-region"]["equal"] == true,
         })
     }
 
