@@ -3,6 +3,7 @@
 //! Pages link what is elsewhere in the repository, which a site of `docs/` alone
 //! does not have: there such a link is the path in words.
 
+use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -76,7 +77,7 @@ fn without_links_out(name: &str, text: &str) -> String {
         }
         out += &text[done..range.start];
         let (words, path) = (&text[range.start + 1..range.start + end], target.display());
-        out += &format!("{words} (`{path}`)");
+        let _ = write!(out, "{words} (`{path}`)");
         done = range.end;
     }
     out + &text[done..]
