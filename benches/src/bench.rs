@@ -83,10 +83,9 @@ impl Bench {
                         &[Strategy::PerRegion],
                         |way, watch| self.run_one(&scenario, way, vcpus, watch),
                     )?;
-                    rows.iter_mut().for_each(|row| {
-                        row.summarize("calls");
-                        row.summarize("own");
-                    });
+                    for row in &mut rows {
+                        row.summarize(&["calls", "own"]);
+                    }
                     session.say(rows);
                 }
             }

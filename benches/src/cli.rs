@@ -43,7 +43,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run scenarios with strategies side by side (what `memslots` alone does).
-    Bench(BenchCommand),
+    Bench(Box<BenchCommand>),
     /// Have a guest program flash, and compare the ways in which the slot of a
     /// ROM device can follow its mode.
     Flash(FlashArgs),
@@ -88,8 +88,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         None => bench::bench(&cli.bench),
-        Some(Command::Bench(BenchCommand { special: Some(special), .. })) => special::run(&special),
-        Some(Command::Bench(BenchCommand { special: None, scenarios })) => bench::bench(&scenarios),
+        Some(Command::Bench(command)) => match &command.special {
+            Some(special) => special::run(special),
+            None => bench::bench(&command.scenarios),
+        },
         Some(Command::Density(args)) => density::density(&args),
         Some(Command::DensityWorker { irqfds, no_irqbypass }) => {
             return crate::density::worker(irqfds, crate::density::Flag(no_irqbypass));

@@ -107,14 +107,16 @@ impl Row {
         self.more.get(key)?.as_u64()
     }
 
-    /// Says of the samples `name` what half of them, 99 of 100 and all of them
+    /// Says of the samples of each name what half of them, 99 of 100 and all of them
     /// took at most: `NAME_p50_ns`, `NAME_p99_ns`, `NAME_max_ns`.
-    pub fn summarize(&mut self, name: &'static str) {
-        let mut samples = self.pools.get(name).cloned().unwrap_or_default();
-        samples.sort_unstable();
-        for (which, percent) in [("p50", 50), ("p99", 99), ("max", 100)] {
-            let value = (!samples.is_empty()).then(|| percentile(&samples, percent));
-            self.more.insert(format!("{name}_{which}_ns"), value.into());
+    pub fn summarize(&mut self, names: &[&'static str]) {
+        for name in names {
+            let mut samples = self.pools.get(name).cloned().unwrap_or_default();
+            samples.sort_unstable();
+            for (which, percent) in [("p50", 50), ("p99", 99), ("max", 100)] {
+                let value = (!samples.is_empty()).then(|| percentile(&samples, percent));
+                self.more.insert(format!("{name}_{which}_ns"), value.into());
+            }
         }
     }
 }

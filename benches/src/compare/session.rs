@@ -283,6 +283,8 @@ mod tests {
 
     #[test]
     fn ways_take_turns_and_every_other_round_is_backwards() {
+        use Pace::{Fast, Slow};
+
         let mut order = Vec::new();
         let ways = [Pace::Slow, Pace::Fast];
         let (done, rows) = session(2, |session| {
@@ -293,7 +295,6 @@ mod tests {
             })
         });
         done.unwrap();
-        use Pace::{Fast, Slow};
         assert_eq!(order, [Slow, Fast, Fast, Slow, Slow, Fast]);
         // The first round warms up.
         assert_eq!(rows.iter().map(|row| row.runs).collect::<Vec<_>>(), [2, 2]);

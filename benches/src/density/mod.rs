@@ -143,7 +143,7 @@ pub fn density(args: &Density, session: &mut Session<'_>) -> Result<(), DensityE
         for row in &mut rows {
             row.more.insert("no_irqbypass".to_owned(), (row.way != "-").into());
             row.more.insert("samples".to_owned(), row.pools.get("irqfd").map(Vec::len).into());
-            ["irqfd", "vm", "create"].into_iter().for_each(|name| row.summarize(name));
+            row.summarize(&["irqfd", "vm", "create"]);
         }
         session.say(rows);
         if background.len() < size {

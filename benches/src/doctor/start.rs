@@ -139,13 +139,11 @@ fn names(steps: &[Step]) -> String {
 }
 
 fn cells(row: &Row) -> [String; 3] {
-    match &row.skipped {
-        Some(why) => [why.clone(), "-".to_owned(), "-".to_owned()],
-        None => {
-            let [median, slowest] = [row.wall_ns, row.wall_ns_max].map(|ns| or_dash(ns.map(human)));
-            [median, slowest, or_dash(row.grace_periods)]
-        }
+    if let Some(why) = &row.skipped {
+        return [why.clone(), "-".to_owned(), "-".to_owned()];
     }
+    let [median, slowest] = [row.wall_ns, row.wall_ns_max].map(|ns| or_dash(ns.map(human)));
+    [median, slowest, or_dash(row.grace_periods)]
 }
 
 /// The cheapest and the dearest of a group.
@@ -200,14 +198,13 @@ impl Measured {
     /// A line for each row.
     pub(super) fn json(&self) -> Vec<Value> {
         let said = |mut line: Value, row: &Row| {
-            match &row.skipped {
-                Some(why) => line["skipped"] = json!(why),
-                None => {
-                    line["wall_ns"] = json!(row.wall_ns);
-                    line["wall_ns_max"] = json!(row.wall_ns_max);
-                    line["grace_periods"] = json!(row.grace_periods);
-                    line["grace_periods_by"] = json!(row.grace_periods_by);
-                }
+            if let Some(why) = &row.skipped {
+                line["skipped"] = json!(why);
+            } else {
+                line["wall_ns"] = json!(row.wall_ns);
+                line["wall_ns_max"] = json!(row.wall_ns_max);
+                line["grace_periods"] = json!(row.grace_periods);
+                line["grace_periods_by"] = json!(row.grace_periods_by);
             }
             line
         };

@@ -35,7 +35,7 @@ pub fn start(args: &Start, session: &mut Session<'_>) -> Result<(), StartError> 
             })?;
         for row in &mut rows {
             row.more.insert("samples".to_owned(), row.pools.get("setup").map(Vec::len).into());
-            ["create", "setup"].into_iter().for_each(|name| row.summarize(name));
+            row.summarize(&["create", "setup"]);
         }
         session.say(rows);
     }

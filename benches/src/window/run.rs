@@ -71,7 +71,7 @@ fn finish(row: &mut Row) {
     row.more.insert("pairs".to_owned(), pairs.len().into());
     row.more.insert("pairs_per_second".to_owned(), per_second.into());
     row.more.insert("vcpus_lost".to_owned(), lost.into());
-    row.summarize("pair");
+    row.summarize(&["pair"]);
 }
 
 /// One run, on a VM of its own.

@@ -114,9 +114,10 @@ fn sentences(rows: &[Row]) -> Vec<String> {
             costs.extend(row.grace_periods.map(|count| format!("{count} grace periods")));
             let costs = costs.join(" and ");
             let comma = if costs.is_empty() { "" } else { ", " };
-            let ratios = row.ratios.iter();
-            let compared: String =
-                ratios.map(|(to, ratio)| format!(", {} as {to}", ratio.words())).collect();
+            let mut compared = String::new();
+            for (to, ratio) in &row.ratios {
+                let _ = write!(compared, ", {} as {to}", ratio.words());
+            }
             said.push(format!("{name}: {costs}{comma}{}{compared}.", human(time)));
         }
         said.extend(row.remark().iter().map(|remark| format!("{name}, {remark}.")));
