@@ -66,9 +66,19 @@ impl Private {
     /// Fetches the lists of packages that `suite` has to `dir`, and no other:
     /// the machine need not have that suite.
     pub(crate) fn of_suite(dir: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
+        Self::of_suite_with(dir, mirror, suite, "deb")
+    }
+
+    /// The same, with the lists of packages' sources.
+    pub(crate) fn sources_of_suite(dir: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
+        Self::of_suite_with(dir, mirror, suite, "deb deb-src")
+    }
+
+    fn of_suite_with(dir: &Path, mirror: &Mirror, suite: &str, kinds: &str) -> Result<Self> {
         let sources = dir.join("sources.list.d");
         fs::create_dir_all(&sources).with_context(|| format!("{}", sources.display()))?;
-        fs::write(sources.join("suite.sources"), mirror.source(suite)).context("apt sources")?;
+        let source = mirror.source(kinds, suite);
+        fs::write(sources.join("suite.sources"), source).context("apt sources")?;
         Self::fetch(dir, &format!("{}{}", configuration(dir), own_sources(&sources)))
     }
 
@@ -129,6 +139,28 @@ impl Private {
         let text = fs::read_to_string(file).with_context(|| file.to_owned())?;
         let signed_by = mirror::signed_by(file, &text, uri);
         Ok(Some(Mirror { uri: uri.to_owned(), signed_by }))
+    }
+
+    /// Unpacks the source of `package`, with Debian's patches, to `to`, which is
+    /// not there. It takes `dpkg-source` (Debian: dpkg-dev).
+    pub(crate) fn source(&self, package: &str, to: &Path) -> Result<()> {
+        let mut download = self.command("apt-get");
+        download.args(["source", "--download-only", "--quiet", package]);
+        if !run::streamed(&mut download, run::say)?.success() {
+            bail!("apt-get source {package} failed");
+        }
+        let described = fs::read_dir(&self.dir)?.flatten().map(|entry| entry.path());
+        let described = described
+            .into_iter()
+            .find(|path| path.extension().is_some_and(|extension| extension == "dsc"));
+        let described = described.with_context(|| format!("no source of {package}"))?;
+        // apt has verified it.
+        let mut unpack = Command::new("dpkg-source");
+        unpack.args(["--no-check", "--extract"]).args([&described, to]);
+        if !run::streamed(&mut unpack, |_| {})?.success() {
+            bail!("{} failed", run::shown(&unpack));
+        }
+        Ok(())
     }
 
     /// Prefers versions that match `pin` of all packages whose name has `part`

@@ -36,7 +36,7 @@ enum Task {
     Results(results::Args),
     /// Fetch, build and boot kernels with the series of kernel/patches
     Kernel(kernel::Args),
-    /// Run VMMs that are published as crates, as they are and on this library
+    /// Run VMMs from the package registries, as they are and on this library
     Vmm(kernel::vmm::Args),
 }
 

@@ -13,12 +13,12 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// `suite` as a source of packages.
-    pub(super) fn source(&self, suite: &str) -> String {
+    /// `suite` as a source of packages; of `kinds`, as `deb` and `deb-src` are.
+    pub(super) fn source(&self, kinds: &str, suite: &str) -> String {
         let uri = &self.uri;
         let keys = self.signed_by.as_ref().map(|keys| format!("Signed-By: {keys}\n"));
         let keys = keys.unwrap_or_default();
-        format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{keys}")
+        format!("Types: {kinds}\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{keys}")
     }
 }
 
@@ -154,14 +154,15 @@ Signed-By:
     #[test]
     fn a_suite_as_a_source() {
         let mirror = |signed_by| Mirror { uri: "http://mirror/debian".to_owned(), signed_by };
-        let source = mirror(None).source("unstable");
+        let source = mirror(None).source("deb", "unstable");
         assert_eq!(
             source,
             "Types: deb\nURIs: http://mirror/debian\nSuites: unstable\nComponents: main\n"
         );
         for uri in ["http://mirror/debian", "https://mirror/security"] {
             let keys = signed_by("a.sources", SOURCES, uri);
-            let source = Mirror { uri: uri.to_owned(), signed_by: keys.clone() }.source("unstable");
+            let mirror = Mirror { uri: uri.to_owned(), signed_by: keys.clone() };
+            let source = mirror.source("deb deb-src", "unstable");
             let read = signed_by("b.sources", &source, uri);
             assert!(keys.is_some());
             assert_eq!(read, keys);

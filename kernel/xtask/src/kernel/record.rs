@@ -51,12 +51,7 @@ impl Record {
             ("date", first_line("date", &["-u", "+%F"])),
             ("commit", commit()),
         ];
-        let text = text(&self.asked(target), &facts, found);
-        let dir = path.parent().context("results")?;
-        fs::create_dir_all(dir).with_context(|| target::shown(dir))?;
-        fs::write(&path, text).with_context(|| target::shown(&path))?;
-        run::say(&format!("written: {}", target::shown(&path)));
-        Ok(())
+        save(&path, &text(&self.asked(target), &facts, found))
     }
 
     /// The command as one would type it.
@@ -96,7 +91,17 @@ impl Record {
     }
 }
 
-fn text(asked: &str, facts: &[(&str, String)], found: &str) -> String {
+/// Writes a file of results, and says so.
+pub(super) fn save(path: &Path, text: &str) -> Result<()> {
+    let dir = path.parent().context("results")?;
+    fs::create_dir_all(dir).with_context(|| target::shown(dir))?;
+    fs::write(path, text).with_context(|| target::shown(path))?;
+    run::say(&format!("written: {}", target::shown(path)));
+    Ok(())
+}
+
+/// What `asked` was run on, in a table, and what it found.
+pub(super) fn text(asked: &str, facts: &[(&str, String)], found: &str) -> String {
     let facts: Vec<String> = facts.iter().map(|(of, fact)| format!("| {of} | {fact} |")).collect();
     let facts = facts.join("\n");
     format!("# `{asked}`\n\n| | |\n| --- | --- |\n{facts}\n\n{}\n", found.trim_end())
@@ -120,7 +125,8 @@ fn version(makefile: &str) -> String {
     format!("{}.{}.{}", part("VERSION"), part("PATCHLEVEL"), part("SUBLEVEL"))
 }
 
-fn machine() -> String {
+/// Its processors.
+pub(super) fn machine() -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         |line: &str| line.strip_prefix("model name")?.split_once(": ").map(|(_, m)| m.to_owned());
@@ -130,13 +136,13 @@ fn machine() -> String {
 }
 
 /// What was asked of the processors in the last minute.
-fn load() -> String {
+pub(super) fn load() -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// What is checked out, and whether that is all.
-fn commit() -> String {
+pub(super) fn commit() -> String {
     let git = |args: &[&str]| {
         let mut git = Command::new("git");
         let output = git.current_dir(workspace::root()).args(args).output().ok()?;
@@ -153,7 +159,7 @@ fn commit() -> String {
 }
 
 /// What `program` says of itself.
-fn first_line(program: &str, args: &[&str]) -> String {
+pub(super) fn first_line(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     said.ok().and_then(|said| said.lines().next().map(str::to_owned)).unwrap_or_default()

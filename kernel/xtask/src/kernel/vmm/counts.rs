@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Requests by their numbers in `linux/kvm.h`; of those with a direction and a
 /// size, as x86 and arm64 encode them.
-const KINDS: [(u32, Kind); 7] = [
+const KINDS: [(u32, Kind); 9] = [
     (0x4020_ae46, Kind::Memslot),
     (0x40a0_ae49, Kind::Memslot),
     (0xc040_aef9, Kind::Batch),
@@ -12,6 +12,8 @@ const KINDS: [(u32, Kind); 7] = [
     (0x4020_ae76, Kind::Irqfd),
     (0x4008_ae6a, Kind::Routes),
     (0x4020_aea5, Kind::Msi),
+    (0x4010_ae42, Kind::DirtyLog),
+    (0xc018_aec0, Kind::ClearDirtyLog),
 ];
 
 /// What an ioctl is for.
@@ -29,6 +31,10 @@ pub(super) enum Kind {
     Routes,
     /// `KVM_SIGNAL_MSI`.
     Msi,
+    /// `KVM_GET_DIRTY_LOG`.
+    DirtyLog,
+    /// `KVM_CLEAR_DIRTY_LOG`.
+    ClearDirtyLog,
 }
 
 /// How often each was made.
@@ -73,11 +79,13 @@ mod tests {
             "101 ioctl(0x4, 0x4020ae46, 0x7ffc <unfinished ...>",
             "101 <... ioctl resumed>) = 0",
             "100 ioctl(0x5, 0xae80, 0) = 0",
+            "100 ioctl(0x4, 0xc018aec0, 0x7ffc) = 0",
             "100 +++ exited with 0 +++",
         ] {
             counts.strace(line);
         }
         assert_eq!((counts.of(Kind::Memslot), counts.of(Kind::Irqfd)), (2, 0));
+        assert_eq!((counts.of(Kind::ClearDirtyLog), counts.of(Kind::DirtyLog)), (1, 0));
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! `cargo xtask vmm`: VMMs from the registries, as they are and with their KVM
 //! backend on this workspace's library, run and compared.
 
+mod alioth;
 mod counts;
-mod guest;
 mod host;
 mod lab;
-mod source;
+mod qemu;
+mod record;
+mod said;
 mod table;
+mod which;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -15,7 +19,9 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use super::Qemu;
 use crate::run;
-use table::Measured;
+use record::Record;
+use table::{Columns, Measured};
+use which::{Kernel, Way};
 
 /// Which VMM, how, and where.
 #[derive(ClapArgs)]
@@ -32,56 +38,60 @@ pub(crate) struct Args {
     /// Stop when they are built
     #[arg(long)]
     build_only: bool,
+    /// How often QEMU's guest is reset
+    #[arg(long, value_name = "TIMES", default_value_t = RESETS)]
+    resets: u32,
+    /// Write what was measured to kernel/results
+    #[arg(long)]
+    record: bool,
     #[command(flatten)]
     qemu: Qemu,
 }
 
-/// A VMM that is published as a crate.
+const RESETS: u32 = 8;
+
+/// A VMM that the registries have.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 enum Vmm {
-    /// virtio-pci devices, split irqchip, its own KVM bindings
+    /// virtio-pci devices, split irqchip, its own KVM bindings: a crate
     Alioth,
+    /// Memory listeners, SMM, a framebuffer, migration: Debian's source, in C
+    Qemu,
 }
 
-/// What a VMM makes its changes with.
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum Way {
-    /// Its own calls
-    Today,
-    /// This workspace's library, by `kernel/vmm/NAME.patch`
-    Ours,
-}
-
-impl Way {
-    const ALL: [Self; 2] = [Self::Today, Self::Ours];
-
+impl Vmm {
     const fn name(self) -> &'static str {
         match self {
-            Self::Today => "today",
-            Self::Ours => "ours",
+            Self::Alioth => "alioth",
+            Self::Qemu => "qemu",
         }
     }
-}
 
-/// Where a VMM runs.
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum Kernel {
-    /// This machine's
-    Host,
-    /// The lab's, without any series
-    Lab,
-    /// The lab's, with all series
-    LabPatched,
-}
-
-impl Kernel {
-    const ALL: [Self; 3] = [Self::Host, Self::Lab, Self::LabPatched];
-
-    const fn name(self) -> &'static str {
+    const fn columns(self) -> &'static Columns {
         match self {
-            Self::Host => "host",
-            Self::Lab => "lab",
-            Self::LabPatched => "lab, patched",
+            Self::Alioth => &alioth::COLUMNS,
+            Self::Qemu => &qemu::COLUMNS,
+        }
+    }
+
+    fn built(self, way: Way) -> Result<PathBuf> {
+        match self {
+            Self::Alioth => alioth::built(way),
+            Self::Qemu => qemu::built(way),
+        }
+    }
+
+    fn version(self) -> Result<String> {
+        match self {
+            Self::Alioth => alioth::version(),
+            Self::Qemu => qemu::version(),
+        }
+    }
+
+    fn run(self, on: Kernel, built: &[(Way, PathBuf)], args: &Args) -> Result<Vec<Measured>> {
+        match self {
+            Self::Alioth => alioth::run(on, built, &args.qemu),
+            Self::Qemu => qemu::run(on, built, &args.qemu, args.resets),
         }
     }
 }
@@ -95,12 +105,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn all(args: &Args) -> Result<ExitCode> {
-    let Vmm::Alioth = args.name;
+    let vmm = args.name;
     let ways: Vec<Way> =
         Way::ALL.into_iter().filter(|way| args.way.is_none_or(|only| only == *way)).collect();
     let mut built = Vec::new();
     for way in &ways {
-        built.push((*way, source::built(*way)?));
+        built.push((*way, vmm.built(*way)?));
     }
     if args.build_only {
         for (way, path) in &built {
@@ -108,23 +118,29 @@ fn all(args: &Args) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let guest = guest::unpacked()?;
+    let options = [
+        ("way", args.way.map(|way| way.name().to_owned())),
+        ("kernel", args.kernel.map(|kernel| kernel.option().to_owned())),
+        ("resets", (args.resets != RESETS).then(|| args.resets.to_string())),
+    ];
+    let record = Record::begin(vmm.name(), &options);
     let mut measured: Vec<Measured> = Vec::new();
     let mut failed = Vec::new();
     let kernels = Kernel::ALL.into_iter();
     for kernel in kernels.filter(|kernel| args.kernel.is_none_or(|only| only == *kernel)) {
-        let done = match kernel {
-            Kernel::Host => host::run(&built, &guest),
-            Kernel::Lab | Kernel::LabPatched => lab::run(kernel, &built, &guest, &args.qemu),
-        };
-        match done {
+        match vmm.run(kernel, &built, args) {
             Ok(rows) => measured.extend(rows),
             Err(e) => failed.push(format!("{}: {e:#}", kernel.name())),
         }
     }
-    run::say(&format!("\nalioth {}:\n\n{}", source::VERSION, table::table(&measured)));
+    let version = vmm.version()?;
+    let found = table::table(vmm.columns(), &measured);
+    run::say(&format!("\n{} {version}:\n\n{found}", vmm.name()));
     if !failed.is_empty() {
         bail!("{}", failed.join("\n"));
+    }
+    if args.record {
+        record.write(&version, &found)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,63 +1,70 @@
 //! What was measured, as one table.
 
 use super::counts::{Counts, Kind};
-use super::{Kernel, Way};
+use super::which::{Kernel, Way};
+
+/// What a VMM's table has beside kernel and way.
+#[derive(Debug)]
+pub(super) struct Columns {
+    /// Heads the column that says which run it was, if there are several.
+    pub(super) run: Option<&'static str>,
+    pub(super) kinds: &'static [(&'static str, Kind)],
+    /// What [`Measured::up`] and [`Measured::done`] are times of.
+    pub(super) times: [&'static str; 2],
+}
 
 /// One run of a VMM.
 #[derive(Debug)]
 pub(super) struct Measured {
     way: Way,
     kernel: Kernel,
+    run: &'static str,
     pub(super) counts: Counts,
     /// As the kernel counts them, where it can be asked.
     pub(super) grace_periods: Option<u64>,
-    /// Seconds until the guest's first process ran.
+    /// Seconds until the first of the table's times.
     pub(super) up: Option<f64>,
-    /// And until it had used its devices.
+    /// And until the second.
     pub(super) done: Option<f64>,
-    pub(super) note: String,
+    pub(super) notes: Vec<String>,
 }
 
 impl Measured {
-    pub(super) fn new(way: Way, kernel: Kernel) -> Self {
+    pub(super) fn new(way: Way, kernel: Kernel, run: &'static str) -> Self {
         Self {
             way,
             kernel,
+            run,
             counts: Counts::default(),
             grace_periods: None,
             up: None,
             done: None,
-            note: String::new(),
+            notes: Vec::new(),
         }
     }
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self, columns: &Columns) -> Vec<String> {
         let mut cells = vec![self.kernel.name().to_owned(), self.way.name().to_owned()];
-        cells.extend(COLUMNS.iter().map(|(_, kind)| self.counts.of(*kind).to_string()));
+        cells.extend(columns.run.map(|_| self.run.to_owned()));
+        cells.extend(columns.kinds.iter().map(|(_, kind)| self.counts.of(*kind).to_string()));
         let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let seconds = |value: Option<f64>| or_none(value.map(|value| format!("{value:.1} s")));
         cells.push(or_none(self.grace_periods.map(|number| number.to_string())));
-        cells.extend([seconds(self.up), seconds(self.done), self.note.clone()]);
+        cells.extend([seconds(self.up), seconds(self.done), self.notes.join(", ")]);
         cells
     }
 }
 
-const COLUMNS: [(&str, Kind); 6] = [
-    ("memslot", Kind::Memslot),
-    ("batch", Kind::Batch),
-    ("ioeventfd", Kind::Ioeventfd),
-    ("irqfd", Kind::Irqfd),
-    ("routes", Kind::Routes),
-    ("MSI", Kind::Msi),
-];
-
 /// Markdown, aligned.
-pub(super) fn table(rows: &[Measured]) -> String {
+pub(super) fn table(columns: &Columns, rows: &[Measured]) -> String {
     let mut header = vec!["kernel", "way"];
-    header.extend(COLUMNS.map(|(name, _)| name));
-    header.extend(["GPs", "guest up", "devices used", ""]);
-    let mut cells = vec![header.into_iter().map(str::to_owned).collect()];
-    cells.extend(rows.iter().map(Measured::cells));
+    header.extend(columns.run);
+    header.extend(columns.kinds.iter().map(|(name, _)| *name));
+    header.push("GPs");
+    header.extend(columns.times);
+    header.push("");
+    let mut cells: Vec<Vec<String>> = vec![header.into_iter().map(str::to_owned).collect()];
+    cells.extend(rows.iter().map(|row| row.cells(columns)));
     let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..cells[0].len()).map(width).collect();
     let line = |row: &Vec<String>| {
@@ -76,14 +83,20 @@ mod tests {
 
     #[test]
     fn rows_are_aligned_and_say_what_is_not_known() {
-        let mut row = Measured::new(Way::Ours, Kernel::Host);
+        const KINDS: [(&str, Kind); 2] = [("memslot", Kind::Memslot), ("batch", Kind::Batch)];
+        let mut row = Measured::new(Way::Ours, Kernel::Host, "vga");
         row.counts.add(0x4020_ae46, 12);
         row.up = Some(3.25);
-        let text = table(&[row]);
-        let lines: Vec<&str> = text.lines().collect();
-        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
-        let cells: Vec<&str> = lines[2].split('|').map(str::trim).collect();
-        assert_eq!(cells[1..6], ["host", "ours", "12", "0", "0"]);
-        assert_eq!(cells[9..12], ["-", "3.2 s", "-"]);
+        for run in [None, Some("run")] {
+            let columns = Columns { run, kinds: &KINDS, times: ["up", "done"] };
+            let text = table(&columns, std::slice::from_ref(&row));
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
+            let mut cells: Vec<&str> = lines[2].split('|').map(str::trim).collect();
+            if run.is_some() {
+                assert_eq!(cells.remove(3), "vga");
+            }
+            assert_eq!(cells[1..8], ["host", "ours", "12", "0", "-", "3.2 s", "-"]);
+        }
     }
 }

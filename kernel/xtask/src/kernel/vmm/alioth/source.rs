@@ -7,16 +7,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Way;
 use crate::kernel::logged;
 use crate::kernel::target::Arch;
+use crate::kernel::vmm::which::Way;
 use crate::workspace;
 
 /// Another one needs another patch.
 pub(super) const VERSION: &str = "0.12.0";
 const PROGRAM: &str = "alioth-cli";
 const LIBRARY: &str = "alioth";
-const PATCH: &str = include_str!("../../../../vmm/alioth.patch");
+const PATCH: &str = include_str!("../../../../../vmm/alioth.patch");
 
 /// Where everything of it is kept.
 pub(super) fn base() -> PathBuf {
@@ -24,7 +24,7 @@ pub(super) fn base() -> PathBuf {
 }
 
 /// The program, static, built if it is not.
-pub(super) fn built(way: Way) -> Result<PathBuf> {
+pub(in crate::kernel::vmm) fn built(way: Way) -> Result<PathBuf> {
     let dir = base().join(way.name());
     prepared(way, &dir)?;
     let mut cargo = workspace::cargo();

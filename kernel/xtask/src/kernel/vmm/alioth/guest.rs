@@ -31,9 +31,9 @@ pub(super) struct VmmGuest {
     pub(super) initrd: PathBuf,
 }
 
-/// The guest, fetched from Debian if it is not there.
-pub(super) fn unpacked() -> Result<VmmGuest> {
-    let dir = super::source::base().join("guest");
+/// The guest, in a folder of `base`, fetched from Debian if it is not there.
+pub(super) fn unpacked(base: &Path) -> Result<VmmGuest> {
+    let dir = base.join("guest");
     let root = dir.join("root");
     if !root.exists() {
         fetch(&dir, &root)?;

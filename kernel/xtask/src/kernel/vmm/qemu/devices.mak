@@ -1,0 +1,9 @@
+# What a run needs, and what the boards can't be built without.
+CONFIG_I440FX=y
+CONFIG_Q35=y
+CONFIG_VGA_PCI=y
+CONFIG_ISA_DEBUG=y
+CONFIG_VIRTIO_PCI=y
+CONFIG_VIRTIO_BLK=y
+CONFIG_VIRTIO_NET=y
+CONFIG_VIRTIO_RNG=y

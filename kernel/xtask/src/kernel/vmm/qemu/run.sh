@@ -1,0 +1,176 @@
+#!/bin/sh
+# Runs QEMU and says what that took: vmm WAY RUN PROGRAM FIRMWARE FOLDER
+# Of RUN: resets, SeaBIOS to its prompt, again and again; vga, with a screen
+# that is looked at; migrate, a guest that writes, to a file and back.
+# On this machine VMM_STRACE is set, and strace counts; in the lab probes do.
+way=$1 run=$2 program=$3 firmware=$4
+mkdir -p "$5" && cd "$5" || exit
+name=$way-$run
+resets=${VMM_RESETS:-8}
+tracing=/sys/kernel/tracing
+trace=$tracing/instances/vmm
+size=67108864
+guest="-machine pc,accel=kvm -m 64M -nodefaults -display none -L $firmware/seabios -L $firmware/qemu"
+
+# Of seconds with two decimals. A number that begins with 0 would be octal.
+now() {
+	read -r up idle </proc/uptime
+	echo $((${up%.*} * 100 + 1${up#*.} - 100))
+}
+note() {
+	echo "VMM $name note $*"
+}
+fail() {
+	note "$*"
+	tail -n 5 err dbg qmp 2>/dev/null
+	# Killing strace would leave QEMU.
+	[ -z "$pid" ] || quit
+	count
+	exit 0
+}
+# The guest's firmware writes to dbg, QEMU's monitor to qmp and reads from fd 3.
+start() {
+	rm -f monitor
+	mkfifo monitor
+	: >dbg
+	: >qmp
+	# shellcheck disable=SC2086
+	${VMM_STRACE:+strace -f -X raw -e trace=ioctl -o $VMM_STRACE} "$program" $guest \
+		-chardev file,id=dbg,path=dbg -device isa-debugcon,iobase=0x402,chardev=dbg \
+		-qmp stdio "$@" <monitor >qmp 2>err &
+	pid=$!
+	exec 3>monitor
+	say '{"execute":"qmp_capabilities"}'
+}
+say() {
+	echo "$*" >&3
+}
+# await FILE PATTERN TIMES: waits for so many lines, and says what it did not see.
+await() {
+	end=$(($(now) + ${VMM_LIMIT:-300} * 100))
+	while [ "$(grep -a -c "$2" "$1")" -lt "${3:-1}" ]; do
+		kill -0 "$pid" 2>/dev/null || fail "QEMU ended before: $2"
+		[ "$(now)" -lt $end ] || fail "not seen: $2"
+		sleep 0.1
+	done
+}
+quit() {
+	say '{"execute":"quit"}'
+	exec 3>&-
+	wait
+	pid=
+}
+# save FILE: the guest's memory.
+save() {
+	say "{\"execute\":\"pmemsave\",\"arguments\":{\"val\":0,\"size\":$size,\"filename\":\"$PWD/$1\"},\"id\":\"$1\"}"
+	await qmp "\"id\": \"$1\""
+}
+# What the kernel counted, if it was asked.
+count() {
+	[ -z "$VMM_STRACE" ] || return
+	echo 0 >$trace/events/vmm/enable
+	echo "VMM $name grace $(grep -c ' grace: ' $trace/trace)"
+	echo "VMM $name lost $(sed -n 's/^overrun: //p' $trace/per_cpu/cpu*/stats | sort -n | tail -n 1)"
+	sed -n 's/.* request=\(0x[0-9a-f]*\).*/\1/p' $trace/trace | sort | uniq -c | while read -r times request; do
+		echo "VMM $name ioctl $request $times"
+	done
+}
+
+if [ -z "$VMM_STRACE" ]; then
+	if [ ! -d $trace ]; then
+		echo 'p:vmm/ioctl kvm_vm_ioctl request=$arg2:x32' >$tracing/kprobe_events
+		echo 'p:vmm/grace synchronize_srcu_expedited' >>$tracing/kprobe_events
+		mkdir $trace
+		echo 8192 >$trace/buffer_size_kb
+	fi
+	echo >$trace/trace
+	echo 1 >$trace/events/vmm/enable
+else
+	rm -f "$VMM_STRACE"
+fi
+prompt='No bootable device'
+begin=$(now)
+case $run in
+resets)
+	start -vga none
+	await dbg "$prompt"
+	echo "VMM $name up $(($(now) - begin))"
+	done=0
+	while [ $done -lt "$resets" ]; do
+		: >dbg
+		say '{"execute":"system_reset"}'
+		await dbg "$prompt"
+		done=$((done + 1))
+	done
+	note "$done resets"
+	;;
+vga)
+	start -vga std
+	await dbg "$prompt"
+	echo "VMM $name up $(($(now) - begin))"
+	for shot in 1 2 3 4 5; do
+		say "{\"execute\":\"screendump\",\"arguments\":{\"filename\":\"$PWD/shot.ppm\"},\"id\":\"shot$shot\"}"
+		await qmp "\"id\": \"shot$shot\""
+	done
+	lit=$(tail -c +16 shot.ppm | tr -d '\000' | wc -c)
+	[ "$lit" -gt 0 ] || fail "the screen is black"
+	note "5 dumps, $lit bytes lit"
+	;;
+migrate)
+	# mov ax,1000h; l: mov ds,ax; inc word [0]; add ax,100h; cmp ax,9000h; jb l; jmp 0
+	printf '\270\000\020\216\330\377\006\000\000\005\000\001\075\000\220\162\362\353\355' >disk
+	dd if=/dev/zero of=disk bs=1 seek=19 count=491 2>/dev/null
+	printf '\125\252' >>disk
+	dd if=/dev/zero of=disk bs=512 seek=1 count=2047 2>/dev/null
+	drive="-drive file=disk,format=raw,if=ide,snapshot=on"
+	start -vga none $drive
+	await dbg 'Booting from 0000:7c00'
+	echo "VMM $name up $(($(now) - begin))"
+	# So slow that there are several passes, so soon done that it ends.
+	say '{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":1000000,"downtime-limit":2000}}'
+	say '{"execute":"migrate","arguments":{"uri":"exec:cat >state"}}'
+	begun=$(now)
+	while ! grep -q '"status": "completed"' qmp; do
+		! grep -q '"status": "failed"' qmp || fail "the migration failed"
+		kill -0 "$pid" 2>/dev/null || fail "QEMU ended in the migration"
+		[ $(($(now) - begun)) -lt 30000 ] || fail "the migration does not end"
+		sleep 0.5
+		say '{"execute":"query-migrate"}'
+	done
+	passes=$(sed -n 's/.*"dirty-sync-count": \([0-9]*\).*/\1/p' qmp | tail -n 1)
+	save before
+	quit
+	# The file of both is that of one trace.
+	[ -z "$VMM_STRACE" ] || mv "$VMM_STRACE" "$VMM_STRACE.source"
+	start -vga none $drive -incoming "exec:cat state" -S
+	await qmp '"event": "RESUME"\|"status": "paused"\|"return"'
+	tries=0
+	while ! grep -q '"status": "completed"' qmp; do
+		kill -0 "$pid" 2>/dev/null || fail "QEMU ended in the incoming migration"
+		[ $tries -lt 200 ] || fail "the incoming migration does not end"
+		tries=$((tries + 1))
+		sleep 0.5
+		say '{"execute":"query-migrate"}'
+	done
+	save after
+	if ! cmp before after >differ 2>&1; then
+		fail "memory differs: $(cat differ)"
+	fi
+	say '{"execute":"cont"}'
+	await qmp '"event": "RESUME"'
+	sleep 2
+	say '{"execute":"stop"}'
+	await qmp '"event": "STOP"'
+	save later
+	! cmp -s after later || fail "the guest does not go on"
+	note "$passes passes, memory is equal, the guest goes on"
+	rm -f before after later state
+	;;
+esac
+quit
+[ -z "$VMM_STRACE" ] || [ ! -e "$VMM_STRACE.source" ] || {
+	cat "$VMM_STRACE.source" >>"$VMM_STRACE"
+	rm "$VMM_STRACE.source"
+}
+echo "VMM $name done $(($(now) - begin))"
+count
