@@ -156,7 +156,7 @@ impl Private {
         let described = described.with_context(|| format!("no source of {package}"))?;
         // apt has verified it.
         let mut unpack = Command::new("dpkg-source");
-        unpack.args(["--no-check", "--extract"]).args([&described, to]);
+        unpack.args(["--no-check", "--no-copy", "--extract"]).args([&described, to]);
         if !run::streamed(&mut unpack, |_| {})?.success() {
             bail!("{} failed", run::shown(&unpack));
         }

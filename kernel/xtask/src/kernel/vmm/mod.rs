@@ -83,7 +83,7 @@ impl Vmm {
 
     fn version(self) -> Result<String> {
         match self {
-            Self::Alioth => alioth::version(),
+            Self::Alioth => Ok(alioth::VERSION.to_owned()),
             Self::Qemu => qemu::version(),
         }
     }

@@ -1,5 +1,6 @@
 //! `kernel/results`: what VMMs took, on what, written by the command.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -50,7 +51,7 @@ fn asked(vmm: &str, options: &[(&str, Option<String>)]) -> String {
     let mut asked = format!("cargo xtask vmm {vmm} --record");
     for (name, value) in options {
         if let Some(value) = value {
-            asked.push_str(&format!(" --{name} {value}"));
+            let _ = write!(asked, " --{name} {value}");
         }
     }
     asked

@@ -31,9 +31,7 @@ pub(super) const COLUMNS: Columns = Columns {
     times: ["guest up", "devices used"],
 };
 
-pub(super) fn version() -> Result<String> {
-    Ok(source::VERSION.to_owned())
-}
+pub(super) const VERSION: &str = source::VERSION;
 
 /// Runs each of `built` once.
 pub(super) fn run(on: Kernel, built: &[(Way, PathBuf)], qemu: &Qemu) -> Result<Vec<Measured>> {

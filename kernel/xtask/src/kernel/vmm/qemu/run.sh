@@ -67,7 +67,7 @@ save() {
 }
 # What the kernel counted, if it was asked.
 count() {
-	[ -z "$VMM_STRACE" ] || return
+	[ -z "$VMM_STRACE" ] || return 0
 	echo 0 >$trace/events/vmm/enable
 	echo "VMM $name grace $(grep -c ' grace: ' $trace/trace)"
 	echo "VMM $name lost $(sed -n 's/^overrun: //p' $trace/per_cpu/cpu*/stats | sort -n | tail -n 1)"

@@ -104,7 +104,7 @@ pub(in crate::kernel::vmm) fn built(way: Way) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// A folder with SeaBIOS and what QEMU loads beside it, from Debian.
+/// A folder with a BIOS, and what QEMU loads beside it, from Debian.
 pub(super) fn firmware() -> Result<PathBuf> {
     let root = base().join("firmware");
     if !root.exists() {
@@ -146,7 +146,7 @@ fn fetch(base: &Path, source: &Path) -> Result<()> {
 
 /// The suite that `release`, an `os-release`, is of.
 fn codename(release: &str) -> Option<&str> {
-    release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim())
+    release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(str::trim)
 }
 
 /// Has the source in `dir` as `way` wants it. `applied` is the patch that it has.
