@@ -1,6 +1,7 @@
 //! What the series change, measured in guests: the batch ioctl against single
 //! calls, and what selftests tell of times.
 
+mod instructions;
 mod load;
 mod rows;
 mod table;
@@ -19,6 +20,7 @@ use super::target::Target;
 use super::test::wanted;
 use super::{build, patch, selftests, target};
 use crate::run;
+use instructions::Counted;
 use load::Load;
 use rows::{Boot, Row};
 use table::Measured;
@@ -52,13 +54,16 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
     let told = told::of(target)?;
     let asked: Vec<&Told> =
         told.iter().copied().filter(|told| wanted(&told.name(), &args.filters)).collect();
-    if boots.is_empty() && asked.is_empty() {
+    let work = if batch { instructions::work(&args.filters) } else { Vec::new() };
+    if boots.is_empty() && asked.is_empty() && work.is_empty() {
         if args.filters.is_empty() {
             run::say("nothing of this series is measured on this architecture");
             return Ok(ExitCode::SUCCESS);
         }
         let rows = if batch { rows::boots(&[]) } else { Vec::new() };
         let mut all: Vec<String> = rows.iter().flat_map(Boot::names).collect();
+        let counted = if batch { instructions::work(&[]) } else { Vec::new() };
+        all.extend(counted.iter().map(|work| work.name()));
         all.extend(told.iter().map(|told| told.name()));
         bail!("no row is called so; there are:\n  {}", all.join("\n  "));
     }
@@ -83,8 +88,17 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
             }
         }
     }
+    let counted = match instructions::count(target, args, &work) {
+        Ok(counted) => counted,
+        Err(e) => {
+            run::say(&format!("FAILED instructions: {e:#}"));
+            failed.push("instructions".to_owned());
+            Vec::new()
+        }
+    };
     let missed = measured.iter().filter(|row| !row.reached()).count()
-        + compared.iter().filter(|row| !row.reached()).count();
+        + compared.iter().filter(|row| !row.reached()).count()
+        + counted.iter().filter(|row| !row.reached()).count();
     let mut found = Vec::new();
     if !measured.is_empty() {
         found.push(format!("Medians of {} runs:", args.runs));
@@ -93,6 +107,10 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
     if !compared.is_empty() {
         found.push("By selftests:".to_owned());
         found.push(table::markdown(&told::HEADER, compared.iter().map(Compared::cells)));
+    }
+    if !counted.is_empty() {
+        found.push("Instructions of one emulated processor, idle VM, a slot:".to_owned());
+        found.push(table::markdown(&instructions::HEADER, counted.iter().map(Counted::cells)));
     }
     found.push(match missed {
         0 => "All rows are as wanted.".to_owned(),
@@ -135,7 +153,8 @@ fn tell(
     programs: &[Program],
 ) -> Result<Vec<String>> {
     let kernel = build::kernel(target)?;
-    let guest = Guest::new(target, &kernel, args.qemu.clone())?;
+    let qemu = super::Qemu { icount: args.qemu.icount || told.icount, ..args.qemu.clone() };
+    let guest = Guest::new(target, &kernel, qemu)?;
     let mut words = vec![format!("/bin/{}", told.program)];
     words.extend(told.args.iter().map(|&arg| arg.to_owned()));
     let command = Command { words, env: args.qemu.env.clone() };

@@ -12,6 +12,10 @@ pub(super) struct Told {
     pub(super) program: &'static str,
     pub(super) args: &'static [&'static str],
     pub(super) append: &'static str,
+    /// Whether its times are numbers of instructions: what it compares is the
+    /// path, and a processor that has to be woken takes as long as the machine
+    /// likes.
+    pub(super) icount: bool,
     /// Where it is run so; everywhere if `None`.
     arch: Option<Arch>,
     /// A line of it, with `{}` for each word that differs from run to run.
@@ -28,7 +32,8 @@ pub(super) struct Told {
 pub(super) enum With {
     /// The second number of the line.
     Second,
-    /// The only number of that line on a kernel without the series.
+    /// That of the line on a kernel without the series. The number after it is
+    /// grace periods, of which there may be none with the series.
     Vanilla,
 }
 
@@ -40,6 +45,8 @@ pub(super) struct Compared {
     other: f64,
     this: f64,
     wanted: f64,
+    /// Of the other and of this, if they are counted.
+    grace_periods: Option<[u64; 2]>,
 }
 
 const SLEEPING: Told = Told {
@@ -47,6 +54,7 @@ const SLEEPING: Told = Told {
     program: "memslot_sleeping_fault_test",
     args: &[],
     append: "",
+    icount: true,
     arch: Some(Arch::X86_64),
     line: "{}: {} us a memslot update, {} us in an idle VM",
     work: "a memslot update while a fault sleeps ({}), against an idle VM",
@@ -59,7 +67,9 @@ static ALL: [Told; 4] = [
     Told { append: "kvm_amd.npt=0", work: "the same with shadow paging ({})", ..SLEEPING },
     Told {
         program: "irqfd_deassign_test",
-        line: "{} irqfds deassigned in {} us",
+        args: &["measure"],
+        icount: false,
+        line: "{} irqfds deassigned in {} us, {} grace periods",
         work: "deassign {} irqfds, against a kernel without the series",
         with: With::Vanilla,
         wanted: 10.0,
@@ -69,6 +79,7 @@ static ALL: [Told; 4] = [
         series: Series::Trap,
         program: "mem_trap_test",
         args: &["1000"],
+        icount: false,
         arch: None,
         line: "A vCPU spins, {} slots: a flip takes {} us, to delete and create {} us ({} flips)",
         work: "a flip of KVM_MEM_TRAP among {} slots, against deleting and creating",
@@ -110,12 +121,21 @@ impl Told {
         let compared = found(lines).into_iter().map(|words| {
             let number = |words: &[String], nth: usize| words.get(nth)?.parse::<f64>().ok();
             let this = number(&words, 1)?;
+            let mut grace_periods = None;
             let other = match self.with {
                 With::Second => number(&words, 2)?,
-                With::Vanilla => number(vanilla.iter().find(|other| other[0] == words[0])?, 1)?,
+                With::Vanilla => {
+                    let vanilla = vanilla.iter().find(|other| other[0] == words[0])?;
+                    let count = |words: &[String]| words.get(2)?.parse().ok();
+                    grace_periods = Some([count(vanilla)?, count(&words)?]);
+                    number(vanilla, 1)?
+                }
             };
-            let work = self.work.replace("{}", &words[0]);
-            Some(Compared { work, other, this, wanted: self.wanted })
+            let mut work = self.work.replace("{}", &words[0]);
+            if self.icount {
+                work.push_str(", 1 ns an instruction");
+            }
+            Some(Compared { work, other, this, wanted: self.wanted, grace_periods })
         });
         let compared: Option<Vec<Compared>> = compared.collect();
         compared
@@ -131,16 +151,20 @@ impl Compared {
     }
 
     pub(super) fn reached(&self) -> bool {
-        self.ratio() >= self.wanted
+        self.ratio() >= self.wanted && self.grace_periods.is_none_or(|[_, this]| this == 0)
     }
 
     /// As [`HEADER`] names them.
     pub(super) fn cells(&self) -> Vec<String> {
         let verdict = if self.reached() { "yes" } else { "NO" };
+        let grace_periods =
+            |nth: usize| self.grace_periods.map_or_else(String::new, |gps| gps[nth].to_string());
         vec![
             self.work.clone(),
             format!("{:.1} us", self.other),
+            grace_periods(0),
             format!("{:.1} us", self.this),
+            grace_periods(1),
             super::table::three_digits(self.ratio()),
             super::table::three_digits(self.wanted),
             verdict.to_owned(),
@@ -148,7 +172,8 @@ impl Compared {
     }
 }
 
-pub(super) const HEADER: [&str; 6] = ["work", "against", "took", "ratio", "wanted", "reached"];
+pub(super) const HEADER: [&str; 8] =
+    ["work", "against", "GPs", "took", "GPs", "ratio", "wanted", "reached"];
 
 /// The words in `line` where `pattern` has `{}`; `None` if the rest differs.
 fn words(line: &str, pattern: &str) -> Option<Vec<String>> {
@@ -199,10 +224,12 @@ mod tests {
     #[test]
     fn against_a_kernel_without_the_series() {
         let irqfds = ALL.iter().find(|told| told.takes_vanilla()).unwrap();
-        let this = lines(&["  256 irqfds deassigned in 900 us"]);
-        let other = lines(&["  256 irqfds deassigned in 45000 us"]);
+        let this = lines(&["  256 irqfds deassigned in 900 us, 0 grace periods"]);
+        let other = lines(&["  256 irqfds deassigned in 45000 us, 256 grace periods"]);
         let compared = irqfds.compared(&this, &other).unwrap();
         assert!((compared[0].ratio() - 50.0).abs() < 1e-9 && compared[0].reached());
         assert!(irqfds.compared(&this, &[]).is_err());
+        let waits = lines(&["  256 irqfds deassigned in 900 us, 1 grace periods"]);
+        assert!(!irqfds.compared(&waits, &other).unwrap()[0].reached());
     }
 }
