@@ -22,11 +22,47 @@ pub(super) fn available() -> Result<()> {
     Ok(())
 }
 
-/// What strace wrote to `trace`: the ioctls, and how often `KVM_RUN` was called.
-pub(super) fn counted(trace: &Path) -> Result<(Counts, usize)> {
+/// What strace wrote of a run.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Traced {
+    pub(super) counts: Counts,
+    /// How often `KVM_RUN` was called.
+    pub(super) runs: usize,
+    /// Seconds from a VM's making to its first `KVM_RUN`, of `strace -ttt`.
+    pub(super) set_up: Option<f64>,
+}
+
+/// What is in the file `trace`.
+pub(super) fn traced(trace: &Path) -> Result<Traced> {
     let text = fs::read_to_string(trace).with_context(|| format!("{}", trace.display()))?;
+    Ok(read(&text))
+}
+
+fn read(text: &str) -> Traced {
+    // They have neither direction nor size.
+    const CREATE_VM: &str = ", 0xae01";
+    const RUN: &str = ", 0xae80";
     let mut counts = Counts::default();
     text.lines().for_each(|line| counts.strace(line));
-    // KVM_RUN has neither direction nor size.
-    Ok((counts, text.lines().filter(|line| line.contains(", 0xae80")).count()))
+    let first = |request: &str| -> Option<f64> {
+        let line = text.lines().find(|line| line.contains(request))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    let set_up = first(RUN).zip(first(CREATE_VM)).map(|(run, made)| run - made);
+    Traced { counts, runs: text.lines().filter(|line| line.contains(RUN)).count(), set_up }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_a_vm_to_its_first_run() {
+        let text = "17 100.25 ioctl(3, 0xae00, 0) = 12\n17 100.50 ioctl(3, 0xae01, 0) = 4\n\
+                    18 100.75 ioctl(5, 0xae80, 0 <unfinished ...>\n18 101.0 ioctl(5, 0xae80, 0) = 0";
+        let traced = read(text);
+        assert_eq!((traced.runs, traced.set_up), (2, Some(0.25)));
+        assert_eq!(read("17 100.25 ioctl(3, 0xae01, 0) = 4").set_up, None);
+        assert_eq!(read("17 ioctl(3, 0xae01, 0) = 4\n17 ioctl(5, 0xae80, 0) = 0").set_up, None);
+    }
 }

@@ -13,7 +13,7 @@ use crate::kernel::{Qemu, build};
 use crate::run;
 
 /// For the lab's kernel: what QEMU emulates of SVM is used as little as can be,
-/// as interrupts of guests get lost (see the script of alioth's run).
+/// as interrupts of guests get lost (see the script of a crate's run).
 const APPEND: &str = "kvm_amd.vgif=0 kvm_amd.avic=0 kvm_amd.vls=0";
 
 /// A file of this machine's, for the lab's file system.
@@ -22,10 +22,10 @@ pub(super) fn file(path: &str, from: &Path) -> Result<GuestFile> {
     Ok(GuestFile { path: path.to_owned(), content, executable: false })
 }
 
-/// What makes the runs: `/bin/vmm`.
-pub(super) fn script(text: &str) -> GuestFile {
+/// What makes the runs: `/bin/vmm`, and what it is made of.
+pub(super) fn script(name: &str, text: &str) -> GuestFile {
     let content = text.as_bytes().to_owned();
-    GuestFile { path: "bin/vmm".to_owned(), content, executable: true }
+    GuestFile { path: format!("bin/{name}"), content, executable: true }
 }
 
 /// Runs `words` in one boot of the lab's kernel, with `programs` in its `/bin`;

@@ -1,8 +1,8 @@
 //! `cargo xtask vmm`: VMMs from the registries, as they are and with their KVM
 //! backend on this workspace's library, run and compared.
 
-mod alioth;
 mod counts;
+mod crates;
 mod host;
 mod lab;
 mod qemu;
@@ -19,6 +19,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use super::Qemu;
 use crate::run;
+use crates::Spec;
 use record::Record;
 use table::{Columns, Measured};
 use which::{Kernel, Way};
@@ -55,6 +56,8 @@ const RESETS: u32 = 8;
 enum Vmm {
     /// virtio-pci devices, split irqchip, its own KVM bindings: a crate
     Alioth,
+    /// The control, a layout that never changes: crates
+    Libkrun,
     /// Memory listeners, SMM, a framebuffer, migration: Debian's source, in C
     Qemu,
 }
@@ -63,35 +66,39 @@ impl Vmm {
     const fn name(self) -> &'static str {
         match self {
             Self::Alioth => "alioth",
+            Self::Libkrun => "libkrun",
             Self::Qemu => "qemu",
         }
     }
 
     const fn columns(self) -> &'static Columns {
         match self {
-            Self::Alioth => &alioth::COLUMNS,
+            Self::Alioth | Self::Libkrun => &crates::COLUMNS,
             Self::Qemu => &qemu::COLUMNS,
         }
     }
 
-    fn built(self, way: Way) -> Result<PathBuf> {
+    /// What is built by cargo, from crates.
+    const fn crates(self) -> Option<&'static Spec> {
         match self {
-            Self::Alioth => alioth::built(way),
-            Self::Qemu => qemu::built(way),
+            Self::Alioth => Some(crates::ALIOTH),
+            Self::Libkrun => Some(crates::LIBKRUN),
+            Self::Qemu => None,
         }
+    }
+
+    fn built(self, way: Way) -> Result<PathBuf> {
+        self.crates().map_or_else(|| qemu::built(way), |spec| spec.published.built(way))
     }
 
     fn version(self) -> Result<String> {
-        match self {
-            Self::Alioth => Ok(alioth::VERSION.to_owned()),
-            Self::Qemu => qemu::version(),
-        }
+        self.crates().map_or_else(qemu::version, |spec| Ok(spec.published.version.to_owned()))
     }
 
     fn run(self, on: Kernel, built: &[(Way, PathBuf)], args: &Args) -> Result<Vec<Measured>> {
-        match self {
-            Self::Alioth => alioth::run(on, built, &args.qemu),
-            Self::Qemu => qemu::run(on, built, &args.qemu, args.resets),
+        match self.crates() {
+            Some(spec) => spec.run(on, built, &args.qemu),
+            None => qemu::run(on, built, &args.qemu, args.resets),
         }
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Measured {
     pub(super) counts: Counts,
     /// As the kernel counts them, where it can be asked.
     pub(super) grace_periods: Option<u64>,
+    /// Seconds from the VM's making to its first `KVM_RUN`.
+    pub(super) set_up: Option<f64>,
     /// Seconds until the first of the table's times.
     pub(super) up: Option<f64>,
     /// And until the second.
@@ -37,6 +39,7 @@ impl Measured {
             run,
             counts: Counts::default(),
             grace_periods: None,
+            set_up: None,
             up: None,
             done: None,
             notes: Vec::new(),
@@ -50,6 +53,7 @@ impl Measured {
         let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let seconds = |value: Option<f64>| or_none(value.map(|value| format!("{value:.1} s")));
         cells.push(or_none(self.grace_periods.map(|number| number.to_string())));
+        cells.push(or_none(self.set_up.map(|value| format!("{:.1} ms", value * 1e3))));
         cells.extend([seconds(self.up), seconds(self.done), self.notes.join(", ")]);
         cells
     }
@@ -60,7 +64,7 @@ pub(super) fn table(columns: &Columns, rows: &[Measured]) -> String {
     let mut header = vec!["kernel", "way"];
     header.extend(columns.run);
     header.extend(columns.kinds.iter().map(|(name, _)| *name));
-    header.push("GPs");
+    header.extend(["GPs", "set up"]);
     header.extend(columns.times);
     header.push("");
     let mut cells: Vec<Vec<String>> = vec![header.into_iter().map(str::to_owned).collect()];
@@ -96,7 +100,7 @@ mod tests {
             if run.is_some() {
                 assert_eq!(cells.remove(3), "vga");
             }
-            assert_eq!(cells[1..8], ["host", "ours", "12", "0", "-", "3.2 s", "-"]);
+            assert_eq!(cells[1..9], ["host", "ours", "12", "0", "-", "-", "3.2 s", "-"]);
         }
     }
 }

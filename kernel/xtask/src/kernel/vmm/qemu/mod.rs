@@ -81,7 +81,7 @@ fn here(built: &[(Way, PathBuf)], firmware: &Path, resets: u32) -> Result<Vec<Me
             }
             let mut row = Measured::new(*way, Kernel::Host, run);
             said::read(&mut row, &name(*way, run), &lines);
-            row.counts = host::counted(&trace)?.0;
+            row.counts = host::traced(&trace)?.counts;
             rows.push(row);
         }
     }
@@ -95,7 +95,7 @@ fn in_lab(
     qemu: &Qemu,
     resets: u32,
 ) -> Result<Vec<Measured>> {
-    let mut files = vec![lab::script(SCRIPT)];
+    let mut files = vec![lab::script("vmm", SCRIPT)];
     for name in FIRMWARE {
         files.push(lab::file(&format!("firmware/{name}"), &firmware.join(name))?);
     }

@@ -1,9 +1,11 @@
 #!/bin/busybox sh
 # Boots the VMM's guest and says what that took: vmm WAY
 way=$1
+. /bin/vmm-boot
 # Of a guest in a guest of QEMU's on x86, timer interrupts get lost, and it waits
 # for ever: it has the simplest of timers, and does not sleep.
-TIMERS="idle=poll nohz=off highres=off lapic=notscdeadline"
+timers="idle=poll nohz=off highres=off lapic=notscdeadline"
+limit=${VMM_LIMIT:-400}
 tracing=/sys/kernel/tracing
 trace=$tracing/instances/vmm
 if [ ! -d $trace ]; then
@@ -13,13 +15,6 @@ if [ ! -d $trace ]; then
 	echo 8192 >$trace/buffer_size_kb
 fi
 mkdir -p /tmp/$way && cd /tmp/$way || exit
-mkdir -p /tmp/share
-# The window of this one is memory in a BAR.
-devices="--entropy --fs dir,path=/tmp/share,tag=share,dax_window=8M"
-for disk in 0 1 2 3 4 5; do
-	[ -e /tmp/disk$disk ] || truncate -s 1M /tmp/disk$disk
-	devices="$devices --blk file,path=/tmp/disk$disk"
-done
 # Of seconds with two decimals. A number that begins with 0 would be octal.
 now() {
 	read -r up idle </proc/uptime
@@ -29,10 +24,7 @@ echo >$trace/trace
 echo 1 >$trace/events/vmm/enable
 start=$(now)
 # It wants a terminal.
-timeout "${VMM_LIMIT:-400}" /bin/alioth-$way -l warn boot --kernel /vmm/kernel --initramfs /vmm/initrd \
-	--cmdline "console=ttyS0 loglevel=4 panic=-1 $TIMERS" \
-	--memory size=512M,backend=memfd --cpu count=1 $devices \
-	</dev/ttyS0 2>err | while read -r line; do
+boot </dev/ttyS0 2>err | while read -r line; do
 	case $line in
 	*"VMM-GUEST up"*) echo "$(($(now) - start))" >up ;;
 	*"VMM-GUEST done"*) echo "$(($(now) - start))" >done ;;

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::apt;
 use crate::kernel::initrd::{self, GuestFile};
 use crate::kernel::target::Arch;
+use crate::{apt, run, workspace};
 
 const INIT: &str = include_str!("init.sh");
 
@@ -31,9 +32,49 @@ pub(super) struct VmmGuest {
     pub(super) initrd: PathBuf,
 }
 
-/// The guest, in a folder of `base`, fetched from Debian if it is not there.
-pub(super) fn unpacked(base: &Path) -> Result<VmmGuest> {
-    let dir = base.join("guest");
+impl VmmGuest {
+    /// The same with its kernel as the ELF file that is in it, for VMMs that unpack
+    /// none of how Debian packs it.
+    pub(super) fn elf(self) -> Result<Self> {
+        let image = fs::read(&self.kernel).with_context(|| format!("{}", self.kernel.display()))?;
+        let packed = payload(&image).context("not a bzImage with an LZ4 payload")?;
+        if !run::exists("lz4") {
+            if !(apt::available() && apt::may_install()) {
+                bail!("lz4 unpacks the guest's kernel, and is not here (Debian: lz4)");
+            }
+            apt::install(&["lz4"])?;
+        }
+        let elf = self.initrd.with_file_name("vmlinux");
+        let file = self.initrd.with_file_name("vmlinux.lz4");
+        fs::write(&file, packed).with_context(|| format!("{}", file.display()))?;
+        let mut command = Command::new("lz4");
+        command.args(["-d", "-f", "-q"]).arg(&file).arg(&elf);
+        let status = command.status().context("lz4")?;
+        if !status.success() {
+            bail!("{}: {status}", run::shown(&command));
+        }
+        Ok(Self { kernel: elf, ..self })
+    }
+}
+
+/// What is packed in a bzImage (`Documentation/arch/x86/boot.rst`), if by LZ4:
+/// the real-mode code's sectors are before it, and its size in the end behind.
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    const SETUP_SECTORS: usize = 0x1f1;
+    const OFFSET: usize = 0x248;
+    const LENGTH: usize = 0x24c;
+    let word = |at: usize| -> Option<usize> {
+        let bytes = image.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(bytes)).ok()
+    };
+    let start = (usize::from(*image.get(SETUP_SECTORS)?) + 1) * 512 + word(OFFSET)?;
+    let packed = image.get(start..)?.get(..word(LENGTH)?.checked_sub(4)?)?;
+    packed.starts_with(&[0x02, 0x21, 0x4c, 0x18]).then_some(packed)
+}
+
+/// The guest, fetched from Debian if it is not there.
+pub(super) fn unpacked() -> Result<VmmGuest> {
+    let dir = workspace::target().join("vmm").join("guest");
     let root = dir.join("root");
     if !root.exists() {
         fetch(&dir, &root)?;
@@ -136,5 +177,19 @@ mod tests {
         ];
         let newest = newest(names.map(str::to_owned).to_vec());
         assert_eq!(newest.as_deref(), Some("linux-image-6.1.0-48-cloud-amd64"));
+    }
+
+    #[test]
+    fn what_a_kernel_image_has_packed() {
+        let mut image = vec![0; 4 * 512];
+        assert_eq!(payload(&image), None);
+        image[0x1f1] = 1;
+        image[0x248..0x24c].copy_from_slice(&16_u32.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&12_u32.to_le_bytes());
+        assert_eq!(payload(&image), None, "packed in another way");
+        image[1040..1044].copy_from_slice(&[0x02, 0x21, 0x4c, 0x18]);
+        assert_eq!(payload(&image), Some(&[0x02, 0x21, 0x4c, 0x18, 0, 0, 0, 0][..]));
+        image[0x24c..0x250].copy_from_slice(&9000_u32.to_le_bytes());
+        assert_eq!(payload(&image), None, "cut short");
     }
 }
