@@ -185,6 +185,9 @@ pub(crate) struct Line {
 
 /// One device, or a part of one. Nothing happens before it is attached.
 ///
+/// A device that is attached gets more doorbells or vectors by a part of it with
+/// those, attached in a set like any other.
+///
 /// ```
 /// # use std::os::fd::{FromRawFd, OwnedFd};
 /// use kvm_memslots::device::{Bus, Device, Doorbell, Msi};

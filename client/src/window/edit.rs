@@ -13,7 +13,8 @@ use super::table::{Cut, Placement, Table};
 /// gap between.
 ///
 /// While a set with removals is done, what is removed is set aside, so that it
-/// can be put back: one call more each.
+/// can be put back: two calls more each. A set of two, which puts something in the
+/// place of what it removes, is one call where the place alone would be one.
 #[derive(Debug, Clone, Default)]
 pub struct Edit<'fd>(pub(super) Vec<Step<'fd>>);
 
@@ -111,6 +112,8 @@ struct Undo {
     aside: Vec<(Placement, Scratch)>,
     /// The ranges that were placed.
     placed: Vec<Placement>,
+    /// What nothing can put back.
+    gone: Vec<Placement>,
 }
 
 impl Applying<'_> {
@@ -194,8 +197,9 @@ impl Applying<'_> {
         undo: &mut Undo,
     ) -> Result<(), (usize, WindowErrorKind)> {
         let refused = |index, (call, errno)| (index, WindowErrorKind::Refused { call, errno });
-        // One place or removal leaves everything as it was by itself.
-        if self.steps.len() > 1 {
+        // One call leaves everything as it was by itself.
+        let is_one = self.steps.len() == 1 || self.is_swap(&scratches);
+        if !is_one {
             let removals = self.steps.iter().enumerate().filter(|(_, s)| s.contents.is_none());
             for ((index, _), cut) in removals.zip(cuts) {
                 for what in cut.pieces.iter().copied() {
@@ -226,7 +230,9 @@ impl Applying<'_> {
                 (None, _) => self.host.place_anonymous(offset, len, protection),
             };
             if let Err(failed) = placed {
-                self.mend(offset, len);
+                if self.mend(offset, len) && is_one {
+                    undo.gone.extend(cuts.iter().flat_map(|cut| cut.pieces.iter().copied()));
+                }
                 return Err(refused(index, failed));
             }
             undo.placed.push(step.placement(contents));
@@ -246,6 +252,19 @@ impl Applying<'_> {
         Ok(())
     }
 
+    /// Whether one call puts something in the place of all that is removed.
+    fn is_swap(&self, scratches: &[Option<Scratch>]) -> bool {
+        let direct = |contents: Contents<'_>| !matches!(contents.what, What::Mapping { .. });
+        let (one, other) = match self.steps {
+            [one, other] if one.contents.is_none() => (one, other),
+            [other, one] => (one, other),
+            _ => return false,
+        };
+        let same = (one.offset, one.len) == (other.offset, other.len);
+        let places = one.contents.is_none() && other.contents.is_some_and(direct);
+        same && places && scratches.iter().all(Option::is_none)
+    }
+
     /// Whether nothing was mapped there any more: then there is a gap now, if that
     /// can be.
     fn mend(&mut self, offset: u64, len: u64) -> bool {
@@ -256,7 +275,7 @@ impl Applying<'_> {
     }
 
     fn undo(&mut self, undo: Undo, kind: WindowErrorKind) -> WindowErrorKind {
-        let (mut lost, mut gone, mut left) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut lost, mut gone, mut left) = (undo.gone.clone(), undo.gone, Vec::new());
         for placement in undo.placed {
             let Placement { offset, len, .. } = placement;
             if self.host.clear(offset, len).is_err() && !self.mend(offset, len) {

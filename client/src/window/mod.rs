@@ -3,7 +3,8 @@
 //! A [`Window`] is one region, in one slot, over a range of guest addresses. What
 //! is in it is placed by `mmap` inside the slot's host addresses: no ioctl, no
 //! grace period, no waiting for anybody's page fault. Blobs of virtio-gpu, DAX
-//! windows, BARs of devices that come and go, virtio-mem. When to use it, and
+//! windows, BARs of devices that come and go
+//! ([`PciBars::in_window`](crate::pci::PciBars::in_window)), virtio-mem. When to use it, and
 //! when something else, is in `docs/guide/mechanisms.md`.
 //!
 //! ```no_run
@@ -94,6 +95,7 @@
 //! | a window with [huge pages](WindowSpec::huge_pages) | `madvise` more for each |
 //! | [`Window::remove`] | `mmap` |
 //! | removals in sets of several | `mremap`, `munmap` more for each placement |
+//! | something in the place of something else, by a set of those two | those of the place |
 //! | anything that fails | those, `munmap` and `mmap` |
 //! | the end | `munmap` |
 //!

@@ -159,6 +159,52 @@ fn a_set_that_fails_anywhere_changes_nothing() {
 }
 
 #[test]
+fn what_takes_a_place_in_one_call_is_there_or_what_was_is_or_it_is_said() {
+    for fate in [Fate::Passes, Fate::Fails, Fate::FailsLate] {
+        for file in [true, false] {
+            for turned in [false, true] {
+                let rig = filled();
+                let before = (rig.window.placed(), rig.look());
+                let contents = if file { rig.file(12) } else { Contents::anonymous() };
+                let mut edit = Edit::new();
+                if turned {
+                    edit.place(2 * rig.page, 2 * rig.page, contents);
+                }
+                edit.remove(2 * rig.page, 2 * rig.page);
+                if !turned {
+                    edit.place(2 * rig.page, 2 * rig.page, contents);
+                }
+                faults::set([fate]);
+                let applied = rig.window.apply(&edit);
+                assert_eq!(faults::unused(), 0);
+                rig.assert_true();
+                let there = rig.window.at(2 * rig.page).map(|p| (p.offset, p.len));
+                match fate {
+                    Fate::Passes => {
+                        applied.unwrap();
+                        assert_eq!(there, Some((2 * rig.page, 2 * rig.page)));
+                        assert_eq!(rig.look()[2], Some(if file { 13 } else { 0 }));
+                    }
+                    Fate::Fails => {
+                        let error = applied.unwrap_err();
+                        assert!(matches!(error.kind(), WindowErrorKind::Refused { .. }));
+                        assert_eq!((rig.window.placed(), rig.look()), before, "{error}");
+                    }
+                    Fate::FailsLate => {
+                        let error = applied.unwrap_err();
+                        let WindowErrorKind::Stuck { lost, left, .. } = error.kind() else {
+                            panic!("{error}")
+                        };
+                        assert_eq!((lost.len(), lost[0].offset, left.len()), (1, 2 * rig.page, 0));
+                        assert_eq!((there, rig.look()[2]), (None, None));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn what_can_not_be_undone_is_said_and_looked_up() {
     let mut stuck = 0;
     for (first, second) in (0..6).flat_map(|n| (0..8).map(move |m| (n, m))) {
