@@ -65,8 +65,10 @@ impl CoalescedRing {
 
     /// `first`, which the VMM writes, or `last`, which KVM does.
     fn end(&self, which: usize) -> &AtomicU32 {
-        // SAFETY: the first two words of a page that is mapped while this lives.
-        unsafe { self.page.add(which).as_ref() }
+        // SAFETY: the first two words of a page.
+        let end = unsafe { self.page.add(which) };
+        // SAFETY: as above; it is mapped while this lives.
+        unsafe { end.as_ref() }
     }
 
     fn word(&self, entry: u32, word: usize) -> u64 {

@@ -6,7 +6,7 @@
 //! those of a run before. An input that brings something down is written into the
 //! folder for temporary files, and belongs into `tests/data/fuzz` then, from where
 //! each run starts.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)]
 
 mod calls;
 mod changes;

@@ -202,6 +202,10 @@ fn facts_of_reports(facts: &mut Vec<(String, usize)>) {
         unmap_ns,
         exit_ns
     );
+    facts_of_events(facts);
+}
+
+fn facts_of_bars(facts: &mut Vec<(String, usize)>) {
     layout!(
         facts,
         CBar,
@@ -230,11 +234,11 @@ fn facts_of_reports(facts: &mut Vec<(String, usize)>) {
         eventfd
     );
     layout!(facts, CBarRange, "kvm_memslots_bar_range", offset, len);
-    facts_of_events(facts);
     layout!(facts, CFunction, "kvm_memslots_function", size, bars, nr_bars, flags);
 }
 
 fn facts_of_events(facts: &mut Vec<(String, usize)>) {
+    facts_of_bars(facts);
     layout!(facts, CEventLimits, "kvm_memslots_event_limits", size, routes, flags);
     layout!(
         facts,
