@@ -291,7 +291,7 @@ fn a_bus_is_full_where_the_models_is() {
     let Some(fd) = split_vm(test) else { return };
     let kvm = Kvm::open(vm_fd(&fd), KvmOptions::default()).unwrap();
     let model = EventModel::new(Irqchip::Split);
-    let zone = |n| Zone { bus: Bus::Pio, addr: 0x1000 + n * 8, len: 8 };
+    let zone = |n: u64| Zone { bus: Bus::Pio, addr: 0x1000 + n * 8, len: 8 };
     let fits = |calls: &dyn EventCalls| {
         (0..2000).find_map(|n| calls.register_zone(&zone(n)).err().map(|errno| (n, errno)))
     };
