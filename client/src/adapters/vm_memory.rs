@@ -14,11 +14,30 @@ struct Region<R> {
     hva: u64,
     size: u64,
     file: Option<FileRange>,
+    never_faults: bool,
 }
 
-// SAFETY: a region's mapping stays where it is until it is dropped; `vm-memory`
-// gives access to it through volatile and atomic operations only, as it expects
-// the guest to write it.
+impl<R: GuestMemoryRegion> Region<R> {
+    /// `None` if it has no host address.
+    fn of(region: &Arc<R>) -> Option<Self> {
+        let hva = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+        let file = region
+            .file_offset()
+            .map(|offset| FileRange { fd: offset.file().as_raw_fd(), offset: offset.start() });
+        Some(Self {
+            hva: hva.expose_provenance() as u64,
+            size: region.len(),
+            file,
+            _keeps_alive: Arc::clone(region),
+            never_faults: false,
+        })
+    }
+}
+
+// SAFETY: whoever makes one as the backing of guest memory vouches that the
+// region's mapping stays where it is until it is dropped; `vm-memory` gives
+// access to it through volatile and atomic operations only, as it expects the
+// guest to write it.
 unsafe impl<R: Send + Sync> HostMemory for Region<R> {
     fn range(&self) -> (u64, u64) {
         (self.hva, self.size)
@@ -28,15 +47,30 @@ unsafe impl<R: Send + Sync> HostMemory for Region<R> {
         Access::ReadWrite
     }
 
+    fn never_faults(&self) -> bool {
+        self.never_faults
+    }
+
     fn file(&self) -> Option<FileRange> {
         self.file
     }
+}
+
+/// Whether no access to `region` faults: it is anonymous memory that it has mapped
+/// itself. Huge pages can run out, and files can be truncated.
+fn never_faults<B: Bitmap>(region: &GuestRegionMmap<B>) -> bool {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let kind = region.flags() & (libc::MAP_ANONYMOUS | libc::MAP_HUGETLB);
+    region.owned() && region.prot() & access == access && kind == libc::MAP_ANONYMOUS
 }
 
 impl Backing {
     /// The memory of a region of `vm-memory`, which is held for as long as KVM
     /// maps it, and no longer: the others go on living by themselves. Nothing if
     /// the region has no host address.
+    ///
+    /// Anonymous memory [never faults](HostMemory::never_faults), so exits are served
+    /// from it without a system call; memory in files, and huge pages, may.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -57,8 +91,8 @@ impl Backing {
     where
         B: Bitmap + Send + Sync + 'static,
     {
-        // SAFETY: it is an `MmapRegion`, which unmaps when it is dropped.
-        unsafe { Self::vm_memory_region(region) }
+        let memory = Region { never_faults: never_faults(region), ..Region::of(region)? };
+        Some(Self::owned(Arc::new(memory), 0))
     }
 
     /// The same of any other kind of region.
@@ -71,17 +105,7 @@ impl Backing {
     where
         R: GuestMemoryRegion + Send + Sync + 'static,
     {
-        let hva = region.get_host_address(MemoryRegionAddress(0)).ok()?;
-        let file = region
-            .file_offset()
-            .map(|offset| FileRange { fd: offset.file().as_raw_fd(), offset: offset.start() });
-        let memory = Region {
-            hva: hva.expose_provenance() as u64,
-            size: region.len(),
-            file,
-            _keeps_alive: Arc::clone(region),
-        };
-        Some(Self::owned(Arc::new(memory), 0))
+        Some(Self::owned(Arc::new(Region::of(region)?), 0))
     }
 }
 
@@ -95,5 +119,33 @@ impl RegionSpec {
     {
         let span = at(region.start_addr().0, region.len());
         Some(Self::ram(span, Backing::vm_memory(region)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use vm_memory::{FileOffset, GuestAddress, MmapRegion};
+
+    use super::*;
+
+    fn region(mapping: MmapRegion<()>) -> GuestRegionMmap<()> {
+        GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()
+    }
+
+    #[test]
+    fn only_anonymous_memory_never_faults() {
+        const SIZE: usize = 0x1000;
+        let build = |prot, flags| region(MmapRegion::build(None, SIZE, prot, flags).unwrap());
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        assert!(never_faults(&region(MmapRegion::new(SIZE).unwrap())));
+        assert!(never_faults(&build(both, libc::MAP_ANONYMOUS | libc::MAP_SHARED)));
+        assert!(!never_faults(&build(libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)));
+        assert!(!never_faults(&build(libc::PROT_READ, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)));
+        let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        let offset = Some(FileOffset::new(file, 0));
+        let mapping = MmapRegion::build(offset, SIZE, both, libc::MAP_PRIVATE).unwrap();
+        assert!(!never_faults(&region(mapping)));
     }
 }
