@@ -265,11 +265,15 @@ fn memory_cut_another_way() {
     let (vm, model) = on_model(Vm::builder(), MemoryModel::new(limits()));
     let old = map_all(&vm, [part(0, 4), part(4, 4)]);
     let mut c = Changes::new();
-    old.iter().for_each(|id| c.unmap(*id));
+    for id in old {
+        c.unmap(id);
+    }
     let new = [part(0, 2), part(2, 4), part(6, 2)].map(|spec| c.map(spec));
     assert_eq!(cost(&vm, c), (5, 7));
     let mut c = Changes::new();
-    new.iter().for_each(|id| c.unmap(*id));
+    for id in new {
+        c.unmap(id);
+    }
     let whole = c.map(part(0, 8));
     assert_eq!(cost(&vm, c), (4, 7));
     assert_eq!(cost(&vm, changes(|c| c.set_log_dirty(whole, true))), (1, 1));

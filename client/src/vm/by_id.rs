@@ -28,7 +28,8 @@ impl Hasher for IdHasher {
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
         /// What a table compares before it looks at an entry.
         const TAG: u64 = 0x7f << 57;
-        let place = (n / 16).wrapping_mul(SPREAD) >> 32 << 4 | n % 16;
+        let sixteen = (n / 16).wrapping_mul(SPREAD) >> 32;
+        let place = sixteen * 16 + n % 16;
         self.0 = n.wrapping_mul(SPREAD) & TAG | place & !TAG;
     }
 }

@@ -233,6 +233,7 @@ impl Reference {
     }
 
     /// Makes the step in `c` and here; with what it is refused if it can't be.
+    #[allow(clippy::too_many_lines)] // A step an arm.
     fn make(&mut self, c: &mut Changes, step: &Step) -> Option<Refusal> {
         match *step {
             Step::Map { page, pages, arena, flags, alone, permanent } => {
@@ -313,7 +314,7 @@ impl Reference {
                 for (from, to) in [(0, at), (at, old.pages)].into_iter().filter(|(a, b)| a < b) {
                     let (page, hva) = (old.page + from, old.hva + from * PAGE);
                     let (pages, reach) = (to - from, REACH);
-                    let mut reg = Reg { page, hva, pages, reach, ..old };
+                    let mut reg = Reg { page, pages, hva, reach, ..old };
                     reg.id = c.map(reg.spec());
                     self.regions.push(reg);
                 }

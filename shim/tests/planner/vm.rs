@@ -15,6 +15,8 @@ pub(crate) type Page = (u64, MemFlags, Kind, Option<(i32, u64)>);
 /// A description of an extent that is cheap to shrink: where it starts behind
 /// the one before it, how long it is, and what it is.
 #[derive(Debug, Clone)]
+// One for each thing that an extent can ask for.
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct Drawn {
     gap: u64,
     pages: u64,
