@@ -43,6 +43,8 @@ enum Op {
     Assign(Ioeventfd),
     Deassign(Ioeventfd),
     Write(GuestWrite),
+    /// Write where an ioeventfd is.
+    Ring(usize),
 }
 
 fn place() -> impl Strategy<Value = (Bus, u64)> {
@@ -79,6 +81,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => zone().prop_map(Op::Unregister),
         3 => ioeventfd().prop_map(Op::Assign),
         1 => ioeventfd().prop_map(Op::Deassign),
+        2 => (0..4_usize).prop_map(Op::Ring),
         4 => write.prop_map(|((bus, addr), len, value)| {
             Op::Write(GuestWrite { bus, addr, len, value: value.into() })
         }),
@@ -144,6 +147,12 @@ impl Pair {
                 self.call(|calls| calls.deassign_ioeventfd(&at), seen)
             }
             Op::Write(write) => self.write(*write, seen),
+            Op::Ring(n) => {
+                let live = self.model.state().ioeventfds;
+                let Some(at) = live.iter().nth(n % live.len().max(1)) else { return Ok(()) };
+                let write = GuestWrite { bus: at.bus, addr: at.addr, len: at.len, value: 7 };
+                self.write(write, seen)
+            }
         }
     }
 
@@ -179,7 +188,7 @@ fn the_model_of_zones_answers_as_kvm_does() {
         return;
     }
     let vms = std::env::var("MEMSLOTS_DIFFERENTIAL_VMS").ok().and_then(|vms| vms.parse().ok());
-    let cases = vms.unwrap_or(30);
+    let cases = vms.unwrap_or(40);
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let seen = std::cell::RefCell::new(Seen::default());
     let run = TestRunner::new(config).run(&vec(op(), 1..60), |ops| {
