@@ -1,6 +1,6 @@
 //! Calls about devices, ROMs and PCI.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
 
 use kvm_memslots_client::*;
@@ -216,7 +216,7 @@ unsafe fn roms(world: &mut World, numbers: &mut Numbers<'_>) {
     unsafe {
         let came = match numbers.byte() % 4 {
             0 | 1 => kvm_memslots_rom_new(vm, &raw const spec, mode, after, &raw mut made),
-            2 => kvm_memslots_rom_set_array_mode(rom, vm, after as i32, null_mut()),
+            2 => kvm_memslots_rom_set_array_mode(rom, vm, c_int::from(after != 0), null_mut()),
             _ => kvm_memslots_rom_state(rom, &raw mut state),
         };
         if world.came_to(came) {

@@ -275,7 +275,7 @@ pub(super) fn sets(world: &mut World, numbers: &mut Numbers<'_>) {
 /// As the header says.
 unsafe fn apply(world: &mut World, numbers: &mut Numbers<'_>, set: *mut Handle<CChanges>) {
     let vm = world.one(&world.vms, numbers);
-    let before = world.vms.has(vm).then(|| world.layout(vm));
+    let before = world.vms.has(vm).then(|| World::layout(vm));
     let mut report: CReport = init();
     mistake(&mut report, numbers);
     // SAFETY: as the caller says.
@@ -286,7 +286,7 @@ unsafe fn apply(world: &mut World, numbers: &mut Numbers<'_>, set: *mut Handle<C
                 let mut preview: CPreview = init();
                 let came = kvm_memslots_preview(vm, set, &raw mut preview);
                 world.came_to(came);
-                assert_eq!(before, world.vms.has(vm).then(|| world.layout(vm)));
+                assert_eq!(before, world.vms.has(vm).then(|| World::layout(vm)));
                 return;
             }
             _ => {
@@ -296,7 +296,7 @@ unsafe fn apply(world: &mut World, numbers: &mut Numbers<'_>, set: *mut Handle<C
             }
         };
         if !world.came_to(came) {
-            assert_eq!(before, world.vms.has(vm).then(|| world.layout(vm)));
+            assert_eq!(before, world.vms.has(vm).then(|| World::layout(vm)));
         }
     }
 }

@@ -196,7 +196,7 @@ impl World {
         let len = numbers.bytes();
         match self.kvm {
             Some(_) => len % ARENA,
-            None if len % 4096 == 0 => len % (1 << 40),
+            None if len.is_multiple_of(4096) => len % (1 << 40),
             None => len,
         }
     }
@@ -260,7 +260,7 @@ impl World {
     }
 
     /// Every region of a VM, and every slot.
-    pub(super) fn layout(&self, vm: *mut Handle<Vm>) -> (Vec<[u64; 5]>, usize) {
+    pub(super) fn layout(vm: *mut Handle<Vm>) -> (Vec<[u64; 5]>, usize) {
         unsafe extern "C" fn region(opaque: *mut c_void, region: *const CRegion) {
             // SAFETY: as the header says, and given so below.
             let (all, region) = unsafe { (&mut *opaque.cast::<Vec<[u64; 5]>>(), &*region) };
