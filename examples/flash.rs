@@ -1,6 +1,6 @@
 //! A flash chip: memory in array mode, registers while a command is under way.
 //!
-//! What to look at: [`RomDevice`] changes the mode by the trap bit where the kernel has
+//! What to look at: `RomDevice` changes the mode by the trap bit where the kernel has
 //! it, else by deferral. With the second, reads of an array that is not mapped exit,
 //! and [`Deferred`](kvm_memslots::deferred::Deferred) answers them from its memory
 //! before the device is asked.
