@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs QEMU and says what that took: vmm WAY RUN PROGRAM FIRMWARE FOLDER
 # Of RUN: resets, SeaBIOS to its prompt, again and again; vga, with a screen
-# that is looked at; migrate, a guest that writes, to a file and back.
+# that is looked at in a mode with pixels; migrate, a guest that writes, to a file and back.
 # On this machine VMM_STRACE is set, and strace counts; in the lab probes do.
 way=$1 run=$2 program=$3 firmware=$4
 mkdir -p "$5" && cd "$5" || exit
@@ -105,8 +105,14 @@ resets)
 	note "$done resets"
 	;;
 vga)
-	start -vga std
-	await dbg "$prompt"
+	# mov ax,13h; int 10h; mov ax,a000h; mov ds,ax; l: inc byte [bx]; inc bx; jmp l
+	printf '\270\023\000\315\020\270\000\240\216\330\376\007\103\353\373' >disk
+	dd if=/dev/zero of=disk bs=1 seek=15 count=495 2>/dev/null
+	printf '\125\252' >>disk
+	dd if=/dev/zero of=disk bs=512 seek=1 count=2047 2>/dev/null
+	start -vga std -drive file=disk,format=raw,if=ide,snapshot=on
+	await dbg 'Booting from 0000:7c00'
+	sleep 3
 	echo "VMM $name up $(($(now) - begin))"
 	for shot in 1 2 3 4 5; do
 		say "{\"execute\":\"screendump\",\"arguments\":{\"filename\":\"$PWD/shot.ppm\"},\"id\":\"shot$shot\"}"
