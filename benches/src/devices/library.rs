@@ -120,7 +120,9 @@ impl Apply for Library {
             }
             self.apply(changes, &mut spent)?;
             if let Some(shelf) = &self.shelf {
-                unit.into_iter().try_for_each(|index| shelf.remove(&board.devices[index]))?;
+                for index in unit {
+                    shelf.remove(&board.devices[index])?;
+                }
             }
         }
         Ok(spent)
