@@ -68,7 +68,6 @@ static ALL: [Told; 4] = [
     Told {
         program: "irqfd_deassign_test",
         args: &["measure"],
-        icount: false,
         line: "{} irqfds deassigned in {} us, {} grace periods",
         work: "deassign {} irqfds, against a kernel without the series",
         with: With::Vanilla,
