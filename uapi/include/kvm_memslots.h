@@ -61,6 +61,14 @@ struct kvm_userspace_memory_region2 {
 #define KVM_CAP_MEM_TRAP	0x4d535450	/* "MSTP" */
 #endif
 
+/*
+ * On the VM fd: KVM_MEM_READONLY if KVM_ENABLE_CAP, with that in args[0] and before
+ * there are vCPUs, lets it be changed in a live slot, else 0.  As above.
+ */
+#ifndef KVM_CAP_MEM_READONLY_FLIP
+#define KVM_CAP_MEM_READONLY_FLIP	0x4d53524f	/* "MSRO" */
+#endif
+
 #ifndef KVM_SET_USER_MEMORY_REGIONS
 /* For kvm_userspace_memory_regions.flags: validate, change nothing. */
 #define KVM_MEMORY_REGIONS_DRY_RUN	(1U << 0)

@@ -41,8 +41,8 @@ mod regions;
 pub use flags::{MemFlags, MemoryRegionsFlags};
 pub use kvm_bindings::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
 pub use numbers::{
-    KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS,
-    KVM_SET_USER_MEMORY_REGIONS_NR, KVMIO,
+    KVM_CAP_MEM_READONLY_FLIP, KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS,
+    KVM_SET_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS_NR, KVMIO,
 };
 pub use regions::{EntryError, MAX_ENTRIES, MemoryRegions, kvm_userspace_memory_regions};
 

@@ -37,6 +37,15 @@ pub const KVM_SET_USER_MEMORY_REGIONS: c_ulong = nix::request_code_readwrite!(
 /// [`probe_trap`](crate::probe::probe_trap).
 pub const KVM_CAP_MEM_TRAP: u32 = 0x4d53_5450;
 
+/// `KVM_CAP_MEM_READONLY_FLIP`: asked of a VM fd with `KVM_CHECK_EXTENSION`, it
+/// gives [`MemFlags::READONLY`](crate::MemFlags::READONLY) itself where that flag of
+/// a live slot can be made changeable, 0 where not.
+///
+/// `KVM_ENABLE_CAP` with that flag in `args[0]`, before the first vCPU is
+/// created, makes it so. ASCII `MSRO`, out of upstream's range as
+/// [`KVM_CAP_USER_MEMORY_REGIONS`] is.
+pub const KVM_CAP_MEM_READONLY_FLIP: u32 = 0x4d53_524f;
+
 /// `KVM_CAP_USER_MEMORY_REGIONS`: asked of a VM fd with `KVM_CHECK_EXTENSION`,
 /// it gives the largest `nr` accepted, 0 where the ioctl is absent.
 ///

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kvm_memslots_uapi::{
-    KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS, KVM_SET_USER_MEMORY_REGIONS, KVMIO, MemFlags,
-    MemoryRegionsFlags, irqfd, kvm_userspace_memory_region2 as Entry,
-    kvm_userspace_memory_regions as Header,
+    KVM_CAP_MEM_READONLY_FLIP, KVM_CAP_MEM_TRAP, KVM_CAP_USER_MEMORY_REGIONS,
+    KVM_SET_USER_MEMORY_REGIONS, KVMIO, MemFlags, MemoryRegionsFlags, irqfd,
+    kvm_userspace_memory_region2 as Entry, kvm_userspace_memory_regions as Header,
 };
 
 /// A C expression and the value that Rust has for it.
@@ -57,6 +57,7 @@ fn facts() -> Vec<Fact> {
         ("KVM_MEM_GUEST_MEMFD".into(), MemFlags::GUEST_MEMFD.bits().into()),
         ("KVM_MEM_TRAP".into(), MemFlags::TRAP.bits().into()),
         ("KVM_CAP_MEM_TRAP".into(), KVM_CAP_MEM_TRAP.into()),
+        ("KVM_CAP_MEM_READONLY_FLIP".into(), KVM_CAP_MEM_READONLY_FLIP.into()),
     ];
     fields!(facts, Header, "kvm_userspace_memory_regions", nr, flags, as_id, failed, reserved);
     fields!(
@@ -117,6 +118,7 @@ struct kvm_userspace_memory_region2 {
 const BATCH: &str = "\
 #define KVM_MEM_TRAP (1UL << 15)
 #define KVM_CAP_MEM_TRAP 0x4d535450
+#define KVM_CAP_MEM_READONLY_FLIP 0x4d53524f
 #define KVM_CAP_USER_MEMORY_REGIONS 0x4d534c54
 #define KVM_MEMORY_REGIONS_DRY_RUN (1UL << 0)
 struct kvm_userspace_memory_regions {
@@ -325,7 +327,7 @@ fn nothing_of_the_header_is_left_out() {
         assert!(known(name), "{name} is in the header and not compared");
         seen += 1;
     }
-    assert_eq!(seen, 10 + 5 + 9, "macros, fields of the batch, fields of the entry");
+    assert_eq!(seen, 11 + 5 + 9, "macros, fields of the batch, fields of the entry");
 }
 
 /// The header of a batch and the entries behind it have no alignment beyond

@@ -9,6 +9,8 @@ use super::super::target::{Arch, Target};
 #[derive(Debug, PartialEq)]
 pub(super) struct Told {
     pub(super) series: Series,
+    /// The only version of Linux whose series has it; any if `None`.
+    linux: Option<&'static str>,
     pub(super) program: &'static str,
     pub(super) args: &'static [&'static str],
     pub(super) append: &'static str,
@@ -51,6 +53,7 @@ pub(super) struct Compared {
 
 const SLEEPING: Told = Told {
     series: Series::Waits,
+    linux: None,
     program: "memslot_sleeping_fault_test",
     args: &[],
     append: "",
@@ -62,7 +65,7 @@ const SLEEPING: Told = Told {
     wanted: 1.0 / 3.0,
 };
 
-static ALL: [Told; 4] = [
+static ALL: [Told; 5] = [
     SLEEPING,
     Told { append: "kvm_amd.npt=0", work: "the same with shadow paging ({})", ..SLEEPING },
     Told {
@@ -85,6 +88,17 @@ static ALL: [Told; 4] = [
         wanted: 10.0,
         ..SLEEPING
     },
+    Told {
+        series: Series::Trap,
+        linux: Some("6.12"),
+        program: "mem_readonly_test",
+        args: &["1000"],
+        line: "A vCPU spins, {} slots: a read-only flip takes {} us, to delete and create {} us \
+               ({} flips)",
+        work: "a flip of KVM_MEM_READONLY among {} slots, against deleting and creating",
+        wanted: 10.0,
+        ..SLEEPING
+    },
 ];
 
 /// What `target` has of them.
@@ -95,7 +109,9 @@ pub(super) fn of(target: &Target) -> Result<Vec<&'static Told>> {
         None => target.with()?,
     };
     let fits = |told: &&Told| {
-        with.contains(&told.series) && told.arch.is_none_or(|arch| arch == target.arch)
+        with.contains(&told.series)
+            && told.arch.is_none_or(|arch| arch == target.arch)
+            && told.linux.is_none_or(|linux| linux == target.version)
     };
     Ok(ALL.iter().filter(fits).collect())
 }

@@ -19,6 +19,8 @@ pub(super) struct Selftest {
     arch: Option<Arch>,
     /// The series that it comes with.
     pub(super) series: Option<Series>,
+    /// The only version of Linux whose series brings it; any if `None`.
+    linux: Option<&'static str>,
     /// Whether it needs what only a debug kernel has.
     debug_only: bool,
     /// What is tried again when one of its vCPUs has derailed.
@@ -63,6 +65,7 @@ const OTHER: Selftest = Selftest {
     append: "",
     arch: None,
     series: None,
+    linux: None,
     debug_only: false,
     again: Again::Nothing,
 };
@@ -89,6 +92,10 @@ const TRAP_RACE: Selftest = Selftest {
     again: Again::Setup,
     ..TRAPS
 };
+const READONLY: Selftest =
+    Selftest { name: "mem_readonly_test", arch: X86, linux: Some("6.12"), ..TRAP };
+const READONLY_RACE: Selftest =
+    Selftest { name: "mem_readonly_race_test", arch: X86, linux: Some("6.12"), ..TRAP_RACE };
 const SLEEPING_FAULT: Selftest =
     Selftest { name: "memslot_sleeping_fault_test", arch: X86, ..of(Series::Waits) };
 // Without the last part, which changes no slots: its guest has 10 s to touch all
@@ -107,7 +114,7 @@ const DIRTY_LOG: Selftest = Selftest {
     ..OTHER
 };
 
-pub(super) const SELFTESTS: [Selftest; 27] = [
+pub(super) const SELFTESTS: [Selftest; 31] = [
     Selftest {
         name: "set_memory_regions_test",
         args: &["50"],
@@ -131,6 +138,10 @@ pub(super) const SELFTESTS: [Selftest; 27] = [
     Selftest { append: EMULATE, arch: X86, ..TRAP_RACE },
     Selftest { args: &["3000"], arch: ARM64, ..TRAP_RACE },
     Selftest { append: SHADOW, arch: X86, ..TRAP_RACE },
+    Selftest { append: EMULATE, ..READONLY },
+    Selftest { append: SHADOW, ..READONLY },
+    Selftest { append: EMULATE, ..READONLY_RACE },
+    Selftest { append: SHADOW, ..READONLY_RACE },
     Selftest { name: "irqfd_no_irqbypass_test", ..of(Series::Irqfd) },
     SLEEPING_FAULT,
     Selftest { append: SHADOW, ..SLEEPING_FAULT },
@@ -161,6 +172,7 @@ impl Selftest {
     pub(super) fn fits(&self, target: &Target, with: &[Series]) -> bool {
         self.arch.is_none_or(|arch| arch == target.arch)
             && self.series.is_none_or(|series| with.contains(&series))
+            && self.linux.is_none_or(|linux| linux == target.version)
             && (target.debug || !self.debug_only)
     }
 
