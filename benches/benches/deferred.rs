@@ -9,8 +9,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::deferred::{Costs, Deferral, Policy};
 use kvm_memslots::{Access, Backing, Changes, Limits, RegionSpec, Vm, at};
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
 use kvm_memslots_bench::rig::model_vm;
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 
 /// A VM with `regions` deferrable pages, two apart.
 fn vm(deferral: Deferral, memory: &HostMemory, regions: u64) -> Arc<Vm> {

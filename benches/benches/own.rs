@@ -9,8 +9,8 @@ use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions, MemoryCalls, Yes};
 use kvm_memslots::device::{Device, Msi, Route};
 use kvm_memslots::vm_fd;
 use kvm_memslots::{Access, Backing, Changes, Limits, RegionId, RegionSpec, Vm, at};
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
-use kvm_memslots_bench::raw::{OnKvm, RawCalls};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::raw::{OnKvm, RawCalls};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 const BLOCK: u64 = 2 << 20;

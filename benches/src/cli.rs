@@ -15,14 +15,14 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::grace::{GraceCounter, Method};
-use crate::machine::{new_vm, open_kvm};
 use crate::report;
 use crate::rig::Target;
 use bench::BenchArgs;
 use density::DensityArgs;
 use doctor::DoctorArgs;
 use flash::FlashArgs;
+use kvm_memslots_kit::grace::{GraceCounter, Method};
+use kvm_memslots_kit::machine::{new_vm, open_kvm};
 use special::Special;
 
 /// The exit code for what can't be done as asked, as clap's for what can't be

@@ -12,12 +12,12 @@ use kvm_memslots::backend::{EventModel, Irqchip, MemoryCalls, MemoryModel};
 use kvm_memslots::{ErrorKind, Executor, HolePolicy, Limits, Vm, vm_fd};
 use thiserror::Error;
 
-use crate::guest::{BusyVcpus, GuestError, Prober, Work};
-use crate::host::{HostMemory, Pages};
-use crate::machine::new_vm;
-use crate::raw::{OnKvm, RawCalls};
 use crate::scenario::{Scenario, Step, Workload};
 use crate::strategy::{Apply, Enabled, Gathered, PerRegion, Sets, Spent, Strategy, StrategyError};
+use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Prober, Work};
+use kvm_memslots_kit::host::{HostMemory, Pages};
+use kvm_memslots_kit::machine::new_vm;
+use kvm_memslots_kit::raw::{OnKvm, RawCalls};
 
 /// What busy vCPUs do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -8,7 +8,7 @@ mod common;
 use std::process::Command;
 
 use common::{skip, vm_or_skip};
-use kvm_memslots_bench::guest::{GuestError, Prober};
+use kvm_memslots_kit::guest::{GuestError, Prober};
 use serde_json::{Map, Value};
 
 type Row = Map<String, Value>;

@@ -7,8 +7,8 @@ use common::{guest_or_skip, skip, vm_or_skip};
 use kvm_ioctls::VmFd;
 use kvm_memslots::deferred::{Deferral, Policy, Retry};
 use kvm_memslots::{Access as HostAccess, Backing, Changes, RegionSpec, Vm, at, vm_fd};
-use kvm_memslots_bench::guest::{Access, GuestError, Mmio, Prober};
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::guest::{Access, GuestError, Mmio, Prober};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 
 const OWN_SLOT: u16 = 0;
 const GPA: u64 = 0x4000_0000;

@@ -13,8 +13,8 @@ use kvm_memslots::{
     Access as HostAccess, Backing, Changes, Executor, GateError, HolePolicy, RegionId, RegionSpec,
     VcpuGate, Vm, at, vm_fd,
 };
-use kvm_memslots_bench::guest::{Access, Outcome, Prober};
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::guest::{Access, Outcome, Prober};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 
 const OWN_SLOT: u16 = 0;
 const GPA: u64 = 0x200_0000;

@@ -8,8 +8,8 @@ use common::{skip, vm_or_skip};
 use kvm_memslots::ErrorKind;
 use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots_bench::flash::{DriveError, Driven, Way, drive};
-use kvm_memslots_bench::guest::GuestError;
 use kvm_memslots_bench::rig::Vcpus;
+use kvm_memslots_kit::guest::GuestError;
 
 const CYCLES: u64 = 6000;
 

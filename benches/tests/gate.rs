@@ -12,11 +12,11 @@ use kvm_ioctls::VmFd;
 use kvm_memslots::{
     Access, Backing, Changes, Executor, HolePolicy, RegionId, RegionSpec, Vm, at, vm_fd,
 };
-use kvm_memslots_bench::guest::{BusyVcpus, GuestError, Work};
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
 use kvm_memslots_bench::rig::{Busy, Rig, RunError, Target, Vcpus};
 use kvm_memslots_bench::scenario::{REQUESTS_PER_CYCLE, Workload};
 use kvm_memslots_bench::strategy::Strategy;
+use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Work};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 
 const OWN_SLOT: u16 = 0;
 const GPA: u64 = 0x100_0000;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use common::{guest_or_skip, set_slot, skip, vm_or_skip};
 use kvm_ioctls::{Kvm, VmFd};
-use kvm_memslots_bench::grace::GraceCounter;
-use kvm_memslots_bench::guest::{BusyVcpus, Work};
-use kvm_memslots_bench::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
+use kvm_memslots_kit::grace::GraceCounter;
+use kvm_memslots_kit::guest::{BusyVcpus, Work};
+use kvm_memslots_kit::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
 
 fn counter_or_skip(test: &str) -> Option<GraceCounter> {
     vm_or_skip(test)?;

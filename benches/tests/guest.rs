@@ -9,10 +9,10 @@ use std::time::Duration;
 use common::{guest_or_skip, set_slot, vm_or_skip};
 use kvm_bindings::KVM_MEM_READONLY;
 use kvm_memslots::VcpuGate;
-use kvm_memslots_bench::guest::{
+use kvm_memslots_kit::guest::{
     Access, BusyVcpus, GuestError, Mmio, OWN_GPA, Outcome, Prober, Work,
 };
-use kvm_memslots_bench::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
+use kvm_memslots_kit::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
 
 const OWN_SLOT: u16 = 7;
 const PATIENCE: Duration = Duration::from_secs(20);

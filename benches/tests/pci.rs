@@ -4,12 +4,12 @@
 mod common;
 
 use common::{skip, vm_or_skip};
-use kvm_memslots_bench::grace::GraceCounter;
-use kvm_memslots_bench::guest::GuestError;
-use kvm_memslots_bench::machine::new_vm;
 use kvm_memslots_bench::rig::{Rig, RunError, Target, Vcpus};
 use kvm_memslots_bench::scenario::Workload;
 use kvm_memslots_bench::strategy::{Spent, Strategy};
+use kvm_memslots_kit::grace::GraceCounter;
+use kvm_memslots_kit::guest::GuestError;
+use kvm_memslots_kit::machine::new_vm;
 
 const DEVICES: usize = 64;
 

@@ -17,8 +17,8 @@ use kvm_ioctls::VmFd;
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
 use kvm_memslots::window::{Gap, Window, WindowSpec};
 use kvm_memslots::{Access as May, Backing, Changes, HolePolicy, RegionSpec, Vm, at, vm_fd};
-use kvm_memslots_bench::guest::{Access, Mmio, Prober};
-use kvm_memslots_bench::host::SMALL_PAGE;
+use kvm_memslots_kit::guest::{Access, Mmio, Prober};
+use kvm_memslots_kit::host::SMALL_PAGE;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

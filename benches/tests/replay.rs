@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use common::{skip, vm_or_skip};
 use kvm_memslots_bench::compare::{Session, ways};
-use kvm_memslots_bench::grace::GraceCounter;
-use kvm_memslots_bench::machine::new_vm;
 use kvm_memslots_bench::replay::{Replay, Strategy};
 use kvm_memslots_bench::trace::import_from;
+use kvm_memslots_kit::grace::GraceCounter;
+use kvm_memslots_kit::machine::new_vm;
 
 /// A boot of real UEFI on arm64 under QEMU 7.2. In the program, as the lab has
 /// no files.

@@ -4,8 +4,8 @@
 use std::process::Command;
 
 use kvm_memslots_bench::compare::Row;
-use kvm_memslots_bench::machine::Machine;
 use kvm_memslots_bench::report::{Report, human};
+use kvm_memslots_kit::machine::Machine;
 use serde_json::{Value, json};
 
 fn memslots(args: &str) -> String {

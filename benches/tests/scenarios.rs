@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::{Limits, MemFlags};
-use kvm_memslots_bench::guest::OWN_GPA;
-use kvm_memslots_bench::host::SMALL_PAGE;
 use kvm_memslots_bench::rig::on_model;
 use kvm_memslots_bench::scenario::{
     BARS, Change, Name, Place, REQUESTS_PER_CYCLE, Scenario, Step, Workload,
 };
 use kvm_memslots_bench::strategy::{Apply, Spent, Strategy};
+use kvm_memslots_kit::guest::OWN_GPA;
+use kvm_memslots_kit::host::SMALL_PAGE;
 
 /// Where the host memory would be.
 const HVA: u64 = 0x7000_0000_0000;

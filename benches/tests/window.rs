@@ -17,9 +17,9 @@ use common::{guest_or_skip, set_slot, skip, vm_or_skip};
 use kvm_ioctls::VmFd;
 use kvm_memslots::window::{Contents, Edit, Found, Gap, Window, WindowSpec};
 use kvm_memslots::{Changes, RegionId, Vm, at, vm_fd};
-use kvm_memslots_bench::guest::{Access, GuestError, Outcome, Prober, code_returning};
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
-use kvm_memslots_bench::userfault::Userfault;
+use kvm_memslots_kit::guest::{Access, GuestError, Outcome, Prober, code_returning};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::userfault::Userfault;
 use nix::errno::Errno;
 
 const OWN_SLOT: u16 = 7;

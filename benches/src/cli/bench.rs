@@ -6,10 +6,10 @@ use super::shown::{About, OutputArgs};
 use super::{Failure, counter, need_kvm};
 use crate::bench::{self, Bench, Sizes};
 use crate::compare::ways;
-use crate::machine::open_kvm;
 use crate::rig::{Busy, Target};
 use crate::scenario::Workload;
 use crate::strategy::Strategy;
+use kvm_memslots_kit::machine::open_kvm;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {

@@ -10,9 +10,9 @@ use super::Failure;
 use super::output::OutputFile;
 use super::progress::spinner;
 use crate::compare::{Row, Session};
-use crate::grace::GraceCounter;
-use crate::machine::Machine;
 use crate::report::{self, Column, Report, baseline, table};
+use kvm_memslots_kit::grace::GraceCounter;
+use kvm_memslots_kit::machine::Machine;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct OutputArgs {

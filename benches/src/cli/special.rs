@@ -6,11 +6,11 @@ use clap::{Args, Subcommand};
 use super::shown::{About, OutputArgs};
 use super::{Failure, counted_by, counter, need_kvm};
 use crate::devices::{self, Devices};
-use crate::grace::{GraceCounter, Method};
-use crate::machine::new_vm;
 use crate::rig::Target;
 use crate::start::{self, Start};
 use crate::window::{self, Windows};
+use kvm_memslots_kit::grace::{GraceCounter, Method};
+use kvm_memslots_kit::machine::new_vm;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Special {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{CountedBy, Lap, Ratio, Row, Watch, Way, median};
-use crate::grace::GraceCounter;
+use kvm_memslots_kit::grace::GraceCounter;
 
 /// Samples by name.
 pub type Pools = BTreeMap<&'static str, Vec<u64>>;

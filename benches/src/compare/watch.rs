@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::grace::GraceCounter;
-use crate::pin::Pinned;
+use kvm_memslots_kit::grace::GraceCounter;
+use kvm_memslots_kit::pin::Pinned;
 
 /// What a run does its work under.
 #[derive(Debug)]

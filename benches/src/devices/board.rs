@@ -8,7 +8,7 @@ use kvm_memslots::{Access, Backing, RegionId, RegionSpec, at};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Devices;
-use crate::host::{HostMemory, Pages};
+use kvm_memslots_kit::host::{HostMemory, Pages};
 
 /// Bytes of a BAR.
 const BAR_SIZE: u64 = 16 << 10;

@@ -20,7 +20,7 @@ use super::rig::split_irqchip;
 use super::taken::{shape, taken};
 use super::ways::{Spent, Way};
 use crate::compare::{self, Lap, Session, Taken, Watch};
-use crate::machine::new_vm;
+use kvm_memslots_kit::machine::new_vm;
 
 /// So many of them are masked and unmasked.
 const MASKED: usize = 64;

@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use super::ways::Way;
-use crate::guest::GuestError;
+use kvm_memslots_kit::guest::GuestError;
 
 /// Why there is no comparison.
 #[derive(Debug, Error)]

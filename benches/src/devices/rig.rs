@@ -13,8 +13,8 @@ use super::library::Library;
 use super::taken::taken;
 use super::ways::{Apply, ByHand, CallOrder, Way};
 use crate::compare::{Taken, Watch};
-use crate::guest::BusyVcpus;
-use crate::machine::new_vm;
+use kvm_memslots_kit::guest::BusyVcpus;
+use kvm_memslots_kit::machine::new_vm;
 
 /// vCPUs that take longer than this to get going never will.
 const START: Duration = Duration::from_secs(30);

@@ -11,11 +11,11 @@ use kvm_memslots_shim::kvm::QUIRK_SLOT_ZAP_ALL;
 use serde_json::{Value, json};
 
 use crate::compare::{median, percentile};
-use crate::guest::{BusyVcpus, GuestError, Work};
-use crate::host::{HostMemory, Pages, SMALL_PAGE};
-use crate::machine::new_vm;
 use crate::report::document::Part;
 use crate::report::{human, or_dash};
+use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Work};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::machine::new_vm;
 
 /// Calls of each kind that are timed. With a vCPU that spins for milliseconds
 /// under `kvm->srcu`, they still take no more than a second.

@@ -8,13 +8,13 @@ use clap::Args;
 use kvm_memslots_shim::uapi::probe::Support;
 use serde_json::{Value, json};
 
-use crate::grace::{GraceCounter, NotCounted};
-use crate::guest::Work;
-use crate::machine::{KvmOffer, Machine, new_vm};
 use crate::report::document::Part;
 use crate::report::human;
 use crate::rig::Busy;
 use calls::{CALLS, Cost, cost};
+use kvm_memslots_kit::grace::{GraceCounter, NotCounted};
+use kvm_memslots_kit::guest::Work;
+use kvm_memslots_kit::machine::{KvmOffer, Machine, new_vm};
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, Args)]

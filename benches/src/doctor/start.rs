@@ -5,11 +5,11 @@ use std::io;
 use serde_json::{Value, json};
 
 use crate::compare::{Row, Session, Shape, Stop, Taken, Watch, Way};
-use crate::grace::GraceCounter;
-use crate::machine::new_vm;
 use crate::report::document::Part;
 use crate::report::{human, or_dash};
 use crate::start::{Parts, Step};
+use kvm_memslots_kit::grace::GraceCounter;
+use kvm_memslots_kit::machine::new_vm;
 
 use Step::{Ioeventfd, Memory, Vcpus};
 #[cfg(target_arch = "x86_64")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::query::{BLOCK, BUFFER_WORDS, CHIPS, DEVICE, MANUFACTURER, query};
-use crate::host::{HostMemory, Pages};
+use kvm_memslots_kit::host::{HostMemory, Pages};
 
 /// Bytes of the bus: a word of each chip.
 const BUS: u64 = CHIPS * 2;

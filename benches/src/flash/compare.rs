@@ -7,9 +7,9 @@ use kvm_memslots::deferred::Deferral;
 
 use super::{Contents, DriveError, Way, drive};
 use crate::compare::{Lap, Row, Session, Shape, Stop, Taken, Watch, beside};
-use crate::machine::new_vm;
 use crate::report::Column;
 use crate::rig::Vcpus;
+use kvm_memslots_kit::machine::new_vm;
 
 /// The columns of the table.
 pub const COLUMNS: [Column; 11] = [

@@ -13,9 +13,9 @@ use kvm_memslots::{
 use thiserror::Error as ThisError;
 
 use super::{BLOCK, Flash};
-use crate::guest::{Access, BusyVcpus, GuestError, Mmio};
-use crate::host::HostMemory;
 use crate::rig::Vcpus;
+use kvm_memslots_kit::guest::{Access, BusyVcpus, GuestError, Mmio};
+use kvm_memslots_kit::host::HostMemory;
 
 /// How the bank's slot follows its mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]

@@ -7,8 +7,8 @@ use kvm_memslots::{Errno, MemFlags, Range};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 use super::{Make, Refused, Spent};
-use crate::raw::RawCalls;
 use crate::trace::Call;
+use kvm_memslots_kit::raw::RawCalls;
 
 /// How often a slot has to come back unchanged, where nothing else is asked
 /// for.

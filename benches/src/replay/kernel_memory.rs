@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 
 use super::ReplayError;
-use crate::host::SMALL_PAGE;
 use crate::trace::Call;
+use kvm_memslots_kit::host::SMALL_PAGE;
 
 /// With shadow paging: a reverse map entry (`memslot_rmap_alloc()`, 8 bytes)
 /// and a count of write tracking (`kvm_page_track_create_memslot()`, 2 bytes)

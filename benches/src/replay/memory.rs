@@ -3,8 +3,8 @@
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 use super::ReplayError;
-use crate::host::{HostMemory, LARGE_PAGE, Pages};
 use crate::trace::{Call, Trace};
+use kvm_memslots_kit::host::{HostMemory, LARGE_PAGE, Pages};
 
 /// Host memory for a trace: reserved, never touched, so that a trace of any
 /// VM fits.

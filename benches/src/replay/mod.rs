@@ -24,10 +24,10 @@ use kvm_memslots_shim::uapi::MemFlags;
 use thiserror::Error;
 
 use crate::compare::{Session, Shape, Stop, Taken, Watch};
-use crate::machine::new_vm;
-use crate::raw::{OnKvm, RawCalls};
 use crate::report::Column;
 use crate::trace::{Call, Trace, bursts};
+use kvm_memslots_kit::machine::new_vm;
+use kvm_memslots_kit::raw::{OnKvm, RawCalls};
 
 /// A way to make the calls of a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]

@@ -2,7 +2,7 @@
 //!
 //! A scenario says nothing of how the changes are made; that is what a
 //! [`strategy`](crate::strategy) does. Guest addresses stay below
-//! [`OWN_GPA`](crate::guest::OWN_GPA), where guest code may run beside it.
+//! [`OWN_GPA`](kvm_memslots_kit::guest::OWN_GPA), where guest code may run beside it.
 
 mod boot;
 mod hotplug;
@@ -17,7 +17,7 @@ use std::fmt;
 
 use kvm_memslots::{Kind, MemFlags};
 
-use crate::host::SMALL_PAGE;
+use kvm_memslots_kit::host::SMALL_PAGE;
 
 /// Names a region of one scenario: small numbers, never used again for another
 /// region.

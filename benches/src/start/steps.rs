@@ -10,7 +10,7 @@ use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::vm_fd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::host::{HostMemory, Pages};
+use kvm_memslots_kit::host::{HostMemory, Pages};
 
 const MIB: u64 = 1 << 20;
 

@@ -12,8 +12,8 @@ use kvm_memslots::{Access, Backing, Changes, RegionSpec, Vm, at, vm_fd};
 use super::steps::{Parts, Step};
 use super::{Shape, StartError};
 use crate::devices::{Apply, Board, BoardDevice, ByHand, CallOrder, Devices, Spent};
-use crate::machine::new_vm;
 use crate::rig::Busy;
+use kvm_memslots_kit::machine::new_vm;
 
 /// How a VM is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]

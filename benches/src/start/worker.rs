@@ -9,7 +9,7 @@ use super::ways::Setup;
 use super::{Shape, StartError, Way};
 use crate::devices::Spent;
 use crate::fleet::{self, Fleet};
-use crate::pin::Pinned;
+use kvm_memslots_kit::pin::Pinned;
 
 /// The hidden subcommand that this is.
 const SUBCOMMAND: &str = "start-worker";

@@ -8,9 +8,9 @@ use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
 use kvm_memslots::{Access as HostAccess, Backing, Error, ErrorKind, RegionSpec, Report, Vm, at};
 
 use super::{Apply, Spent, StrategyError};
-use crate::guest::{Access, Mmio, Prober};
-use crate::host::HostMemory;
 use crate::scenario::{Change, Place, Step};
+use kvm_memslots_kit::guest::{Access, Mmio, Prober};
+use kvm_memslots_kit::host::HostMemory;
 
 /// Where the guest has its devices' config space: 4 KiB each.
 const ECAM: u64 = 0xb000_0000;

@@ -9,7 +9,7 @@ use kvm_memslots_shim::uapi::{MemoryRegions, MemoryRegionsFlags};
 
 use super::per_region::region2;
 use super::{SetRegion, Spent, StrategyError};
-use crate::raw::RawCalls;
+use kvm_memslots_kit::raw::RawCalls;
 
 /// Takes the calls that [`PerRegion`](super::PerRegion) makes in a step and
 /// makes one of them, so that the two differ in nothing but the ioctl.

@@ -133,7 +133,7 @@ pub enum StrategyError {
     Pci(kvm_memslots::pci::PciError),
     /// The guest died.
     #[error(transparent)]
-    Guest(crate::guest::GuestError),
+    Guest(kvm_memslots_kit::guest::GuestError),
     /// The guest found something else than it should have.
     #[error("the guest read a wrong value at GPA {gpa:#x}")]
     WrongValue {

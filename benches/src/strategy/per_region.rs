@@ -9,8 +9,8 @@ use kvm_memslots::{Errno, MemFlags};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
 use super::{Apply, Spent, StrategyError};
-use crate::raw::RawCalls;
 use crate::scenario::{Change, Name, Place, Step};
+use kvm_memslots_kit::raw::RawCalls;
 
 /// Who takes the calls.
 pub trait SetRegion {

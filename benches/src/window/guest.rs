@@ -8,10 +8,10 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 
 use super::WindowsError;
-use crate::guest::{BusyVcpus, GuestError, Work};
-use crate::host::{HostMemory, Pages, SMALL_PAGE};
 use crate::rig::Busy;
-use crate::userfault::Userfault;
+use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Work};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::userfault::Userfault;
 
 /// vCPUs that take longer than this to get going never will.
 const START: Duration = Duration::from_secs(30);

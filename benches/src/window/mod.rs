@@ -16,8 +16,8 @@ use std::io;
 use clap::Args;
 use thiserror::Error;
 
-use crate::guest::GuestError;
 use crate::rig::Busy;
+use kvm_memslots_kit::guest::GuestError;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]

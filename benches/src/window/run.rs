@@ -8,9 +8,9 @@ use super::guest::{Guest, Running};
 use super::ways::{Applied, Way};
 use super::{Windows, WindowsError};
 use crate::compare::{Lap, Row, Session, Shape, Taken, Watch, median, ways};
-use crate::machine::new_vm;
-use crate::pin::Pinned;
 use crate::report::{Column, or_dash};
+use kvm_memslots_kit::machine::new_vm;
+use kvm_memslots_kit::pin::Pinned;
 
 /// The columns of the table.
 pub const COLUMNS: [Column; 10] = [

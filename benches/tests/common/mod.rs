@@ -5,8 +5,8 @@ use std::io::Write;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
-use kvm_memslots_bench::guest::GuestError;
-use kvm_memslots_bench::host::HostMemory;
+use kvm_memslots_kit::guest::GuestError;
+use kvm_memslots_kit::host::HostMemory;
 
 /// Says aloud that `test` is skipped, in the form that `cargo xtask test`
 /// counts. Written directly: the test harness would swallow what `eprintln!`

@@ -12,7 +12,7 @@ use kvm_memslots::backend::model::events::FdKind;
 use kvm_memslots::backend::{EventCalls, EventModel, Irqchip, Kvm, KvmOptions};
 use kvm_memslots::device::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget};
 use kvm_memslots::{Errno, vm_fd};
-use kvm_memslots_bench::guest::interrupted::{GuestWrite, Interrupted};
+use kvm_memslots_kit::guest::interrupted::{GuestWrite, Interrupted};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;

@@ -7,8 +7,8 @@ use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Route};
 use kvm_memslots::{
     Access, Backing, Builder, Changes, RegionId, RegionSpec, Report, Vm, at, vm_fd,
 };
-use kvm_memslots_bench::guest::interrupted::{GuestWrite, Interrupted};
-use kvm_memslots_bench::host::{HostMemory, Pages};
+use kvm_memslots_kit::guest::interrupted::{GuestWrite, Interrupted};
+use kvm_memslots_kit::host::{HostMemory, Pages};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::rig::{OWN_SLOT, PATIENCE, eventfd, full_vm, msi, signalled, split_vm};

@@ -10,8 +10,8 @@ use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd, Irqfd, Ro
 use kvm_memslots::{
     Access, Backing, Changes, Errno, ErrorKind, RegionId, RegionSpec, Vm, at, vm_fd,
 };
-use kvm_memslots_bench::guest::interrupted::Interrupted;
-use kvm_memslots_bench::host::{HostMemory, Pages};
+use kvm_memslots_kit::guest::interrupted::Interrupted;
+use kvm_memslots_kit::host::{HostMemory, Pages};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::rig::{OWN_SLOT, PATIENCE, eventfd, msi, split_vm};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::VmFd;
 use kvm_memslots::device::Msi;
-use kvm_memslots_bench::guest::interrupted::MSI_ADDRESS;
+use kvm_memslots_kit::guest::interrupted::MSI_ADDRESS;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::common::{skip, vm_or_skip};

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kvm_memslots::device::{Bus, Device, Trigger};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
 use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionSpec, Vm, at, vm_fd};
-use kvm_memslots_bench::guest::interrupted::{GuestWrite, Interrupted};
-use kvm_memslots_bench::host::{HostMemory, Pages};
+use kvm_memslots_kit::guest::interrupted::{GuestWrite, Interrupted};
+use kvm_memslots_kit::host::{HostMemory, Pages};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::rig::{OWN_SLOT, PATIENCE, eventfd, msi, signalled, split_vm};

@@ -8,8 +8,8 @@ use kvm_bindings::{
     kvm_create_guest_memfd, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use kvm_ioctls::{Kvm, VmFd};
-use kvm_memslots_bench::host::SMALL_PAGE;
-use kvm_memslots_bench::raw::{OnKvm, RawCalls};
+use kvm_memslots_kit::host::SMALL_PAGE;
+use kvm_memslots_kit::raw::{OnKvm, RawCalls};
 use kvm_memslots_shim::uapi::MemFlags;
 use kvm_memslots_shim::{Errno, Limits};
 

@@ -18,7 +18,7 @@ mod pair;
 use std::cell::RefCell;
 
 use common::{guest_or_skip, vm_or_skip};
-use kvm_memslots_bench::guest::Prober;
+use kvm_memslots_kit::guest::Prober;
 use kvm_memslots_shim::memory::model::DirtyTracking;
 use ops::Op;
 use pair::{Pair, Stats};

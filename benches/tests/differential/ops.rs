@@ -1,6 +1,6 @@
 //! The operations, and how they are chosen.
 
-use kvm_memslots_bench::guest::OWN_GPA;
+use kvm_memslots_kit::guest::OWN_GPA;
 use kvm_memslots_shim::Slot;
 use kvm_memslots_shim::memory::{Model, Op as MemoryOp};
 use kvm_memslots_shim::uapi::{MemFlags, kvm_userspace_memory_region2 as Region};

@@ -10,9 +10,9 @@ use kvm_bindings::{
     kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
-use kvm_memslots_bench::guest::{Access, MAPPED_END, OWN_GPA, Outcome, Prober};
-use kvm_memslots_bench::host::{HostMemory, Pages};
-use kvm_memslots_bench::raw::{OnKvm, RawCalls};
+use kvm_memslots_kit::guest::{Access, MAPPED_END, OWN_GPA, Outcome, Prober};
+use kvm_memslots_kit::host::{HostMemory, Pages};
+use kvm_memslots_kit::raw::{OnKvm, RawCalls};
 use kvm_memslots_shim::memory::MemoryCalls;
 use kvm_memslots_shim::memory::model::{DirtyTracking, GuestAccess, Model, ModelConfig, Piece};
 use kvm_memslots_shim::uapi::{MemFlags, MemoryRegions, MemoryRegionsFlags};

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use kvm_memslots_bench::guest::{MAPPED_END, enter_long_mode};
+use kvm_memslots_kit::guest::{MAPPED_END, enter_long_mode};
 
 /// An address without a slot.
 const NOWHERE: u64 = MAPPED_END - 0x1000;

@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd as _, RawFd};
 
 use kvm_bindings::KVM_MEM_READONLY;
 use kvm_ioctls::{Kvm, VmFd};
-use kvm_memslots_bench::guest::{Access, Outcome, Prober};
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::guest::{Access, Outcome, Prober};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 
 use crate::common;
 use crate::vmm::Run;

@@ -22,7 +22,7 @@ use std::{
 use flash::Flash;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 #[cfg(target_arch = "x86_64")]
-use kvm_memslots_bench::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 use vmm::{Run, as_vmm};
 
 /// Cycles of command mode and array mode.

@@ -7,8 +7,8 @@ use std::fmt::Write;
 
 use super::{human, or_dash};
 use crate::compare::Row;
-use crate::machine::Machine;
 pub(super) use chart::distribution as runs;
+use kvm_memslots_kit::machine::Machine;
 pub(super) use page::{escape, page, table as table_of};
 
 /// What a page is about.

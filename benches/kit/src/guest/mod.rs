@@ -214,7 +214,8 @@ pub enum GuestError {
 }
 
 impl GuestError {
-    pub(crate) fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+    /// For `map_err`: `call` was refused.
+    pub fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |error| Self::Kvm { call, errno: Errno::from_raw(error.errno()) }
     }
 
