@@ -58,12 +58,14 @@ impl fmt::Display for Ratio {
     }
 }
 
-/// Three of them, and never more than two behind the point.
+/// Three of them, or one behind the zeros of what is small.
 fn digits(times: f64) -> String {
     let behind = match times {
         100.0.. => 0,
         10.0.. => 1,
-        _ => 2,
+        0.1.. => 2,
+        0.01.. => 3,
+        _ => 4,
     };
     format!("{times:.behind$}")
 }
@@ -83,6 +85,7 @@ mod tests {
         assert_eq!(shown(&[40, 50, 55], &[100, 110, 120]), "2.20x (1.82..3.00)");
         assert_eq!(shown(&[100, 110, 120], &[40, 50, 55]), "0.45x (0.33..0.55)");
         assert_eq!(shown(&[1, 1, 1], &[5470, 5470, 5470]), "5470x (5470..5470)");
+        assert_eq!(shown(&[400, 400, 400], &[1, 1, 1]), "0.0025x (0.0025..0.0025)");
         // One of nine may be anything.
         let mut other = [200; 9];
         other[4] = 1;

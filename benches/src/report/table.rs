@@ -83,13 +83,15 @@ fn said(value: Option<&Value>) -> String {
 pub fn table(columns: &[Column], rows: &[Row]) -> String {
     let cells: Vec<Vec<String>> =
         rows.iter().map(|row| columns.iter().map(|column| column.cell(row)).collect()).collect();
-    let is_number = |cell: &str| {
-        cell == "-"
-            || cell.starts_with(['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '=', '~', '>'])
-    };
-    let right = (0..columns.len()).filter(|index| {
-        !matches!(columns[*index], Column::Way(_))
-            && cells.iter().all(|row| is_number(&row[*index]) || row[*index].starts_with("skipped"))
+    let right = (0..columns.len()).filter(|index| match columns[*index] {
+        Column::Way(_) => false,
+        Column::Said(_, key) => {
+            rows.iter().all(|row| !row.more.get(key).is_some_and(Value::is_string))
+        }
+        Column::With(..) => cells.iter().all(|row| {
+            row[*index].starts_with(|first: char| first == '-' || first.is_ascii_digit())
+        }),
+        _ => true,
     });
     let heads: Vec<&str> = columns.iter().map(|column| column.head()).collect();
     let mut table = markdown(heads, right.collect::<Vec<_>>());
@@ -100,4 +102,41 @@ pub fn table(columns: &[Column], rows: &[Row]) -> String {
         notes.extend(note.filter(|note| !notes.contains(note)));
     }
     format!("{table}{}", notes.concat())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn words_are_left_and_numbers_right() {
+        let row = |way: &str, skipped: Option<&str>, pass: &str, flips: u64| -> Row {
+            serde_json::from_value(json!({
+                "what": "it", "size": 1, "unit": "things", "way": way, "grace_periods_by": "plan",
+                "ioctls": 7, "grace_periods": 9, "runs": 3, "wall_ns": 1500, "walls_ns": [],
+                "ratios": {"a": {"times": 2.0, "spread": [0.5, 3.0], "equal": true}},
+                "skipped": skipped, "note": "least", "pass": pass, "flips": flips,
+            }))
+            .unwrap()
+        };
+        let columns = [
+            Column::Said("pass", "pass"),
+            Column::Way("way"),
+            Column::Said("flips", "flips"),
+            Column::GracePeriods,
+            Column::Time("time"),
+            Column::Ratio("ratio", "a"),
+        ];
+        let rows = [row("a", None, "2nd", 1000), row("b", Some("no"), "x", 2)];
+        let expected = "\
+| pass | way | flips | grace periods |        time |          ratio |
+|------|-----|-------|---------------|-------------|----------------|
+| 2nd  | a   |  1000 |  >= 9 planned |     1.50 us | = (0.50..3.00) |
+| x    | b   |     2 |     9 planned | skipped: no | = (0.50..3.00) |
+a: least
+b: least";
+        assert_eq!(table(&columns, &rows), expected);
+    }
 }
