@@ -1,7 +1,7 @@
 //! Rust's names in a message, as C has them.
 
 /// A phrase of `kvm-memslots`, and what C reads.
-const NAMES: [(&str, &str); 14] = [
+const NAMES: [(&str, &str); 16] = [
     ("a Vm on this VM already; share that one (Arc<Vm>)", "this VM open already; share that"),
     ("Executor::Auto", "KVM_MEMSLOTS_EXECUTOR_AUTO"),
     ("HolePolicy::Gate", "KVM_MEMSLOTS_HOLES_GATE"),
@@ -10,6 +10,8 @@ const NAMES: [(&str, &str); 14] = [
     ("Builder::allow_scratch_vm was called", "KVM_MEMSLOTS_ALLOW_SCRATCH_VM was set"),
     ("Builder::reserve_slots", "reserved_slots, kvm_memslots_reserve_slots()"),
     ("Changes::set_log_dirty", "kvm_memslots_set_log_dirty()"),
+    ("say where in a file it is (Backing::with_file)", "set its file and file_offset"),
+    ("PciBars::without_slots allows no slot", "no slot is allowed"),
     ("; unmap the region instead, or let RomDevice choose", "; unmap the region instead"),
     ("is another PciBars'", "is of another kvm_memslots_pci"),
     ("placing it is unsafe: Contents::device", "it is KVM_MEMSLOTS_CONTENTS_DEVICE"),

@@ -300,7 +300,7 @@ fn every_errno_has_a_meaning() {
     let header = header();
     let table = header.lines().filter_map(|line| line.strip_prefix(" *\t")?.split_once('\t'));
     let table: BTreeSet<&str> = table.map(|(name, _)| name).collect();
-    let error = fs::read_to_string(file("../src/error.rs")).unwrap();
+    let error = fs::read_to_string(file("../src/error/errno.rs")).unwrap();
     let errno = error.split("fn errno(&self) -> Errno {\n        match self").nth(1).unwrap();
     let errno = errno.split("\n    }\n").next().unwrap();
     let pci = fs::read_to_string(file("../src/pci/error.rs")).unwrap();

@@ -32,18 +32,20 @@ struct Kind {
     test: &'static str,
     run: fn(u64, u64) -> Result<String, c_int>,
     steps: u64,
+    /// Whether its guest reads memory that was deferred.
+    reads: bool,
 }
 
 #[test]
 fn with_and_without_all_is_the_same() {
     let test = "with_and_without_all_is_the_same";
-    compare(&Kind { test, run: program::run, steps: 60 });
+    compare(&Kind { test, run: program::run, steps: 60, reads: true });
 }
 
 #[test]
 fn with_and_without_strange_calls_are_the_same() {
     let test = "with_and_without_strange_calls_are_the_same";
-    compare(&Kind { test, run: strange::run, steps: 400 });
+    compare(&Kind { test, run: strange::run, steps: 400, reads: false });
 }
 
 fn compare(kind: &Kind) {
@@ -75,7 +77,7 @@ fn compare(kind: &Kind) {
         reads += stats["reads"].as_u64().unwrap();
     }
     // Else nothing was compared.
-    assert!(deferred > 0 && reads > 0, "{deferred} {reads}");
+    assert!(deferred > 0 && (reads > 0 || !kind.reads), "{deferred} {reads}");
 }
 
 fn seeds() -> std::ops::Range<u64> {

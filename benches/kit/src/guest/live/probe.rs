@@ -13,7 +13,7 @@ use crate::host::Pages;
 /// says for each whether it reached memory.
 ///
 /// ```no_run
-/// use kvm_memslots_bench::guest::{Access, Outcome, Prober};
+/// use kvm_memslots_kit::guest::{Access, Outcome, Prober};
 ///
 /// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
 /// let mut prober = Prober::new(&vm, 0)?;
