@@ -9,6 +9,8 @@ pub(super) struct Columns {
     /// Heads the column that says which run it was, if there are several.
     pub(super) run: Option<&'static str>,
     pub(super) kinds: &'static [(&'static str, Kind)],
+    /// Whether [`Measured::set_up`] is known of it.
+    pub(super) set_up: bool,
     /// What [`Measured::up`] and [`Measured::done`] are times of.
     pub(super) times: [&'static str; 2],
 }
@@ -53,7 +55,8 @@ impl Measured {
         let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let seconds = |value: Option<f64>| or_none(value.map(|value| format!("{value:.1} s")));
         cells.push(or_none(self.grace_periods.map(|number| number.to_string())));
-        cells.push(or_none(self.set_up.map(|value| format!("{:.1} ms", value * 1e3))));
+        let set_up = || or_none(self.set_up.map(|value| format!("{:.1} ms", value * 1e3)));
+        cells.extend(columns.set_up.then(set_up));
         cells.extend([seconds(self.up), seconds(self.done), self.notes.join(", ")]);
         cells
     }
@@ -64,7 +67,8 @@ pub(super) fn table(columns: &Columns, rows: &[Measured]) -> String {
     let mut header = vec!["kernel", "way"];
     header.extend(columns.run);
     header.extend(columns.kinds.iter().map(|(name, _)| *name));
-    header.extend(["GPs", "set up"]);
+    header.push("GPs");
+    header.extend(columns.set_up.then_some("set up"));
     header.extend(columns.times);
     header.push("");
     let mut cells: Vec<Vec<String>> = vec![header.into_iter().map(str::to_owned).collect()];
@@ -90,17 +94,20 @@ mod tests {
         const KINDS: [(&str, Kind); 2] = [("memslot", Kind::Memslot), ("batch", Kind::Batch)];
         let mut row = Measured::new(Way::Ours, Kernel::Host, "vga");
         row.counts.add(0x4020_ae46, 12);
-        row.up = Some(3.25);
+        (row.set_up, row.up) = (Some(0.0075), Some(3.25));
         for run in [None, Some("run")] {
-            let columns = Columns { run, kinds: &KINDS, times: ["up", "done"] };
+            let columns =
+                Columns { run, kinds: &KINDS, set_up: run.is_none(), times: ["up", "done"] };
             let text = table(&columns, std::slice::from_ref(&row));
             let lines: Vec<&str> = text.lines().collect();
             assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
             let mut cells: Vec<&str> = lines[2].split('|').map(str::trim).collect();
             if run.is_some() {
                 assert_eq!(cells.remove(3), "vga");
+            } else {
+                assert_eq!(cells.remove(6), "7.5 ms");
             }
-            assert_eq!(cells[1..9], ["host", "ours", "12", "0", "-", "-", "3.2 s", "-"]);
+            assert_eq!(cells[1..8], ["host", "ours", "12", "0", "-", "3.2 s", "-"]);
         }
     }
 }

@@ -34,6 +34,7 @@ pub(super) const COLUMNS: Columns = Columns {
         ("routes", Kind::Routes),
         ("MSI", Kind::Msi),
     ],
+    set_up: true,
     times: ["guest up", "devices used"],
 };
 

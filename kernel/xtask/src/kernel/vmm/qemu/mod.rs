@@ -33,6 +33,7 @@ pub(super) const COLUMNS: Columns = Columns {
         ("ioeventfd", Kind::Ioeventfd),
         ("routes", Kind::Routes),
     ],
+    set_up: false,
     times: ["booted", "done"],
 };
 
