@@ -20,9 +20,14 @@ pub(crate) struct Args {
 /// A file's name, what it shows, and the arguments of `memslots`.
 type Measured = (&'static str, &'static str, &'static [&'static str]);
 
-const MEASURED: [Measured; 12] = [
+const MEASURED: [Measured; 14] = [
     ("scenarios", "Memory of VMMs, call by call and in sets", &[]),
     ("devices", "Devices attached and detached", &["bench", "devices"]),
+    (
+        "devices-scattered",
+        "Devices whose BARs can't share a slot",
+        &["bench", "devices", "--scattered"],
+    ),
     ("devices-hotplug", "One device after another", &["bench", "devices", "--hotplug", "0,2,5,20"]),
     ("devices-churn", "Vectors masked and changed", &["bench", "devices", "--churn", "2048"]),
     (
@@ -40,6 +45,11 @@ const MEASURED: [Measured; 12] = [
     ("pci", "A guest that enables PCI functions by config writes", &["bench", "pci"]),
     ("flash", "A guest that programs flash", &["flash"]),
     ("replay", "The calls of a QEMU that boots UEFI", &["replay", UEFI]),
+    (
+        "replay-singly",
+        "The same, each call a set of its own, with the library and without",
+        &["replay", UEFI, "--singly", "--runs", "15", "--strategy", "per-region,shim"],
+    ),
     ("doctor", "What the machine offers", &["doctor"]),
 ];
 
