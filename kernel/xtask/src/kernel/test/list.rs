@@ -94,8 +94,13 @@ const TRAP_RACE: Selftest = Selftest {
 };
 const READONLY: Selftest =
     Selftest { name: "mem_readonly_test", arch: X86, linux: Some("6.12"), ..TRAP };
-const READONLY_RACE: Selftest =
-    Selftest { name: "mem_readonly_race_test", arch: X86, linux: Some("6.12"), ..TRAP_RACE };
+const READONLY_RACE: Selftest = Selftest {
+    name: "mem_readonly_race_test",
+    args: &["2000"],
+    arch: X86,
+    linux: Some("6.12"),
+    ..TRAP_RACE
+};
 const SLEEPING_FAULT: Selftest =
     Selftest { name: "memslot_sleeping_fault_test", arch: X86, ..of(Series::Waits) };
 // Without the last part, which changes no slots: its guest has 10 s to touch all

@@ -29,7 +29,7 @@ pub(super) const SPEC: Spec = Spec {
     host,
     lab: include_str!("libkrun.sh"),
     // What it sets up takes milliseconds.
-    limit: 8,
+    limit: 4,
     elf: true,
 };
 
