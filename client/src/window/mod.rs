@@ -302,7 +302,7 @@ impl Window {
     /// window is there: to tell an access to a gap from a mistake of the VMM's.
     #[must_use]
     pub fn found(&self, vm: &Vm, as_id: u16, gpa: u64) -> Option<Found> {
-        let offset = self.offset_of(vm, as_id, Range::new(gpa, 1)?)?;
+        let offset = self.offset_at(vm, as_id, gpa)?;
         Some(self.at(offset).map_or(Found::Gap { offset }, Found::Placed))
     }
 

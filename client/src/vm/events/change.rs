@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Gsis, Op, Plan, Route, Routes, State, plan_delta};
+use kvm_memslots_shim::events::{
+    Gsis, Ioeventfd, Op, Plan, Route, Routes, State, Zone, plan_delta,
+};
 
 use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
 use super::work::{Blame, Subject, Work};
-use super::zone_claims::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Event, Trigger};
 use crate::error::{Error, ErrorKind};
@@ -25,10 +26,10 @@ pub(in crate::vm) struct EventChange {
     pub(super) own_routes: Option<BTreeSet<Route>>,
     pub(super) gsis: Option<Gsis>,
     pub(super) clock: u64,
-    pub(super) claims_gone: Claims,
-    pub(super) claims_come: Claims,
-    pub(super) zones_gone: ZoneClaims,
-    pub(super) zones_come: ZoneClaims,
+    pub(super) claims_gone: Claims<Ioeventfd>,
+    pub(super) claims_come: Claims<Ioeventfd>,
+    pub(super) zones_gone: Claims<Zone>,
+    pub(super) zones_come: Claims<Zone>,
     /// Triggers of vectors that are masked, and that are no longer.
     holds: Vec<Arc<Trigger>>,
     releases: Vec<Arc<Trigger>>,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use kvm_memslots_shim::events::Route;
+use kvm_memslots_shim::events::{Bus, Route, Zone, ZoneLimits};
 
-use crate::device::{Kick, Place};
+use crate::device::{Coalesced, Kick, Place};
 use crate::error::ErrorKind;
 
 pub(super) fn check_routes(routes: &BTreeSet<Route>, limit: u32) -> Result<(), ErrorKind> {
@@ -32,4 +32,19 @@ pub(super) fn check_kick(kick: &Kick) -> Result<(), ErrorKind> {
         Some(data) => Err(ErrorKind::IoeventfdValue { len, data }),
         None => Ok(()),
     }
+}
+
+/// What KVM would refuse, or never unregister, wherever it is.
+pub(super) fn check_coalesced(what: &Coalesced, limits: ZoneLimits) -> Result<(), ErrorKind> {
+    let ports = matches!(what.place, Place::At(Bus::Pio, _));
+    if limits.ring_page.is_none() || (ports && !limits.pio) {
+        return Err(ErrorKind::NoZones { ports });
+    }
+    let len = what.len;
+    if !(1..=Zone::MAX_LEN).contains(&len) {
+        return Err(ErrorKind::ZoneLength { len });
+    }
+    let (Place::At(_, start) | Place::In(_, start)) = what.place;
+    // KVM finds no write in one that ends where addresses do.
+    start.checked_add(len.into()).map(drop).ok_or(ErrorKind::ZoneWraps { len })
 }

@@ -1,4 +1,4 @@
-//! Where doorbells are.
+//! Where doorbells and coalesced zones are.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,42 @@ use kvm_memslots_shim::events::{Ioeventfd, Zone};
 
 use crate::device::DeviceId;
 
-/// Doorbells of devices, with their index: no two for the same write.
-#[derive(Debug, Default)]
-pub(super) struct Claims(BTreeMap<Ioeventfd, (DeviceId, usize)>);
+/// Doorbells, or zones, of devices, with their index. No two doorbells are for the
+/// same write; no two zones overlap, as KVM unregisters all that the one it is told
+/// is in.
+#[derive(Debug)]
+pub(super) struct Claims<T>(BTreeMap<T, (DeviceId, usize)>);
 
-impl Claims {
+impl<T> Default for Claims<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Copy + Ord> Claims<T> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&T, &(DeviceId, usize))> {
+        self.0.iter()
+    }
+
+    pub(super) fn insert(&mut self, what: T, id: DeviceId, index: usize) {
+        self.0.insert(what, (id, index));
+    }
+
+    pub(super) fn contains(&self, what: &T) -> bool {
+        self.0.contains_key(what)
+    }
+
+    pub(super) fn follow(&mut self, gone: &Self, come: &Self) {
+        gone.0.keys().for_each(|what| _ = self.0.remove(what));
+        self.0.extend(&come.0);
+    }
+}
+
+impl Claims<Ioeventfd> {
     /// Those that would fire for some of the same writes.
     pub(super) fn colliding(
         &self,
@@ -37,21 +68,17 @@ impl Claims {
         let inside = near.filter(move |(bell, _)| zone.takes_from(bell));
         inside.map(|(ioeventfd, (id, index))| (ioeventfd, *id, *index))
     }
+}
 
-    pub(super) fn insert(&mut self, ioeventfd: Ioeventfd, id: DeviceId, index: usize) {
-        self.0.insert(ioeventfd, (id, index));
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Ioeventfd, &(DeviceId, usize))> {
-        self.0.iter()
-    }
-
-    pub(super) fn contains(&self, ioeventfd: &Ioeventfd) -> bool {
-        self.0.contains_key(ioeventfd)
-    }
-
-    pub(super) fn follow(&mut self, gone: &Self, come: &Self) {
-        gone.0.keys().for_each(|ioeventfd| _ = self.0.remove(ioeventfd));
-        self.0.extend(&come.0);
+impl Claims<Zone> {
+    /// Those that have an address in common with this one.
+    pub(super) fn overlapping(
+        &self,
+        with: Zone,
+    ) -> impl Iterator<Item = (&Zone, DeviceId, usize)> + '_ {
+        let last = with.addr.saturating_add(u64::from(with.len).saturating_sub(1));
+        let before = self.0.range(..=Zone { addr: last, len: u32::MAX, ..with }).rev();
+        let overlapping = before.take_while(move |(zone, _)| zone.overlaps(&with));
+        overlapping.map(|(zone, (id, index))| (zone, *id, *index))
     }
 }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use kvm_memslots_shim::events::{Gsis, Msi, Route, RouteTarget};
 
-use super::check::{check_kick, check_routes};
-use super::zone_claims::check_coalesced;
+use super::check::{check_coalesced, check_kick, check_routes};
 use super::{Attached, Devices, EventState};
 use crate::changes::Change;
 use crate::device::{Device, DeviceId, DevicePart, Line, Vector};

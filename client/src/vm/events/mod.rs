@@ -11,7 +11,6 @@ mod check;
 mod claims;
 mod draft;
 mod work;
-mod zone_claims;
 mod zones;
 
 pub(crate) use attached::Attached;
@@ -21,12 +20,11 @@ pub(super) use draft::EventDraft;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use kvm_memslots_shim::events::{EventLimits, Gsis, Op, Route, State, ZoneLimits};
+use kvm_memslots_shim::events::{EventLimits, Gsis, Ioeventfd, Op, Route, State, Zone, ZoneLimits};
 
 use self::check::check_routes;
 use self::claims::Claims;
 use self::draft::Edited;
-use self::zone_claims::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, Event, Vector};
 use crate::error::Error;
@@ -59,9 +57,9 @@ pub(super) struct EventState {
     /// The devices that have doorbells or zones in a region, and so move with it.
     followers: BTreeMap<RegionId, BTreeSet<DeviceId>>,
     /// Where doorbells are, or will be when they are assigned.
-    claims: Claims,
+    claims: Claims<Ioeventfd>,
     /// The same of zones.
-    zones: ZoneClaims,
+    zones: Claims<Zone>,
     /// What KVM has may not be what it should have.
     pub(super) unsettled: bool,
     /// Eventfds of devices that are not attached, and that KVM may still have.
@@ -101,7 +99,7 @@ impl EventState {
             clock: 0,
             followers: BTreeMap::new(),
             claims: Claims::default(),
-            zones: ZoneClaims::default(),
+            zones: Claims::default(),
             unsettled: false,
             limbo: Vec::new(),
             unsure: Vec::new(),

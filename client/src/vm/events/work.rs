@@ -8,7 +8,6 @@ use kvm_memslots_shim::events::{Delta, Ioeventfd, Irqfd, Parts, Route, State, Zo
 use super::Attached;
 use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
-use super::zone_claims::ZoneClaims;
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Trigger, Vector};
 use crate::error::{Error, ErrorKind};
@@ -33,10 +32,10 @@ pub(super) struct Work<'d, 't> {
     pub(super) delta: Delta,
     /// What goes, unless somebody else has it as well.
     shared: Parts,
-    pub(super) claims_gone: Claims,
-    pub(super) claims_come: Claims,
-    pub(super) zones_gone: ZoneClaims,
-    pub(super) zones_come: ZoneClaims,
+    pub(super) claims_gone: Claims<Ioeventfd>,
+    pub(super) claims_come: Claims<Ioeventfd>,
+    pub(super) zones_gone: Claims<Zone>,
+    pub(super) zones_come: Claims<Zone>,
     pub(super) holds: Vec<Arc<Trigger>>,
     pub(super) releases: Vec<Arc<Trigger>>,
     pub(super) subjects: Vec<(Subject, Blame)>,
@@ -54,8 +53,8 @@ impl<'d, 't> Work<'d, 't> {
             shared: Parts::default(),
             claims_gone: Claims::default(),
             claims_come: Claims::default(),
-            zones_gone: ZoneClaims::default(),
-            zones_come: ZoneClaims::default(),
+            zones_gone: Claims::default(),
+            zones_come: Claims::default(),
             holds: Vec::new(),
             releases: Vec::new(),
             subjects: Vec::new(),
