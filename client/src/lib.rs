@@ -31,6 +31,8 @@
 
 mod adapters;
 mod backing;
+mod by_gpa;
+mod by_id;
 mod changes;
 pub mod deferred;
 pub mod device;
@@ -59,10 +61,10 @@ pub use gate::{GateError, HolePolicy, VcpuGate};
 pub use kvm_memslots_shim::{Errno, GuestMemfd, Kind, Limits, Mapping, MemFlags, Range, Slot};
 pub use observer::Observer;
 pub use region::{Region, RegionId, RegionSpec, Span, at};
-pub use report::{Preview, Report};
+pub use report::{Executor, Preview, Report};
 pub use ring::CoalescedRing;
 pub use rom_device::{RomDevice, RomMode};
-pub use vm::{Builder, Executor, SlotUsage, Vm};
+pub use vm::{Builder, SlotUsage, Vm};
 
 /// Who answers a [`Vm`]'s calls: KVM, its models (feature `model`), or something
 /// of the VMM's own.

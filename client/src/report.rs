@@ -6,7 +6,20 @@ use std::time::Duration;
 use kvm_memslots_shim::Range;
 use kvm_memslots_shim::events;
 
-use crate::{DirtyBitmap, Executor, RegionId};
+use crate::dirty::DirtyBitmap;
+use crate::region::RegionId;
+
+/// How changes of memory are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Executor {
+    /// The batch ioctl where the kernel has it, single calls elsewhere.
+    #[default]
+    Auto,
+    /// `KVM_SET_USER_MEMORY_REGIONS`.
+    Batch,
+    /// One `KVM_SET_USER_MEMORY_REGION` a change.
+    PerRegion,
+}
 
 /// What a set of changes cost.
 #[derive(Debug, Clone, PartialEq, Eq)]

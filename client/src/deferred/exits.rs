@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::access;
 use super::serving::Serving;
-use super::table::Entry;
+use super::table::{Entry, at};
 
 /// Serves MMIO exits from the memory of deferrable regions: one for each vCPU
 /// thread, cloned or from [`Vm::deferred`].
@@ -20,12 +20,12 @@ use super::table::Entry;
 ///
 /// [`Vm::deferred`]: crate::Vm::deferred
 pub struct Deferred {
-    pub(super) shared: Arc<Serving>,
+    shared: Arc<Serving>,
     /// Promotions that this thread knows of.
     seen: Cell<u64>,
     /// The last promotion before an access could not be decoded, while slots are
     /// too short for all that wait to be tried at once.
-    pub(super) round: Cell<Option<u64>>,
+    pub(crate) round: Cell<Option<u64>>,
     exits: Cell<u32>,
     /// When the last exit was answered, for those whose time is taken.
     answered: Cell<Option<Instant>>,
@@ -77,7 +77,7 @@ const SAMPLE: u32 = 512;
 const WARM_UP: u32 = 32;
 
 impl Deferred {
-    pub(super) fn new(shared: &Arc<Serving>) -> Self {
+    pub(crate) fn new(shared: &Arc<Serving>) -> Self {
         Self {
             seen: Cell::new(shared.promotions.load(Ordering::Acquire)),
             shared: Arc::clone(shared),
@@ -191,7 +191,7 @@ impl Deferred {
     fn part(&self, gpa: u64, len: usize, serve: impl FnOnce(&Entry, u64, usize) -> Answer) -> Part {
         let table = self.shared.table.load();
         let fitting = |bytes: u64| usize::try_from(bytes).map_or(len, |bytes| bytes.min(len));
-        let entry = match table.at(gpa) {
+        let entry = match at(&table, gpa) {
             Ok(entry) => entry,
             Err(next) => return Part::Device(next.map_or(len, |next| fitting(next - gpa))),
         };
@@ -231,12 +231,12 @@ impl Deferred {
     }
 
     /// How often regions were promoted so far.
-    pub(super) fn promotions(&self) -> u64 {
+    pub(crate) fn promotions(&self) -> u64 {
         self.shared.promotions.load(Ordering::Acquire)
     }
 
     /// Whether regions were promoted since this was last asked on this thread.
-    pub(super) fn promoted_meanwhile(&self) -> bool {
+    pub(crate) fn promoted_meanwhile(&self) -> bool {
         let now = self.promotions();
         self.seen.replace(now) != now
     }

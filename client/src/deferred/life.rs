@@ -4,24 +4,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kvm_memslots_shim::{Mapping, Range};
 
-use crate::RegionId;
 use crate::dirty::Overlay;
+use crate::region::RegionId;
 
 /// What is kept of a region from when it is mapped to when it is unmapped, or
 /// changes its size or its logging.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(crate) struct Life {
     pub(super) id: RegionId,
     /// Whether it is among those that are due.
     pub(super) queued: AtomicBool,
     /// Exits served, of those that a slot would have spared.
-    pub(super) exits: AtomicU64,
+    pub(crate) exits: AtomicU64,
     /// What it has earned its slot with, where slots are short.
-    pub(super) earned: AtomicU64,
+    pub(crate) earned: AtomicU64,
     /// The promotion that it had a slot from last.
-    pub(super) turn: AtomicU64,
+    pub(crate) turn: AtomicU64,
     /// So many exits have to be served before it is due again.
-    pub(super) again: AtomicU64,
+    pub(crate) again: AtomicU64,
     /// A bit a page that was written; none where writes are not logged.
     dirty: Box<[AtomicU64]>,
     page_size: u64,

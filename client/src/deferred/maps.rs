@@ -1,6 +1,5 @@
 //! The VM's side of deferred maps.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,35 +11,29 @@ use super::Deferral;
 use super::life::Life;
 use super::policy::Estimate;
 use super::serving::Serving;
-use super::table::{Entry, Table};
-use crate::RegionId;
+use super::table::{Entry, Table, change};
+use crate::by_id::ById;
 use crate::dirty::Overlay;
-use crate::vm::{self, Record, SlotTable};
+use crate::region::RegionId;
 
 /// What vCPU threads are to see of a region.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    pub(super) mapping: Mapping,
+    pub(crate) mapping: Mapping,
     /// Whether accesses never fault.
-    pub(super) never_faults: bool,
+    pub(crate) never_faults: bool,
     /// Whether it waits for its slot.
-    pub(super) waits: bool,
-}
-
-impl Shown {
-    /// Of a region, if it is deferrable.
-    pub(super) fn of(record: &Record) -> Option<Self> {
-        let never_faults = record.extra.as_ref().is_some_and(|extra| extra.never_faults);
-        let is = record.deferral != vm::Deferral::Never;
-        is.then_some(Self { mapping: record.mapping, never_faults, waits: record.waits() })
-    }
+    pub(crate) waits: bool,
 }
 
 /// The VM's side of deferred maps, of one address space.
 #[derive(Debug)]
 pub(crate) struct DeferredMaps {
-    pub(super) serving: Arc<Serving>,
-    pub(super) only_due: bool,
+    serving: Arc<Serving>,
+    /// The table that is not shown: the same as the one that is, and read by
+    /// nobody. The next change is made in it, before the two change places.
+    twin: Arc<Table>,
+    pub(crate) only_due: bool,
     map: Estimate,
     unmap: Estimate,
 }
@@ -59,9 +52,10 @@ impl DeferredMaps {
                 promotions: AtomicU64::new(0),
                 // 0 is no process: nothing is read then.
                 pid: libc::pid_t::try_from(std::process::id()).unwrap_or(0),
-                lives: Mutex::new(HashMap::new()),
+                lives: Mutex::new(ById::default()),
                 due: Mutex::new(Vec::new()),
             }),
+            twin: Arc::default(),
             only_due: deferral.only_due,
             map: Estimate::default(),
             unmap: Estimate::default(),
@@ -72,19 +66,9 @@ impl DeferredMaps {
         Arc::clone(&self.serving)
     }
 
-    /// Whether a deferrable region is to wait: nothing is gained by that where a
-    /// slot has just that memory, and with `whole` no more.
-    pub(crate) fn waits(&self, mapping: &Mapping, whole: bool, slots: &SlotTable) -> bool {
-        let range = mapping.range();
-        let has_it = |slot: &kvm_memslots_shim::Slot| {
-            let there = slot.mapping.range();
-            slot.mapping.flags() == mapping.flags()
-                && slot.mapping.same_host_pages_as(mapping)
-                && there.gpa() <= range.gpa()
-                && there.end() >= range.end()
-                && (!whole || there == range)
-        };
-        !self.serving.is_due(0) && !slots.overlapping(range).any(|slot| has_it(&slot))
+    /// Whether regions wait at all: not where a slot costs nothing.
+    pub(crate) fn defers(&self) -> bool {
+        !self.serving.is_due(0)
     }
 
     /// Learns from a change what a slot costs.
@@ -125,47 +109,35 @@ impl DeferredMaps {
         overlay: &mut Overlay,
     ) {
         let mut lives = self.serving.lives.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut regions =
-            regions.filter(|(id, now)| now.is_some() || lives.contains_key(id)).peekable();
-        if regions.peek().is_none() {
-            return;
-        }
-        let regions: Vec<_> = regions.collect();
-        let mut table: Table = self.serving.table.load().as_ref().clone();
         let (mut over, mut come) = (Vec::new(), Vec::new());
         for (id, now) in regions {
-            let before = lives.get(&id).cloned();
-            // All that go go before the first one comes.
-            if let Some(life) = &before {
-                table.remove(life.range.gpa());
-            }
             let Some(Shown { mapping, never_faults, waits }) = now else {
-                lives.remove(&id);
-                over.extend(before);
+                over.extend(lives.remove(&id));
                 continue;
             };
-            let life = match before {
-                Some(life) if life.fits(&mapping) => life,
-                before => {
-                    over.extend(before);
-                    let life = Arc::new(Life::new(id, &mapping, page_size));
-                    lives.insert(id, Arc::clone(&life));
-                    life
-                }
-            };
-            come.push(Entry {
+            let fits = lives.get(&id).filter(|life| life.fits(&mapping)).cloned();
+            let life = fits.unwrap_or_else(|| {
+                let life = Arc::new(Life::new(id, &mapping, page_size));
+                over.extend(lives.insert(id, Arc::clone(&life)));
+                life
+            });
+            come.push(Arc::new(Entry {
                 range: mapping.range(),
                 hva: mapping.hva(),
                 read_only: mapping.flags().contains(MemFlags::READONLY),
                 never_faults,
                 waits,
                 life,
-            });
+            }));
         }
-        for entry in come {
-            table.insert(entry);
+        if over.is_empty() && come.is_empty() {
+            return;
         }
-        self.replace(table);
+        // All that go go before the first one comes. What only changes is replaced.
+        let gone: Vec<u64> = over.iter().map(|life| life.range.gpa()).collect();
+        change(alone(&mut self.twin), &gone, &come);
+        self.twin = self.serving.table.swap(Arc::clone(&self.twin));
+        change(alone(&mut self.twin), &gone, &come);
         for life in over {
             life.harvest(overlay);
         }
@@ -173,20 +145,18 @@ impl DeferredMaps {
 
     /// Serves nothing any more.
     pub(crate) fn close(&mut self) {
-        let mut lives = self.serving.lives.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lives.is_empty() {
-            self.replace(Table::default());
-            lives.clear();
-        }
+        self.serving.lives.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.twin = self.serving.table.swap(Arc::default());
+        alone(&mut self.twin);
     }
+}
 
-    fn replace(&self, table: Table) {
-        let mut old = self.serving.table.swap(Arc::new(table));
-        // A reader that has the old table has a share in it: the swap saw to
-        // that. It keeps it for as long as copying a few bytes takes.
-        while let Err(shared) = Arc::try_unwrap(old) {
-            old = shared;
-            std::thread::yield_now();
-        }
+/// The table, when nobody reads it any more. A reader has a share in what was
+/// shown, for as long as copying a few bytes takes: to swap it saw to that.
+fn alone(table: &mut Arc<Table>) -> &mut Table {
+    while Arc::get_mut(table).is_none() {
+        std::thread::yield_now();
     }
+    // Nobody can get a share in it but from whoever has one.
+    Arc::get_mut(table).unwrap_or_else(|| unreachable!("shared by nobody"))
 }

@@ -5,14 +5,14 @@
 //! devices map and unmap memory again and again (flash that is programmed, BARs
 //! that are sized and moved) most maps are gone before anybody has used them.
 //!
-//! 1. A region is mapped with [`RegionSpec::deferrable`]: committing that costs
+//! 1. A region is mapped with [`deferrable`](crate::RegionSpec::deferrable): committing that costs
 //!    no call.
-//! 2. Each vCPU thread has a [`Deferred`], from [`Vm::deferred`], and
+//! 2. Each vCPU thread has a [`Deferred`], from [`Vm::deferred`](crate::Vm::deferred), and
 //!    hands every MMIO exit to [`Deferred::read`] or [`Deferred::write`] first.
 //! 3. Where the answer says that a map is [`due`](Served::due), the VMM calls
-//!    [`Vm::promote_due`]: one set of changes, with all regions that wait.
+//!    [`Vm::promote_due`](crate::Vm::promote_due): one set of changes, with all regions that wait.
 //! 4. On an exit for an access that KVM could not decode it calls
-//!    [`Vm::undecoded`], and runs the vCPU again if that says so.
+//!    [`Vm::undecoded`](crate::Vm::undecoded), and runs the vCPU again if that says so.
 //!
 //! An unmap is never deferred. When one has been applied, no thread serves
 //! an access from the region's memory any more.
@@ -85,20 +85,25 @@ mod exits;
 mod life;
 mod maps;
 pub mod policy;
-mod promote;
 mod serving;
-mod short;
 mod table;
 
 pub use exits::{Deferred, Part, Served};
 pub use policy::{Costs, Policy};
-pub use promote::Retry;
 
-pub(crate) use maps::DeferredMaps;
+pub(crate) use life::Life;
+pub(crate) use maps::{DeferredMaps, Shown};
 pub(crate) use serving::Serving;
 
-#[cfg(doc)]
-use crate::{RegionSpec, Vm};
+/// What to do after an access that KVM could not decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Retry {
+    /// Run the vCPU again: there is memory now where there may have been none.
+    Reenter,
+    /// No deferred region was in the way: the VMM's to deal with.
+    NotDeferred,
+}
 
 /// When deferrable regions are mapped, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

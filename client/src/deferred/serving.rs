@@ -1,6 +1,5 @@
 //! What a VM and its vCPU threads share.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,8 +8,9 @@ use arc_swap::ArcSwap;
 use super::life::Life;
 use super::policy::{Costs, Policy};
 use super::table::Table;
-use crate::RegionId;
+use crate::by_id::ById;
 use crate::dirty::Overlay;
+use crate::region::RegionId;
 
 /// What a VM and its vCPU threads share, of one address space.
 #[derive(Debug)]
@@ -26,10 +26,10 @@ pub(crate) struct Serving {
     /// Whether that is measured.
     pub(super) measures: bool,
     /// How often regions were promoted.
-    pub(super) promotions: AtomicU64,
+    pub(crate) promotions: AtomicU64,
     /// This process, for reading memory that may fault.
     pub(super) pid: libc::pid_t,
-    pub(super) lives: Mutex<HashMap<RegionId, Arc<Life>>>,
+    pub(super) lives: Mutex<ById<RegionId, Arc<Life>>>,
     /// Regions that have become due; not waited for by vCPU threads.
     pub(super) due: Mutex<Vec<RegionId>>,
 }
@@ -39,16 +39,16 @@ pub(crate) struct Serving {
 const FASTEST_EXIT_NS: u64 = 500;
 
 impl Serving {
-    pub(super) fn life(&self, id: RegionId) -> Option<Arc<Life>> {
+    pub(crate) fn life(&self, id: RegionId) -> Option<Arc<Life>> {
         self.all_lives().get(&id).cloned()
     }
 
-    pub(super) fn all_lives(&self) -> MutexGuard<'_, HashMap<RegionId, Arc<Life>>> {
+    pub(crate) fn all_lives(&self) -> MutexGuard<'_, ById<RegionId, Arc<Life>>> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many exits were served for a region.
-    pub(super) fn exits(&self, id: RegionId) -> u64 {
+    pub(crate) fn exits(&self, id: RegionId) -> u64 {
         self.life(id).map_or(0, |life| life.exits.load(Ordering::Relaxed))
     }
 
@@ -59,12 +59,12 @@ impl Serving {
         }
     }
 
-    pub(super) fn is_due(&self, exits: u64) -> bool {
+    pub(crate) fn is_due(&self, exits: u64) -> bool {
         exits >= self.threshold()
     }
 
     /// Whether a region that has cost so many exits is to be mapped now.
-    pub(super) fn is_due_now(&self, life: &Life, exits: u64) -> bool {
+    pub(crate) fn is_due_now(&self, life: &Life, exits: u64) -> bool {
         self.is_due(exits) && exits >= life.again.load(Ordering::Relaxed)
     }
 
@@ -80,7 +80,7 @@ impl Serving {
     }
 
     /// The regions that have become due since this was called last.
-    pub(super) fn take_due(&self) -> Vec<RegionId> {
+    pub(crate) fn take_due(&self) -> Vec<RegionId> {
         let due = std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner));
         let lives = self.all_lives();
         for life in due.iter().filter_map(|id| lives.get(id)) {
@@ -90,7 +90,7 @@ impl Serving {
     }
 
     /// After so many exits a slot has been earned.
-    pub(super) fn threshold(&self) -> u64 {
+    pub(crate) fn threshold(&self) -> u64 {
         let exit_ns = match self.exit_ns.load(Ordering::Relaxed) {
             u64::MAX => Costs::UNMEASURED.exit_ns,
             exit_ns => exit_ns,
@@ -103,7 +103,7 @@ impl Serving {
         self.exit_ns.fetch_min(ns.max(FASTEST_EXIT_NS), Ordering::Relaxed);
     }
 
-    pub(super) fn costs(&self) -> (u64, Option<u64>) {
+    pub(crate) fn costs(&self) -> (u64, Option<u64>) {
         let exit_ns = self.exit_ns.load(Ordering::Relaxed);
         (self.slot_ns.load(Ordering::Relaxed), (exit_ns != u64::MAX).then_some(exit_ns))
     }

@@ -60,7 +60,7 @@ impl DirtyBitmap {
         bits::set(&mut self.words, page.min(end), end - page.min(end));
     }
 
-    pub(super) fn words_mut(&mut self) -> &mut [u64] {
+    pub(crate) fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words
     }
 }
@@ -75,7 +75,7 @@ pub struct DirtyPages<'a> {
 }
 
 impl<'a> DirtyPages<'a> {
-    pub(super) const fn new(words: &'a [u64], at: u64, pages: u64) -> Self {
+    pub(crate) const fn new(words: &'a [u64], at: u64, pages: u64) -> Self {
         Self { words, at, pages }
     }
 

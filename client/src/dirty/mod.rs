@@ -1,9 +1,6 @@
 //! Dirty logs of regions, whatever slots they are in.
 
-mod all;
 mod bitmap;
-mod last;
-mod log;
 mod overlay;
 mod state;
 

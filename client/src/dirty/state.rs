@@ -10,7 +10,7 @@ pub(crate) struct DirtyState {
     /// For each address space.
     overlays: Vec<Overlay>,
     /// Reused for reading logs.
-    pub(super) scratch: Vec<u64>,
+    pub(crate) scratch: Vec<u64>,
 }
 
 impl DirtyState {

@@ -22,18 +22,7 @@ use crate::dirty::DirtyState;
 use crate::error::{Error, ErrorKind};
 use crate::gate::{HolePolicy, VcpuGate};
 use crate::observer::Observer;
-
-/// How changes of memory are carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Executor {
-    /// The batch ioctl where the kernel has it, single calls elsewhere.
-    #[default]
-    Auto,
-    /// `KVM_SET_USER_MEMORY_REGIONS`.
-    Batch,
-    /// One `KVM_SET_USER_MEMORY_REGION` a change.
-    PerRegion,
-}
+use crate::report::Executor;
 
 /// The GSIs that a VM's interrupt controllers have by default: 24 pins of the
 /// IOAPIC. Others are handed out from here on.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use kvm_memslots_shim::{Mapping, MemFlags, Range};
 
-use super::by_id::ById;
 use super::check::{Checks, wraps};
 use super::record::{Deferral, Extra, Record};
 use super::regions::Regions;
 use crate::backing::Backing;
+use crate::by_id::ById;
 use crate::changes::Change;
 use crate::error::{Described, Error, ErrorKind, Part};
 use crate::{RegionId, RegionSpec, Span};

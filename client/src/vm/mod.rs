@@ -2,11 +2,11 @@
 
 mod ask;
 mod builder;
-mod by_gpa;
-mod by_id;
 mod calls;
 mod check;
 mod commit;
+mod deferral;
+mod dirty;
 mod draft;
 mod events;
 pub(crate) mod fork;
@@ -21,14 +21,11 @@ mod ring;
 mod single;
 mod slots;
 
-pub use builder::{Builder, Executor};
-pub(crate) use draft::Edit;
+pub use builder::Builder;
 pub use lookup::SlotUsage;
-pub(crate) use panics::Panics;
-pub(crate) use prepare::Promotion;
-pub(crate) use record::{Deferral, Record};
-pub(crate) use regions::Regions;
-pub(crate) use slots::SlotTable;
+use panics::Panics;
+use regions::Regions;
+use slots::SlotTable;
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -39,13 +36,14 @@ use kvm_memslots_shim::Limits;
 use kvm_memslots_shim::events::EventCalls;
 use kvm_memslots_shim::memory::{How, MemoryCalls};
 
+use crate::Changes;
 use crate::backing::HostMemory;
 use crate::deferred::{DeferredMaps, Serving};
 use crate::dirty::DirtyState;
 use crate::error::{Error, ErrorKind};
 use crate::gate::HolePolicy;
 use crate::observer::Observer;
-use crate::{Changes, Report};
+use crate::report::{Executor, Report};
 
 /// A VM: which regions are mapped in its address spaces, the slots that they are
 /// in, and the routes, irqfds and ioeventfds of its devices.

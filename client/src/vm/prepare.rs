@@ -91,7 +91,8 @@ impl Vm {
         let waits = |spec: &RegionSpec, mapping: &Mapping| {
             let (as_id, shares) = (usize::from(spec.as_id), self.is_batched() || spec.permanent);
             let whole = spec.alone || !shares;
-            deferred[as_id].waits(mapping, whole, &tables.slots[as_id])
+            // Nothing is gained by that where a slot has just that memory.
+            deferred[as_id].defers() && !tables.slots[as_id].has(mapping, whole)
         };
         let count = changes.list.len() + promote.len();
         let checks = Checks { limits: &self.limits, waits: &waits };

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use kvm_memslots_shim::memory::Extent;
 use kvm_memslots_shim::{Kind, Mapping, MemFlags, Range};
 
-use super::by_gpa::ByGpa;
-use super::by_id::ById;
 use super::record::{Deferral, Extra, Record};
+use crate::by_gpa::ByGpa;
+use crate::by_id::ById;
 use crate::error::Described;
 use crate::{Region, RegionId};
 
@@ -188,7 +188,7 @@ impl Regions {
     }
 
     pub(crate) fn at(&self, as_id: u16, gpa: u64) -> Option<u32> {
-        let (start, index) = self.by_gpa.get(usize::from(as_id))?.last_until(gpa)?;
+        let (start, &index) = self.by_gpa.get(usize::from(as_id))?.last_until(gpa)?;
         (gpa - start < self.entry(index).size).then_some(index)
     }
 
@@ -201,7 +201,7 @@ impl Regions {
     ) -> Option<u32> {
         let by_gpa = self.by_gpa.get(usize::from(as_id))?;
         // Regions mostly come in ascending order.
-        let (last, index) = by_gpa.last()?;
+        let (last, &index) = by_gpa.last()?;
         if last < range.gpa() {
             let overlaps = self.entry(index).overlaps(range) && counts(index);
             return overlaps.then_some(index);
@@ -217,7 +217,7 @@ impl Regions {
         by_gpa
             .flat_map(move |by_gpa| by_gpa.starting(first))
             .take_while(move |(gpa, _)| *gpa < range.end())
-            .map(|(_, index)| index)
+            .map(|(_, index)| *index)
     }
 
     /// Whether no region is partly in `range` and partly not.
@@ -232,7 +232,7 @@ impl Regions {
     /// All of an address space, by guest address.
     pub(crate) fn iter(&self, as_id: u16) -> impl Iterator<Item = u32> + '_ {
         let by_gpa = self.by_gpa.get(usize::from(as_id)).into_iter();
-        by_gpa.flat_map(|by_gpa| by_gpa.iter().map(|(_, index)| index))
+        by_gpa.flat_map(|by_gpa| by_gpa.iter().map(|(_, index)| *index))
     }
 
     pub(crate) fn tagged(&self, tag: u64) -> impl Iterator<Item = u32> + '_ {

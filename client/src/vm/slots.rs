@@ -4,8 +4,8 @@
 use kvm_memslots_shim::memory::Op;
 use kvm_memslots_shim::{GuestMemfd, Kind, Mapping, MemFlags, Range, Slot};
 
-use super::by_gpa::ByGpa;
-use super::by_id::ById;
+use crate::by_gpa::ByGpa;
+use crate::by_id::ById;
 
 /// A slot without its id and its `guest_memfd`, in 32 bytes. Where no slot is,
 /// it has no size.
@@ -94,7 +94,7 @@ impl SlotTable {
 
     pub(crate) fn remove(&mut self, slot: &Slot) {
         let gpa = slot.mapping.range().gpa();
-        if self.by_gpa.remove_if(gpa, |id| id == slot.id).is_some() {
+        if self.by_gpa.remove_if(gpa, |id| *id == slot.id).is_some() {
             self.slots[usize::from(slot.id)] = NONE;
             if slot.mapping.guest_memfd().is_some() {
                 self.memfds.remove(&slot.id.into());
@@ -128,24 +128,37 @@ impl SlotTable {
     /// Whether no slot overlaps `range`.
     pub(crate) fn is_free(&self, range: Range) -> bool {
         let last = self.by_gpa.last_until(range.end() - 1);
-        last.is_none_or(|(gpa, id)| gpa + self.packed(id).size <= range.gpa())
+        last.is_none_or(|(gpa, id)| gpa + self.packed(*id).size <= range.gpa())
     }
 
     /// The slot that is just there.
     pub(crate) fn exactly(&self, range: Range) -> Option<Slot> {
-        let id = self.by_gpa.get(range.gpa())?;
+        let id = *self.by_gpa.get(range.gpa())?;
         (self.packed(id).size == range.size()).then(|| self.slot(id))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.by_gpa.iter().map(|(_, id)| self.slot(id))
+        self.by_gpa.iter().map(|(_, id)| self.slot(*id))
     }
 
     /// The slots that overlap `range`, by guest address.
     pub(crate) fn overlapping(&self, range: Range) -> impl Iterator<Item = Slot> + '_ {
         let first = self.by_gpa.last_until(range.gpa());
-        let first = first.filter(|(gpa, id)| gpa + self.packed(*id).size > range.gpa());
+        let first = first.filter(|(gpa, id)| gpa + self.packed(**id).size > range.gpa());
         let slots = self.by_gpa.starting(first.map_or(range.gpa(), |(gpa, _)| gpa));
-        slots.take_while(move |(gpa, _)| *gpa < range.end()).map(|(_, id)| self.slot(id))
+        slots.take_while(move |(gpa, _)| *gpa < range.end()).map(|(_, id)| self.slot(*id))
+    }
+
+    /// Whether a slot has just this memory, and with `whole` no more.
+    pub(super) fn has(&self, mapping: &Mapping, whole: bool) -> bool {
+        let range = mapping.range();
+        self.overlapping(range).any(|slot| {
+            let there = slot.mapping.range();
+            slot.mapping.flags() == mapping.flags()
+                && slot.mapping.same_host_pages_as(mapping)
+                && there.gpa() <= range.gpa()
+                && there.end() >= range.end()
+                && (!whole || there == range)
+        })
     }
 }

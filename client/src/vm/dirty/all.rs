@@ -2,11 +2,11 @@
 
 use kvm_memslots_shim::{Errno, Range, bits};
 
-use super::DirtyPages;
 use super::log::{Logged, lost_log, pages_of};
+use crate::RegionId;
+use crate::dirty::{DirtyBitmap, DirtyPages};
 use crate::error::{Error, ErrorKind};
 use crate::vm::{Panics, Regions, Vm};
-use crate::{DirtyBitmap, RegionId};
 
 impl Vm {
     /// The dirty pages of all logged regions that have any, with one

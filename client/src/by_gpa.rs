@@ -8,7 +8,7 @@ const CHUNK: usize = 128;
 /// entries come in ascending order, as they mostly do. (The nodes of a `BTreeMap`
 /// are then half empty.)
 #[derive(Debug)]
-pub(super) struct ByGpa<V> {
+pub(crate) struct ByGpa<V> {
     /// The first key of each chunk, which is all that most of a search looks at.
     firsts: Vec<u64>,
     chunks: Vec<Chunk<V>>,
@@ -37,8 +37,8 @@ impl<V> Default for ByGpa<V> {
     }
 }
 
-impl<V: Copy> ByGpa<V> {
-    pub(super) const fn len(&self) -> usize {
+impl<V> ByGpa<V> {
+    pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
@@ -54,41 +54,41 @@ impl<V: Copy> ByGpa<V> {
         (at, found)
     }
 
-    pub(super) fn get(&self, gpa: u64) -> Option<V> {
+    pub(crate) fn get(&self, gpa: u64) -> Option<&V> {
         let (at, found) = self.find(gpa);
         let index = found.ok()?;
-        Some(self.chunks[at].values[index])
+        Some(&self.chunks[at].values[index])
     }
 
     /// The last entry that is not above `gpa`.
-    pub(super) fn last_until(&self, gpa: u64) -> Option<(u64, V)> {
+    pub(crate) fn last_until(&self, gpa: u64) -> Option<(u64, &V)> {
         let (at, found) = self.find(gpa);
         let index = found.or_else(|after| after.checked_sub(1).ok_or(())).ok()?;
         let chunk = &self.chunks[at];
-        Some((chunk.keys[index], chunk.values[index]))
+        Some((chunk.keys[index], &chunk.values[index]))
     }
 
-    pub(super) fn last(&self) -> Option<(u64, V)> {
+    pub(crate) fn last(&self) -> Option<(u64, &V)> {
         let Chunk { keys, values } = self.chunks.last()?;
-        Some((*keys.last()?, *values.last()?))
+        Some((*keys.last()?, values.last()?))
     }
 
     /// All entries from `gpa` on, in ascending order.
-    pub(super) fn starting(&self, gpa: u64) -> impl Iterator<Item = (u64, V)> + '_ {
+    pub(crate) fn starting(&self, gpa: u64) -> impl Iterator<Item = (u64, &V)> + '_ {
         let (at, found) = self.find(gpa);
         let mut skip = found.unwrap_or_else(|after| after);
         self.chunks.iter().skip(at).flat_map(move |Chunk { keys, values }| {
             let from = std::mem::take(&mut skip);
-            keys[from..].iter().copied().zip(values[from..].iter().copied())
+            keys[from..].iter().copied().zip(&values[from..])
         })
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, V)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &V)> + '_ {
         self.starting(0)
     }
 
     /// Adds an entry, or replaces that at the same address, which is returned.
-    pub(super) fn insert(&mut self, gpa: u64, value: V) -> Option<V> {
+    pub(crate) fn insert(&mut self, gpa: u64, value: V) -> Option<V> {
         let (at, found) = self.find(gpa);
         match found {
             Ok(index) => Some(std::mem::replace(&mut self.chunks[at].values[index], value)),
@@ -124,14 +124,14 @@ impl<V: Copy> ByGpa<V> {
         self.firsts[at] = chunk.keys[0];
     }
 
-    pub(super) fn remove(&mut self, gpa: u64) -> Option<V> {
+    pub(crate) fn remove(&mut self, gpa: u64) -> Option<V> {
         self.remove_if(gpa, |_| true)
     }
 
     /// Takes the entry at an address out if it is the one that is meant.
-    pub(super) fn remove_if(&mut self, gpa: u64, is: impl FnOnce(V) -> bool) -> Option<V> {
+    pub(crate) fn remove_if(&mut self, gpa: u64, is: impl FnOnce(&V) -> bool) -> Option<V> {
         let (at, found) = self.find(gpa);
-        let index = found.ok().filter(|index| is(self.chunks[at].values[*index]))?;
+        let index = found.ok().filter(|index| is(&self.chunks[at].values[*index]))?;
         self.len -= 1;
         let chunk = &mut self.chunks[at];
         chunk.keys.remove(index);
@@ -168,10 +168,9 @@ mod tests {
     use super::{ByGpa, CHUNK};
 
     fn check(map: &ByGpa<u32>, model: &BTreeMap<u64, u32>) {
-        let pairs = |(gpa, value): (&u64, &u32)| (*gpa, *value);
         assert_eq!(map.len(), model.len());
-        assert!(map.iter().eq(model.iter().map(pairs)));
-        assert_eq!(map.last(), model.last_key_value().map(pairs));
+        assert!(map.iter().eq(model.iter().map(|(gpa, value)| (*gpa, value))));
+        assert_eq!(map.last(), model.last_key_value().map(|(gpa, value)| (*gpa, value)));
         assert_eq!(map.firsts.len(), map.chunks.len());
         for (first, chunk) in map.firsts.iter().zip(&map.chunks) {
             assert_eq!(Some(first), chunk.keys.first());
@@ -189,11 +188,10 @@ mod tests {
                 } else {
                     prop_assert_eq!(map.insert(gpa, n), model.insert(gpa, n));
                 }
-                prop_assert_eq!(map.get(gpa), model.get(&gpa).copied());
-                let pair = |(gpa, value): (&u64, &u32)| (*gpa, *value);
-                let until = model.range(..=gpa).next_back().map(pair);
+                prop_assert_eq!(map.get(gpa), model.get(&gpa));
+                let until = model.range(..=gpa).next_back().map(|(gpa, value)| (*gpa, value));
                 prop_assert_eq!(map.last_until(gpa), until);
-                let from = model.range(gpa..).next().map(pair);
+                let from = model.range(gpa..).next().map(|(gpa, value)| (*gpa, value));
                 prop_assert_eq!(map.starting(gpa).next(), from);
             }
             check(&map, &model);

@@ -9,9 +9,9 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::life::Life;
-use crate::Vm;
-use crate::vm::{Commit, Promotion, Tables};
+use crate::deferred::Life;
+use crate::vm::prepare::Promotion;
+use crate::vm::{Commit, Tables, Vm};
 
 /// A region, and how many slots it takes.
 struct Candidate {

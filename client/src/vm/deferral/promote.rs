@@ -3,23 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::life::Life;
-use super::maps::Shown;
-use super::{Costs, Deferred};
+use crate::Changes;
+use crate::deferred::{Costs, Deferred, Life, Retry, Shown};
 use crate::dirty::DirtyState;
 use crate::error::{Error, ErrorKind};
-use crate::vm::{Commit, Edit, Promotion, Tables};
-use crate::{Changes, RegionId, Report, Vm};
-
-/// What to do after an access that KVM could not decode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub enum Retry {
-    /// Run the vCPU again: there is memory now where there may have been none.
-    Reenter,
-    /// No deferred region was in the way: the VMM's to deal with.
-    NotDeferred,
-}
+use crate::region::RegionId;
+use crate::report::Report;
+use crate::vm::draft::Edit;
+use crate::vm::prepare::Promotion;
+use crate::vm::record::{self, Record};
+use crate::vm::{Commit, Tables, Vm};
 
 impl Vm {
     /// Serves exits of deferrable regions of an address space: one for each vCPU
@@ -52,7 +45,7 @@ impl Vm {
     }
 
     /// What things cost here, as far as it was measured, or as
-    /// [`Deferral::costs`](super::Deferral::costs) said: a slot, made and taken
+    /// [`Deferral::costs`](crate::deferred::Deferral::costs) said: a slot, made and taken
     /// away again, and an exit, in nanoseconds.
     #[must_use]
     pub fn deferral_costs(&self) -> (u64, u64) {
@@ -60,9 +53,9 @@ impl Vm {
         (slot_ns, exit_ns.unwrap_or(Costs::UNMEASURED.exit_ns))
     }
 
-    /// Does what an exit's [`due`](super::Served::due) asks for: where a region
+    /// Does what an exit's [`due`](crate::deferred::Served::due) asks for: where a region
     /// is due, maps all that wait for a slot together, or with
-    /// [`Deferral::only_due`](super::Deferral::only_due) those that are due.
+    /// [`Deferral::only_due`](crate::deferred::Deferral::only_due) those that are due.
     /// `None` where none is any more: another thread was faster, or the region
     /// was unmapped meanwhile.
     ///
@@ -247,7 +240,7 @@ impl Vm {
     }
 
     /// Tells the vCPU threads what became of the regions that were changed.
-    pub(crate) fn publish_deferred(
+    pub(in crate::vm) fn publish_deferred(
         &self,
         commit: &mut Commit,
         dirty: &mut DirtyState,
@@ -257,11 +250,18 @@ impl Vm {
         for (as_id, maps) in (0..).zip(&mut commit.deferred) {
             let shown = edits.iter().map(|edit| {
                 let now = edit.now.as_ref().filter(|now| now.as_id == as_id);
-                (edit.id, now.and_then(Shown::of))
+                (edit.id, now.and_then(shown))
             });
             maps.publish(shown, page_size, dirty.overlay(as_id));
         }
     }
+}
+
+/// What vCPU threads are to see of a region, if it is deferrable.
+fn shown(record: &Record) -> Option<Shown> {
+    let never_faults = record.extra.as_ref().is_some_and(|extra| extra.never_faults);
+    let is = record.deferral != record::Deferral::Never;
+    is.then_some(Shown { mapping: record.mapping, never_faults, waits: record.waits() })
 }
 
 fn is_short(error: &Error) -> bool {

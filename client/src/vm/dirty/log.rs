@@ -4,10 +4,11 @@ use std::ops::Range as Pages;
 
 use kvm_memslots_shim::{Errno, Range, Slot, bits};
 
-use super::DirtyState;
+use crate::RegionId;
+use crate::dirty::{DirtyBitmap, DirtyState};
 use crate::error::{Error, ErrorKind};
-use crate::vm::{Record, Tables, Vm};
-use crate::{DirtyBitmap, RegionId};
+use crate::vm::record::Record;
+use crate::vm::{Tables, Vm};
 
 /// A logged region, or the part of it that was asked for.
 pub(super) struct Logged {

@@ -2,14 +2,13 @@
 
 use kvm_memslots_shim::{Errno, Mapping, Range, Slot};
 
-use super::DirtyState;
 use super::log::pages_of;
-use crate::DirtyBitmap;
+use crate::dirty::{DirtyBitmap, DirtyState};
 use crate::vm::{Panics, Vm};
 
 impl Vm {
     /// Reads the logs of what is about to be unmapped, before it is.
-    pub(crate) fn read_last(
+    pub(in crate::vm) fn read_last(
         &self,
         state: &mut DirtyState,
         gone: impl Iterator<Item = (u16, Range)>,
@@ -41,7 +40,7 @@ impl Vm {
     }
 
     /// The pages of a region that the overlay has, which it then forgets.
-    pub(crate) fn take_last(
+    pub(in crate::vm) fn take_last(
         &self,
         state: &mut DirtyState,
         as_id: u16,
@@ -55,7 +54,7 @@ impl Vm {
 
     /// Notes that the first pages of what is at `range` are dirty: those that are
     /// in `pages`, or all there are.
-    pub(crate) fn mark(
+    pub(in crate::vm) fn mark(
         &self,
         state: &mut DirtyState,
         as_id: u16,
@@ -72,7 +71,7 @@ impl Vm {
 
     /// Forgets dirty pages that nobody can ask for any more: of memory that is
     /// gone, or not logged any more.
-    pub(crate) fn forget_dirty(&self, state: &mut DirtyState, as_id: u16, before: &Mapping) {
+    pub(in crate::vm) fn forget_dirty(&self, state: &mut DirtyState, as_id: u16, before: &Mapping) {
         let overlay = state.overlay(as_id);
         if overlay.is_empty() {
             return;
