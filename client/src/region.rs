@@ -171,6 +171,11 @@ impl RegionSpec {
     /// VMM has the guest's accesses served from the same memory
     /// ([`deferred`](crate::deferred)).
     ///
+    /// Where the kernel lacks what serves memory that may fault
+    /// (`CONFIG_CROSS_MEMORY_ATTACH`), only a backing that
+    /// [never faults](Backing::never_faults) waits; others get their slot at once.
+    /// What is also logged is at most as large as a slot can be.
+    ///
     /// Never for memory that may be executed from: what can be served is loads
     /// and stores, while an instruction fetch from where no slot is ends the
     /// guest.

@@ -22,6 +22,13 @@ macro_rules! atomic {
     };
 }
 
+/// Whether memory that may fault can be served at all. Not on a kernel without
+/// `CONFIG_CROSS_MEMORY_ATTACH`, which answers `ENOSYS`, nor where a filter forbids it.
+pub(super) fn can_try(pid: libc::pid_t) -> bool {
+    let here = [1_u8];
+    try_read(pid, here.as_ptr().expose_provenance() as u64, &mut [0])
+}
+
 /// Reads the bytes from `hva` of this process, `pid`, on, which may fault. Whether
 /// they were read.
 ///

@@ -1,5 +1,6 @@
 //! A deferrable region while it is mapped.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kvm_memslots_shim::{Mapping, Range};
@@ -22,17 +23,24 @@ pub(crate) struct Life {
     pub(crate) turn: AtomicU64,
     /// So many exits have to be served before it is due again.
     pub(crate) again: AtomicU64,
-    /// A bit a page that was written; none where writes are not logged.
-    dirty: Box<[AtomicU64]>,
+    /// Pages that were written, a piece for each [`PAGES`], made when it is first
+    /// needed; none where writes are not logged.
+    dirty: Box<[OnceLock<Piece>]>,
     page_size: u64,
     pub(super) range: Range,
 }
 
+/// A bit a page: 4 KiB of bits.
+type Piece = Box<[AtomicU64; WORDS]>;
+
+const WORDS: usize = 512;
+const PAGES: u64 = 64 * WORDS as u64;
+
 impl Life {
     pub(super) fn new(id: RegionId, mapping: &Mapping, page_size: u64) -> Self {
         let pages = mapping.range().size() / page_size;
-        let words = if mapping.is_logged() { pages.div_ceil(64) } else { 0 };
-        let dirty = (0..words).map(|_| AtomicU64::new(0)).collect();
+        let pieces = if mapping.is_logged() { pages.div_ceil(PAGES) } else { 0 };
+        let dirty = (0..pieces).map(|_| OnceLock::new()).collect();
         Self {
             id,
             queued: AtomicBool::new(false),
@@ -57,7 +65,9 @@ impl Life {
             return;
         }
         for page in offset / self.page_size..=(offset + len - 1) / self.page_size {
-            if let Some(word) = self.dirty.get((page / 64) as usize) {
+            if let Some(piece) = self.dirty.get((page / PAGES) as usize) {
+                let piece = piece.get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS]));
+                let word = &piece[(page % PAGES / 64) as usize];
                 word.fetch_or(1 << (page % 64), Ordering::Release);
             }
         }
@@ -65,10 +75,11 @@ impl Life {
 
     /// Moves what is marked to `overlay`.
     pub(super) fn harvest(&self, overlay: &mut Overlay) {
-        let bits: Vec<u64> = self.dirty.iter().map(|w| w.swap(0, Ordering::Acquire)).collect();
-        if !bits.is_empty() {
-            let pages = self.range.size() / self.page_size;
-            overlay.or(self.range.gpa() / self.page_size, &bits, 0, pages);
+        let (gfn, pages) = (self.range.gpa() / self.page_size, self.range.size() / self.page_size);
+        for (piece, first) in self.dirty.iter().zip((0..).step_by(PAGES as usize)) {
+            let Some(words) = piece.get() else { continue };
+            let bits: Vec<u64> = words.iter().map(|w| w.swap(0, Ordering::Acquire)).collect();
+            overlay.or(gfn + first, &bits, 0, PAGES.min(pages - first));
         }
     }
 }

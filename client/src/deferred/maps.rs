@@ -8,6 +8,7 @@ use kvm_memslots_shim::memory::{Done, Op};
 use kvm_memslots_shim::{Mapping, MemFlags};
 
 use super::Deferral;
+use super::access;
 use super::life::Life;
 use super::policy::Estimate;
 use super::serving::Serving;
@@ -41,6 +42,8 @@ pub(crate) struct DeferredMaps {
 impl DeferredMaps {
     pub(crate) fn new(deferral: &Deferral) -> Self {
         let costs = deferral.costs.unwrap_or_default();
+        // 0 is no process: nothing is read then.
+        let pid = libc::pid_t::try_from(std::process::id()).unwrap_or(0);
         let exit_ns = deferral.costs.map_or(u64::MAX, |costs| costs.exit_ns.max(1));
         Self {
             serving: Arc::new(Serving {
@@ -50,8 +53,8 @@ impl DeferredMaps {
                 exit_ns: AtomicU64::new(exit_ns),
                 measures: deferral.costs.is_none(),
                 promotions: AtomicU64::new(0),
-                // 0 is no process: nothing is read then.
-                pid: libc::pid_t::try_from(std::process::id()).unwrap_or(0),
+                pid,
+                can_try: access::can_try(pid),
                 lives: Mutex::new(ById::default()),
                 due: Mutex::new(Vec::new()),
             }),
@@ -66,9 +69,10 @@ impl DeferredMaps {
         Arc::clone(&self.serving)
     }
 
-    /// Whether regions wait at all: not where a slot costs nothing.
-    pub(crate) fn defers(&self) -> bool {
-        !self.serving.is_due(0)
+    /// Whether regions wait at all: not where a slot costs nothing, nor those whose
+    /// accesses nobody can serve.
+    pub(crate) fn defers(&self, never_faults: bool) -> bool {
+        !self.serving.is_due(0) && self.serving.can_serve(never_faults)
     }
 
     /// Learns from a change what a slot costs.

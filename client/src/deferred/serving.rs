@@ -29,6 +29,8 @@ pub(crate) struct Serving {
     pub(crate) promotions: AtomicU64,
     /// This process, for reading memory that may fault.
     pub(super) pid: libc::pid_t,
+    /// Whether such memory can be read at all.
+    pub(super) can_try: bool,
     pub(super) lives: Mutex<ById<RegionId, Arc<Life>>>,
     /// Regions that have become due; not waited for by vCPU threads.
     pub(super) due: Mutex<Vec<RegionId>>,
@@ -45,6 +47,11 @@ impl Serving {
 
     pub(crate) fn all_lives(&self) -> MutexGuard<'_, ById<RegionId, Arc<Life>>> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a region whose memory may fault, or not, can wait for its slot.
+    pub(crate) fn can_serve(&self, never_faults: bool) -> bool {
+        never_faults || self.can_try
     }
 
     /// How many exits were served for a region.

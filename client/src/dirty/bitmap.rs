@@ -1,6 +1,10 @@
 //! Dirty pages as bits.
 
-use kvm_memslots_shim::bits;
+use kvm_memslots_shim::{Errno, bits};
+
+/// More pages than that, 2 TiB of them, are asked whether there is memory for
+/// their bits, 64 MiB.
+const MANY: u64 = 1 << 29;
 
 /// Dirty pages: a bit a page, lowest first. Page 0 is the first page of a region,
 /// or of the part of it that was asked for.
@@ -12,9 +16,23 @@ pub struct DirtyBitmap {
 
 impl DirtyBitmap {
     /// No page of `pages` dirty.
+    ///
+    /// # Panics
+    /// If there is no memory for that many bits, as a `Vec` does.
     #[must_use]
     pub fn new(pages: u64) -> Self {
         Self { words: vec![0; pages.div_ceil(64) as usize], pages }
+    }
+
+    /// The same; `ENOMEM` where there is no memory for it.
+    pub(crate) fn try_new(pages: u64) -> Result<Self, Errno> {
+        if pages > MANY {
+            // Only asked for: `vec!` gets zeroes without touching them, but can't
+            // be refused.
+            let words = usize::try_from(pages.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
+            Vec::<u64>::new().try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
+        }
+        Ok(Self::new(pages))
     }
 
     /// How many pages there are.

@@ -22,6 +22,7 @@ impl ErrorKind {
             | Self::NotDeferrable { region, .. }
             | Self::SplitOutside { region, .. }
             | Self::NotLogged { region }
+            | Self::NoMemory { region, .. }
             | Self::NoSuchPages { region, .. } => Some(region),
             Self::Hole { region, .. } | Self::Refused { region, .. } => region.as_deref(),
             _ => None,
@@ -46,6 +47,7 @@ impl ErrorKind {
             Self::Observer(_) => Errno::ECANCELED,
             Self::UnknownRegion { .. } | Self::UnknownDevice { .. } => Errno::ENOENT,
             Self::NotLogged { .. } => Errno::ENODATA,
+            Self::NoMemory { .. } => Errno::ENOMEM,
             Self::Overlap { .. }
             | Self::Twice { .. }
             | Self::IoeventfdTaken { .. }

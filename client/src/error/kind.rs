@@ -193,6 +193,17 @@ pub enum ErrorKind {
         /// The region.
         region: Box<Described>,
     },
+    /// There is no memory for as many bits as the region has pages.
+    #[error(
+        "{region}: no memory for its dirty log, {bytes} bytes; ask for parts of it \
+         (Vm::dirty_log_of), and switch logging off before it is unmapped or moved"
+    )]
+    NoMemory {
+        /// The region.
+        region: Box<Described>,
+        /// What its dirty log takes.
+        bytes: u64,
+    },
     /// Pages that the region does not have.
     #[error("{region}: pages {first} to {end} were asked for, it has {pages}")]
     NoSuchPages {

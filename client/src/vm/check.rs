@@ -115,6 +115,8 @@ impl Checks<'_> {
         described: impl Fn() -> Box<Described>,
     ) -> Result<(), Error> {
         let flags = record.mapping.flags();
+        let deferrable = record.deferral != Deferral::Never;
+        let too_large = record.range().size() > self.limits.slot_bytes();
         let refused = if flags.contains(MemFlags::READONLY) && !self.limits.readonly {
             ErrorKind::ReadOnlyUnsupported { region: described() }
         } else if !flags.contains(MemFlags::READONLY) && record.access() == Access::Read {
@@ -127,14 +129,17 @@ impl Checks<'_> {
                 ErrorKind::GuestMemfdUnsupported { region: described() }
             } else if flags.intersects(no_memfd) {
                 ErrorKind::GuestMemfdFlags { region: described(), flags: flags & no_memfd }
-            } else if record.deferral != Deferral::Never {
+            } else if deferrable {
                 let why = "its private memory is out of the VMM's reach";
                 ErrorKind::NotDeferrable { region: described(), why }
             } else {
                 return Ok(());
             }
-        } else if flags.contains(MemFlags::TRAP) && record.deferral != Deferral::Never {
+        } else if flags.contains(MemFlags::TRAP) && deferrable {
             let why = "it is to trap, and its exits would be served from memory";
+            ErrorKind::NotDeferrable { region: described(), why }
+        } else if flags.contains(MemFlags::LOG_DIRTY_PAGES) && deferrable && too_large {
+            let why = "its writes are logged, and it is larger than a slot";
             ErrorKind::NotDeferrable { region: described(), why }
         } else {
             return Ok(());

@@ -228,6 +228,8 @@ impl Vm {
         // Whoever reads a log of what changes has read it before, or waits until
         // the slots that it finds are those that there are.
         let mut dirty = prepared.touches_logs.then(|| self.dirty());
+        let rooms = prepared.logged.iter().map(|before| self.room_for_last(before));
+        let rooms = rooms.collect::<Result<Vec<_>, _>>()?;
         if let Some(dirty) = &mut dirty {
             // Of what gets another slot while vCPUs run, who knows what they wrote last.
             let recreated = |before: &Before| before.moves_to.is_some() && !before.with_log;
@@ -250,8 +252,8 @@ impl Vm {
                 self.publish_deferred(commit, dirty, &left.edits);
             }
             let mut moved = Vec::new();
-            for before in &prepared.logged {
-                let mut last = || self.take_last(dirty, before.as_id, &before.mapping);
+            for (before, room) in prepared.logged.iter().zip(rooms) {
+                let last = || self.take_last(dirty, before, room);
                 if before.goes {
                     report.last_dirty.push((before.id, last()));
                 } else if let Some(range) = before.moves_to {

@@ -135,6 +135,7 @@ impl<'t> Draft<'t> {
         extra.reach = Some(if narrows { size } else { record.reach() });
         record.mapping = mapping;
         record.set_extra(extra);
+        self.checks.kind(&record, || record.described(id))?;
         self.set(at, Some(record));
         Ok(())
     }

@@ -92,7 +92,8 @@ impl Vm {
             let (as_id, shares) = (usize::from(spec.as_id), self.is_batched() || spec.permanent);
             let whole = spec.alone || !shares;
             // Nothing is gained by that where a slot has just that memory.
-            deferred[as_id].defers() && !tables.slots[as_id].has(mapping, whole)
+            deferred[as_id].defers(spec.backing.never_faults)
+                && !tables.slots[as_id].has(mapping, whole)
         };
         let count = changes.list.len() + promote.len();
         let checks = Checks { limits: &self.limits, waits: &waits };

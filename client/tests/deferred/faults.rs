@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 
-use kvm_memslots::deferred::Part;
-use kvm_memslots::{Access, Backing, RegionSpec, at};
+use kvm_memslots::deferred::{Deferral, Part, Policy};
+use kvm_memslots::{Access, Backing, Limits, RegionSpec, at};
 
-use crate::memory::{PAGE, map_now, open};
+use crate::memory::{Memory, PAGE, device, map_now, open, open_with};
 
 const GPA: u64 = 0xe000_0000;
 
@@ -80,4 +80,62 @@ fn a_file_that_was_truncated_is_a_fault_and_not_the_end() {
     let served = exits.read(GPA + PAGE, &mut data, |gpa, _| nobody(gpa));
     assert_eq!((served.bytes, served.fault, data), (4, None, [0; 4]));
     assert!(vm.region(id).unwrap().deferred);
+}
+
+/// Lets `process_vm_readv` fail with `ENOSYS` on this thread, as on a kernel
+/// without `CONFIG_CROSS_MEMORY_ATTACH`; whether it does.
+fn without_cross_memory_attach() -> bool {
+    const NUMBER: u32 = libc::SYS_process_vm_readv as u32;
+    let step = |code: u32, k, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
+    let filter = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, NUMBER, 0, 1),
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: takes numbers only.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the program is there for as long as the call takes.
+    unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0 }
+}
+
+#[test]
+fn what_nobody_can_serve_gets_its_slot_at_once() {
+    let mapped = Mapped::new(4);
+    let (spec, memory) = (mapped.spec(), Memory::new(1));
+    // The filter ends with the thread.
+    let tested = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if !without_cross_memory_attach() {
+                return false;
+            }
+            // Two slots: one that gives way would be served.
+            let limits = Limits::x86().with_slots(2);
+            let policy = Policy::Fixed { exits: 1 };
+            let (vm, _) = open_with(Deferral::default().policy(policy), limits);
+            let may_fault = map_now(&vm, spec.clone());
+            assert!(!vm.region(may_fault).unwrap().deferred);
+            assert_eq!(vm.slots(0).len(), 1);
+            // What never faults needs no such call.
+            let others =
+                [0, 2].map(|n| map_now(&vm, device(n * PAGE, PAGE, memory.hva()).deferrable()));
+            assert!(others.iter().all(|id| vm.region(*id).unwrap().deferred));
+            let exits = vm.deferred(0).unwrap();
+            for n in [0, 2, 0, 2, 2, 2, 2, 2] {
+                let served = exits.read(n * PAGE, &mut [0; 4], |_, _| {});
+                assert_eq!(served.fault, None);
+                if served.due {
+                    vm.promote_due().unwrap();
+                }
+            }
+            assert!(others.iter().any(|id| !vm.region(*id).unwrap().deferred));
+            assert!(!vm.region(may_fault).unwrap().deferred);
+            true
+        });
+        thread.join().unwrap()
+    });
+    if !tested {
+        eprintln!("SKIPPED a kernel without CONFIG_CROSS_MEMORY_ATTACH: no seccomp filters");
+    }
 }

@@ -7,4 +7,5 @@ mod memory;
 mod promotion;
 mod serving;
 mod short;
+mod sizes;
 mod threads;

@@ -70,7 +70,9 @@ pub trait MemoryCalls: Send + Sync {
     ) -> Result<(), Errno> {
         let pages = slot.mapping.range().size() / self.limits().page_size;
         let words = usize::try_from(pages.div_ceil(64)).map_err(|_| Errno::EINVAL)?;
-        let mut bitmap = vec![0; words];
+        let mut bitmap = Vec::new();
+        bitmap.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
+        bitmap.resize(words, 0);
         self.dirty_log(as_id, slot, &mut bitmap)?;
         look(&bitmap);
         Ok(())

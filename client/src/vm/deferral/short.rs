@@ -60,12 +60,15 @@ impl Vm {
     fn candidates(&self, tables: &Tables, as_id: u16, waiting: bool) -> Vec<Candidate> {
         let regions = &tables.regions;
         let slots = &tables.slots[usize::from(as_id)];
-        let lives = self.serving[usize::from(as_id)].all_lives();
+        let serving = &self.serving[usize::from(as_id)];
+        let lives = serving.all_lives();
         let candidate = |index: u32| {
             let range = regions.range(index);
-            // What shares a slot with others has none to give.
-            let counts =
-                regions.is_waiting(index) == waiting && (waiting || slots.exactly(range).is_some());
+            // What shares a slot with others has none to give, nor what can't be
+            // served without.
+            let never_faults = || regions.extra(index).is_some_and(|extra| extra.never_faults);
+            let gives = || slots.exactly(range).is_some() && serving.can_serve(never_faults());
+            let counts = regions.is_waiting(index) == waiting && (waiting || gives());
             let life = lives.get(&regions.id(index)).filter(|_| counts)?;
             let slots = range.size().div_ceil(self.limits().slot_bytes()) as usize;
             Some(Candidate { index, life: Arc::clone(life), slots })

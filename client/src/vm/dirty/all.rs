@@ -2,7 +2,7 @@
 
 use kvm_memslots_shim::{Errno, Range, bits};
 
-use super::log::{Logged, lost_log, pages_of};
+use super::log::{Logged, lost_log, no_memory, pages_of};
 use crate::RegionId;
 use crate::dirty::{DirtyBitmap, DirtyPages};
 use crate::error::{Error, ErrorKind};
@@ -112,6 +112,9 @@ impl Vm {
             let (gfn, pages) = logged.gfn(page_size);
             let overlay = state.overlay(as_id);
             if overlay.any(gfn, pages) {
+                if found.words.try_reserve(pages.div_ceil(64) as usize).is_err() {
+                    return Err(no_memory(tables, id, pages));
+                }
                 overlay.copy_to(gfn, found.room_for(id, gfn, pages), pages);
                 if !self.manual_dirty_log {
                     overlay.clear(gfn, pages);

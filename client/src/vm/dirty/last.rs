@@ -2,8 +2,10 @@
 
 use kvm_memslots_shim::{Errno, Mapping, Range, Slot};
 
-use super::log::pages_of;
+use super::log::{no_memory, pages_of};
 use crate::dirty::{DirtyBitmap, DirtyState};
+use crate::error::Error;
+use crate::vm::prepare::Before;
 use crate::vm::{Panics, Vm};
 
 impl Vm {
@@ -39,17 +41,24 @@ impl Vm {
         }
     }
 
-    /// The pages of a region that the overlay has, which it then forgets.
+    /// Room for the last dirty pages of a region, before it is too late to say
+    /// that there is none.
+    pub(in crate::vm) fn room_for_last(&self, before: &Before) -> Result<DirtyBitmap, Error> {
+        let (_, pages) = pages_of(before.mapping.range(), self.limits().page_size);
+        let pages = if before.goes || before.moves_to.is_some() { pages } else { 0 };
+        DirtyBitmap::try_new(pages).map_err(|_| no_memory(&self.tables(), before.id, pages))
+    }
+
+    /// Takes the pages of a region that the overlay has.
     pub(in crate::vm) fn take_last(
         &self,
         state: &mut DirtyState,
-        as_id: u16,
-        mapping: &Mapping,
+        before: &Before,
+        mut room: DirtyBitmap,
     ) -> DirtyBitmap {
-        let (gfn, pages) = pages_of(mapping.range(), self.limits().page_size);
-        let mut dirty = DirtyBitmap::new(pages);
-        state.overlay(as_id).copy_to(gfn, dirty.words_mut(), pages);
-        dirty
+        let (gfn, pages) = pages_of(before.mapping.range(), self.limits().page_size);
+        state.overlay(before.as_id).copy_to(gfn, room.words_mut(), pages);
+        room
     }
 
     /// Notes that the first pages of what is at `range` are dirty: those that are

@@ -57,8 +57,8 @@ impl Vm {
         let tables = &*self.tables();
         let logged = self.logged(tables, id, pages)?;
         let (gfn, pages) = logged.gfn(self.limits().page_size);
+        let mut dirty = DirtyBitmap::try_new(pages).map_err(|_| no_memory(tables, id, pages))?;
         self.harvest_served(&logged, state);
-        let mut dirty = DirtyBitmap::new(pages);
         // What is read goes into the overlay where it is of others, or if a
         // later slot of this region can't be read.
         let mut read = Ok(());
@@ -159,7 +159,9 @@ impl Vm {
         let page_size = self.limits().page_size;
         let pages = slot.mapping.range().size() / page_size;
         state.scratch.clear();
-        state.scratch.resize(pages.div_ceil(64) as usize, 0);
+        let words = usize::try_from(pages.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
+        state.scratch.try_reserve(words).map_err(|_| Errno::ENOMEM)?;
+        state.scratch.resize(words, 0);
         self.calls().dirty_log(as_id, slot, &mut state.scratch).inspect_err(|errno| {
             lost_log(state, as_id, slot, *errno, page_size);
         })
@@ -218,6 +220,17 @@ impl Vm {
         if let Some(id) = logged.deferrable {
             self.serving[usize::from(logged.as_id)].harvest(id, state.overlay(logged.as_id));
         }
+    }
+}
+
+/// The dirty log of a region has more pages than there is memory for.
+pub(super) fn no_memory(tables: &Tables, id: RegionId, pages: u64) -> Error {
+    match tables.regions.find(id) {
+        Some(index) => {
+            let (region, bytes) = (tables.regions.described(index), pages.div_ceil(8));
+            ErrorKind::NoMemory { region, bytes }.into()
+        }
+        None => ErrorKind::UnknownRegion { id }.into(),
     }
 }
 

@@ -70,7 +70,10 @@ impl<'a> DirtyLogs<'a> {
         if pages > self.limits.slot_pages {
             return Err(refused(Errno::EINVAL, None));
         }
-        let mut bits = vec![0; pages.div_ceil(64) as usize];
+        let words = pages.div_ceil(64) as usize;
+        let mut bits = Vec::new();
+        bits.try_reserve_exact(words).map_err(|_| refused(Errno::ENOMEM, None))?;
+        bits.resize(words, 0);
         match guarded(|| steps.calls.dirty_log(steps.as_id, slot, &mut bits)) {
             Ok(Ok(())) => Ok(bits),
             Ok(Err(errno)) => Err(refused(errno, None)),
