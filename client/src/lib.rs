@@ -39,6 +39,7 @@ pub mod device;
 mod dirty;
 mod error;
 mod event;
+mod fork;
 mod gate;
 mod id;
 mod observer;

@@ -8,8 +8,8 @@ mod commit;
 mod deferral;
 mod dirty;
 mod draft;
+mod entry;
 mod events;
-pub(crate) mod fork;
 mod lookup;
 mod order;
 mod panics;
@@ -41,6 +41,7 @@ use crate::backing::HostMemory;
 use crate::deferred::{DeferredMaps, Serving};
 use crate::dirty::DirtyState;
 use crate::error::{Error, ErrorKind};
+use crate::fork::Process;
 use crate::gate::HolePolicy;
 use crate::observer::Observer;
 use crate::report::{Executor, Report};
@@ -101,7 +102,7 @@ pub struct Vm {
     zaps_slots_only: bool,
     observers: Vec<Arc<dyn Observer>>,
     harvest: Option<Arc<Harvest>>,
-    process: fork::Process,
+    process: Process,
     /// What vCPU threads are served from, for each address space.
     pub(crate) serving: Vec<Arc<Serving>>,
     /// Written by whoever holds `commit`, for a moment each time.

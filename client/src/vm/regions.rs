@@ -4,63 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kvm_memslots_shim::memory::Extent;
-use kvm_memslots_shim::{Kind, Mapping, MemFlags, Range};
+use kvm_memslots_shim::{Mapping, MemFlags, Range};
 
+use super::entry::{ALONE, ByHva, DEFERRABLE, Entry, FREE, PERMANENT, WAITS};
 use super::record::{Deferral, Extra, Record};
 use crate::by_gpa::ByGpa;
 use crate::by_id::ById;
 use crate::error::Described;
 use crate::{Region, RegionId};
-
-const ALONE: u8 = 1;
-const PERMANENT: u8 = 2;
-const DEFERRABLE: u8 = 4;
-const WAITS: u8 = 8;
-/// The entry is no region's.
-const FREE: u8 = 16;
-
-/// A region in 40 bytes.
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    gpa: u64,
-    size: u64,
-    hva: u64,
-    id: u64,
-    flags: u16,
-    /// KVM has two address spaces at most.
-    as_id: u8,
-    kind: Kind,
-    bits: u8,
-}
-
-impl Entry {
-    fn new(id: RegionId, record: &Record) -> Self {
-        let bit = |on: bool, bit: u8| if on { bit } else { 0 };
-        Self {
-            gpa: record.range().gpa(),
-            size: record.range().size(),
-            hva: record.mapping.hva(),
-            id: id.to_raw(),
-            // KVM_MEM_* that userspace may set are bits 0 to 15.
-            flags: record.mapping.flags().bits() as u16,
-            as_id: record.as_id as u8,
-            kind: record.mapping.kind(),
-            bits: bit(record.alone, ALONE)
-                | bit(record.permanent, PERMANENT)
-                | bit(record.deferral != Deferral::Never, DEFERRABLE)
-                | bit(record.waits(), WAITS),
-        }
-    }
-
-    const fn has(&self, bit: u8) -> bool {
-        self.bits & bit != 0
-    }
-
-    const fn overlaps(&self, range: Range) -> bool {
-        // An entry was a valid range once: nothing overflows.
-        self.gpa < range.end() && range.gpa() < self.gpa + self.size
-    }
-}
 
 /// Regions by name, by guest address, and by what else they are looked up by.
 #[derive(Debug, Default)]
@@ -77,20 +28,6 @@ pub(crate) struct Regions {
     waiting: BTreeSet<u32>,
     /// Made when it is first asked for, as most VMMs never do.
     by_hva: Option<ByHva>,
-}
-
-#[derive(Debug, Default)]
-struct ByHva {
-    starts: BTreeSet<(u64, u32)>,
-    /// No region is or was larger.
-    largest: u64,
-}
-
-impl ByHva {
-    fn insert(&mut self, entry: &Entry, index: u32) {
-        self.starts.insert((entry.hva, index));
-        self.largest = self.largest.max(entry.size);
-    }
 }
 
 impl Regions {

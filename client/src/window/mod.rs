@@ -132,7 +132,7 @@ use host::Reservation;
 use kvm_memslots_shim::Range;
 use libc::{PROT_NONE, PROT_READ, PROT_WRITE};
 
-use crate::vm::fork::Process;
+use crate::fork::Process;
 use crate::{Backing, HostMemory, RegionSpec, Span, Vm};
 
 /// What the guest finds where nothing is placed.
