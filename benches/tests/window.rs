@@ -349,8 +349,17 @@ fn nothing_that_was_removed_is_seen_or_written_any_more() {
 #[test]
 fn code_is_replaced_at_once() {
     let test = "code_is_replaced_at_once";
-    let Some(rig) = Rig::new(test, Gap::Fault) else { return };
-    let Rig { prober, vm: _vm, window, file, fd, .. } = rig;
+    for logged in [false, true] {
+        let Some(rig) = Rig::new(test, Gap::Fault) else { return };
+        code_is_replaced(rig, logged);
+    }
+}
+
+fn code_is_replaced(rig: Rig, logged: bool) {
+    let Rig { prober, vm, region, window, file, fd } = rig;
+    let mut c = Changes::new();
+    c.set_log_dirty(region, logged);
+    vm.apply(c).unwrap();
     let write = |number: u64| {
         let page = number % PAGES * SMALL_PAGE;
         file.write_all_at(&code_returning(number), page).unwrap();

@@ -20,6 +20,8 @@ pub(crate) enum Change {
     Move(RegionId, u64),
     Replace(RegionId, Box<Backing>),
     Join(RegionId),
+    /// Of a device, in its window.
+    MoveInWindow(RegionId, u64),
     Attach(DeviceId, Box<Device>),
     Detach(DeviceId),
     Vector(DeviceId, usize, Option<Msi>),
@@ -155,12 +157,20 @@ impl Changes {
         self.list.push(Change::Move(id, gpa));
     }
 
+    /// Moves [memory in a window](Device::in_window) to another offset in it. Two
+    /// that swap their places do so with no gap between, if they are as long as each
+    /// other.
+    pub fn move_in_window(&mut self, id: RegionId, offset: u64) {
+        self.list.push(Change::MoveInWindow(id, offset));
+    }
+
     /// Puts other host memory behind a region.
     pub fn replace(&mut self, id: RegionId, backing: Backing) {
         self.list.push(Change::Replace(id, Box::new(backing)));
     }
 
-    /// Attaches a device: its memory, routes, irqfds, ioeventfds.
+    /// Attaches a device: its memory, in slots and in windows, routes, irqfds,
+    /// ioeventfds.
     pub fn attach(&mut self, device: Device) -> DeviceId {
         let id = DeviceId::next();
         self.list.push(Change::Attach(id, Box::new(device)));

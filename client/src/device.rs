@@ -4,7 +4,7 @@
 //! [`Changes::detach`]), together with whatever else is in the set of changes:
 //!
 //! 1. ioeventfds and zones, then irqfds that go,
-//! 2. all memory, in as few calls as there can be,
+//! 2. all memory, in as few calls as there can be; then what is in windows,
 //! 3. all routes, in one `KVM_SET_GSI_ROUTING` (none if nothing changes),
 //! 4. irqfds that come, which find their routes,
 //! 5. ioeventfds and zones.
@@ -26,6 +26,7 @@ pub use kvm_memslots_shim::events::{
 pub use crate::event::Event;
 use crate::id::id;
 pub use crate::trigger::Trigger;
+use crate::window::WindowPart;
 use crate::{RegionId, RegionSpec};
 
 id! {
@@ -211,6 +212,7 @@ pub(crate) struct Line {
 pub struct Device {
     pub(crate) name: Arc<str>,
     pub(crate) regions: Vec<(RegionId, RegionSpec)>,
+    pub(crate) parts: Vec<(RegionId, WindowPart)>,
     pub(crate) kicks: Vec<Kick>,
     pub(crate) zones: Vec<Coalesced>,
     pub(crate) vectors: Vec<Vector>,
@@ -225,6 +227,7 @@ impl Device {
         Self {
             name: name.into(),
             regions: Vec::new(),
+            parts: Vec::new(),
             kicks: Vec::new(),
             zones: Vec::new(),
             vectors: Vec::new(),
@@ -258,6 +261,38 @@ impl Device {
     /// doorbells and later changes use.
     pub fn region(mut self, id: RegionId, spec: RegionSpec) -> Self {
         self.regions.push((id, spec));
+        self
+    }
+
+    /// Memory in a window: placed when the device is attached and removed when it
+    /// is detached, without a call of KVM's, all or nothing with the rest of the set.
+    /// `id` is a new name, with which
+    /// [`Changes::move_in_window`](crate::Changes::move_in_window) moves it; it is no
+    /// region's. The VMM maps the window's region.
+    ///
+    /// Doorbells don't ring in a window, as nothing in its slot exits.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use kvm_memslots::device::Device;
+    /// use kvm_memslots::window::{CheckedFile, Window, WindowPart};
+    /// use kvm_memslots::{Changes, RegionId, Vm};
+    ///
+    /// # let (vm, window): (Vm, Window) = unimplemented!();
+    /// let memory = CheckedFile::new(std::fs::File::open("/dev/shm/bar2")?)?;
+    /// let bar2 = RegionId::new();
+    /// let part = WindowPart::new(&window, 0x10_0000, 0x4000, &memory, 0);
+    /// let mut c = Changes::new();
+    /// c.attach(Device::new("gpu0").in_window(bar2, part));
+    /// vm.apply(c)?;
+    /// // The guest moves the BAR.
+    /// let mut c = Changes::new();
+    /// c.move_in_window(bar2, 0x20_0000);
+    /// vm.apply(c)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn in_window(mut self, id: RegionId, part: WindowPart) -> Self {
+        self.parts.push((id, part));
         self
     }
 
@@ -317,6 +352,11 @@ impl Device {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DevicePart {
+    /// Memory in a window.
+    InWindow {
+        /// Which, in the order in which they were added.
+        index: usize,
+    },
     /// An ioeventfd.
     Ioeventfd {
         /// Which, in the order in which they were added.
@@ -344,6 +384,7 @@ pub enum DevicePart {
 impl fmt::Display for DevicePart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::InWindow { index } => write!(f, "memory {index} in a window"),
             Self::Ioeventfd { index } => write!(f, "ioeventfd {index}"),
             Self::Zone { index } => write!(f, "coalesced zone {index}"),
             Self::Vector { index } => write!(f, "vector {index}"),

@@ -126,8 +126,9 @@ pub const SLOT_ZAP_ALL: &[Call] = calls![; KVM_CHECK_EXTENSION, KVM_ENABLE_CAP];
 
 /// What a [`Window`](crate::window::Window) makes, from when it is made to when
 /// it is dropped, and a [`CheckedFile`](crate::window::CheckedFile); what
-/// [`PciBars`](crate::pci::PciBars) with windows adds to [`APPLY`]. It makes no
-/// ioctl.
+/// [`PciBars`](crate::pci::PciBars) with windows, and a
+/// [device](crate::device::Device::in_window) with memory in one, add to [`APPLY`].
+/// It makes no ioctl.
 pub const WINDOW: &[Call] = calls![
     SYS_close,
     SYS_fcntl,

@@ -5,9 +5,9 @@ use std::io;
 use std::ops::Range;
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::device::DeviceId;
-use kvm_memslots::window::{CheckedFile, Contents, Window, WindowSpec};
-use kvm_memslots::{Changes, HolePolicy, Vm, at, vm_fd};
+use kvm_memslots::device::{self, DeviceId};
+use kvm_memslots::window::{CheckedFile, Window, WindowPart, WindowSpec};
+use kvm_memslots::{Changes, HolePolicy, RegionId, Vm, at, vm_fd};
 
 use super::board::{Board, Device};
 use super::ways::{Apply, Spent, Way};
@@ -41,16 +41,12 @@ impl Shelf {
         Ok(Self { window, file, gpa })
     }
 
-    fn place(&self, device: &Device) -> io::Result<()> {
-        device.bars.iter().map(|(gpa, _)| gpa - self.gpa).try_for_each(|offset| {
-            let contents = Contents::checked(&self.file, offset);
-            self.window.place(offset, Device::BAR_SIZE, contents).map_err(io::Error::other)
-        })
-    }
-
-    fn remove(&self, device: &Device) -> io::Result<()> {
-        device.bars.iter().map(|(gpa, _)| gpa - self.gpa).try_for_each(|offset| {
-            self.window.remove(offset, Device::BAR_SIZE).map_err(io::Error::other)
+    /// A device with its BARs in the window.
+    fn setup(&self, device: &Device, index: usize) -> device::Device {
+        device.bars.iter().fold(device.events(index, false), |made, (gpa, _)| {
+            let (offset, size) = (gpa - self.gpa, Device::BAR_SIZE);
+            let bar = WindowPart::new(&self.window, offset, size, &self.file, offset);
+            made.in_window(RegionId::new(), bar)
         })
     }
 }
@@ -85,12 +81,10 @@ impl Apply for Library {
             let mut changes = Changes::new();
             for index in unit {
                 let device = &board.devices[index];
-                let device = if let Some(shelf) = &self.shelf {
-                    shelf.place(device)?;
-                    device.events(index, false)
-                } else {
+                let device = match &self.shelf {
+                    Some(shelf) => shelf.setup(device, index),
                     // SAFETY: the board outlives the VM's vCPUs.
-                    unsafe { device.setup(index, false) }
+                    None => unsafe { device.setup(index, false) },
                 };
                 let defers = self.way == Way::Deferred;
                 let device = if defers { device.defer_ioeventfds() } else { device };
@@ -111,19 +105,14 @@ impl Apply for Library {
         Ok(spent)
     }
 
-    fn detach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent> {
+    fn detach(&mut self, _: &Board, which: Range<usize>) -> io::Result<Spent> {
         let mut spent = Spent::default();
         for unit in self.units(which) {
             let mut changes = Changes::new();
-            for id in unit.clone().filter_map(|index| self.ids.remove(&index)) {
+            for id in unit.filter_map(|index| self.ids.remove(&index)) {
                 changes.detach(id);
             }
             self.apply(changes, &mut spent)?;
-            if let Some(shelf) = &self.shelf {
-                for index in unit {
-                    shelf.remove(&board.devices[index])?;
-                }
-            }
         }
         Ok(spent)
     }

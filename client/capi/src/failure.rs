@@ -93,20 +93,24 @@ impl From<&PciError> for Failure {
 
 impl From<WindowError> for Failure {
     fn from(error: WindowError) -> Self {
-        let flags = match error.kind() {
-            WindowErrorKind::Stuck { .. } => KVM_MEMSLOTS_ERROR_STUCK | KVM_MEMSLOTS_ERROR_KVM,
-            WindowErrorKind::Refused { .. } | WindowErrorKind::CannotBeKept { .. } => {
-                KVM_MEMSLOTS_ERROR_KVM
-            }
-            _ => 0,
-        };
+        let flags = window_flags(error.kind());
         let about = About { change: error.edit(), flags, ..About::default() };
         Self { errno: error.errno(), message: in_c(error.to_string()), about }
     }
 }
 
+const fn window_flags(kind: &WindowErrorKind) -> u32 {
+    match kind {
+        WindowErrorKind::Stuck { .. } => KVM_MEMSLOTS_ERROR_STUCK | KVM_MEMSLOTS_ERROR_KVM,
+        WindowErrorKind::Refused { .. } | WindowErrorKind::CannotBeKept { .. } => {
+            KVM_MEMSLOTS_ERROR_KVM
+        }
+        _ => 0,
+    }
+}
+
 /// Whose errno it is.
-const fn flags(kind: &ErrorKind) -> u32 {
+fn flags(kind: &ErrorKind) -> u32 {
     match kind {
         ErrorKind::Stuck { .. } => KVM_MEMSLOTS_ERROR_STUCK | KVM_MEMSLOTS_ERROR_KVM,
         ErrorKind::Refused { .. }
@@ -117,6 +121,7 @@ const fn flags(kind: &ErrorKind) -> u32 {
         | ErrorKind::Open(OpenError::Duplicate { .. } | OpenError::NotAVm { .. }) => {
             KVM_MEMSLOTS_ERROR_KVM
         }
+        ErrorKind::Window(error) => window_flags(error.kind()),
         ErrorKind::Gate(_) | ErrorKind::Observer(_) => KVM_MEMSLOTS_ERROR_CALLBACK,
         _ => 0,
     }

@@ -39,6 +39,7 @@ impl ErrorKind {
             | Self::NoRing { errno }
             | Self::EventRefused { errno, .. } => *errno,
             Self::Gate(error) => error.errno(),
+            Self::Window(error) => error.errno(),
             Self::AlreadyOpen | Self::SlotInUse { .. } => Errno::EBUSY,
             Self::Hole { .. } => Errno::EPERM,
             Self::Reentrant => Errno::EDEADLK,

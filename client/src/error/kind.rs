@@ -12,6 +12,7 @@ use super::described::{Described, Part};
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart};
 use crate::gate::GateError;
+use crate::window::WindowError;
 
 /// What is wrong.
 #[derive(Debug, ThisError)]
@@ -304,8 +305,9 @@ pub enum ErrorKind {
     #[error(
         "{what}: {errno}; then what was done before could not be undone: {undo_errno}; {} memslots \
          of this change are live, KVM has {} routes, irqfds and ioeventfds too many and {} too \
-         few; apply a set of changes (an empty one will do) to repair that",
-        live.len(), count(surplus), count(missing)
+         few, windows could not be put right {} times; apply a set of changes (an empty one will \
+         do) to repair that",
+        live.len(), count(surplus), count(missing), windows.len()
     )]
     Stuck {
         /// The call.
@@ -321,7 +323,15 @@ pub enum ErrorKind {
         surplus: Box<State>,
         /// What KVM should have of those and has not.
         missing: Box<State>,
+        /// Memory of devices that is in a window and should not be, or should be and
+        /// is not: where, and why.
+        windows: Vec<WindowError>,
     },
+
+    /// Memory of a device can't be placed in its window, or not be removed. What was
+    /// done before it was undone.
+    #[error(transparent)]
+    Window(WindowError),
 
     /// A length that KVM does not take.
     #[error("an ioeventfd listens to writes of 1, 2, 4 or 8 bytes, or 0 for any, not of {len}")]

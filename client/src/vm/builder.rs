@@ -314,6 +314,7 @@ impl Builder {
                 events: events_state,
                 limbo: Vec::new(),
                 deferred,
+                placed: super::placed::Placed::default(),
                 order,
             }),
             committer: std::sync::atomic::AtomicUsize::new(0),

@@ -7,9 +7,10 @@ use kvm_memslots_shim::memory::{self, Done, Op, Plan, SavedDirty};
 use kvm_memslots_shim::{Errno, Kind, Mapping, Range, Slot};
 
 use super::prepare::{Prepared, Work};
-use super::{Commit, Panics, Vm};
+use super::{Commit, Panics, Vm, placed};
 use crate::dirty::DirtyState;
 use crate::error::{Error, ErrorKind};
+use crate::window::WindowError;
 
 /// What the calls were.
 #[derive(Debug, Default)]
@@ -24,6 +25,7 @@ pub(super) struct Made {
 pub(super) struct Undone {
     /// Of the first call that could not be taken back.
     errno: Option<Errno>,
+    windows: Vec<WindowError>,
     /// The slots that are there, of those that the plans name.
     pub(super) live: Vec<(u16, Slot)>,
 }
@@ -32,10 +34,16 @@ impl Undone {
     pub(super) fn failed(&mut self, errno: Errno) {
         self.errno.get_or_insert(errno);
     }
+
+    fn failed_in_windows(&mut self, errors: Vec<WindowError>) {
+        errors.iter().for_each(|error| self.failed(error.errno()));
+        self.windows.extend(errors);
+    }
 }
 
 impl Vm {
-    /// Takes events away, changes memory, brings events; or undoes it all.
+    /// Takes events away, changes memory, then what is in windows, brings events; or
+    /// undoes it all.
     pub(super) fn make_calls(
         &self,
         commit: &mut Commit,
@@ -95,6 +103,16 @@ impl Vm {
                 }
             }
         }
+        if let Err(placed::Refused { error, undone: errors }) =
+            commit.placed.execute(&prepared.placed)
+        {
+            let mut undone = Undone::default();
+            undone.failed_in_windows(errors);
+            let works = prepared.works.len();
+            self.take_back(commit, prepared, works, &mut dirty, &mut undone, panics);
+            self.take_events_back(commit, prepared, &mut undone, panics);
+            return Err(or_stuck(commit, prepared, error, undone));
+        }
         if let Some(change) = &prepared.events {
             let come = &change.plan.ops[change.plan.gone..];
             match events::execute(&*self.events, &mut commit.events.live, come) {
@@ -108,6 +126,7 @@ impl Vm {
                     if matches!(failed.why, events::Why::Stuck { .. }) {
                         commit.events.unsettled = true;
                     }
+                    undone.failed_in_windows(commit.placed.undo(&prepared.placed));
                     let works = prepared.works.len();
                     self.take_back(commit, prepared, works, &mut dirty, &mut undone, panics);
                     self.take_events_back(commit, prepared, &mut undone, panics);
@@ -311,6 +330,7 @@ pub(super) fn or_stuck(
         live: undone.live,
         surplus: Box::new(surplus),
         missing: Box::new(missing),
+        windows: undone.windows,
     };
     Error::from(stuck)
 }

@@ -163,6 +163,7 @@ impl Vm {
             }
         }
         self.find_out_unsure(commit);
+        commit.placed.repair()?;
         let prepared = self.prepare(commit, changes, promote)?;
         let Garbage { prepared: kept, left: garbage_of } = garbage;
         let prepared = &mut **kept.insert(Box::new(prepared));
@@ -316,6 +317,7 @@ impl Vm {
         }
         follow(&mut tables.regions, &edits, &mut left.extras);
         left.edits = edits;
+        commit.placed.follow(&mut prepared.placed);
         commit.order.memory(&made.memory);
         if let Some(events) = &mut prepared.events {
             let came = &events.plan.ops[events.plan.gone..];

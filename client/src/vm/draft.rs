@@ -84,6 +84,7 @@ impl<'t> Draft<'t> {
                     .map_err(|error| error.of_device(&name, None))
             }
             Change::Detach(_)
+            | Change::MoveInWindow(..)
             | Change::Vector(..)
             | Change::VectorFd(..)
             | Change::AssignDeferred(_)

@@ -13,6 +13,7 @@ mod events;
 mod lookup;
 mod order;
 mod panics;
+mod placed;
 mod plan;
 mod prepare;
 mod record;
@@ -136,6 +137,7 @@ pub(crate) struct Commit {
     /// change that could not be undone.
     limbo: Vec<Arc<dyn HostMemory>>,
     pub(crate) deferred: Vec<DeferredMaps>,
+    placed: placed::Placed,
     order: order::OrderCheck,
 }
 

@@ -8,6 +8,7 @@ use kvm_memslots_shim::{Mapping, MemFlags, Range};
 use super::check::Checks;
 use super::draft::{Draft, Edit};
 use super::events::{EventChange, EventDraft};
+use super::placed::{PlacedChange, PlacedDraft};
 use super::plan::{Planner, Rules, edit_space};
 use super::record::{Deferral, Record};
 use super::regions::Regions;
@@ -62,6 +63,7 @@ pub(super) struct Prepared {
     pub(super) edits: Vec<Edit>,
     pub(super) works: Vec<Work>,
     pub(super) events: Option<EventChange>,
+    pub(super) placed: PlacedChange,
     /// Regions that go and that come, for observers; empty where there are none.
     pub(super) going: Vec<Region>,
     pub(super) coming: Vec<Region>,
@@ -99,14 +101,17 @@ impl Vm {
         let checks = Checks { limits: &self.limits, waits: &waits };
         let mut draft = Draft::new(&tables.regions, checks, count);
         let mut events = EventDraft::new(&tables.devices, &commit.events);
+        let mut placed = PlacedDraft::new(&commit.placed);
         for (number, change) in changes.list.iter().enumerate() {
             draft.take(number, change)?;
             events.take(number, change, &mut draft)?;
+            placed.take(number, change, &draft)?;
         }
         promote.down.iter().for_each(|index| draft.demote(*index));
         promote.up.iter().for_each(|index| draft.promote(*index));
         draft.seal()?;
         let events = events.finish(&draft)?;
+        let placed = placed.finish()?;
 
         let rules = Rules {
             limits: &self.limits,
@@ -154,6 +159,7 @@ impl Vm {
             edits: draft.edits,
             works,
             events,
+            placed,
             going,
             coming,
             logged,

@@ -37,7 +37,12 @@ impl Vm {
             Change::Map(id, _) | Change::Unmap(id) => commit.events.follows(*id),
             _ => false,
         };
-        if !settled || followed || !self.observers.is_empty() || commit.events.unsettled {
+        if !settled
+            || followed
+            || !self.observers.is_empty()
+            || commit.events.unsettled
+            || commit.placed.is_astray()
+        {
             return None;
         }
         let single = match change {

@@ -54,6 +54,11 @@ impl CheckedFile {
         Ok(Self { fd: Arc::new(fd), named: named.ok_or(WindowErrorKind::NoFile)? })
     }
 
+    /// Whether both are the same descriptor.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.fd, &other.fd)
+    }
+
     /// The same of another descriptor for what `fd` names.
     pub(crate) fn duplicate(fd: RawFd) -> Result<Self, WindowErrorKind> {
         // SAFETY: takes numbers.

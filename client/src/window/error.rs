@@ -31,6 +31,12 @@ impl WindowError {
         self
     }
 
+    /// Of no set.
+    pub(super) fn alone(mut self) -> Self {
+        self.0.edit = None;
+        self
+    }
+
     /// What is wrong.
     #[must_use]
     pub fn kind(&self) -> &WindowErrorKind {

@@ -115,6 +115,9 @@ mod contents;
 mod edit;
 mod error;
 mod host;
+#[cfg(all(test, feature = "model"))]
+mod in_sets;
+mod part;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -122,6 +125,7 @@ mod tests;
 pub use contents::{CheckedFile, Contents};
 pub use edit::Edit;
 pub use error::{WindowError, WindowErrorKind};
+pub use part::WindowPart;
 pub use table::Placement;
 
 use std::fmt;
@@ -290,6 +294,25 @@ impl Window {
         self.inner.state().map_or_else(Vec::new, |state| state.table.iter().collect())
     }
 
+    /// Names the window in this process, while it lives.
+    fn identity(&self) -> usize {
+        Arc::as_ptr(&self.inner).addr()
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<(), WindowErrorKind> {
+        self.inner.check(offset, len)
+    }
+
+    /// The first that is in `len` bytes from `offset` on, but for what is `gone`.
+    fn first_in(
+        &self,
+        offset: u64,
+        len: u64,
+        gone: impl Fn(&Placement) -> bool,
+    ) -> Option<Placement> {
+        self.inner.state()?.table.all_in(offset, len).find(|placement| !gone(placement))
+    }
+
     /// Where in this window a range of guest addresses is, if all of it is there.
     pub(crate) fn offset_of(&self, vm: &Vm, as_id: u16, range: Range) -> Option<u64> {
         let region = vm.region_at(as_id, range.gpa())?;
@@ -333,15 +356,21 @@ impl Inner {
         (!self.process.is_fork()).then(state)
     }
 
-    fn apply(&self, steps: &[Step<'_>]) -> Result<(), WindowError> {
+    /// Whether these are whole pages of the window.
+    fn check(&self, offset: u64, len: u64) -> Result<(), WindowErrorKind> {
         let (page, size) = (self.page, self.host.len());
+        let inside = offset.checked_add(len).is_some_and(|end| end <= size);
+        if len == 0 || offset % page != 0 || len % page != 0 || !inside {
+            return Err(WindowErrorKind::Geometry { page, size });
+        }
+        Ok(())
+    }
+
+    fn apply(&self, steps: &[Step<'_>]) -> Result<(), WindowError> {
+        let size = self.host.len();
         let mut scratches = Vec::with_capacity(steps.len());
         for (index, step) in steps.iter().enumerate() {
-            let Step { offset, len, .. } = *step;
-            let inside = offset.checked_add(len).is_some_and(|end| end <= size);
-            if len == 0 || offset % page != 0 || len % page != 0 || !inside {
-                return Err(step.wrong(index, WindowErrorKind::Geometry { page, size }));
-            }
+            self.check(step.offset, step.len).map_err(|kind| step.wrong(index, kind))?;
         }
         if self.process.is_fork() {
             return Err(WindowError::new(WindowErrorKind::Forked, 0, size));

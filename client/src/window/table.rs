@@ -20,7 +20,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    pub(super) const fn end(&self) -> u64 {
+    pub(crate) const fn end(&self) -> u64 {
         self.offset + self.len
     }
 
@@ -61,10 +61,16 @@ impl Table {
         (offset < last.end()).then_some(*last)
     }
 
-    /// The first that is in `len` bytes from `offset` on.
+    /// Those that are in `len` bytes from `offset` on.
+    pub(super) fn all_in(&self, offset: u64, len: u64) -> impl Iterator<Item = Placement> + '_ {
+        let reaches_in = self.0.range(..offset).next_back().map(|(_, last)| *last);
+        let start_there = self.0.range(offset..offset + len).map(|(_, next)| *next);
+        reaches_in.into_iter().filter(move |last| offset < last.end()).chain(start_there)
+    }
+
+    /// The first of them.
     pub(super) fn first_in(&self, offset: u64, len: u64) -> Option<Placement> {
-        let next = || self.0.range(offset..offset + len).next().map(|(_, next)| *next);
-        self.at(offset).or_else(next)
+        self.all_in(offset, len).next()
     }
 
     pub(super) fn insert(&mut self, placement: Placement) {

@@ -4,6 +4,7 @@
 mod bad_input;
 mod doorbells;
 mod faults;
+mod in_window;
 mod lifecycle;
 mod random;
 mod rig;

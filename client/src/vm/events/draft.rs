@@ -76,6 +76,7 @@ impl<'t> EventDraft<'t> {
             | Change::Flags(..)
             | Change::Move(..)
             | Change::Replace(..)
+            | Change::MoveInWindow(..)
             | Change::Join(_) => Ok(()),
         }
         .map_err(|error| error.in_change(number))

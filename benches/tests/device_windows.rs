@@ -1,0 +1,218 @@
+//! Devices whose memory is in a window, attached, moved and detached in sets of
+//! changes while a guest looks, on real KVM.
+#![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{guest_or_skip, vm_or_skip};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell};
+use kvm_memslots::window::{CheckedFile, Gap, Window, WindowPart, WindowSpec};
+use kvm_memslots::{Changes, Error, ErrorKind, RegionId, Vm, at, vm_fd};
+use kvm_memslots_kit::guest::{Access, Outcome, Prober};
+use kvm_memslots_kit::host::SMALL_PAGE;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const OWN_SLOT: u16 = 7;
+const GPA: u64 = 0x1000_0000;
+const PAGES: u64 = 16;
+const DOORBELL: u64 = 0xd000_0000;
+
+/// A VM with a window, and a file each page of which starts with its number,
+/// counted from 1.
+struct Rig {
+    // In this order: nothing runs when memory goes.
+    prober: Prober,
+    vm: Vm,
+    window: Window,
+    file: CheckedFile,
+    fd: VmFd,
+}
+
+impl Rig {
+    fn new(test: &str, gap: Gap) -> Option<Self> {
+        let fd = vm_or_skip(test)?;
+        let prober = guest_or_skip(test, Prober::new(&fd, OWN_SLOT))?;
+        let vm = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT).open(vm_fd(&fd)).unwrap();
+        let window = Window::new(WindowSpec::new(at(GPA, PAGES * SMALL_PAGE)).gap(gap)).unwrap();
+        let mut c = Changes::new();
+        c.map(window.region());
+        vm.apply(c).unwrap();
+        // SAFETY: takes a name.
+        let file = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(file >= 0, "memfd_create: {}", std::io::Error::last_os_error());
+        // SAFETY: a new descriptor.
+        let file = unsafe { File::from_raw_fd(file) };
+        file.set_len(PAGES * SMALL_PAGE).unwrap();
+        for page in 0..PAGES {
+            file.write_all_at(&(page + 1).to_ne_bytes(), page * SMALL_PAGE).unwrap();
+        }
+        Some(Self { prober, vm, window, file: CheckedFile::new(file).unwrap(), fd })
+    }
+
+    /// Device `n`: page `n` of the file, at a page of the window.
+    fn device(&self, n: u64, page: u64) -> (Device, RegionId) {
+        let (id, offset) = (RegionId::new(), page * SMALL_PAGE);
+        let part = WindowPart::new(&self.window, offset, SMALL_PAGE, &self.file, n * SMALL_PAGE);
+        (Device::new(format!("dev{n}")).in_window(id, part), id)
+    }
+
+    fn attach(&self, n: u64, page: u64) -> (DeviceId, RegionId) {
+        let (device, region) = self.device(n, page);
+        let mut c = Changes::new();
+        let id = c.attach(device);
+        let report = self.vm.apply(c).unwrap();
+        assert_eq!(report.calls(), 0, "no call of KVM's");
+        (id, region)
+    }
+
+    fn read(&mut self) -> [u64; PAGES as usize] {
+        let reads: Vec<_> = (0..PAGES).map(|page| Access::Read(gpa(page))).collect();
+        let found = self.prober.probe(&reads).unwrap();
+        std::array::from_fn(|page| match found[page] {
+            Outcome::Value(value) => value,
+            other => panic!("page {page}: {other:?}"),
+        })
+    }
+}
+
+const fn gpa(page: u64) -> u64 {
+    GPA + page * SMALL_PAGE
+}
+
+/// Zeroes, but for these pages.
+fn only(pages: &[(usize, u64)]) -> [u64; PAGES as usize] {
+    let mut all = [0; PAGES as usize];
+    pages.iter().for_each(|(page, value)| all[*page] = *value);
+    all
+}
+
+#[test]
+fn it_is_there_while_the_device_is_attached() {
+    let test = "it_is_there_while_the_device_is_attached";
+    let Some(mut rig) = Rig::new(test, Gap::Zeroes) else { return };
+    let [(one, _), (two, moving)] = [(2, 3), (4, 5)].map(|(n, page)| rig.attach(n, page));
+    assert_eq!(rig.read(), only(&[(3, 3), (5, 5)]));
+    for page in [9, 0, 15] {
+        let mut c = Changes::new();
+        c.move_in_window(moving, page * SMALL_PAGE);
+        rig.vm.apply(c).unwrap();
+        assert_eq!(rig.read(), only(&[(3, 3), (page as usize, 5)]));
+    }
+    // Its place is another's in the same set.
+    let mut c = Changes::new();
+    c.detach(one);
+    let (three, _) = rig.device(7, 3);
+    c.attach(three);
+    rig.vm.apply(c).unwrap();
+    assert_eq!(rig.read(), only(&[(3, 8), (15, 5)]));
+    let mut c = Changes::new();
+    c.detach(two);
+    rig.vm.apply(c).unwrap();
+    assert_eq!(rig.read(), only(&[(3, 8)]));
+    rig.vm.close().unwrap();
+    assert!(rig.window.placed().is_empty());
+}
+
+/// KVM refuses the doorbell of a device, which comes behind all memory: there is
+/// one that the library knows nothing of.
+#[test]
+fn what_kvm_refuses_is_not_there_for_the_guest_either() {
+    let test = "what_kvm_refuses_is_not_there_for_the_guest_either";
+    let Some(mut rig) = Rig::new(test, Gap::Zeroes) else { return };
+    let bell = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let (hidden, own) = (bell(), IoEventAddress::Mmio(DOORBELL));
+    rig.fd.register_ioevent(&hidden, &own, NoDatamatch).unwrap();
+    let [(one, first), (_, second)] = [(2, 3), (4, 5)].map(|(n, page)| rig.attach(n, page));
+    let before = (rig.read(), rig.window.placed());
+    assert_eq!(before.0, only(&[(3, 3), (5, 5)]));
+    let sets: [&dyn Fn(&mut Changes); 4] = [
+        &|_| {},
+        &|c| {
+            c.move_in_window(first, 5 * SMALL_PAGE);
+            c.move_in_window(second, 3 * SMALL_PAGE);
+        },
+        &|c| c.move_in_window(second, 11 * SMALL_PAGE),
+        &|c| c.detach(one),
+    ];
+    for (number, changes) in sets.into_iter().enumerate() {
+        let set = |addr| {
+            let mut c = Changes::new();
+            changes(&mut c);
+            let (device, _) = rig.device(7, 8);
+            c.attach(device.ioeventfd(Doorbell::at(Bus::Mmio, addr), bell()));
+            c
+        };
+        let error: Error = rig.vm.apply(set(DOORBELL)).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::EventRefused { .. }), "{error}");
+        assert_eq!(error.device(), Some("dev7"), "{error}");
+        assert_eq!((rig.read(), rig.window.placed()), before, "set {number}");
+    }
+    rig.fd.unregister_ioevent(&hidden, &own, NoDatamatch).unwrap();
+    let mut c = Changes::new();
+    let (device, _) = rig.device(7, 8);
+    c.attach(device.ioeventfd(Doorbell::at(Bus::Mmio, DOORBELL), bell()));
+    c.detach(one);
+    rig.vm.apply(c).unwrap();
+    assert_eq!(rig.read(), only(&[(5, 5), (8, 8)]));
+    assert!(hidden.as_raw_fd() >= 0);
+}
+
+/// The vCPU finds either device's memory in either place at any time, never
+/// nothing, and never the old one once a swap is over.
+#[test]
+fn two_swap_their_places_under_a_guest_that_looks() {
+    let test = "two_swap_their_places_under_a_guest_that_looks";
+    let Some(rig) = Rig::new(test, Gap::Fault) else { return };
+    let [(_, one), (_, two)] = [(0, 2), (1, 9)].map(|(n, page)| rig.attach(n, page));
+    let Rig { mut prober, vm, window, fd, .. } = rig;
+    let (begun, done, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let mut judged = 0_u64;
+    std::thread::scope(|scope| {
+        // A failure has to stop it, too.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let swaps = scope.spawn(|| {
+            let _stop = Stop(&stop);
+            for round in 1..=1_000_u64 {
+                let places = if round % 2 == 0 { [2, 9] } else { [9, 2] };
+                begun.store(round, Ordering::SeqCst);
+                let mut c = Changes::new();
+                c.move_in_window(one, places[0] * SMALL_PAGE);
+                c.move_in_window(two, places[1] * SMALL_PAGE);
+                vm.apply(c).unwrap();
+                done.store(round, Ordering::SeqCst);
+                if round % 8 == 0 {
+                    std::thread::sleep(std::time::Duration::from_micros(500));
+                }
+            }
+        });
+        while !stop.load(Ordering::Relaxed) {
+            let before = done.load(Ordering::SeqCst);
+            let found = prober.probe(&[Access::Read(gpa(2)), Access::Read(gpa(9))]).unwrap();
+            let calm = begun.load(Ordering::SeqCst) == before;
+            for (place, found) in found.into_iter().enumerate() {
+                let Outcome::Value(value @ 1..=2) = found else { panic!("{found:?}") };
+                if calm {
+                    let expected = (before + place as u64) % 2 + 1;
+                    assert_eq!(value, expected, "round {before}, place {place}");
+                    judged += 1;
+                }
+            }
+        }
+        swaps.join().unwrap();
+    });
+    assert!(judged > 0, "no look between two swaps");
+    assert_eq!(window.placed().len(), 2);
+    drop(fd);
+}
