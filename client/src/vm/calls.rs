@@ -36,7 +36,9 @@ impl Undone {
     }
 
     fn failed_in_windows(&mut self, errors: Vec<WindowError>) {
-        errors.iter().for_each(|error| self.failed(error.errno()));
+        for error in &errors {
+            self.failed(error.errno());
+        }
         self.windows.extend(errors);
     }
 }

@@ -13,7 +13,7 @@ use super::host::faults::{self, Fate};
 use super::*;
 use crate::backend::{EventModel, Irqchip, MemoryModel};
 use crate::device::{Device, DeviceId, Msi};
-use crate::{Changes, Error, ErrorKind, Limits, RegionId, at};
+use crate::{Changes, Error, ErrorKind, Limits, RegionId, RegionSpec, Vm, at};
 
 struct Rig {
     vm: Vm,
