@@ -9,11 +9,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use kvm_memslots_shim::Kvm;
 
-/// A word that is 1 in this process and 0 in what is forked from it
-/// (`MADV_WIPEONFORK`): asking takes no system call.
+/// A word that is this process's [generation](GENERATIONS), and 0 in what is forked
+/// from it (`MADV_WIPEONFORK`): asking takes no system call.
 ///
 /// The page is never unmapped: there is one in a process.
 static PAGE: OnceLock<Option<Page>> = OnceLock::new();
+
+/// How many processes, from the first that used this on down to this one, have had
+/// a generation. A fork has the count of its parent at the time, so what it opens
+/// itself is of another generation than what it has from there.
+static GENERATIONS: AtomicU32 = AtomicU32::new(0);
 
 struct Page(NonNull<AtomicU32>);
 
@@ -41,36 +46,38 @@ fn page() -> Option<&'static Page> {
 }
 
 impl Page {
+    /// Of this process; its first one if it has none yet.
+    fn generation(&self) -> u32 {
+        let there = self.word().load(Ordering::Relaxed);
+        if there != 0 {
+            return there;
+        }
+        let new = GENERATIONS.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
+        let (ours, theirs) = (Ordering::Relaxed, Ordering::Relaxed);
+        // Another thread may have been faster.
+        self.word().compare_exchange(0, new, ours, theirs).map_or_else(|there| there, |_| new)
+    }
+
     fn word(&self) -> &AtomicU32 {
         // SAFETY: the page is mapped for ever, zeroed, and aligned.
         unsafe { self.0.as_ref() }
     }
 }
 
-/// Tells a process from its forks.
+/// Tells a process from its forks: its generation, or its id where the kernel has
+/// no `MADV_WIPEONFORK` (before 4.14).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Process {
-    /// Where the kernel has no `MADV_WIPEONFORK` (before 4.14).
-    pid: Option<u32>,
-}
+pub(crate) struct Process(u32);
 
 impl Process {
     pub(crate) fn this() -> Self {
-        match page() {
-            Some(page) => {
-                page.word().store(1, Ordering::Relaxed);
-                Self { pid: None }
-            }
-            None => Self { pid: Some(std::process::id()) },
-        }
+        Self(page().map_or_else(std::process::id, Page::generation))
     }
 
     /// Whether this is another process now, forked from that one.
     pub(crate) fn is_fork(self) -> bool {
-        match (self.pid, page()) {
-            (None, Some(page)) => page.word().load(Ordering::Relaxed) == 0,
-            (pid, _) => pid.is_some_and(|pid| pid != std::process::id()),
-        }
+        let here = page().map_or_else(std::process::id, |page| page.word().load(Ordering::Relaxed));
+        here != self.0
     }
 }
 

@@ -56,6 +56,30 @@ fn a_fork_changes_nothing() {
     vm.unwrap().close().unwrap();
 }
 
+/// A process that forks for each VM: what the child opens is the child's, and what
+/// it has from its parent stays the parent's.
+#[test]
+fn a_child_that_opens_a_vm_of_its_own_has_the_parents_no_more_than_before() {
+    let (vm, model, _) = open(Limits::x86(), &Arc::default(), false);
+    let mut vm = Some(vm);
+    assert!(in_child(|| {
+        let parents = vm.take().unwrap();
+        let (own, ..) = open(Limits::x86(), &Arc::default(), false);
+        let mut c = Changes::new();
+        c.map(ram(0, PAGE));
+        let refused = parents.is_forked() && is_forked(parents.apply(c.clone()));
+        let applied = !own.is_forked() && own.apply(c).is_ok();
+        // A grandchild has neither.
+        let neither = in_child(|| {
+            let (third, ..) = open(Limits::x86(), &Arc::default(), false);
+            parents.is_forked() && own.is_forked() && !third.is_forked()
+        });
+        drop(parents);
+        refused && applied && neither && model.slots(0).is_empty()
+    }));
+    assert!(!vm.unwrap().is_forked());
+}
+
 /// A child of a process of which another thread is in the midst of a change.
 #[test]
 fn a_drop_in_a_child_does_not_wait_for_threads_that_there_are_not() {
