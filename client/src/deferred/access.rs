@@ -26,34 +26,34 @@ macro_rules! atomic {
 /// `CONFIG_CROSS_MEMORY_ATTACH`, which answers `ENOSYS`, nor where a filter forbids it.
 pub(super) fn can_try(pid: libc::pid_t) -> bool {
     let here = [1_u8];
-    try_read(pid, here.as_ptr().expose_provenance() as u64, &mut [0])
+    try_read(pid, here.as_ptr().expose_provenance() as u64, &mut [0]) == 1
 }
 
-/// Reads the bytes from `hva` of this process, `pid`, on, which may fault. Whether
-/// they were read.
+/// Reads the bytes from `hva` of this process, `pid`, on, which may fault. How many
+/// were read: those before the page that can't be.
 ///
 /// The kernel copies in words where address and length are aligned: what a vCPU
 /// would do in one go stays whole, as far as `copy_to_user` does.
-pub(super) fn try_read(pid: libc::pid_t, hva: u64, data: &mut [u8]) -> bool {
+pub(super) fn try_read(pid: libc::pid_t, hva: u64, data: &mut [u8]) -> usize {
     let own = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
     let theirs = libc::iovec { iov_base: with_exposed_provenance_mut(hva as usize), ..own };
     // SAFETY: the kernel writes `data`, whatever is at `hva`.
     let copied = unsafe { libc::process_vm_readv(pid, &raw const own, 1, &raw const theirs, 1, 0) };
-    usize::try_from(copied) == Ok(data.len())
+    usize::try_from(copied).unwrap_or(0)
 }
 
-/// Writes `data` to the bytes from `hva` on, which may fault. Whether all were
-/// written.
+/// Writes `data` to the bytes from `hva` on, which may fault. How many were
+/// written, as in [`try_read`].
 ///
 /// # Safety
 /// As [`write`], but for being mapped and writable: what is not is left alone.
-pub(super) unsafe fn try_write(pid: libc::pid_t, hva: u64, data: &[u8]) -> bool {
+pub(super) unsafe fn try_write(pid: libc::pid_t, hva: u64, data: &[u8]) -> usize {
     let own = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     let theirs = libc::iovec { iov_base: with_exposed_provenance_mut(hva as usize), ..own };
     // SAFETY: the kernel reads `data`, and writes what the caller vouched for.
     let copied =
         unsafe { libc::process_vm_writev(pid, &raw const own, 1, &raw const theirs, 1, 0) };
-    usize::try_from(copied) == Ok(data.len())
+    usize::try_from(copied).unwrap_or(0)
 }
 
 /// Reads the bytes from `hva` on.

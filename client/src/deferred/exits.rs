@@ -58,16 +58,18 @@ pub enum Part {
     /// That many are none of a deferrable region, or written to a read-only
     /// one: the device's.
     Device(usize),
-    /// The memory can't be accessed: [`Served::fault`].
+    /// The memory can't be accessed ([`Served::fault`]), or this process was
+    /// forked from the one that opened the VM.
     Fault,
 }
 
 /// What came of an access to a region.
 enum Answer {
-    Done,
+    /// So many bytes were served: where that is not all, the next one can't be
+    /// accessed.
+    Served(usize),
     /// It is not for the memory: a write to what is read-only.
     NotMemory,
-    Fault,
 }
 
 /// One exit in so many has its time taken: the clock costs more than serving it
@@ -154,17 +156,13 @@ impl Deferred {
         self.part(gpa, data.len(), |entry, hva, len| {
             let data = &mut data[..len];
             if !entry.never_faults {
-                return if access::try_read(self.shared.pid, hva, data) {
-                    Answer::Done
-                } else {
-                    Answer::Fault
-                };
+                return Answer::Served(access::try_read(self.shared.pid, hva, data));
             }
             // SAFETY: `part` gives out memory of a region, which its owner
             // vouched for until it is taken from the table and nobody has the
             // table any more; and it never faults.
             unsafe { access::read(hva, data) };
-            Answer::Done
+            Answer::Served(len)
         })
     }
 
@@ -175,20 +173,25 @@ impl Deferred {
             if entry.read_only {
                 return Answer::NotMemory;
             }
-            if entry.never_faults {
+            let written = if entry.never_faults {
                 // SAFETY: as above, and the region is not read-only.
                 unsafe { access::write(hva, data) };
-            // SAFETY: as above, but for the promise that it never faults.
-            } else if !unsafe { access::try_write(self.shared.pid, hva, data) } {
-                return Answer::Fault;
-            }
-            entry.life.mark(hva - entry.hva, len as u64);
-            Answer::Done
+                len
+            } else {
+                // SAFETY: as above, but for the promise that it never faults.
+                unsafe { access::try_write(self.shared.pid, hva, data) }
+            };
+            entry.life.mark(hva - entry.hva, written as u64);
+            Answer::Served(written)
         })
     }
 
     /// Has `serve` do what the region at `gpa` has of `len` bytes.
     fn part(&self, gpa: u64, len: usize, serve: impl FnOnce(&Entry, u64, usize) -> Answer) -> Part {
+        if self.shared.process.is_fork() {
+            // The memory of the guest is its VMM's, which is another process.
+            return Part::Fault;
+        }
         let table = self.shared.table.load();
         let fitting = |bytes: u64| usize::try_from(bytes).map_or(len, |bytes| bytes.min(len));
         let entry = match at(&table, gpa) {
@@ -197,11 +200,11 @@ impl Deferred {
         };
         let offset = gpa - entry.range.gpa();
         let bytes = fitting(entry.range.size() - offset);
-        match serve(entry, entry.hva + offset, bytes) {
-            Answer::Done => {}
+        let bytes = match serve(entry, entry.hva + offset, bytes) {
+            Answer::Served(0) if len > 0 => return Part::Fault,
+            Answer::Served(bytes) => bytes,
             Answer::NotMemory => return Part::Device(bytes),
-            Answer::Fault => return Part::Fault,
-        }
+        };
         // The vCPU has got on.
         self.round.set(None);
         let mut due = false;

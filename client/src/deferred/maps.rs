@@ -15,6 +15,7 @@ use super::serving::Serving;
 use super::table::{Entry, Table, change};
 use crate::by_id::ById;
 use crate::dirty::Overlay;
+use crate::fork::Process;
 use crate::region::RegionId;
 
 /// What vCPU threads are to see of a region.
@@ -54,6 +55,7 @@ impl DeferredMaps {
                 measures: deferral.costs.is_none(),
                 promotions: AtomicU64::new(0),
                 pid,
+                process: Process::this(),
                 can_try: access::can_try(pid),
                 lives: Mutex::new(ById::default()),
                 due: Mutex::new(Vec::new()),

@@ -10,6 +10,7 @@ use super::policy::{Costs, Policy};
 use super::table::Table;
 use crate::by_id::ById;
 use crate::dirty::Overlay;
+use crate::fork::Process;
 use crate::region::RegionId;
 
 /// What a VM and its vCPU threads share, of one address space.
@@ -29,6 +30,7 @@ pub(crate) struct Serving {
     pub(crate) promotions: AtomicU64,
     /// This process, for reading memory that may fault.
     pub(super) pid: libc::pid_t,
+    pub(super) process: Process,
     /// Whether such memory can be read at all.
     pub(super) can_try: bool,
     pub(super) lives: Mutex<ById<RegionId, Arc<Life>>>,

@@ -80,6 +80,35 @@ fn a_child_that_opens_a_vm_of_its_own_has_the_parents_no_more_than_before() {
     assert!(!vm.unwrap().is_forked());
 }
 
+/// A deferrable region's memory is the guest's, which is the parent's.
+#[test]
+fn a_child_serves_no_exits() {
+    use kvm_memslots::Access;
+    use kvm_memslots::deferred::{Deferral, Part, Policy};
+
+    let model = kvm_memslots::backend::MemoryModel::new(Limits::x86());
+    let events = kvm_memslots::backend::EventModel::new(kvm_memslots::backend::Irqchip::Split);
+    let deferral = Deferral::default().policy(Policy::Fixed { exits: u64::MAX });
+    let vm = Vm::builder().deferral(deferral).open_on(Arc::new(model), Arc::new(events)).unwrap();
+    let mut host = vec![0_u8; 2 * PAGE as usize];
+    let hva = (host.as_mut_ptr().expose_provenance() as u64).next_multiple_of(PAGE);
+    // SAFETY: `host` lives for as long as the VM, and is not looked at but by it.
+    let memory = unsafe { Backing::borrowed(hva, PAGE, Access::ReadWrite) };
+    let mut c = Changes::new();
+    c.map(RegionSpec::device(at(0, PAGE), memory).deferrable());
+    vm.apply(c).unwrap();
+    let exits = vm.deferred(0).unwrap();
+    assert!(in_child(|| {
+        let mut data = [7; 4];
+        exits.write_part(0, &data) == Part::Fault && exits.read_part(0, &mut data) == Part::Fault
+    }));
+    let mut data = [7; 4];
+    let served = exits.read(0, &mut data, |_, _| ());
+    assert_eq!((served.bytes, data), (4, [0; 4]));
+    drop(vm);
+    drop(host);
+}
+
 /// A child of a process of which another thread is in the midst of a change.
 #[test]
 fn a_drop_in_a_child_does_not_wait_for_threads_that_there_are_not() {

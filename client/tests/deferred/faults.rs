@@ -139,3 +139,28 @@ fn what_nobody_can_serve_gets_its_slot_at_once() {
         eprintln!("SKIPPED a kernel without CONFIG_CROSS_MEMORY_ATTACH: no seccomp filters");
     }
 }
+
+/// An access over the end of what is there: the bytes before it are served, the
+/// page that they are in is dirty, and the fault is where it is.
+#[test]
+fn what_was_written_before_a_fault_is_dirty() {
+    let mapped = Mapped::new(2);
+    let (vm, _) = open(u64::MAX);
+    let id = map_now(&vm, mapped.spec().log_dirty());
+    mapped.file.set_len(PAGE).unwrap();
+    let exits = vm.deferred(0).unwrap();
+    let nobody = |gpa: u64| panic!("a device at {gpa:#x}");
+    let (at, end) = (GPA + PAGE - 4, GPA + PAGE);
+    let served = exits.write(at, &[1, 2, 3, 4, 5, 6, 7, 8], |gpa, _| nobody(gpa));
+    assert_eq!((served.bytes, served.fault), (4, Some(end)));
+    let mut data = [0xaa; 8];
+    let served = exits.read(at, &mut data, |gpa, _| nobody(gpa));
+    assert_eq!((served.bytes, served.fault), (4, Some(end)));
+    assert_eq!(data, [1, 2, 3, 4, 0xaa, 0xaa, 0xaa, 0xaa]);
+    let dirty = vm.dirty_log(id).unwrap();
+    assert_eq!(dirty.iter().collect::<Vec<_>>(), [0]);
+    // What can't be written is not dirty.
+    let served = exits.write(end, &[1; 4], |gpa, _| nobody(gpa));
+    assert_eq!((served.bytes, served.fault), (0, Some(end)));
+    assert_eq!(vm.dirty_log(id).unwrap().count(), 0);
+}
