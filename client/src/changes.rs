@@ -101,7 +101,10 @@ impl Changes {
     /// Gives a region another size, in bytes; its start stays where it is, and
     /// its [`Backing`] must reach as far. Growing costs one create, of what is
     /// new: the slot that is there stays, unless the region is
-    /// [alone](RegionSpec::alone). Shrinking to the end of a slot costs deletes
+    /// [alone](RegionSpec::alone), or no slot is free: then it is replaced, which
+    /// goes by the [hole policy](crate::HolePolicy). A region that grew is in
+    /// several slots until it is [joined](Self::join), and each change of it is a
+    /// call for each of them. Shrinking to the end of a slot costs deletes
     /// only; else the slot is replaced.
     pub fn resize(&mut self, id: RegionId, size: u64) {
         self.list.push(Change::Resize(id, size));

@@ -16,6 +16,11 @@ use thiserror::Error;
 /// regions up, and neither may apply changes
 /// ([`ErrorKind::Reentrant`](crate::ErrorKind::Reentrant)).
 ///
+/// A vCPU thread may be waiting to apply changes itself (at an exit, in
+/// [`Vm::promote_due`](crate::Vm::promote_due)), and waits until these are done. It
+/// is not inside `KVM_RUN`: a gate that waits for an answer of each vCPU's thread
+/// would wait for ever.
+///
 /// Between a [`pause`](Self::pause) that succeeded and the
 /// [`resume`](Self::resume) that follows it no vCPU of the VM may be inside
 /// `KVM_RUN`, and nothing else may access guest memory through KVM.
@@ -75,8 +80,8 @@ pub enum HolePolicy {
     Refuse,
     /// Regions that the changes name, which is what a loop of ioctls does: what
     /// becomes read-only or writable, gets other memory, moves to where it was
-    /// in part, shrinks inside of a slot, or is unmapped and mapped again cut
-    /// another way, is deleted and made anew. Never a region that the changes
+    /// in part, shrinks inside of a slot, grows where no slot is free, or is
+    /// unmapped and mapped again cut another way, is deleted and made anew. Never a region that the changes
     /// don't name, unless it was split from the same one as a region that they
     /// do. What of it is logged and stays is reported all dirty, and so is what
     /// moves. What changes left that got

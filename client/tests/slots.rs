@@ -77,6 +77,51 @@ fn slots_run_out_last_when_nothing_more_can_be_joined() {
     assert!(honest, "{error}");
 }
 
+/// Where slots are short, a region that grows gets what a loop would make of it: its
+/// slot is replaced, as the set names it. Nobody else's is.
+#[test]
+fn what_grows_where_slots_are_short() {
+    for policy in policies() {
+        let (vm, model) = small(3, policy.clone());
+        let spec = |page: u64| {
+            let backing = memory(HVA + page * PAGE, 16 * PAGE);
+            RegionSpec::ram(at(page * PAGE, PAGE), backing)
+        };
+        let [grows, logged, _] =
+            map_all(&vm, [spec(0), spec(100).log_dirty(), spec(200).permanent()]);
+        model.guest_write(0, 100 * PAGE, 1);
+        model.reset_counts();
+        let before = model.slots(0);
+        let grown = vm.apply(changes(|c| c.resize(grows, 2 * PAGE)));
+        if let HolePolicy::Refuse = policy {
+            let kind = grown.unwrap_err();
+            assert!(matches!(kind.kind(), ErrorKind::TooManySlots { .. }), "{kind}");
+            assert_eq!(model.slots(0), before);
+            continue;
+        }
+        grown.unwrap();
+        assert_eq!((cost(&model), model.slot_count(0)), ((2, 3), 3), "{policy:?}");
+        vm.apply(changes(|c| c.resize(logged, 3 * PAGE))).unwrap();
+        assert_eq!((cost(&model), model.slot_count(0)), ((2, 3), 3), "{policy:?}");
+        assert!(vm.dirty_log(logged).unwrap().is_dirty(0));
+        assert_same_slots(&vm, &model);
+        // Both at once, and one that needs a slot more is still one too many.
+        vm.apply(changes(|c| {
+            c.resize(logged, 8 * PAGE);
+            c.resize(grows, 8 * PAGE);
+        }))
+        .unwrap();
+        let c = changes(|c| {
+            c.resize(grows, 9 * PAGE);
+            c.map(ram(300, 1));
+        });
+        let error = vm.apply(c).unwrap_err();
+        let honest = matches!(error.kind(), ErrorKind::TooManySlots { needed: 4, .. });
+        assert!(honest, "{error}");
+        assert_same_slots(&vm, &model);
+    }
+}
+
 /// What is in a `guest_memfd`'s slot is gone when the slot is: it is replaced
 /// neither for another region's unmap nor when ids run out, under no policy.
 #[test]

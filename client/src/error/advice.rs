@@ -17,7 +17,8 @@ pub(super) fn slots_advice(may_join: bool) -> &'static str {
     if may_join {
         "; no more slots can be joined"
     } else {
-        "; slots that are there could only be joined with a hole: supply a gate that pauses vCPUs"
+        "; slots that are there could only be joined with a hole: join regions that grew, or supply \
+         a gate that pauses vCPUs"
     }
 }
 

@@ -61,6 +61,10 @@ pub(super) struct Rules<'a> {
     pub(super) how: How,
     /// Whether slots that are there may be replaced for another region's sake.
     pub(super) may_replace: bool,
+    /// Whether those of a region that the set names may, for its own.
+    pub(super) may_rebuild: bool,
+    /// Whether they are.
+    pub(super) rebuilds: bool,
 }
 
 impl Rules<'_> {
@@ -80,6 +84,7 @@ struct Window {
 }
 
 /// A draft and one address space of it.
+#[derive(Clone, Copy)]
 pub(super) struct Planner<'a> {
     pub(super) draft: &'a Draft<'a>,
     pub(super) regions: &'a Regions,
@@ -107,6 +112,12 @@ impl Planner<'_> {
         if no_room(&result) && space.since_full.is_none_or(|since| since >= WORTH_A_LOOK) {
             result = self.plan_window(&self.whole(), space, SPARE);
             space.since_full = if no_room(&result) { Some(0) } else { None };
+        }
+        let is_short = matches!(result, Err(PlanError::TooManySlots { .. }));
+        if is_short && self.rules.may_rebuild && !self.rules.rebuilds {
+            // As a loop does it that has one slot for each region.
+            let rules = Rules { rebuilds: true, ..self.rules };
+            return Planner { rules, ..*self }.plan(space);
         }
         result.map_err(|error| match error {
             PlanError::TooManySlots { needed, available } => {
@@ -197,7 +208,8 @@ impl Planner<'_> {
         let kept = kept.filter_map(|index| self.regions.extent(index, shares));
         wanted.extend(kept.filter_map(clipped));
         let new = self.draft.overlapping(self.as_id, range);
-        wanted.extend(new.filter_map(|(edit, record)| clipped(of_edit(edit, record, shares)?)));
+        let new = new.filter_map(|(edit, record)| clipped(self.of_edit(edit, record)?));
+        wanted.extend(new);
     }
 
     fn whole(&self) -> Window {
@@ -208,7 +220,7 @@ impl Planner<'_> {
         let old = wanted.len();
         let mine = self.draft.edits.iter().filter_map(|edit| Some((edit, edit.now.as_ref()?)));
         let mine = mine.filter(|(_, record)| record.as_id == self.as_id);
-        wanted.extend(mine.filter_map(|(edit, record)| of_edit(edit, record, shares)));
+        wanted.extend(mine.filter_map(|(edit, record)| self.of_edit(edit, record)));
         if old > 0 || !wanted.is_sorted_by_key(|extent| extent.mapping.range()) {
             wanted.sort_by_key(|extent| extent.mapping.range());
         }
@@ -247,6 +259,27 @@ impl Planner<'_> {
         }
     }
 
+    fn of_edit(&self, edit: &Edit, record: &Record) -> Option<Extent> {
+        let extent = record.extent(self.rules.shares())?;
+        Some(Extent {
+            // A slot that stands alone for a region holds all of it.
+            alone: extent.alone || edit.rebuild || self.rebuilds(edit, record),
+            whole: edit.is_new() && !extent.joins,
+            ..extent
+        })
+    }
+
+    /// Whether a region that is there gets as few slots as can be, as they are
+    /// short: one that shares them with nobody, and whose memory is the VMM's.
+    fn rebuilds(&self, edit: &Edit, record: &Record) -> bool {
+        let Some(index) = edit.index.filter(|_| self.rules.rebuilds) else { return false };
+        let range = self.regions.range(index);
+        let mut slots = self.slots.overlapping(range);
+        let own =
+            |slot: Slot| range.intersection(slot.mapping.range()) == Some(slot.mapping.range());
+        record.mapping.guest_memfd().is_none() && slots.all(own)
+    }
+
     /// The guest addresses that an edit is about, before and after.
     fn touched(&self, edit: &Edit) -> impl Iterator<Item = Range> + use<> {
         let mine = edit_space(edit, self.regions) == Some(self.as_id);
@@ -260,16 +293,6 @@ impl Planner<'_> {
 pub(super) fn edit_space(edit: &Edit, regions: &Regions) -> Option<u16> {
     let now = edit.now.as_ref().map(|record| record.as_id);
     now.or_else(|| edit.index.map(|index| regions.as_id(index)))
-}
-
-fn of_edit(edit: &Edit, record: &Record, shares: bool) -> Option<Extent> {
-    let extent = record.extent(shares)?;
-    Some(Extent {
-        // A slot that stands alone for a region holds all of it.
-        alone: extent.alone || edit.rebuild,
-        whole: edit.is_new() && !extent.joins,
-        ..extent
-    })
 }
 
 fn widened(range: Range, by: u64) -> Option<Range> {

@@ -118,6 +118,8 @@ impl Vm {
             how: self.how,
             may_replace: self.is_batched()
                 || matches!(commit.holes, HolePolicy::NoVcpuRuns | HolePolicy::Gate(_)),
+            may_rebuild: !matches!(commit.holes, HolePolicy::Refuse),
+            rebuilds: false,
         };
         let mut works = Vec::with_capacity(1);
         for (as_id, space) in (0..).zip(&mut commit.spaces) {
