@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvm_memslots::backend::model::events::{Call, Fault};
 use kvm_memslots::backend::{EventLimits, EventModel, Irqchip};
-use kvm_memslots::device::{Bus, Device, Doorbell, Route, RouteTarget};
+use kvm_memslots::device::{Bus, Device, Doorbell, Event, Route, RouteTarget, Trigger};
 use kvm_memslots::{Errno, ErrorKind, Limits};
 
 use crate::rig::{Rig, device, eventfd, msi};
@@ -227,4 +227,39 @@ fn ioeventfds_can_be_left_to_later() {
     rig.assert_known();
     rig.detach_all(&ids[1..]).unwrap();
     assert_eq!(rig.events.state().ioeventfds.len(), 0);
+}
+
+/// A descriptor is asked for its number once: what it says later, or that it panics
+/// then, is nothing that KVM is told of.
+#[test]
+fn a_descriptor_is_asked_once() {
+    use std::os::fd::{OwnedFd, RawFd};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    struct Once(OwnedFd, AtomicBool);
+
+    impl AsRawFd for Once {
+        fn as_raw_fd(&self) -> RawFd {
+            assert!(!self.1.swap(true, Ordering::Relaxed), "asked again");
+            self.0.as_raw_fd()
+        }
+    }
+
+    let once = || Once(eventfd(), AtomicBool::new(false));
+    let rig = Rig::new();
+    let bell = Doorbell::at(Bus::Mmio, 0xd000_0000).len(4);
+    let trigger = Arc::new(Trigger::new(once()));
+    let device = Device::new("dev")
+        .ioeventfd(bell, once())
+        .vector(once(), Some(msi(1)))
+        .triggered_vector(Arc::clone(&trigger), Some(msi(2)))
+        .line(5, None, once(), Some(Event::new(once())));
+    let id = rig.attach(device).unwrap();
+    trigger.signal().unwrap();
+    rig.set_vector(id, 0, None).unwrap();
+    rig.apply(|c| c.set_vector_fd(id, 0, once())).unwrap();
+    rig.set_vector(id, 0, Some(msi(3))).unwrap();
+    rig.assert_known();
+    rig.detach(id).unwrap();
+    rig.assert_known();
 }

@@ -49,7 +49,9 @@ impl Vm {
     /// away again, and an exit, in nanoseconds.
     #[must_use]
     pub fn deferral_costs(&self) -> (u64, u64) {
-        let (slot_ns, exit_ns) = self.serving[0].costs();
+        // A backend may say that there is no address space at all.
+        let costs = self.serving.first().map(|serving| serving.costs());
+        let (slot_ns, exit_ns) = costs.unwrap_or((Costs::UNMEASURED.slot_ns(), None));
         (slot_ns, exit_ns.unwrap_or(Costs::UNMEASURED.exit_ns))
     }
 
