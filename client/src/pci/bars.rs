@@ -9,7 +9,7 @@ use super::claims::Claims;
 use super::error::PciError;
 use super::id::FunctionId;
 use super::places::{Item, Key, Place, places};
-use super::refusals::{Refusals, blamed};
+use super::refusals::{Refusals, blamed, is_about_one};
 use super::registers::{Decoded, Registers};
 use super::shelf::{self, Shelf, Spot};
 use super::spec::{FunctionSpec, Window};
@@ -276,7 +276,11 @@ impl PciBars {
     ) -> Result<Option<Report>, PciError> {
         // Until it has worked.
         self.moved = true;
+        // There may be slots by now.
+        self.refused.forget_short();
         let mut report = None;
+        // Left out one by one, from the last on, as nobody said which it is about.
+        let mut suspects: Vec<Key> = Vec::new();
         loop {
             let at: HashMap<Key, Range> =
                 places(&self.functions).map(|(key, range, _)| (key, range)).collect();
@@ -303,7 +307,10 @@ impl PciBars {
             let mut made: Vec<(Key, Range, RegionId)> = Vec::new();
             for (key, (range, window)) in &windows {
                 if left.contains(key) || !self.mapped.contains_key(key) {
-                    let spec = RegionSpec { span: (*range).into(), ..(*window).clone() };
+                    // The guest moves each by itself, which is to be possible.
+                    let permanent = window.permanent && vm.may_replace()?;
+                    let span = (*range).into();
+                    let spec = RegionSpec { span, permanent, ..(*window).clone() };
                     made.push((*key, *range, changes.map(spec)));
                 }
             }
@@ -317,7 +324,10 @@ impl PciBars {
             match vm.apply_if_any(changes) {
                 Ok(applied) => report = applied.or(report),
                 Err(error) => {
-                    let Some((key, range)) = blamed(&made, &ringing, &error) else {
+                    let suspect = made.last().filter(|_| is_about_one(&error));
+                    suspects.extend(suspect.map(|(key, ..)| *key));
+                    let suspect = suspect.map(|(key, range, _)| (*key, *range));
+                    let Some((key, range)) = blamed(&made, &ringing, &error).or(suspect) else {
                         return Err(error.into());
                     };
                     self.refused.insert(key, range, error.into());
@@ -341,6 +351,11 @@ impl PciBars {
                     }
                 }
                 Err((_, error)) => return Err(error.into()),
+                // It was the last of them. What of the others is?
+                Ok(()) if suspects.len() > 1 => {
+                    suspects.pop();
+                    suspects.drain(..).for_each(|key| self.refused.forget(&key));
+                }
                 Ok(()) => {
                     self.moved = false;
                     return Ok(report);

@@ -87,11 +87,19 @@
 //!   set ([`PciBars::sync`], where that was not a BAR).
 //!
 //! # What KVM refuses
-//! A BAR above the addresses that KVM has, over a memslot of KVM's own, or whose
-//! doorbell another device has, is not mapped or not all of it, and its accesses
+//! A BAR above the addresses that KVM has, over a memslot of KVM's own, where an
+//! [observer](crate::Observer) does not want it, or whose doorbell another device has,
+//! is not mapped or not all of it, and its accesses
 //! exit: that is a guest's mistake, too, and nobody else's trouble. All other BARs are followed as if it were not there,
 //! [`PciBars::refusal`] says why it is not, and it comes right by itself when the
-//! guest moves it.
+//! guest moves it. One that there is no slot for comes with the next write that
+//! changes anything, if there is one then.
+//!
+//! # What shares a slot
+//! A guest moves each BAR by itself. So that it can, windows that are
+//! [permanent](crate::RegionSpec::permanent) share slots only where one of them can
+//! leave: with the batch ioctl, a [gate](crate::HolePolicy::Gate), or
+//! [no vCPU running](crate::HolePolicy::NoVcpuRuns), when they are mapped.
 //!
 //! # BARs in windows
 //! A VMM that keeps a range of guest addresses for memory (the 64-bit aperture of

@@ -27,6 +27,19 @@ impl Refusals {
         self.0.clear();
     }
 
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.0.remove(key);
+    }
+
+    /// Those that there was no slot for may have one now.
+    pub(super) fn forget_short(&mut self) {
+        let short = |why: &PciError| match why {
+            PciError::Vm(error) => matches!(error.kind(), ErrorKind::TooManySlots { .. }),
+            _ => false,
+        };
+        self.0.retain(|_, (_, why)| !short(why));
+    }
+
     /// A part that is somewhere else by now may be there.
     pub(super) fn keep_where(&mut self, places: &HashMap<Key, Range>) {
         self.0.retain(|key, (range, _)| places.get(key) == Some(range));
@@ -37,6 +50,12 @@ impl Refusals {
         let mine = self.0.iter().filter(|((function, b, _), _)| (*function, *b) == bar);
         mine.min_by_key(|(key, _)| **key).map(|(_, (_, error))| error)
     }
+}
+
+/// Whether one window is too many, or where nobody wants it, though the error does
+/// not say which.
+pub(super) fn is_about_one(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::TooManySlots { .. } | ErrorKind::Observer(_))
 }
 
 /// Which of the parts that were to come KVM refused, if that is the guest's

@@ -116,8 +116,7 @@ impl Vm {
         let rules = Rules {
             limits: &self.limits,
             how: self.how,
-            may_replace: self.is_batched()
-                || matches!(commit.holes, HolePolicy::NoVcpuRuns | HolePolicy::Gate(_)),
+            may_replace: self.is_batched() || may_replace(&commit.holes),
             may_rebuild: !matches!(commit.holes, HolePolicy::Refuse),
             rebuilds: false,
         };
@@ -178,6 +177,12 @@ impl Vm {
         matches!(self.how, How::Batch { .. })
     }
 
+    /// Whether a region can leave a slot that it shares, without a hole that anybody
+    /// sees in the others.
+    pub(crate) fn may_replace(&self) -> Result<bool, Error> {
+        Ok(self.is_batched() || may_replace(&self.enter()?.commit.holes))
+    }
+
     /// Whether vCPUs can see that pages which stay mapped are not for a moment.
     pub(super) fn opens_holes(&self, work: &Work) -> bool {
         let at_once = self.is_batched() && work.plan.cost(self.how).ioctls <= 1;
@@ -230,6 +235,10 @@ impl Vm {
         }
         Ok(None)
     }
+}
+
+const fn may_replace(holes: &HolePolicy) -> bool {
+    matches!(holes, HolePolicy::NoVcpuRuns | HolePolicy::Gate(_))
 }
 
 /// Whether a region was split from the same one as a region that the set names:
