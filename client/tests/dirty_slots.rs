@@ -112,6 +112,28 @@ fn a_callback_that_panics_loses_nothing() {
     assert_eq!((dirty(1), dirty(3)), (Some(vec![1]), Some(vec![1])));
 }
 
+/// Not even those of a region that has moved since they were read.
+#[test]
+fn a_callback_that_moves_regions_and_panics_loses_nothing() {
+    let (vm, model) = plain(Vm::builder().holes(HolePolicy::NoVcpuRuns));
+    let ids = sharing(&vm, 4, 4);
+    write(&model, &[0, 3, 7]);
+    let read = || {
+        vm.for_each_dirty_log(|id, _| {
+            if id == ids[0] {
+                vm.apply(changes(|c| c.move_to(ids[3], 100 * PAGE))).unwrap();
+                let unmapped = vm.apply(changes(|c| c.unmap(ids[2]))).unwrap();
+                assert_eq!(unmapped.last_dirty.len(), 1);
+                std::panic::resume_unwind(Box::new("a bug"));
+            }
+        })
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_err();
+    let logs = vm.dirty_logs().unwrap();
+    let dirty = |n: usize| logs.iter().find(|(id, _)| *id == ids[n]).map(|(_, d)| pages(d));
+    assert_eq!((dirty(0), dirty(1), dirty(3)), (Some(vec![0]), Some(vec![1]), Some(vec![1])));
+}
+
 #[test]
 fn parts_of_a_region() {
     let (vm, model) = plain(Vm::builder());

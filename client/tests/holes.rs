@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use common::naive::Loop;
 use common::{
-    Gate, HVA, PAGE, Reference, Step, batched, changes, cost, guest_pages, limits, map_all, memory,
-    on_model, policies, ram,
+    Gate, HVA, PAGE, Reference, Step, assert_same_slots, batched, changes, cost, guest_pages,
+    limits, map_all, memory, on_model, policies, ram,
 };
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::{Changes, ErrorKind, HolePolicy, Limits, MemFlags, RegionId, RegionSpec, Vm};
@@ -236,6 +236,25 @@ fn what_was_joined_for_want_of_slots() {
 /// Memory that is unmapped and mapped again in one set, cut another way, gets the
 /// slots that a loop makes for it: what becomes of a part later is no hole in
 /// another, and costs what it costs there.
+/// A part of a region is mapped anew and split, all in one set: it has nothing to do
+/// with the rest any more, and does not keep a slot with that.
+#[test]
+fn what_is_mapped_and_split_in_one_set_shares_no_slot_with_others() {
+    let (vm, model) = on_model(Vm::builder(), MemoryModel::new(limits()));
+    let [old] = map_all(&vm, [ram(0, 4)]);
+    let mut c = Changes::new();
+    let rest = c.split(old, 2 * PAGE);
+    c.unmap(old);
+    let new = c.map(ram(0, 2));
+    c.split(new, PAGE);
+    vm.apply(c).unwrap();
+    assert_eq!(model.slot_count(0), 3);
+    model.reset_counts();
+    vm.apply(changes(|c| c.unmap(rest))).unwrap();
+    assert_eq!(cost(&model), (1, 2));
+    assert_same_slots(&vm, &model);
+}
+
 #[test]
 fn memory_cut_another_way() {
     let part = |page: u64, pages: u64| {

@@ -202,7 +202,8 @@ fn guest_region((gpa, size): (u64, usize)) -> Arc<GuestRegionMmap> {
 fn vm_memory_regions_are_freed_one_by_one() {
     let (vm, _) = common::vm(Limits::x86());
     let regions = [(0, 0x1_0000), (0x1_0000, 0x1_0000), (0x10_0000, 0x2_0000)].map(guest_region);
-    let weak: Vec<Weak<GuestRegionMmap>> = regions.iter().map(Arc::downgrade).collect();
+    let weak: Vec<Weak<MmapRegion>> =
+        regions.iter().map(|region| Arc::downgrade(&region.get_mmap())).collect();
     let memory: GuestMemoryMmap = GuestMemoryMmap::from_arc_regions(regions.to_vec()).unwrap();
     let ids = map_all(&vm, [0, 1, 2].map(|n| RegionSpec::vm_memory(&regions[n]).unwrap()));
     drop(regions);
@@ -220,6 +221,28 @@ fn vm_memory_regions_are_freed_one_by_one() {
     assert_eq!(alive(), [true, false, true], "a part of it is mapped");
     drop(vm);
     assert_eq!(alive(), [false, false, false]);
+}
+
+/// What VMMs have: a table that does not say in which `Arc` its regions are.
+#[test]
+fn a_table_of_vm_memory_is_mapped_as_it_is() {
+    let (vm, _) = common::vm(Limits::x86());
+    let ranges = [(GuestAddress(0), 0x1_0000), (GuestAddress(0x10_0000), 0x2_0000)];
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+    let mut c = Changes::new();
+    memory.iter().for_each(|region| _ = c.map(RegionSpec::vm_memory(region).unwrap()));
+    vm.apply(c).unwrap();
+    let mapped = vm.regions();
+    for (region, (gpa, size)) in mapped.iter().zip(ranges) {
+        assert_eq!((region.range.gpa(), region.range.size()), (gpa.0, size as u64));
+        assert_eq!(region.hva, memory.get_host_address(gpa).unwrap() as u64);
+    }
+    let weak = memory.iter().map(|region| Arc::downgrade(&region.get_mmap()));
+    let weak: Vec<Weak<MmapRegion>> = weak.collect();
+    drop(memory);
+    assert!(weak.iter().all(|weak| weak.upgrade().is_some()), "KVM maps it still");
+    vm.close().unwrap();
+    assert!(weak.iter().all(|weak| weak.upgrade().is_none()));
 }
 
 /// A kind of region that is not `vm-memory`'s own.

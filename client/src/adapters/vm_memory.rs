@@ -8,18 +8,18 @@ use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
 use crate::{Access, Backing, FileRange, HostMemory, RegionSpec, at};
 
-/// A region of `vm-memory`, kept alive by itself.
-struct Region<R> {
-    _keeps_alive: Arc<R>,
+/// A region of `vm-memory`, and what keeps its mapping.
+struct Region<K> {
+    _keeps_alive: Arc<K>,
     hva: u64,
     size: u64,
     file: Option<FileRange>,
     never_faults: bool,
 }
 
-impl<R: GuestMemoryRegion> Region<R> {
+impl<K> Region<K> {
     /// `None` if it has no host address.
-    fn of(region: &Arc<R>) -> Option<Self> {
+    fn of(region: &impl GuestMemoryRegion, keeps_alive: Arc<K>) -> Option<Self> {
         let hva = region.get_host_address(MemoryRegionAddress(0)).ok()?;
         let file = region
             .file_offset()
@@ -28,17 +28,17 @@ impl<R: GuestMemoryRegion> Region<R> {
             hva: hva.expose_provenance() as u64,
             size: region.len(),
             file,
-            _keeps_alive: Arc::clone(region),
+            _keeps_alive: keeps_alive,
             never_faults: false,
         })
     }
 }
 
 // SAFETY: whoever makes one as the backing of guest memory vouches that the
-// region's mapping stays where it is until it is dropped; `vm-memory` gives
+// mapping stays where it is until what it keeps is dropped; `vm-memory` gives
 // access to it through volatile and atomic operations only, as it expects the
 // guest to write it.
-unsafe impl<R: Send + Sync> HostMemory for Region<R> {
+unsafe impl<K: Send + Sync> HostMemory for Region<K> {
     fn range(&self) -> (u64, u64) {
         (self.hva, self.size)
     }
@@ -69,29 +69,30 @@ impl Backing {
     /// maps it, and no longer: the others go on living by themselves. Nothing if
     /// the region has no host address.
     ///
+    /// The region may be in a `GuestMemoryMmap` (`iter()`) or in an `Arc`: its mapping
+    /// is held (`GuestRegionMmap::get_mmap`).
+    ///
     /// Anonymous memory [never faults](HostMemory::never_faults), so exits are served
     /// from it without a system call; memory in files, and huge pages, may.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use std::sync::Arc;
-    ///
-    /// use kvm_memslots::{Backing, Changes, RegionSpec};
+    /// use kvm_memslots::{Changes, RegionSpec};
     /// use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
     ///
     /// let mapping = MmapRegion::<()>::new(0x10000)?;
     /// let region = GuestRegionMmap::new(mapping, GuestAddress(0)).ok_or("wraps")?;
-    /// let region = Arc::new(region);
     /// let mut c = Changes::new();
     /// c.map(RegionSpec::vm_memory(&region).ok_or("no host address")?.permanent());
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn vm_memory<B>(region: &Arc<GuestRegionMmap<B>>) -> Option<Self>
+    pub fn vm_memory<B>(region: &GuestRegionMmap<B>) -> Option<Self>
     where
         B: Bitmap + Send + Sync + 'static,
     {
-        let memory = Region { never_faults: never_faults(region), ..Region::of(region)? };
+        let memory = Region::of(region, region.get_mmap())?;
+        let memory = Region { never_faults: never_faults(region), ..memory };
         Some(Self::owned(Arc::new(memory), 0))
     }
 
@@ -105,7 +106,7 @@ impl Backing {
     where
         R: GuestMemoryRegion + Send + Sync + 'static,
     {
-        Some(Self::owned(Arc::new(Region::of(region)?), 0))
+        Some(Self::owned(Arc::new(Region::of(&**region, Arc::clone(region))?), 0))
     }
 }
 
@@ -113,7 +114,7 @@ impl RegionSpec {
     /// A region of `vm-memory`, as RAM at its guest addresses:
     /// [`Backing::vm_memory`].
     #[must_use]
-    pub fn vm_memory<B>(region: &Arc<GuestRegionMmap<B>>) -> Option<Self>
+    pub fn vm_memory<B>(region: &GuestRegionMmap<B>) -> Option<Self>
     where
         B: Bitmap + Send + Sync + 'static,
     {

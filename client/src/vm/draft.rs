@@ -27,15 +27,10 @@ pub(crate) struct Edit {
     pub(crate) now: Option<Record>,
     /// The change that did it last.
     pub(super) change: usize,
+    /// The set maps it, or what it was split from.
+    pub(super) is_new: bool,
     /// It is to be in as few slots as can be.
     pub(super) rebuild: bool,
-}
-
-impl Edit {
-    /// Whether the set maps it. The parts of what it splits were there.
-    pub(super) fn is_new(&self) -> bool {
-        self.index.is_none() && self.now.as_ref().is_some_and(|now| now.origin().is_none())
-    }
 }
 
 /// Edits by name, once there are more than a few.
@@ -98,7 +93,8 @@ impl<'t> Draft<'t> {
             return Err(ErrorKind::Twice { what: id.to_string().into() }.into());
         }
         let record = self.checks.record(id, spec)?;
-        self.push(Edit { id, index: None, now: Some(record), change: 0, rebuild: false });
+        let now = Some(record);
+        self.push(Edit { id, index: None, now, change: 0, is_new: true, rebuild: false });
         Ok(())
     }
 
@@ -170,8 +166,8 @@ impl<'t> Draft<'t> {
         };
         let (low, high) = (part(low, 0, offset), part(high, offset, whole.reach() - offset));
         self.set(at, Some(low));
-        let now = Some(high);
-        self.push(Edit { id: upper, index: None, now, change: 0, rebuild: false });
+        let (now, is_new) = (Some(high), self.edits[at].is_new);
+        self.push(Edit { id: upper, index: None, now, change: 0, is_new, rebuild: false });
         Ok(())
     }
 
@@ -275,7 +271,8 @@ impl<'t> Draft<'t> {
         }
         let Some(index) = self.regions.find(id) else { return unknown() };
         let now = Some(self.regions.record(index));
-        Ok(self.push(Edit { id, index: Some(index), now, change: 0, rebuild: false }))
+        let index = Some(index);
+        Ok(self.push(Edit { id, index, now, change: 0, is_new: false, rebuild: false }))
     }
 
     fn current(&mut self, id: RegionId) -> Result<(usize, Record), Error> {

@@ -264,7 +264,7 @@ impl Planner<'_> {
         Some(Extent {
             // A slot that stands alone for a region holds all of it.
             alone: extent.alone || edit.rebuild || self.rebuilds(edit, record),
-            whole: edit.is_new() && !extent.joins,
+            whole: edit.is_new && !extent.joins,
             ..extent
         })
     }

@@ -103,7 +103,8 @@ impl Vm {
         }
         let slot = commit.spaces[usize::from(as_id)].ids.lowest_free()?;
         let op = Op::Create(Slot { id: slot, mapping: now.mapping });
-        let edit = Edit { id, index: None, now: Some(now), change: 0, rebuild: false };
+        let now = Some(now);
+        let edit = Edit { id, index: None, now, change: 0, is_new: true, rebuild: false };
         Some(Single { as_id, op, edit })
     }
 
@@ -130,7 +131,8 @@ impl Vm {
         let flags = now.mapping.flags() & !of | set;
         now.mapping = now.mapping.with_flags(flags);
         let as_id = now.as_id;
-        let edit = Edit { id, index: Some(index), now: Some(now), change: 0, rebuild: false };
+        let (index, now) = (Some(index), Some(now));
+        let edit = Edit { id, index, now, change: 0, is_new: false, rebuild: false };
         Some(Single { as_id, op: Op::SetFlags { from, flags }, edit })
     }
 
@@ -170,6 +172,7 @@ fn single_unmap(tables: &Tables, id: RegionId) -> Option<Single> {
     }
     let as_id = tables.regions.as_id(index);
     let slot = tables.slots[usize::from(as_id)].exactly(mapping.range())?;
-    let edit = Edit { id, index: Some(index), now: None, change: 0, rebuild: false };
+    let index = Some(index);
+    let edit = Edit { id, index, now: None, change: 0, is_new: false, rebuild: false };
     Some(Single { as_id, op: Op::Delete(slot), edit })
 }

@@ -22,14 +22,8 @@ impl Vm {
             if all.is_empty() {
                 return Err(error);
             }
-            let state = &mut *self.dirty();
-            let tables = &*self.tables();
             for (id, dirty) in all {
-                if let Ok(logged) = self.logged(tables, id, None) {
-                    let (gfn, pages) = logged.gfn(self.limits().page_size);
-                    let pages = pages.min(dirty.pages());
-                    state.overlay(logged.as_id).or(gfn, dirty.words(), 0, pages);
-                }
+                self.give_back(id, dirty.words(), 0, dirty.pages());
             }
             return Err(error);
         }
@@ -53,7 +47,7 @@ impl Vm {
             let mut from = Some(0);
             while let Some(gpa) = from {
                 from = self.read_next(as_id, gpa, &mut found)?;
-                self.hand_out(as_id, &found, &mut f);
+                self.hand_out(&found, &mut f);
             }
         }
         Ok(())
@@ -115,7 +109,7 @@ impl Vm {
                 if found.words.try_reserve(pages.div_ceil(64) as usize).is_err() {
                     return Err(no_memory(tables, id, pages));
                 }
-                overlay.copy_to(gfn, found.room_for(id, gfn, pages), pages);
+                overlay.copy_to(gfn, found.room_for(id, pages), pages);
                 if !self.manual_dirty_log {
                     overlay.clear(gfn, pages);
                 }
@@ -125,7 +119,7 @@ impl Vm {
     }
 
     /// Calls `f`; what it was not called for goes into the overlay.
-    fn hand_out(&self, as_id: u16, found: &Found, f: &mut impl FnMut(RegionId, DirtyPages<'_>)) {
+    fn hand_out(&self, found: &Found, f: &mut impl FnMut(RegionId, DirtyPages<'_>)) {
         let mut panics = Panics::default();
         let mut done = 0;
         panics.catch(|| {
@@ -135,9 +129,19 @@ impl Vm {
             }
         });
         for part in &found.parts[done..] {
-            self.dirty().overlay(as_id).or(part.gfn, &found.words, part.at, part.pages);
+            self.give_back(part.id, &found.words, part.at, part.pages);
         }
         panics.resume();
+    }
+
+    /// Keeps dirty pages of a region that nobody has taken, wherever it is by now.
+    fn give_back(&self, id: RegionId, words: &[u64], at: u64, pages: u64) {
+        let state = &mut *self.dirty();
+        // Nobody can ask for those of one that is gone.
+        let Ok(logged) = self.logged(&self.tables(), id, None) else { return };
+        // What was split off meanwhile lies behind it, unless that has moved, too.
+        let (gfn, _) = logged.gfn(self.limits().page_size);
+        state.overlay(logged.as_id).or(gfn, words, at, pages);
     }
 }
 
@@ -150,7 +154,6 @@ struct Found {
 
 struct FoundPart {
     id: RegionId,
-    gfn: u64,
     /// Where in the words, in bits.
     at: u64,
     pages: u64,
@@ -163,10 +166,10 @@ impl Found {
     }
 
     /// Room for the bits of a region.
-    fn room_for(&mut self, id: RegionId, gfn: u64, pages: u64) -> &mut [u64] {
+    fn room_for(&mut self, id: RegionId, pages: u64) -> &mut [u64] {
         let from = self.words.len();
         self.words.resize(from + pages.div_ceil(64) as usize, 0);
-        self.parts.push(FoundPart { id, gfn, at: from as u64 * 64, pages });
+        self.parts.push(FoundPart { id, at: from as u64 * 64, pages });
         &mut self.words[from..]
     }
 
@@ -183,7 +186,7 @@ impl Found {
                 continue;
             };
             let (start, count) = pages_of(regions.range(index), page_size);
-            let words = self.room_for(regions.id(index), start, count);
+            let words = self.room_for(regions.id(index), count);
             bits::copy(words, 0, log, start - first, count);
             page = start - first + count;
         }
