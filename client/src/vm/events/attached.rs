@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Ioeventfd, Irqfd, Route};
+use kvm_memslots_shim::events::{Ioeventfd, Irqfd, Route, Zone};
 
+use super::claims::OnBus;
 use crate::RegionId;
-use crate::device::{Coalesced, Device, Event, Kick, Line, Place, Vector};
+use crate::device::{Coalesced, Device, DevicePart, Event, Kick, Line, Place, Vector};
+
+/// Where a region is, if it is mapped.
+pub(super) type GpaOf<'a> = &'a dyn Fn(RegionId) -> Option<u64>;
 
 /// A device that is attached.
 #[derive(Debug)]
@@ -35,19 +39,24 @@ impl Attached {
         }
     }
 
-    /// Its ioeventfds that have an address, by their index: all, or those in a
-    /// region.
-    pub(super) fn ioeventfds<'a>(
+    /// What it has on a bus that has an address: all, or what is in a region.
+    pub(super) fn on_bus<'a>(
         &'a self,
         of: Option<RegionId>,
-        gpa_of: impl Fn(RegionId) -> Option<u64> + 'a,
-    ) -> impl Iterator<Item = (usize, Ioeventfd)> + 'a {
-        self.kicks.iter().enumerate().filter_map(move |(index, kick)| {
-            let (bus, addr) = kick.doorbell.place.of(of, &gpa_of)?;
+        gpa_of: GpaOf<'a>,
+    ) -> impl Iterator<Item = (DevicePart, OnBus)> + 'a {
+        let doorbells = self.kicks.iter().enumerate().filter_map(move |(index, kick)| {
+            let (bus, addr) = kick.doorbell.place.of(of, gpa_of)?;
             let (len, datamatch) = (kick.doorbell.len, kick.doorbell.value);
-            let fd = event_fd(&kick.event);
-            Some((index, Ioeventfd { bus, addr, len, datamatch, fd }))
-        })
+            let bell = Ioeventfd { bus, addr, len, datamatch, fd: event_fd(&kick.event) };
+            Some((DevicePart::Ioeventfd { index }, OnBus::Doorbell(bell)))
+        });
+        let zones = self.zones.iter().enumerate().filter_map(move |(index, zone)| {
+            let (bus, addr) = zone.place.of(of, gpa_of)?;
+            addr.checked_add(zone.len.into())?;
+            Some((DevicePart::Zone { index }, OnBus::Zone(Zone { bus, addr, len: zone.len })))
+        });
+        doorbells.chain(zones)
     }
 
     /// The regions that its doorbells and zones are in.

@@ -4,11 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{
-    Gsis, Ioeventfd, Op, Plan, Route, Routes, State, Zone, plan_delta,
-};
+use kvm_memslots_shim::events::{Gsis, Op, Plan, Route, Routes, State, plan_delta};
 
-use super::claims::Claims;
+use super::claims::{Claims, OnBus};
 use super::draft::{Edit, Edited, EventDraft};
 use super::work::{Blame, Subject, Work};
 use crate::RegionId;
@@ -26,10 +24,8 @@ pub(in crate::vm) struct EventChange {
     pub(super) own_routes: Option<BTreeSet<Route>>,
     pub(super) gsis: Option<Gsis>,
     pub(super) clock: u64,
-    pub(super) claims_gone: Claims<Ioeventfd>,
-    pub(super) claims_come: Claims<Ioeventfd>,
-    pub(super) zones_gone: Claims<Zone>,
-    pub(super) zones_come: Claims<Zone>,
+    pub(super) gone: Claims,
+    pub(super) come: Claims,
     /// Triggers of vectors that are masked, and that are no longer.
     holds: Vec<Arc<Trigger>>,
     releases: Vec<Arc<Trigger>>,
@@ -43,8 +39,11 @@ impl EventChange {
     pub(in crate::vm) fn blame(&self, op: &Op) -> Blame {
         let is = |(subject, _): &&(Subject, Blame)| match (op, subject) {
             (Op::AssignIrqfd(a) | Op::DeassignIrqfd(a), Subject::Irqfd(b)) => a == b,
-            (Op::AssignIoeventfd(a) | Op::DeassignIoeventfd(a), Subject::Ioeventfd(b)) => a == b,
-            (Op::RegisterZone(a) | Op::UnregisterZone(a), Subject::Zone(b)) => a == b,
+            (
+                Op::AssignIoeventfd(a) | Op::DeassignIoeventfd(a),
+                Subject::OnBus(OnBus::Doorbell(b)),
+            ) => a == b,
+            (Op::RegisterZone(a) | Op::UnregisterZone(a), Subject::OnBus(OnBus::Zone(b))) => a == b,
             (Op::Routes { from, to }, Subject::Route(route)) => {
                 from.contains(route) != to.contains(route)
             }
@@ -155,8 +154,7 @@ impl EventDraft<'_> {
                 None => error,
             });
         };
-        let Work { delta, claims_gone, claims_come, zones_gone, zones_come, .. } = work;
-        let (holds, releases, subjects) = (work.holds, work.releases, work.subjects);
+        let Work { delta, gone, come, holds, releases, subjects, .. } = work;
         let own_routes_change = self.own_routes.as_ref().map(|(number, _)| *number);
         Ok(Some(EventChange {
             plan: plan_delta(&self.state.live.routes, &delta),
@@ -165,10 +163,8 @@ impl EventDraft<'_> {
             own_routes: self.own_routes.map(|(_, routes)| routes),
             gsis: self.gsis,
             clock: self.clock,
-            claims_gone,
-            claims_come,
-            zones_gone,
-            zones_come,
+            gone,
+            come,
             holds,
             releases,
             subjects,

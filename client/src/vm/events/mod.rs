@@ -11,7 +11,6 @@ mod check;
 mod claims;
 mod draft;
 mod work;
-mod zones;
 
 pub(crate) use attached::Attached;
 pub(super) use change::EventChange;
@@ -20,7 +19,7 @@ pub(super) use draft::EventDraft;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use kvm_memslots_shim::events::{EventLimits, Gsis, Ioeventfd, Op, Route, State, Zone, ZoneLimits};
+use kvm_memslots_shim::events::{EventLimits, Gsis, Op, Route, State, ZoneLimits};
 
 use self::check::check_routes;
 use self::claims::Claims;
@@ -56,10 +55,8 @@ pub(super) struct EventState {
     clock: u64,
     /// The devices that have doorbells or zones in a region, and so move with it.
     followers: BTreeMap<RegionId, BTreeSet<DeviceId>>,
-    /// Where doorbells are, or will be when they are assigned.
-    claims: Claims<Ioeventfd>,
-    /// The same of zones.
-    zones: Claims<Zone>,
+    /// Where doorbells and zones are, or will be when they are assigned.
+    claims: Claims,
     /// What KVM has may not be what it should have.
     pub(super) unsettled: bool,
     /// Eventfds of devices that are not attached, and that KVM may still have.
@@ -99,7 +96,6 @@ impl EventState {
             clock: 0,
             followers: BTreeMap::new(),
             claims: Claims::default(),
-            zones: Claims::default(),
             unsettled: false,
             limbo: Vec::new(),
             unsure: Vec::new(),
@@ -125,8 +121,7 @@ impl EventState {
             self.own_routes = routes;
         }
         self.clock = change.clock;
-        self.claims.follow(&change.claims_gone, &change.claims_come);
-        self.zones.follow(&change.zones_gone, &change.zones_come);
+        self.claims.follow(&change.gone, &change.come);
         for (id, edit) in std::mem::take(&mut change.edits) {
             match edit.what {
                 Edited::New(device) => {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Delta, Ioeventfd, Irqfd, Parts, Route, State, Zone};
+use kvm_memslots_shim::events::{Delta, Irqfd, Parts, Route, State};
 
-use super::Attached;
-use super::claims::Claims;
+use super::attached::{Attached, GpaOf};
+use super::claims::{Claims, OnBus, Owner};
 use super::draft::{Edit, Edited, EventDraft};
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Trigger, Vector};
@@ -22,8 +22,7 @@ pub(in crate::vm) type Blame = (Arc<str>, DevicePart, Option<usize>);
 pub(super) enum Subject {
     Route(Route),
     Irqfd(Irqfd),
-    Ioeventfd(Ioeventfd),
-    Zone(Zone),
+    OnBus(OnBus),
 }
 
 /// A change while it is worked out.
@@ -32,10 +31,9 @@ pub(super) struct Work<'d, 't> {
     pub(super) delta: Delta,
     /// What goes, unless somebody else has it as well.
     shared: Parts,
-    pub(super) claims_gone: Claims<Ioeventfd>,
-    pub(super) claims_come: Claims<Ioeventfd>,
-    pub(super) zones_gone: Claims<Zone>,
-    pub(super) zones_come: Claims<Zone>,
+    /// What goes and comes on a bus, also of devices whose calls are left to later.
+    pub(super) gone: Claims,
+    pub(super) come: Claims,
     pub(super) holds: Vec<Arc<Trigger>>,
     pub(super) releases: Vec<Arc<Trigger>>,
     pub(super) subjects: Vec<(Subject, Blame)>,
@@ -51,10 +49,8 @@ impl<'d, 't> Work<'d, 't> {
             draft,
             delta: Delta::default(),
             shared: Parts::default(),
-            claims_gone: Claims::default(),
-            claims_come: Claims::default(),
-            zones_gone: Claims::default(),
-            zones_come: Claims::default(),
+            gone: Claims::default(),
+            come: Claims::default(),
             holds: Vec::new(),
             releases: Vec::new(),
             subjects: Vec::new(),
@@ -67,13 +63,11 @@ impl<'d, 't> Work<'d, 't> {
             match (&edit.what, applied) {
                 (Edited::New(device), _) => {
                     work.whole(device, number, true);
-                    work.doorbells(*id, device, None, number, &after, true)?;
-                    work.zones(*id, device, None, number, &after, true)?;
+                    work.on_bus(*id, device, None, number, &after, true)?;
                 }
                 (Edited::Gone, Some(device)) => {
                     work.whole(device, number, false);
-                    work.doorbells(*id, device, None, number, &before, false)?;
-                    work.zones(*id, device, None, number, &before, false)?;
+                    work.on_bus(*id, device, None, number, &before, false)?;
                 }
                 (Edited::Altered { vectors, assigned }, Some(device)) => {
                     for (index, vector) in vectors {
@@ -83,11 +77,10 @@ impl<'d, 't> Work<'d, 't> {
                         work.switch(Some(old), Some(vector));
                     }
                     if *assigned && device.defers {
-                        for (index, ioeventfd) in device.ioeventfds(None, after) {
-                            work.delta.come.ioeventfds.insert(ioeventfd);
-                            work.note_ioeventfd(device, index, ioeventfd, number);
+                        for (part, what) in device.on_bus(None, &after) {
+                            what.insert_into(&mut work.delta.come);
+                            work.note(Subject::OnBus(what), device, part, number);
                         }
-                        work.assign_zones(device, number, &after);
                     }
                 }
                 _ => {}
@@ -102,10 +95,8 @@ impl<'d, 't> Work<'d, 't> {
                     edit => edit.map(|edit| edit.number),
                 };
                 let of = Some(*region);
-                work.doorbells(*id, device, of, number, &before, false)?;
-                work.doorbells(*id, device, of, number, &after, true)?;
-                work.zones(*id, device, of, number, &before, false)?;
-                work.zones(*id, device, of, number, &after, true)?;
+                work.on_bus(*id, device, of, number, &before, false)?;
+                work.on_bus(*id, device, of, number, &after, true)?;
             }
         }
         if let Some((_, new)) = &draft.own_routes {
@@ -113,7 +104,6 @@ impl<'d, 't> Work<'d, 't> {
             work.delta.come.routes.extend(new);
         }
         work.check_claims()?;
-        work.check_zones()?;
         work.finish(&after);
         Ok(work)
     }
@@ -174,62 +164,53 @@ impl<'d, 't> Work<'d, 't> {
         self.releases.extend(new);
     }
 
-    /// Doorbells of a device, or of those only that are in one region.
-    fn doorbells(
+    /// What a device has on a bus comes or goes: all, or what is in one region.
+    fn on_bus(
         &mut self,
         id: DeviceId,
         device: &Attached,
         of: Option<RegionId>,
         number: Option<usize>,
-        gpa_of: &dyn Fn(RegionId) -> Option<u64>,
+        gpa_of: GpaOf<'_>,
         comes: bool,
     ) -> Result<(), Error> {
-        for (index, ioeventfd) in device.ioeventfds(of, gpa_of) {
-            if comes {
-                let other = self.claims_come.colliding(ioeventfd).next();
-                if let Some((_, other, at)) = other {
-                    let other = (other, DevicePart::Ioeventfd { index: at });
-                    return Err(self.taken((id, index, ioeventfd), other));
-                }
-                self.claims_come.insert(ioeventfd, id, index);
-            } else {
-                self.claims_gone.insert(ioeventfd, id, index);
+        for (part, what) in device.on_bus(of, gpa_of) {
+            let claims = if comes { &mut self.come } else { &mut self.gone };
+            let other = if comes { claims.in_the_way(what).next() } else { None };
+            if let Some((_, other)) = other {
+                return Err(self.taken(what, (id, part), other));
             }
+            claims.insert(what, (id, part));
             if !device.defers {
                 let parts = if comes { &mut self.delta.come } else { &mut self.delta.gone };
-                parts.ioeventfds.insert(ioeventfd);
-                self.note_ioeventfd(device, index, ioeventfd, number);
+                what.insert_into(parts);
+                self.note(Subject::OnBus(what), device, part, number);
             }
         }
         Ok(())
     }
 
-    /// Whether what comes would fire for writes that are somebody else's.
+    /// Whether what comes would take writes that are somebody else's, or the other
+    /// way round.
     fn check_claims(&self) -> Result<(), Error> {
-        for (ioeventfd, (id, index)) in self.claims_come.iter() {
-            let there = self.draft.state.claims.colliding(*ioeventfd);
-            let mut there = there.filter(|(other, ..)| !self.claims_gone.contains(other));
-            if let Some((_, other, at)) = there.next() {
-                let other = (other, DevicePart::Ioeventfd { index: at });
-                return Err(self.taken((*id, *index, *ioeventfd), other));
+        for (what, owner) in self.come.iter() {
+            let mut there = self.draft.state.claims.in_the_way(what);
+            if let Some((_, other)) = there.find(|(other, _)| !self.gone.contains(other)) {
+                return Err(self.taken(what, owner, other));
             }
         }
         Ok(())
     }
 
-    pub(super) fn taken(
-        &self,
-        (id, index, ioeventfd): (DeviceId, usize, Ioeventfd),
-        (other, other_part): (DeviceId, DevicePart),
-    ) -> Error {
+    fn taken(&self, what: OnBus, (id, part): Owner, (other, other_part): Owner) -> Error {
         let other = self.draft.name(other);
-        let error = Error::from(ErrorKind::IoeventfdTaken { ioeventfd, other, other_part });
-        self.blamed(error, id, DevicePart::Ioeventfd { index })
-    }
-
-    /// An error that is about a part of a device.
-    pub(super) fn blamed(&self, error: Error, id: DeviceId, part: DevicePart) -> Error {
-        let error = error.of_device(&self.draft.name(id), Some(part));
+        let kind = match what {
+            OnBus::Doorbell(ioeventfd) => {
+                ErrorKind::IoeventfdTaken { ioeventfd, other, other_part }
+            }
+            OnBus::Zone(zone) => ErrorKind::ZoneTaken { zone, other, other_part },
+        };
+        let error = Error::from(kind).of_device(&self.draft.name(id), Some(part));
         match self.draft.edits.get(&id) {
             Some(edit) => error.in_change(edit.number),
             None => error,
@@ -237,7 +218,7 @@ impl<'d, 't> Work<'d, 't> {
     }
 
     /// Leaves out what others have as well, and what KVM has already.
-    fn finish(&mut self, gpa_of: &dyn Fn(RegionId) -> Option<u64>) {
+    fn finish(&mut self, gpa_of: GpaOf<'_>) {
         let state = self.draft.state;
         if state.unsettled {
             let wanted = self.wanted(gpa_of);
@@ -266,7 +247,7 @@ impl<'d, 't> Work<'d, 't> {
     }
 
     /// All that KVM is to have.
-    fn wanted(&mut self, gpa_of: &dyn Fn(RegionId) -> Option<u64>) -> State {
+    fn wanted(&mut self, gpa_of: GpaOf<'_>) -> State {
         let draft = self.draft;
         let mut routes: BTreeSet<Route> = draft.own_routes().clone();
         let mut wanted = State::default();
@@ -292,35 +273,20 @@ impl<'d, 't> Work<'d, 't> {
             let assigned =
                 edit.is_some_and(|e| matches!(e.what, Edited::Altered { assigned: true, .. }));
             if assigned || !device.defers {
-                for (index, ioeventfd) in device.ioeventfds(None, gpa_of) {
-                    wanted.ioeventfds.insert(ioeventfd);
-                    self.note_ioeventfd(device, index, ioeventfd, number);
+                for (part, what) in device.on_bus(None, gpa_of) {
+                    match what {
+                        OnBus::Doorbell(bell) => _ = wanted.ioeventfds.insert(bell),
+                        OnBus::Zone(zone) => _ = wanted.zones.insert(zone),
+                    }
+                    self.note(Subject::OnBus(what), device, part, number);
                 }
-                self.wanted_zones(device, number, gpa_of, &mut wanted);
             }
         }
         wanted.routes = routes.into_iter().collect();
         wanted
     }
 
-    fn note_ioeventfd(
-        &mut self,
-        device: &Attached,
-        index: usize,
-        ioeventfd: Ioeventfd,
-        number: Option<usize>,
-    ) {
-        let part = DevicePart::Ioeventfd { index };
-        self.note(Subject::Ioeventfd(ioeventfd), device, part, number);
-    }
-
-    pub(super) fn note(
-        &mut self,
-        what: Subject,
-        device: &Attached,
-        part: DevicePart,
-        number: Option<usize>,
-    ) {
+    fn note(&mut self, what: Subject, device: &Attached, part: DevicePart, number: Option<usize>) {
         self.subjects.push((what, (Arc::clone(&device.name), part, number)));
     }
 }
