@@ -253,10 +253,12 @@ impl Changes {
         })
     }
 
-    /// That of them at a host virtual address.
+    /// That of them at a host virtual address, in an address space.
     #[must_use]
-    pub fn region_at_hva(&self, hva: u64) -> Option<(RegionId, &RegionSpec)> {
-        self.regions()
-            .find(|(_, spec)| hva >= spec.backing.hva && hva - spec.backing.hva < spec.span.size)
+    pub fn region_at_hva(&self, as_id: u16, hva: u64) -> Option<(RegionId, &RegionSpec)> {
+        self.regions().find(|(_, spec)| {
+            let start = spec.backing.hva;
+            spec.as_id == as_id && hva >= start && hva - start < spec.span.size
+        })
     }
 }

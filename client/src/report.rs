@@ -7,7 +7,7 @@ use kvm_memslots_shim::Range;
 use kvm_memslots_shim::events;
 
 use crate::dirty::DirtyBitmap;
-use crate::region::RegionId;
+use crate::region::Region;
 
 /// How changes of memory are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,8 +51,9 @@ pub struct Report {
     pub vcpus_paused: bool,
     /// Slots of the VM afterwards.
     pub slots: usize,
-    /// The last dirty pages of the logged regions that were unmapped.
-    pub last_dirty: Vec<(RegionId, DirtyBitmap)>,
+    /// The last dirty pages of the logged regions that were unmapped, with the
+    /// regions as they were: lookups do not find them any more.
+    pub last_dirty: Vec<(Region, DirtyBitmap)>,
 }
 
 impl Report {

@@ -87,6 +87,29 @@ fn all_regions_in_one_pass_read_each_slot_once() {
     assert_eq!(seen, [ids[7], grown]);
 }
 
+/// The slots of another address space are not read, and lose nothing.
+#[test]
+fn one_address_space_costs_its_slots() {
+    let two = ModelConfig::new(limits().with_address_spaces(2));
+    let (vm, model) = on_model(Vm::builder(), MemoryModel::with_config(two));
+    let ids = sharing(&vm, 8, 2);
+    let [smm] = map_all(&vm, [ram(0, 4).log_dirty().address_space(1)]);
+    write(&model, &[0, 15]);
+    model.guest_write(1, PAGE, 8);
+    model.reset_counts();
+    let read = |as_id| {
+        let mut seen = Vec::new();
+        vm.for_each_dirty_log_in(as_id, |id, dirty| seen.push((id, pages(&dirty.to_bitmap()))))
+            .map(|()| seen)
+    };
+    assert_eq!(read(0).unwrap(), [(ids[0], vec![0]), (ids[6], vec![0])]);
+    assert_eq!(model.counts().get_dirty_log, 4);
+    assert_eq!(read(1).unwrap(), [(smm, vec![1])]);
+    assert_eq!(model.counts().get_dirty_log, 5);
+    let error = read(2).unwrap_err().to_string();
+    assert!(error.starts_with("address space 2 was asked for, this VM has 2"), "{error}");
+}
+
 /// One region of several in a slot: one call, and the others lose nothing.
 #[test]
 fn one_region_costs_one_call_a_slot() {
@@ -182,7 +205,8 @@ fn last_bits_come_with_the_report() {
         write(&model, &[4]);
         let report =
             vm.apply(changes(|c| [a, b, plain].into_iter().for_each(|id| c.unmap(id)))).unwrap();
-        let mut last: Vec<_> = report.last_dirty.iter().map(|(id, d)| (*id, pages(d))).collect();
+        let last = report.last_dirty.iter().map(|(region, dirty)| (region.id, pages(dirty)));
+        let mut last: Vec<_> = last.collect();
         last.sort();
         assert_eq!(last, [(a, vec![4]), (b, vec![5])], "{policy:?}");
     }
@@ -190,9 +214,10 @@ fn last_bits_come_with_the_report() {
     let (vm, model) = plain(Vm::builder().holes(HolePolicy::NoVcpuRuns));
     let ids = sharing(&vm, 3, 3);
     write(&model, &[1, 2, 5]);
+    let was = vm.region(ids[1]).unwrap();
     let report = vm.apply(changes(|c| c.unmap(ids[1]))).unwrap();
-    let [(id, last)] = &report.last_dirty[..] else { panic!("{report:?}") };
-    assert_eq!((*id, pages(last)), (ids[1], vec![0]));
+    let [(region, last)] = &report.last_dirty[..] else { panic!("{report:?}") };
+    assert_eq!((region, pages(last)), (&was, vec![0]));
     let left = [0, 2].map(|n| pages(&vm.dirty_log(ids[n]).unwrap()));
     assert_eq!(left, [[1], [1]]);
 }

@@ -66,9 +66,9 @@ fn by_guest_address() {
 
 #[test]
 fn by_host_address() {
-    let (vm, _) = common::vm(Limits::x86());
+    let (vm, _) = common::vm(Limits::x86().with_address_spaces(2));
     let [a] = map_all(&vm, [ram(0, 4)]);
-    let found = |hva| vm.region_at_hva(hva).map(|(region, offset)| (region.id, offset));
+    let found = |hva| vm.region_at_hva(0, hva).map(|(region, offset)| (region.id, offset));
     assert_eq!(found(HVA), Some((a, 0)));
     assert_eq!(found(HVA + 4 * PAGE - 1), Some((a, 4 * PAGE - 1)));
     assert_eq!((found(HVA - 1), found(HVA + 4 * PAGE), found(u64::MAX)), (None, None, None));
@@ -96,6 +96,14 @@ fn by_host_address() {
     assert_eq!(found(HVA + 0x2000_0000 + PAGE), Some((part, 0)));
     vm.apply(changes(|c| c.unmap(part))).unwrap();
     assert_eq!(found(HVA + 0x2000_0000 + PAGE), Some((whole, PAGE)));
+    // Each address space has its own.
+    let smram = memory(HVA + 0x2000_0000 + PAGE, PAGE);
+    let smram = RegionSpec::ram(at(0, PAGE), smram).address_space(1);
+    let [smm] = map_all(&vm, [smram]);
+    assert_eq!(found(HVA + 0x2000_0000 + PAGE), Some((whole, PAGE)));
+    let in_smm = |hva| vm.region_at_hva(1, hva).map(|(region, offset)| (region.id, offset));
+    assert_eq!(in_smm(HVA + 0x2000_0000 + PAGE), Some((smm, 0)));
+    assert_eq!((in_smm(HVA + 0x2000_0000), vm.region_at_hva(2, HVA)), (None, None));
 }
 
 #[test]
@@ -129,9 +137,10 @@ fn over_a_set_of_changes() {
     assert_eq!((at(0, 4 * PAGE - 1), at(0, 4 * PAGE)), (Some(low), Some(high)));
     assert_eq!((at(0, 6 * PAGE), at(0, 100 * PAGE)), (None, Some(bar)));
     assert_eq!((at(1, 0), at(1, PAGE)), (Some(smm), None));
-    let at_hva = |hva| c.region_at_hva(hva).map(|(id, spec)| (id, spec.span()));
-    assert_eq!(at_hva(HVA + 5 * PAGE), Some((high, kvm_memslots::at(4 * PAGE, 2 * PAGE))));
-    assert_eq!(at_hva(HVA + 50 * PAGE), None);
+    let at_hva = |as_id, hva| c.region_at_hva(as_id, hva).map(|(id, spec)| (id, spec.span()));
+    assert_eq!(at_hva(0, HVA + 5 * PAGE), Some((high, kvm_memslots::at(4 * PAGE, 2 * PAGE))));
+    assert_eq!(at_hva(1, HVA), Some((smm, kvm_memslots::at(0, PAGE))));
+    assert_eq!((at_hva(1, HVA + 5 * PAGE), at_hva(0, HVA + 50 * PAGE)), (None, None));
 }
 
 #[test]

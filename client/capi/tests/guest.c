@@ -31,10 +31,10 @@ void begins_nest(void)
 	map(c, MIB, MIB, memory + MIB, 0, NULL);
 	report.ioctls = 99;
 	CHECK(!kvm_memslots_commit(vm, c, &report));
-	CHECK(report.ioctls == 0);
+	CHECK(report.ioctls == 0 && report.flags == 0);
 	FAILS(kvm_memslots_region(vm, id, NULL), ENOENT, "not mapped");
 	CHECK(!kvm_memslots_commit(vm, c, &report));
-	CHECK(report.ioctls > 0);
+	CHECK(report.ioctls > 0 && report.flags & KVM_MEMSLOTS_REPORT_APPLIED);
 	CHECK(!kvm_memslots_region(vm, id, NULL));
 
 	/* The set is empty now, and stays, also after a failure. */
@@ -49,6 +49,8 @@ void begins_nest(void)
 	CHECK(!kvm_memslots_unmap(c, id));
 	CHECK(!kvm_memslots_commit(vm, c, &report));
 	CHECK(report.ioctls == 1);
+	CHECK(!kvm_memslots_begin(c) && !kvm_memslots_commit(vm, c, &report));
+	CHECK(report.ioctls == 0 && report.flags & KVM_MEMSLOTS_REPORT_APPLIED);
 
 	/* Nobody else applies what was begun. */
 	CHECK(!kvm_memslots_begin(c));

@@ -138,9 +138,22 @@ static void count_log(void *opaque, uint64_t id, const uint64_t *words,
 		logs->dirty += words[i / 64] >> (i % 64) & 1;
 }
 
+/* Of a region that is gone: its tag is what the VMM knows it by. */
+static void count_last(void *opaque, const struct kvm_memslots_region *region,
+		       const uint64_t *words, uint64_t nr_pages)
+{
+	CHECK(region->size == sizeof(*region));
+	CHECK(region->flags == (KVM_MEMSLOTS_LOG_DIRTY | KVM_MEMSLOTS_TAGGED));
+	CHECK(region->tag == 0x7a9 && region->gpa == 0);
+	CHECK(region->len == nr_pages * PAGE);
+	count_log(opaque, region->id, words, nr_pages);
+}
+
 void dirty_logs(void)
 {
 	struct kvm_memslots_changes *c = kvm_memslots_changes_new();
+	struct kvm_memslots_backing backing = INIT(kvm_memslots_backing);
+	struct kvm_memslots_spec spec = INIT(kvm_memslots_spec);
 	struct kvm_memslots_region region = INIT(kvm_memslots_region);
 	struct kvm_memslots_report report = INIT(kvm_memslots_report);
 	struct logs logs = { 0 };
@@ -150,12 +163,17 @@ void dirty_logs(void)
 	uint64_t words[3] = { 1, 2, 3 };
 
 	CHECK(!open_vm(NULL, &vm));
-	low = map(c, 0, 100 * PAGE, memory, 0, NULL);
+	backing.hva = memory;
+	spec.len = 100 * PAGE;
+	spec.backing = &backing;
+	spec.flags = KVM_MEMSLOTS_TAGGED;
+	spec.tag = 0x7a9;
+	CHECK(!kvm_memslots_map(c, &spec, &low));
 	high = map(c, MIB, MIB, memory + MIB, 0, NULL);
 	CHECK(!kvm_memslots_set_log_dirty(c, low, 1));
 	CHECK(!kvm_memslots_apply(vm, c, NULL));
 	CHECK(!kvm_memslots_region(vm, low, &region));
-	CHECK(region.flags == KVM_MEMSLOTS_LOG_DIRTY);
+	CHECK(region.flags == (KVM_MEMSLOTS_LOG_DIRTY | KVM_MEMSLOTS_TAGGED));
 
 	FAILS(kvm_memslots_dirty_log(vm, low, words, 1), EINVAL, "needs 2");
 	FAILS(kvm_memslots_dirty_log(vm, low, NULL, 2), EINVAL, "NULL");
@@ -174,16 +192,20 @@ void dirty_logs(void)
 
 	FAILS(kvm_memslots_dirty_logs(vm, NULL, NULL), EINVAL, "each is NULL");
 	CHECK(!kvm_memslots_dirty_logs(vm, count_log, &logs));
+	FAILS(kvm_memslots_dirty_logs_in(vm, 0, NULL, NULL), EINVAL, "each is NULL");
+	FAILS(kvm_memslots_dirty_logs_in(vm, 77, count_log, &logs), EINVAL,
+	      "address space 77");
+	CHECK(!kvm_memslots_dirty_logs_in(vm, 0, count_log, &logs));
 	/* Nothing is dirty; what is if something is, the model tells Rust. */
 	CHECK(logs.regions == 0);
 
 	/* The last pages of what goes come with the report. */
 	c = kvm_memslots_changes_new();
 	CHECK(!kvm_memslots_unmap(c, low) && !kvm_memslots_unmap(c, high));
-	report.last_dirty = count_log;
+	report.last_dirty = count_last;
 	report.opaque = &logs;
 	CHECK(!kvm_memslots_apply(vm, c, &report));
 	CHECK(logs.regions == 1 && logs.pages == 100 && logs.dirty == 0);
-	CHECK(report.last_dirty == count_log && report.opaque == &logs);
+	CHECK(report.last_dirty == count_last && report.opaque == &logs);
 	CHECK(!kvm_memslots_close(vm, NULL));
 }

@@ -54,6 +54,20 @@ unsafe extern "C" fn keep(opaque: *mut c_void, id: u64, words: *const u64, pages
     logs.push((id, dirty.collect()));
 }
 
+/// The same of a region that is gone.
+unsafe extern "C" fn keep_last(
+    opaque: *mut c_void,
+    region: *const CRegion,
+    words: *const u64,
+    pages: u64,
+) {
+    // SAFETY: as the header says.
+    let CRegion { id, len, flags, .. } = unsafe { *region };
+    assert_eq!((len, flags & KVM_MEMSLOTS_LOG_DIRTY), (pages * 4096, KVM_MEMSLOTS_LOG_DIRTY));
+    // SAFETY: as the caller says.
+    unsafe { keep(opaque, id, words, pages) }
+}
+
 #[test]
 fn what_the_guest_writes_is_reported_by_region() {
     let (memory, vm) = open(Vm::builder(), DirtyTracking::Bitmap);
@@ -73,12 +87,17 @@ fn what_the_guest_writes_is_reported_by_region() {
     let ret = unsafe { kvm_memslots_dirty_logs(vm, Some(keep), (&raw mut logs).cast()) };
     assert_eq!((ret, logs), (0, vec![(low, vec![3, 70]), (high, vec![1, 99])]));
 
-    // Regions without dirty pages are left out.
+    // Regions without dirty pages are left out, and so are other address spaces.
     dirty(150);
-    let mut logs = Logs::new();
-    // SAFETY: as above.
-    let ret = unsafe { kvm_memslots_dirty_logs(vm, Some(keep), (&raw mut logs).cast()) };
-    assert_eq!((ret, logs), (0, vec![(high, vec![50])]));
+    let of = |as_id| {
+        let mut logs = Logs::new();
+        let opaque = (&raw mut logs).cast();
+        // SAFETY: as above.
+        let ret = unsafe { kvm_memslots_dirty_logs_in(vm, as_id, Some(keep), opaque) };
+        (ret, logs)
+    };
+    assert_eq!(of(1), (-Errno::EINVAL.raw(), vec![]));
+    assert_eq!(of(0), (0, vec![(high, vec![50])]));
 
     [64, 65, 100].into_iter().for_each(dirty);
     let mut words = [0; 2];
@@ -93,7 +112,7 @@ fn what_the_guest_writes_is_reported_by_region() {
     let changes = kvm_memslots_changes_new();
     let mut logs = Logs::new();
     let opaque = (&raw mut logs).cast();
-    let mut report = CReport { last_dirty: Some(keep), opaque, ..init() };
+    let mut report = CReport { last_dirty: Some(keep_last), opaque, ..init() };
     // SAFETY: as above.
     assert_eq!(unsafe { kvm_memslots_unmap(changes, low) }, 0);
     // SAFETY: as above.

@@ -85,7 +85,8 @@ static void a_vm_is_set_up_and_changed(void)
 	CHECK(report.size == sizeof(report));
 	CHECK(report.ioctls == 1 && report.grace_periods == 1);
 	CHECK(report.regions_merged == 1 && report.slots == 1);
-	CHECK(report.flags == (vm_fd < 0 ? KVM_MEMSLOTS_REPORT_MODEL : 0));
+	CHECK(report.flags == (KVM_MEMSLOTS_REPORT_APPLIED |
+			       (vm_fd < 0 ? KVM_MEMSLOTS_REPORT_MODEL : 0)));
 	CHECK_MAPPED(0, 1);
 	CHECK_MAPPED(2 * MIB - PAGE, 1);
 	CHECK_MAPPED(2 * MIB, 0);
@@ -206,9 +207,11 @@ static void kinds_flags_and_lookups(void)
 	CHECK(strlen(region.label) == KVM_MEMSLOTS_LABEL_SIZE - 1);
 	CHECK(!strncmp(region.label, bar.label, KVM_MEMSLOTS_LABEL_SIZE - 1));
 
-	CHECK(!kvm_memslots_region_at_hva(vm, memory + MIB + 5, &region, &offset));
+	CHECK(!kvm_memslots_region_at_hva(vm, 0, memory + MIB + 5, &region, &offset));
 	CHECK(region.id == id && offset == 5);
-	FAILS(kvm_memslots_region_at_hva(vm, 5, &region, &offset), ENOENT, "HVA 0x5");
+	FAILS(kvm_memslots_region_at_hva(vm, 0, 5, &region, &offset), ENOENT, "HVA 0x5");
+	FAILS(kvm_memslots_region_at_hva(vm, 1, memory + MIB, &region, &offset),
+	      ENOENT, "address space 1");
 	CHECK(!kvm_memslots_regions(vm, count_region, &sum));
 	CHECK(sum == MIB + 2 * PAGE);
 	CHECK(!kvm_memslots_tagged(vm, 0x7a9, count_region, &sum));

@@ -49,18 +49,18 @@ impl Vm {
         tables.regions.at(as_id, gpa).map(|index| tables.regions.region(index))
     }
 
-    /// A region whose memory is at a host virtual address, and how many bytes
-    /// into it that is: for what the host reports, as a fault or a poisoned page.
-    /// Of several, the one that starts last.
+    /// The region of an address space whose memory is at a host virtual address,
+    /// and how many bytes into it that is: for what the host reports, as a fault or
+    /// a poisoned page. Of several, the one that starts last.
     #[must_use]
-    pub fn region_at_hva(&self, hva: u64) -> Option<(Region, u64)> {
+    pub fn region_at_hva(&self, as_id: u16, hva: u64) -> Option<(Region, u64)> {
         let mut tables = self.tables();
         if !tables.regions.knows_hvas() {
             drop(tables);
             self.tables_mut().regions.learn_hvas();
             tables = self.tables();
         }
-        let (index, offset) = tables.regions.at_hva(hva)?;
+        let (index, offset) = tables.regions.at_hva(as_id, hva)?;
         Some((tables.regions.region(index), offset))
     }
 

@@ -20,8 +20,7 @@ use crate::{Region, RegionId, RegionSpec};
 
 /// A region as it was.
 pub(super) struct Before {
-    pub(super) id: RegionId,
-    pub(super) as_id: u16,
+    pub(super) region: Region,
     pub(super) mapping: Mapping,
     /// Whether it is unmapped.
     pub(super) goes: bool,
@@ -280,16 +279,20 @@ fn same_to_others(before: &Record, now: &Record) -> bool {
 fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
     let before = draft.edits.iter().filter_map(|edit| {
         let index = edit.index?;
-        let (as_id, mapping) = (regions.as_id(index), regions.mapping(index));
+        let mapping = regions.mapping(index);
+        if !mapping.is_logged() {
+            return None;
+        }
+        let region = regions.region(index);
         let moved = |now: &Mapping| {
             let elsewhere = now.range().gpa() != mapping.range().gpa();
             (elsewhere && now.hva() == mapping.hva() && now.is_logged()).then_some(now.range())
         };
         let moves_to = edit.now.as_ref().and_then(|now| moved(&now.mapping));
-        let with_log = moves_to.is_some() && is_moved(works, as_id, mapping.range());
-        Some(Before { id: edit.id, as_id, mapping, goes: edit.now.is_none(), moves_to, with_log })
+        let with_log = moves_to.is_some() && is_moved(works, region.as_id, mapping.range());
+        Some(Before { region, mapping, goes: edit.now.is_none(), moves_to, with_log })
     });
-    before.filter(|before| before.mapping.is_logged()).collect()
+    before.collect()
 }
 
 /// Whether all slots over `range` keep their memory, and their logs, at another

@@ -188,15 +188,16 @@ impl Regions {
         self.by_hva = Some(by_hva);
     }
 
-    /// A region whose memory is at `hva`, the one that starts last, and how many
+    /// The region whose memory is at `hva`, the one that starts last, and how many
     /// bytes into it that is.
-    pub(crate) fn at_hva(&self, hva: u64) -> Option<(u32, u64)> {
+    pub(crate) fn at_hva(&self, as_id: u16, hva: u64) -> Option<(u32, u64)> {
         let by_hva = self.by_hva.as_ref()?;
         let first = hva.saturating_sub(by_hva.largest);
         let starts = by_hva.starts.range((first, 0)..=(hva, u32::MAX)).rev();
-        starts
-            .map(|(start, index)| (*index, hva - start))
-            .find(|(index, offset)| *offset < self.entry(*index).size)
+        starts.map(|(start, index)| (*index, hva - start)).find(|(index, offset)| {
+            let entry = self.entry(*index);
+            *offset < entry.size && u16::from(entry.as_id) == as_id
+        })
     }
 
     /// The regions that are deferrable.

@@ -47,6 +47,7 @@ fn a_fork_changes_nothing() {
             && is_forked(vm.dirty_log_of(id, 0..1))
             && is_forked(vm.dirty_logs())
             && is_forked(vm.for_each_dirty_log(|_, _| ()))
+            && is_forked(vm.for_each_dirty_log_in(0, |_, _| ()))
             && is_forked(vm.clear_dirty_log(id, 0, &DirtyBitmap::new(1)));
         let refused = refused && logs;
         drop(vm);

@@ -29,7 +29,7 @@ impl Caller {
         // The first page is there throughout.
         let region = vm.region_at(0, 0).unwrap();
         assert_eq!(vm.region(region.id).unwrap(), region);
-        assert_eq!(vm.region_at_hva(region.hva).unwrap().0, region);
+        assert_eq!(vm.region_at_hva(0, region.hva).unwrap().0, region);
         let slot = vm.slots(0)[0];
         assert_eq!(vm.region_at_slot(0, slot.id, 0).unwrap().0, region);
         assert!(!vm.regions().is_empty() && vm.devices().is_empty());

@@ -78,7 +78,7 @@ fn nobody_waits_for_ever() {
                     while !stop.load(Ordering::Relaxed) {
                         assert_eq!(vm.region_at(0, PAGE).map(|r| r.id), Some(stays));
                         let region = vm.region_at(0, 0).unwrap();
-                        assert_eq!(vm.region_at_hva(region.hva).unwrap().0.id, stays);
+                        assert_eq!(vm.region_at_hva(0, region.hva).unwrap().0.id, stays);
                         looked.fetch_add(1, Ordering::Relaxed);
                         std::thread::yield_now();
                     }

@@ -26,7 +26,7 @@ fn a_page_of_a_terabyte_costs_what_a_page_does() {
     let _ = exits.write(size - 4, &[2; 4], |_, _| {});
     let report = unmap_now(&vm, id);
     let [(of, pages)] = &report.last_dirty[..] else { panic!("{:?}", report.last_dirty) };
-    assert!(*of == id && pages.iter().eq([last]));
+    assert!(of.id == id && pages.iter().eq([last]));
 }
 
 #[test]

@@ -100,7 +100,7 @@ pub(super) fn step(world: &mut World, numbers: &mut Numbers<'_>) {
             5 => kvm_memslots_tagged(vm, gpa, Some(any_region), null_mut()),
             6 => kvm_memslots_slots(vm, numbers.byte().into(), Some(any_slot), null_mut()),
             7 => kvm_memslots_dirty_log_of(vm, id, gpa >> 12, 64, words.as_mut_ptr(), 1),
-            8 => kvm_memslots_dirty_logs(vm, Some(any_log), null_mut()),
+            8 => kvm_memslots_dirty_logs_in(vm, numbers.byte().into(), Some(any_log), null_mut()),
             9 => kvm_memslots_clear_dirty_log(vm, id, gpa >> 12, 4096, words.as_ptr(), 64),
             10 => kvm_memslots_promote_due(vm, null_mut()),
             11 => return serve(world, numbers, vm),

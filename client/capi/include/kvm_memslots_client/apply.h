@@ -3,7 +3,7 @@
 #ifndef KVM_MEMSLOTS_CLIENT_APPLY_H
 #define KVM_MEMSLOTS_CLIENT_APPLY_H
 
-#include "base.h"
+#include "memory.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -12,6 +12,8 @@ extern "C" {
 #define KVM_MEMSLOTS_REPORT_VCPUS_PAUSED (1U << 0)
 /* On a model: nothing of this really happened. */
 #define KVM_MEMSLOTS_REPORT_MODEL	 (1U << 1)
+/* A set was applied: not by a commit that others are to follow. */
+#define KVM_MEMSLOTS_REPORT_APPLIED	 (1U << 2)
 
 /* What a set of changes cost. */
 struct kvm_memslots_report {
@@ -42,10 +44,12 @@ struct kvm_memslots_report {
 	/*
 	 * Set by the caller, or NULL: gets the last dirty pages of each logged
 	 * region that was unmapped, a bit a page as kvm_memslots_dirty_log()
-	 * has them, when all is done.
+	 * has them, when all is done.  The region is as it was: lookups do not
+	 * find it any more.
 	 */
-	void (*last_dirty)(void *opaque, uint64_t region, const uint64_t *words,
-			   uint64_t pages);
+	void (*last_dirty)(void *opaque,
+			   const struct kvm_memslots_region *region,
+			   const uint64_t *words, uint64_t nr_pages);
 	void *opaque;
 	/* Set by the caller, or NULL: who that is, for the gate. */
 	void *committer;
@@ -64,8 +68,10 @@ int kvm_memslots_apply(struct kvm_memslots_vm *vm,
 /*
  * For callers whose begins nest, as a memory listener's do.  Each begin of a set
  * has one commit, and the last one applies it; the set stays, empty, also on
- * failure.  A commit that is not the last one is a report of nothing.  In between,
- * applying or appending the set is -EBUSY, and frees it.
+ * failure.  The report of the last one has KVM_MEMSLOTS_REPORT_APPLIED, also of an
+ * empty set; that of the others is 0.  Only the last one fails, but where it is
+ * not of a set that was begun.  In between, applying or appending the set is
+ * -EBUSY, and frees it.
  */
 int kvm_memslots_begin(struct kvm_memslots_changes *changes);
 int kvm_memslots_commit(struct kvm_memslots_vm *vm,

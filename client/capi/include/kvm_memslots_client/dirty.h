@@ -32,6 +32,9 @@ typedef void (*kvm_memslots_each_dirty_log)(void *opaque, uint64_t id,
  */
 int kvm_memslots_dirty_logs(struct kvm_memslots_vm *vm,
 			    kvm_memslots_each_dirty_log each, void *opaque);
+/* The same of one address space: the slots of others are not read. */
+int kvm_memslots_dirty_logs_in(struct kvm_memslots_vm *vm, uint16_t as_id,
+			       kvm_memslots_each_dirty_log each, void *opaque);
 /*
  * Forgets those of the pages whose bit is set: bit 0 is first_page.  Only with
  * KVM_MEMSLOTS_MANUAL_DIRTY_LOG.

@@ -16,8 +16,12 @@ int kvm_memslots_region(struct kvm_memslots_vm *vm, uint64_t id,
 			struct kvm_memslots_region *region);
 int kvm_memslots_region_at(struct kvm_memslots_vm *vm, uint16_t as_id,
 			   uint64_t gpa, struct kvm_memslots_region *region);
-/* And how many bytes into it that is. */
-int kvm_memslots_region_at_hva(struct kvm_memslots_vm *vm, uint64_t hva,
+/*
+ * And how many bytes into it that is.  Where several regions of the address space
+ * have the memory: the one that starts last.
+ */
+int kvm_memslots_region_at_hva(struct kvm_memslots_vm *vm, uint16_t as_id,
+			       uint64_t hva,
 			       struct kvm_memslots_region *region,
 			       uint64_t *offset);
 /*

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use kvm_memslots::{DirtyBitmap, RegionId, Vm};
+use kvm_memslots::{DirtyBitmap, DirtyPages, RegionId, Vm};
 
 use super::on;
 use crate::failure::Failure;
@@ -80,6 +80,33 @@ pub unsafe extern "C" fn kvm_memslots_dirty_log_of(
 /// `kvm_memslots_each_dirty_log`
 type EachDirtyLog = unsafe extern "C" fn(*mut c_void, u64, *const u64, u64);
 
+/// The logs of an address space, or of all.
+///
+/// # Safety
+/// As [the crate](crate#safety).
+unsafe fn read_all(
+    vm: *mut Handle<Vm>,
+    as_id: Option<u16>,
+    each: Option<EachDirtyLog>,
+    opaque: *mut c_void,
+) -> c_int {
+    let dirty_logs = |vm: &Vm| {
+        let each = each.ok_or_else(|| null("each"))?;
+        let hand_out = |id: RegionId, pages: DirtyPages<'_>| {
+            // With the region's first page in bit 0.
+            let bitmap = pages.to_bitmap();
+            // SAFETY: C gave the function to be called with these.
+            unsafe { each(opaque, id.to_raw(), bitmap.words().as_ptr(), bitmap.pages()) };
+        };
+        Ok(match as_id {
+            None => vm.for_each_dirty_log(hand_out),
+            Some(as_id) => vm.for_each_dirty_log_in(as_id, hand_out),
+        }?)
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(vm, dirty_logs) }
+}
+
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
@@ -88,18 +115,21 @@ pub unsafe extern "C" fn kvm_memslots_dirty_logs(
     each: Option<EachDirtyLog>,
     opaque: *mut c_void,
 ) -> c_int {
-    let dirty_logs = |vm: &Vm| {
-        let each = each.ok_or_else(|| null("each"))?;
-        let logs = vm.for_each_dirty_log(|id, pages| {
-            // With the region's first page in bit 0.
-            let bitmap = pages.to_bitmap();
-            // SAFETY: C gave the function to be called with these.
-            unsafe { each(opaque, id.to_raw(), bitmap.words().as_ptr(), bitmap.pages()) };
-        });
-        Ok(logs?)
-    };
     // SAFETY: as the caller says.
-    unsafe { on(vm, dirty_logs) }
+    unsafe { read_all(vm, None, each, opaque) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_dirty_logs_in(
+    vm: *mut Handle<Vm>,
+    as_id: u16,
+    each: Option<EachDirtyLog>,
+    opaque: *mut c_void,
+) -> c_int {
+    // SAFETY: as the caller says.
+    unsafe { read_all(vm, Some(as_id), each, opaque) }
 }
 
 /// # Safety

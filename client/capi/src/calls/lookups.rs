@@ -118,12 +118,15 @@ pub unsafe extern "C" fn kvm_memslots_region_at(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region_at_hva(
     vm: *mut Handle<Vm>,
+    as_id: u16,
     hva: u64,
     region: *mut CRegion,
     offset: *mut u64,
 ) -> c_int {
-    let find =
-        |vm: &Vm| vm.region_at_hva(hva).ok_or_else(none(format!("no region at HVA {hva:#x}")));
+    let find = |vm: &Vm| {
+        let what = format!("no region at HVA {hva:#x} in address space {as_id}");
+        vm.region_at_hva(as_id, hva).ok_or_else(none(what))
+    };
     // SAFETY: as the caller says.
     unsafe { found(vm, find, region, offset) }
 }

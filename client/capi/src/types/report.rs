@@ -5,13 +5,14 @@ use std::ptr::null_mut;
 
 use kvm_memslots::{Executor, Preview, Report, SlotUsage};
 
+use super::CRegion;
 use crate::constants::{
     KVM_MEMSLOTS_EXECUTOR_AUTO, KVM_MEMSLOTS_EXECUTOR_BATCH, KVM_MEMSLOTS_EXECUTOR_PER_REGION,
-    KVM_MEMSLOTS_REPORT_MODEL, KVM_MEMSLOTS_REPORT_VCPUS_PAUSED,
+    KVM_MEMSLOTS_REPORT_APPLIED, KVM_MEMSLOTS_REPORT_MODEL, KVM_MEMSLOTS_REPORT_VCPUS_PAUSED,
 };
 use crate::record::record;
 
-type LastDirty = unsafe extern "C" fn(*mut c_void, u64, *const u64, u64);
+type LastDirty = unsafe extern "C" fn(*mut c_void, *const CRegion, *const u64, u64);
 
 /// `struct kvm_memslots_report`
 #[repr(C)]
@@ -93,7 +94,8 @@ impl CReport {
             elapsed_ns: report.elapsed.as_nanos() as u64,
             slots: report.slots as u64,
             executor: executor(report.executor),
-            flags: flag(report.vcpus_paused, KVM_MEMSLOTS_REPORT_VCPUS_PAUSED)
+            flags: KVM_MEMSLOTS_REPORT_APPLIED
+                | flag(report.vcpus_paused, KVM_MEMSLOTS_REPORT_VCPUS_PAUSED)
                 | flag(report.backend == "model", KVM_MEMSLOTS_REPORT_MODEL),
             ..Self::nothing(given)
         }
@@ -102,10 +104,10 @@ impl CReport {
     /// Hands out the last dirty pages of a report.
     pub(crate) fn hand_out(&self, report: &Report) {
         let Some(last_dirty) = self.last_dirty else { return };
-        for (id, dirty) in &report.last_dirty {
+        for (region, dirty) in &report.last_dirty {
             let words = dirty.words().as_ptr();
             // SAFETY: C gave the function to be called with these.
-            unsafe { last_dirty(self.opaque, id.to_raw(), words, dirty.pages()) }
+            unsafe { last_dirty(self.opaque, &region.into(), words, dirty.pages()) }
         }
     }
 }

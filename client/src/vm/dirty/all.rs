@@ -43,12 +43,36 @@ impl Vm {
         mut f: impl FnMut(RegionId, DirtyPages<'_>),
     ) -> Result<(), Error> {
         let mut found = Found::default();
-        for as_id in 0..self.limits().address_spaces {
-            let mut from = Some(0);
-            while let Some(gpa) = from {
-                from = self.read_next(as_id, gpa, &mut found)?;
-                self.hand_out(&found, &mut f);
-            }
+        (0..self.limits().address_spaces)
+            .try_for_each(|as_id| self.read_space(as_id, &mut found, &mut f))
+    }
+
+    /// The same of one address space: the slots of others are not read.
+    ///
+    /// # Errors
+    /// As there, and [`ErrorKind::NoSuchAddressSpace`].
+    pub fn for_each_dirty_log_in(
+        &self,
+        as_id: u16,
+        mut f: impl FnMut(RegionId, DirtyPages<'_>),
+    ) -> Result<(), Error> {
+        let available = self.limits().address_spaces;
+        if as_id >= available {
+            return Err(ErrorKind::NoSuchAddressSpace { asked: as_id, available }.into());
+        }
+        self.read_space(as_id, &mut Found::default(), &mut f)
+    }
+
+    fn read_space(
+        &self,
+        as_id: u16,
+        found: &mut Found,
+        f: &mut impl FnMut(RegionId, DirtyPages<'_>),
+    ) -> Result<(), Error> {
+        let mut from = Some(0);
+        while let Some(gpa) = from {
+            from = self.read_next(as_id, gpa, found)?;
+            self.hand_out(found, f);
         }
         Ok(())
     }
