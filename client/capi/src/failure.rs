@@ -86,19 +86,31 @@ impl From<&PciError> for Failure {
     fn from(error: &PciError) -> Self {
         match error {
             PciError::Vm(error) => error.into(),
-            other => Self::new(other.errno(), in_c(other.to_string())),
+            PciError::Window(error) => error.into(),
+            other => {
+                let flags = if let PciError::File(kind) = other { window_flags(kind) } else { 0 };
+                let about = About { flags, ..About::default() };
+                Self { errno: other.errno(), message: in_c(other.to_string()), about }
+            }
         }
     }
 }
 
 impl From<WindowError> for Failure {
     fn from(error: WindowError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&WindowError> for Failure {
+    fn from(error: &WindowError) -> Self {
         let flags = window_flags(error.kind());
         let about = About { change: error.edit(), flags, ..About::default() };
         Self { errno: error.errno(), message: in_c(error.to_string()), about }
     }
 }
 
+/// Whose errno that of a window is.
 const fn window_flags(kind: &WindowErrorKind) -> u32 {
     match kind {
         WindowErrorKind::Stuck { .. } => KVM_MEMSLOTS_ERROR_STUCK | KVM_MEMSLOTS_ERROR_KVM,

@@ -224,6 +224,7 @@ fn in_c(rust: &str) -> String {
                 "EachDirtyLog",
                 "EachWindow",
                 "EachPlacement",
+                "EachPlaced",
                 "EachZoneWrite",
                 "DeviceRead",
                 "DeviceWrite",

@@ -318,6 +318,7 @@ int main(int argc, char **argv)
 	a_device_with_zones();
 	the_ring_is_drained();
 	windows();
+	bars_in_windows();
 	ways_to_open();
 	handles_are_checked();
 	if (argc == 2)

@@ -87,6 +87,7 @@ void triggers_hold_back(void);
 
 /* windows.c */
 void windows(void);
+void bars_in_windows(void);
 void ways_to_open(void);
 
 #endif

@@ -141,6 +141,122 @@ void windows(void)
 	CHECK(!close(memfd) && !close(pipes[0]) && !close(pipes[1]));
 }
 
+static void see_placed(void *opaque, size_t window,
+		       const struct kvm_memslots_placement *placement)
+{
+	struct kvm_memslots_placement *seen = opaque;
+
+	CHECK(window == 0 && placement->size == sizeof(*placement));
+	CHECK(seen->len == 0);
+	*seen = *placement;
+}
+
+static void no_region(void *opaque, size_t window, uint64_t id)
+{
+	CHECK(!opaque && !window && !id);
+}
+
+/* The guest gives BAR 0, of 64 bits, an address. */
+static void give_address(struct kvm_memslots_pci *pci, struct kvm_memslots_vm *vm,
+			 uint64_t function, uint64_t gpa)
+{
+	struct kvm_memslots_report report = INIT(kvm_memslots_report);
+	unsigned char bytes[8];
+	int i;
+
+	for (i = 0; i < 8; i++)
+		bytes[i] = (unsigned char)(gpa >> (8 * i));
+	CHECK(!kvm_memslots_pci_config_write(pci, vm, function, 4, "\0", 1, &report));
+	CHECK(report.ioctls == 0);
+	CHECK(!kvm_memslots_pci_config_write(pci, vm, function, 0x10, bytes, 8, &report));
+	CHECK(!kvm_memslots_pci_config_write(pci, vm, function, 4, "\2", 1, &report));
+	CHECK(report.ioctls == 0 && report.slots == 0);
+}
+
+/* Memory of BARs is placed where a window is mapped: no call of KVM's. */
+void bars_in_windows(void)
+{
+	struct kvm_memslots_window_spec spec = INIT(kvm_memslots_window_spec);
+	struct kvm_memslots_placement seen = INIT(kvm_memslots_placement);
+	struct kvm_memslots_backing backing = INIT(kvm_memslots_backing);
+	struct kvm_memslots_spec part = INIT(kvm_memslots_spec);
+	const struct kvm_memslots_spec *parts[1] = { &part };
+	struct kvm_memslots_bar bar = INIT(kvm_memslots_bar);
+	const struct kvm_memslots_bar *bars[1] = { &bar };
+	struct kvm_memslots_function function = INIT(kvm_memslots_function);
+	struct kvm_memslots_region region = INIT(kvm_memslots_region);
+	struct kvm_memslots_error error = INIT(kvm_memslots_error);
+	struct kvm_memslots_changes *c = kvm_memslots_changes_new();
+	struct kvm_memslots_pci *pci = kvm_memslots_pci_new(36);
+	const uint64_t aperture = 1ull << 32;
+	struct kvm_memslots_window *window;
+	struct kvm_memslots_vm *vm;
+	uint64_t id, other, mapped;
+	const char *in_it;
+	int memfd = memfd_create("bar", MFD_CLOEXEC);
+
+	CHECK(memfd >= 0 && !ftruncate(memfd, 5 * PAGE));
+	CHECK(pwrite(memfd, "bar 0", 5, PAGE) == 5);
+	CHECK(!open_vm(NULL, &vm));
+	spec.gpa = aperture;
+	spec.len = MIB;
+	spec.gap = KVM_MEMSLOTS_GAP_SCRATCH;
+	CHECK(!kvm_memslots_window_new(&spec, &window));
+	CHECK(!kvm_memslots_window_map(c, window, NULL, &mapped));
+	CHECK(!kvm_memslots_apply(vm, c, NULL));
+	CHECK(!kvm_memslots_region(vm, mapped, &region));
+	in_it = (const char *)(uintptr_t)region.hva;
+	FAILS(kvm_memslots_pci_in_window(pci, NULL), EINVAL, "window is NULL");
+	FAILS(kvm_memslots_pci_in_window(NULL, window), EINVAL, "pci is NULL");
+	CHECK(!kvm_memslots_pci_in_window(pci, window));
+	CHECK(!kvm_memslots_pci_set_flags(pci, KVM_MEMSLOTS_PCI_WITHOUT_SLOTS));
+	kvm_memslots_window_free(window);
+
+	backing.hva = memory;
+	backing.file = memfd;
+	backing.file_offset = PAGE;
+	backing.flags = KVM_MEMSLOTS_BACKING_FILE;
+	part.len = 4 * PAGE;
+	part.kind = KVM_MEMSLOTS_DEVICE;
+	part.backing = &backing;
+	bar.len = 4 * PAGE;
+	bar.kind = KVM_MEMSLOTS_BAR_MEMORY64;
+	bar.flags = KVM_MEMSLOTS_BAR_PREFETCHABLE;
+	bar.windows = parts;
+	bar.nr_windows = 1;
+	function.bars = bars;
+	function.nr_bars = 1;
+	CHECK(!kvm_memslots_pci_add(pci, vm, &function, &id));
+	backing.flags = 0;
+	CHECK(!kvm_memslots_pci_add(pci, vm, &function, &other));
+	CHECK(!close(memfd));
+
+	give_address(pci, vm, id, aperture + 4 * PAGE);
+	CHECK(!memcmp(in_it + 4 * PAGE, "bar 0", 5));
+	CHECK(!kvm_memslots_pci_refusal(pci, id, 0));
+	CHECK(!kvm_memslots_pci_regions(pci, id, 0, no_region, NULL));
+	FAILS(kvm_memslots_pci_placed(pci, id, 0, NULL, NULL), EINVAL, "each is NULL");
+	CHECK(!kvm_memslots_pci_placed(pci, id, 0, see_placed, &seen));
+	CHECK(seen.offset == 4 * PAGE && seen.len == 4 * PAGE);
+	CHECK(seen.file_offset == PAGE && seen.flags == KVM_MEMSLOTS_PLACEMENT_FILE);
+	CHECK(!kvm_memslots_pci_placed(pci, other, 0, see_placed, NULL));
+
+	/* What is in no file, and what is put elsewhere, exits. */
+	give_address(pci, vm, other, aperture + 8 * PAGE);
+	FAILS(kvm_memslots_pci_refusal(pci, other, 0), ENODEV, "set its file");
+	give_address(pci, vm, id, 2 * aperture);
+	FAILS(kvm_memslots_pci_refusal(pci, id, 0), ENOSPC, "no slot is allowed");
+	CHECK(!kvm_memslots_last_error_info(&error) && error.error == ENOSPC);
+	CHECK(error.flags == 0);
+	CHECK_MAPPED(2 * aperture, 0);
+	CHECK(!in_it[4 * PAGE]);
+	CHECK(!kvm_memslots_pci_placed(pci, id, 0, see_placed, NULL));
+
+	CHECK(!kvm_memslots_pci_remove(pci, vm, id, NULL));
+	kvm_memslots_pci_free(pci);
+	CHECK(!kvm_memslots_close(vm, NULL));
+}
+
 void ways_to_open(void)
 {
 	struct kvm_memslots_options options = INIT(kvm_memslots_options);

@@ -325,9 +325,9 @@ void bars_with_doorbells(void)
 	bell.eventfd = fd;
 	function.bars = bars;
 	function.nr_bars = 1;
-	FAILS(kvm_memslots_pci_set_ioeventfds(pci, 1U << 3), EINVAL, "0x8");
-	CHECK(!kvm_memslots_pci_set_ioeventfds(pci, KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS |
-					       KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS));
+	FAILS(kvm_memslots_pci_set_flags(pci, 1U << 3), EINVAL, "0x8");
+	CHECK(!kvm_memslots_pci_set_flags(pci, KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS |
+						       KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS));
 	FAILS(kvm_memslots_pci_add(pci, vm, &function, &id), EINVAL, "0x20");
 	bell.flags = KVM_MEMSLOTS_DOORBELL_VALUE;
 	CHECK(!kvm_memslots_pci_add(pci, vm, &function, &id));

@@ -5,6 +5,7 @@
 
 #include "apply.h"
 #include "device.h"
+#include "window.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -80,15 +81,29 @@ void kvm_memslots_pci_free(struct kvm_memslots_pci *pci);
 #define KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS  (1U << 0)
 /* ioeventfds of BARs wait for kvm_memslots_assign_deferred(). */
 #define KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS (1U << 1)
+/*
+ * Memory that the guest puts outside of the windows gets no slot, and exits: its
+ * refusal says so.
+ */
+#define KVM_MEMSLOTS_PCI_WITHOUT_SLOTS	  (1U << 2)
 /* Switches these on.  Before functions are added. */
-int kvm_memslots_pci_set_ioeventfds(struct kvm_memslots_pci *pci, uint32_t flags);
+int kvm_memslots_pci_set_flags(struct kvm_memslots_pci *pci, uint32_t flags);
+/*
+ * Memory of BARs that the guest puts in this window is placed there, without a
+ * call of KVM's, where its backing has KVM_MEMSLOTS_BACKING_FILE; the descriptor
+ * may be closed once the function is added.  Other memory and doorbells in it are
+ * refused.  Before functions are added.  The VMM maps the window; it may be freed
+ * before the BARs.
+ */
+int kvm_memslots_pci_in_window(struct kvm_memslots_pci *pci,
+			       struct kvm_memslots_window *window);
 /* Adds a function as after a reset. */
 int kvm_memslots_pci_add(struct kvm_memslots_pci *pci,
 			 struct kvm_memslots_vm *vm,
 			 const struct kvm_memslots_function *function,
 			 uint64_t *id);
 /*
- * Follows a config write.  A window that KVM refuses where the guest has put it is
+ * Follows a config write.  Memory that can't be where the guest has put it is
  * no failure: see kvm_memslots_pci_refusal().  On failure the registers have the
  * new values all the same, and kvm_memslots_pci_sync() tries again.
  */
@@ -109,7 +124,7 @@ int kvm_memslots_pci_sync(struct kvm_memslots_pci *pci,
 int kvm_memslots_pci_reset(struct kvm_memslots_pci *pci,
 			   struct kvm_memslots_vm *vm, uint64_t function,
 			   struct kvm_memslots_report *report);
-/* Unmaps its windows and forgets it. */
+/* Unmaps its memory and forgets it. */
 int kvm_memslots_pci_remove(struct kvm_memslots_pci *pci,
 			    struct kvm_memslots_vm *vm, uint64_t function,
 			    struct kvm_memslots_report *report);
@@ -126,10 +141,17 @@ int kvm_memslots_pci_refusal(struct kvm_memslots_pci *pci, uint64_t function,
 
 typedef void (*kvm_memslots_each_window)(void *opaque, size_t window,
 					 uint64_t id);
-/* The regions of a BAR's windows that are mapped, by their number. */
+/* The regions of a BAR's windows that have slots, by their number. */
 int kvm_memslots_pci_regions(struct kvm_memslots_pci *pci, uint64_t function,
 			     uint32_t index, kvm_memslots_each_window each,
 			     void *opaque);
+
+typedef void (*kvm_memslots_each_placed)(void *opaque, size_t window,
+					 const struct kvm_memslots_placement *placement);
+/* Those that are placed in a window of kvm_memslots_pci_in_window(). */
+int kvm_memslots_pci_placed(struct kvm_memslots_pci *pci, uint64_t function,
+			    uint32_t index, kvm_memslots_each_placed each,
+			    void *opaque);
 
 #ifdef __cplusplus
 }

@@ -3,15 +3,19 @@
 use std::ffi::{c_int, c_void};
 
 use kvm_memslots::pci::{FunctionId, PciBars, PciError};
+use kvm_memslots::window::Window;
 use kvm_memslots::{Report, Vm};
 
 use super::{Wanted, with_vm};
-use crate::constants::{KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS, KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS};
+use crate::constants::{
+    KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS, KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS,
+    KVM_MEMSLOTS_PCI_WITHOUT_SLOTS,
+};
 use crate::failure::Failure;
-use crate::handles::{Handle, exclusive, free, give, own};
+use crate::handles::{Handle, exclusive, free, give, own, shared};
 use crate::last::report;
 use crate::record::{null, put, read};
-use crate::types::{CFunction, CReport, Taking, bar, index, known};
+use crate::types::{CFunction, CPlacement, CReport, Taking, bar, index, known};
 
 /// BARs of no function yet.
 #[unsafe(no_mangle)]
@@ -30,28 +34,45 @@ pub unsafe extern "C" fn kvm_memslots_pci_free(pci: *mut Handle<PciBars>) {
 /// # Safety
 /// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_pci_set_ioeventfds(
+pub unsafe extern "C" fn kvm_memslots_pci_set_flags(
     pci: *mut Handle<PciBars>,
     flags: u32,
 ) -> c_int {
+    let all: [(u32, fn(PciBars) -> PciBars); 3] = [
+        (KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS, PciBars::keep_ioeventfds),
+        (KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS, PciBars::defer_ioeventfds),
+        (KVM_MEMSLOTS_PCI_WITHOUT_SLOTS, PciBars::without_slots),
+    ];
     let set = |pci: &mut PciBars| {
-        let all = KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS | KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS;
-        known(flags.into(), all.into(), "BARs")?;
-        let bars = std::mem::replace(pci, PciBars::new(0));
-        let bars = if flags & KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS == 0 {
-            bars
-        } else {
-            bars.keep_ioeventfds()
-        };
-        *pci = if flags & KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS == 0 {
-            bars
-        } else {
-            bars.defer_ioeventfds()
-        };
+        known(flags.into(), all.iter().fold(0, |all, (flag, _)| all | u64::from(*flag)), "BARs")?;
+        for (_, change) in all.iter().filter(|(flag, _)| flags & flag != 0) {
+            set_up(pci, change);
+        }
         Ok(())
     };
     // SAFETY: as the caller says.
     report(|| unsafe { exclusive(pci, set) })
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_in_window(
+    pci: *mut Handle<PciBars>,
+    window: *mut Handle<Window>,
+) -> c_int {
+    let set = |pci: &mut PciBars| {
+        // SAFETY: as the caller says.
+        let window = unsafe { shared(window, |window| Ok(window.clone())) }?;
+        set_up(pci, |pci| pci.in_window(window));
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    report(|| unsafe { exclusive(pci, set) })
+}
+
+fn set_up(pci: &mut PciBars, change: impl FnOnce(PciBars) -> PciBars) {
+    *pci = change(std::mem::replace(pci, PciBars::new(0)));
 }
 
 /// # Safety
@@ -299,6 +320,31 @@ pub unsafe extern "C" fn kvm_memslots_pci_regions(
         for (window, id) in unsafe { own(pci, regions) }? {
             // SAFETY: C gave the function to be called with these.
             unsafe { each(opaque, window, id.to_raw()) };
+        }
+        Ok(())
+    })
+}
+
+/// `kvm_memslots_each_placed`
+type EachPlaced = unsafe extern "C" fn(*mut c_void, usize, *const CPlacement);
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_pci_placed(
+    pci: *mut Handle<PciBars>,
+    function: u64,
+    of: u32,
+    each: Option<EachPlaced>,
+    opaque: *mut c_void,
+) -> c_int {
+    report(|| {
+        let each = each.ok_or_else(|| null("each"))?;
+        let placed = |pci: &PciBars| Ok(pci.placed(FunctionId::from_raw(function), bar(of)));
+        // SAFETY: as the caller says.
+        for (window, placement) in unsafe { own(pci, placed) }? {
+            // SAFETY: C gave the function to be called with these.
+            unsafe { each(opaque, window, &placement.into()) };
         }
         Ok(())
     })
