@@ -282,9 +282,11 @@ impl PciBars {
         // Left out one by one, from the last on, as nobody said which it is about.
         let mut suspects: Vec<Key> = Vec::new();
         loop {
-            let at: HashMap<Key, Range> =
-                places(&self.functions).map(|(key, range, _)| (key, range)).collect();
-            self.refused.keep_where(&at);
+            if !self.refused.is_empty() {
+                let at: HashMap<Key, Range> =
+                    places(&self.functions).map(|(key, range, _)| (key, range)).collect();
+                self.refused.keep_where(&at);
+            }
             let Wanted { windows, spots, bells, claims, refused } = self.wanted(vm);
             if !refused.is_empty() {
                 for (key, at, why) in refused {
@@ -292,7 +294,7 @@ impl PciBars {
                 }
                 continue;
             }
-            let is = |id: &RegionId| vm.region(*id).ok().map(|region| region.range);
+            let is = |id: &RegionId| vm.range_of(*id);
             let gone: Vec<(Key, RegionId)> = self
                 .mapped
                 .iter()
@@ -345,7 +347,9 @@ impl PciBars {
             self.shelf.clear(&spots)?;
             match self.shelf.fill(&spots) {
                 Err((key, error)) if shelf::is_its_own(&error) => {
-                    let range = at.get(&key).copied();
+                    let mut all = places(&self.functions);
+                    let range = all.find(|(there, ..)| *there == key).map(|(_, range, _)| range);
+                    drop(all);
                     if let Some(range) = range {
                         self.refused.insert(key, range, error.into());
                     }

@@ -19,6 +19,10 @@ impl Refusals {
         self.0.insert(key, (range, error));
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn has(&self, key: &Key) -> bool {
         self.0.contains_key(key)
     }

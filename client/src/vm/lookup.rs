@@ -167,6 +167,12 @@ impl Vm {
         checks.record(RegionId::new(), spec).map(|_| ())
     }
 
+    /// Where a region is, if it is mapped.
+    pub(crate) fn range_of(&self, id: RegionId) -> Option<Range> {
+        let tables = self.tables();
+        tables.regions.find(id).map(|index| tables.regions.range(index))
+    }
+
     /// Whether a region that is none of these is in `range`.
     pub(crate) fn is_taken(&self, as_id: u16, range: Range, ours: &HashSet<RegionId>) -> bool {
         let tables = self.tables();
