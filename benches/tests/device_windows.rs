@@ -89,7 +89,9 @@ const fn gpa(page: u64) -> u64 {
 /// Zeroes, but for these pages.
 fn only(pages: &[(usize, u64)]) -> [u64; PAGES as usize] {
     let mut all = [0; PAGES as usize];
-    pages.iter().for_each(|(page, value)| all[*page] = *value);
+    for (page, value) in pages {
+        all[*page] = *value;
+    }
     all
 }
 

@@ -24,8 +24,10 @@ struct Rig {
 }
 
 fn eventfd() -> File {
-    // SAFETY: takes numbers, and returns a new descriptor.
-    unsafe { File::from_raw_fd(libc::eventfd(0, 0)) }
+    // SAFETY: takes numbers.
+    let fd = unsafe { libc::eventfd(0, 0) };
+    // SAFETY: a new descriptor.
+    unsafe { File::from_raw_fd(fd) }
 }
 
 impl Rig {

@@ -284,7 +284,7 @@ fn what_has_no_room_is_refused_and_named() {
         c.move_in_window(ids[1], 0);
     });
     // Not whole pages of the window.
-    for (page, len) in [(31, LEN), (1 << 50, PAGE), (0, 0), (0, 17), (0, u64::MAX & !0xfff)] {
+    for (page, len) in [(31, LEN), (1 << 50, PAGE), (0, 0), (0, 17), (0, !0xfff)] {
         wrong(0, 0, &|c| _ = c.attach(one_part(page, len)));
     }
     wrong(0, 0, &|c| c.move_in_window(ids[0], 17));
