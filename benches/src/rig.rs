@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{EventModel, Irqchip, MemoryCalls, MemoryModel};
+use kvm_memslots::backend::{EventModel, Irqchip, Kvm, KvmOptions, MemoryCalls, MemoryModel};
 use kvm_memslots::{ErrorKind, Executor, HolePolicy, Limits, Vm, vm_fd};
 use thiserror::Error;
 
 use crate::scenario::{Scenario, Step, Workload};
-use crate::strategy::{Apply, Enabled, Gathered, PerRegion, Sets, Spent, Strategy, StrategyError};
+use crate::strategy::{
+    Apply, Bells, Enabled, Gathered, PerRegion, Sets, Spent, Strategy, StrategyError,
+};
 use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Prober, Work};
 use kvm_memslots_kit::host::{HostMemory, Pages};
 use kvm_memslots_kit::machine::new_vm;
@@ -211,8 +213,10 @@ impl Rig {
         let holes = busy.clone().map_or(HolePolicy::NoVcpuRuns, |gate| HolePolicy::Gate(gate));
         let made = Made { scenario, strategy, vm: &vm, memory: &memory, own, own_id, holes };
         let strategy: Box<dyn Apply> = match (scenario.workload, strategy) {
-            (Workload::Pci, _) if busy.is_some() => return Err(RunError::OwnGuest),
-            (Workload::Pci, _) => Box::new(made.enabled()?),
+            (workload, _) if workload.has_guest() && busy.is_some() => {
+                return Err(RunError::OwnGuest);
+            }
+            (workload, _) if workload.has_guest() => Box::new(made.enabled()?),
             (_, Strategy::Deferred) => return Err(RunError::NothingDeferred),
             _ => made.plain()?,
         };
@@ -301,13 +305,20 @@ impl Made<'_> {
         let prober = Prober::new(self.vm, self.own_id)?;
         let (steps, hva) = (&self.scenario.steps, self.memory.hva());
         Enabled::fill(self.memory, steps);
+        let devices = match self.scenario.workload {
+            Workload::PciDoorbells => self.scenario.regions,
+            _ => 0,
+        };
+        let bells = Bells::new(devices).map_err(RunError::NoVm)?;
         if !self.strategy.has_library() {
-            return Ok(Enabled::today(prober, self.plain()?));
+            let events = Kvm::open(vm_fd(self.vm), KvmOptions::default());
+            let events = events.map_err(|error| RunError::NoVm(io::Error::other(error)))?;
+            return Ok(Enabled::today(prober, self.plain()?, events, bells));
         }
         let vm = self.open()?;
         let deferrable = self.strategy == Strategy::Deferred;
         // SAFETY: as for `plain`.
-        let enabled = unsafe { Enabled::following(prober, vm, steps, hva, deferrable) };
+        let enabled = unsafe { Enabled::following(prober, vm, steps, hva, deferrable, bells) };
         enabled.map_err(|error| RunError::Step { what: "a device is added", error: error.into() })
     }
 

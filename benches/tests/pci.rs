@@ -17,10 +17,11 @@ const DEVICES: usize = 64;
 /// the VMM: by its own account, and the grace periods that the kernel counted.
 fn cost(
     test: &str,
+    workload: Workload,
     strategy: Strategy,
     counter: Option<&mut GraceCounter>,
 ) -> Option<(Spent, Option<u64>)> {
-    let scenario = Workload::Pci.generate(DEVICES);
+    let scenario = workload.generate(DEVICES);
     let mut rig = match Rig::new(&scenario, strategy, Target::Kvm, Vcpus::NONE) {
         Err(RunError::Guest(error @ GuestError::Unsupported)) => {
             skip(test, error);
@@ -64,9 +65,29 @@ fn sixty_four_devices_take_three_grace_periods_at_most() {
             skip(test, "this kernel has no KVM_SET_USER_MEMORY_REGIONS");
             continue;
         }
-        let Some((spent, counted)) = cost(test, strategy, counter.as_mut().ok()) else { return };
+        let counter = counter.as_mut().ok();
+        let Some((spent, counted)) = cost(test, Workload::Pci, strategy, counter) else { return };
         assert_eq!((spent.ioctls, spent.grace_periods), (ioctls, grace_periods), "{strategy}");
         assert!(counted.is_none_or(|counted| counted == grace_periods), "{strategy}: {counted:?}");
+    }
+}
+
+/// The guest rings each of 4 doorbells of 64 devices, and each is heard once.
+#[test]
+fn doorbells_of_sixty_four_devices_are_rung() {
+    let test = "doorbells_of_sixty_four_devices_are_rung";
+    if vm_or_skip(test).is_none() {
+        return;
+    }
+    let has_batch = Target::Kvm.limits().unwrap().batch.is_some();
+    for (strategy, of_memory) in [
+        (Strategy::PerRegion, 128),
+        (Strategy::Shim, 128),
+        (Strategy::Deferred, if has_batch { 1 } else { 2 }),
+    ] {
+        let Some((spent, _)) = cost(test, Workload::PciDoorbells, strategy, None) else { return };
+        let expected = (of_memory + 4 * DEVICES as u64, of_memory);
+        assert_eq!((spent.ioctls, spent.grace_periods), expected, "{strategy}");
     }
 }
 

@@ -110,7 +110,8 @@ impl BenchArgs {
             strategies = Strategy::USUAL.to_vec();
             strategies.retain(|strategy| has_batch || !strategy.needs_batch());
             // What that scenario is there to show.
-            strategies.extend(self.scenario.contains(&Workload::Pci).then_some(Strategy::Deferred));
+            let has_guest = self.scenario.iter().any(|workload| workload.has_guest());
+            strategies.extend(has_guest.then_some(Strategy::Deferred));
         } else if let (Some(strategy), false) =
             (strategies.iter().find(|strategy| strategy.needs_batch()), has_batch)
         {

@@ -128,11 +128,13 @@ pub enum Workload {
     Singly,
     /// A guest enables PCI devices by config writes, then uses them.
     Pci,
+    /// As `pci`, where each device has 4 ioeventfds in a BAR of its own.
+    PciDoorbells,
 }
 
 impl Workload {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Sparse,
         Self::Contiguous,
         Self::Boot,
@@ -143,7 +145,14 @@ impl Workload {
         Self::Delete,
         Self::Singly,
         Self::Pci,
+        Self::PciDoorbells,
     ];
+
+    /// Whether it has a guest of its own, which decides when regions are mapped.
+    #[must_use]
+    pub const fn has_guest(self) -> bool {
+        matches!(self, Self::Pci | Self::PciDoorbells)
+    }
 
     /// Those that stand for something a VMM does: run where nothing else is
     /// asked for.
@@ -167,6 +176,7 @@ impl Workload {
             Self::Delete => "delete",
             Self::Singly => "singly",
             Self::Pci => "pci",
+            Self::PciDoorbells => "pci-doorbells",
         }
     }
 
@@ -187,7 +197,7 @@ impl Workload {
             (Self::DirtyLog | Self::DirtyLogOn, false) => 2000,
             (Self::DirtyLog | Self::DirtyLogOn, true) => 500,
             (Self::Singly, _) => 256,
-            (Self::Pci, _) => 64,
+            (Self::Pci | Self::PciDoorbells, _) => 64,
         }
     }
 
@@ -196,7 +206,8 @@ impl Workload {
     /// `dirty-log`, `dirty-log-on` and `singly`, the regions that are mapped at the end;
     /// for `delete` those that were at the start; for `hotplug` those
     /// that come and go, [`BARS`] each time; for `resize` the requests,
-    /// [`REQUESTS_PER_CYCLE`] of which make a cycle; for `pci` the devices.
+    /// [`REQUESTS_PER_CYCLE`] of which make a cycle; for `pci` and
+    /// `pci-doorbells` the devices.
     #[must_use]
     pub fn generate(self, regions: usize) -> Scenario {
         let regions = regions.clamp(1, Self::MOST_REGIONS);
@@ -210,7 +221,7 @@ impl Workload {
             Self::DirtyLogOn => many::dirty_log_on(regions),
             Self::Delete => many::delete(regions),
             Self::Singly => many::singly(regions),
-            Self::Pci => pci::pci(regions),
+            Self::Pci | Self::PciDoorbells => pci::pci(self, regions),
         }
     }
 }

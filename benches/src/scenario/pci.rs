@@ -1,4 +1,5 @@
-//! `pci`: a guest enables one device after the other, then uses them.
+//! `pci` and `pci-doorbells`: a guest enables one device after the other, then uses
+//! them.
 
 use super::{Change, Draft, Scenario, Step, Workload, device};
 
@@ -19,7 +20,7 @@ const MOST: usize = 4096;
 /// Each device has two BARs. Host memory is one range for the first BARs of
 /// all devices and one for the second ones, in the devices' order: where the
 /// guest has them in that order, too, they can share slots.
-pub(super) fn pci(devices: usize) -> Scenario {
+pub(super) fn pci(workload: Workload, devices: usize) -> Scenario {
     let devices = devices.min(MOST);
     let count = devices as u64;
     let mut draft = Draft::default();
@@ -36,5 +37,5 @@ pub(super) fn pci(devices: usize) -> Scenario {
     };
     let mut steps: Vec<_> = (0..count).map(|n| enable(&mut draft, n)).collect();
     steps.push(Step { what: "the guest uses its devices", changes: Vec::new() });
-    draft.finish(Workload::Pci, devices, Vec::new(), steps)
+    draft.finish(workload, devices, Vec::new(), steps)
 }

@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
+use kvm_memslots::backend::Kvm;
 use kvm_memslots::deferred::Deferred;
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
-use kvm_memslots::{Access as HostAccess, Backing, Error, ErrorKind, RegionSpec, Report, Vm, at};
+use kvm_memslots::{
+    Access as HostAccess, Backing, Changes, Error, ErrorKind, RegionSpec, Report, Vm, at,
+};
 
-use super::{Apply, Spent, StrategyError};
+use super::{Apply, Bells, Spent, StrategyError};
 use crate::scenario::{Change, Place, Step};
 use kvm_memslots_kit::guest::{Access, Mmio, Prober};
 use kvm_memslots_kit::host::HostMemory;
@@ -37,6 +41,7 @@ const ADDRESS_BITS: u32 = 39;
 pub struct Enabled {
     prober: Prober,
     vmm: Vmm,
+    bells: Bells,
     /// BARs of the devices that were enabled.
     bars: Vec<[Place; 2]>,
 }
@@ -44,8 +49,13 @@ pub struct Enabled {
 /// Who takes the exits.
 enum Vmm {
     /// What the step says, when the device is enabled.
-    Today(Box<dyn Apply>),
+    Today(Box<Today>),
     Follows(Box<Follows>),
+}
+
+struct Today {
+    memory: Box<dyn Apply>,
+    events: Kvm,
 }
 
 struct Follows {
@@ -64,8 +74,9 @@ impl fmt::Debug for Enabled {
 impl Enabled {
     /// A VMM that makes the calls of each step as they are.
     #[must_use]
-    pub fn today(prober: Prober, calls: Box<dyn Apply>) -> Self {
-        Self { prober, vmm: Vmm::Today(calls), bars: Vec::new() }
+    pub fn today(prober: Prober, memory: Box<dyn Apply>, events: Kvm, bells: Bells) -> Self {
+        let vmm = Vmm::Today(Box::new(Today { memory, events }));
+        Self { prober, vmm, bells, bars: Vec::new() }
     }
 
     /// A VMM that has [`PciBars`] follow the config writes.
@@ -82,12 +93,15 @@ impl Enabled {
         steps: &[Step],
         hva: u64,
         deferrable: bool,
+        bells: Bells,
     ) -> Result<Self, PciError> {
-        let mut bars = PciBars::new(ADDRESS_BITS);
+        let bars = PciBars::new(ADDRESS_BITS);
+        let mut bars = if deferrable { bars.defer_ioeventfds() } else { bars };
         let functions = steps
             .iter()
             .filter_map(places)
-            .map(|[small, large]| {
+            .enumerate()
+            .map(|(n, [small, large])| {
                 let window = |place: Place| {
                     let (hva, size) = (hva + place.offset, place.size);
                     // SAFETY: the caller's promise.
@@ -100,12 +114,13 @@ impl Enabled {
                 let small = BarSpec::memory32(small.size).window(window(small));
                 let spec = BarSpec::memory64(large.size).prefetchable();
                 let large = spec.window(window(large));
-                bars.add(&vm, FunctionSpec::new().bar(0, small).bar(2, large))
+                let function = FunctionSpec::new().bar(0, small).bar(2, large);
+                bars.add(&vm, bells.add_to(n, function))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let exits = vm.deferred(0)?;
         let vmm = Vmm::Follows(Box::new(Follows { vm, bars, functions, exits }));
-        Ok(Self { prober, vmm, bars: Vec::new() })
+        Ok(Self { prober, vmm, bells, bars: Vec::new() })
     }
 
     /// Puts into each BAR what the guest is to find there.
@@ -123,13 +138,15 @@ impl Enabled {
             (BAR_2, large.gpa & 0xffff_ffff),
             (BAR_2 + 4, large.gpa >> 32),
         ];
+        let bells = self.bells.register(self.bars.len());
+        let registers: Vec<_> = registers.into_iter().chain(bells).collect();
         let read = |offset| Access::Load(config + offset, 4);
         let write = |offset, value| Access::Store(config + offset, 4, value);
         // As Linux: what is there is written back, addresses come later.
-        let sizing = registers.into_iter().flat_map(|(offset, _)| {
-            [read(offset), write(offset, 0xffff_ffff), read(offset), write(offset, 0)]
+        let sizing = registers.iter().flat_map(|(offset, _)| {
+            [read(*offset), write(*offset, 0xffff_ffff), read(*offset), write(*offset, 0)]
         });
-        let addresses = registers.into_iter().map(|(offset, value)| write(offset, value));
+        let addresses = registers.iter().map(|(offset, value)| write(*offset, *value));
         let command = config + COMMAND;
         let enable = [Access::Load(command, 2), Access::Store(command, 2, ENABLED)];
         let accesses: Vec<_> = sizing.chain(addresses).chain(enable).collect();
@@ -147,8 +164,12 @@ impl Enabled {
     /// The guest reads from every BAR, device after device.
     fn use_all(&mut self, step: &Step) -> Result<Spent, StrategyError> {
         let bars: Vec<Place> = self.bars.iter().flatten().copied().collect();
-        let reads: Vec<_> = bars.iter().flat_map(|bar| [Access::Read(bar.gpa); USES]).collect();
-        let (spent, values) = self.drive(step, &reads)?;
+        let reads = bars.iter().flat_map(|bar| [Access::Read(bar.gpa); USES]);
+        let uses: Vec<_> = reads.chain(self.bells.rings()).collect();
+        let left = self.vmm.finish()?;
+        let (mut spent, values) = self.drive(step, &uses)?;
+        spent += left;
+        self.bells.check()?;
         let wrong = |(bar, values): &(&Place, &[u64])| values.iter().any(|v| *v != content(bar));
         match bars.iter().zip(values.chunks(USES)).find(wrong) {
             Some((bar, _)) => Err(StrategyError::WrongValue { gpa: bar.gpa }),
@@ -162,10 +183,10 @@ impl Enabled {
         accesses: &[Access],
     ) -> Result<(Spent, Vec<u64>), StrategyError> {
         let mut spent = Ok(Spent::default());
-        let vmm = &mut self.vmm;
+        let (vmm, bells, device) = (&mut self.vmm, &self.bells, self.bars.len());
         let values = self.prober.drive(accesses, |exit| {
             if let Ok(so_far) = &mut spent {
-                match vmm.exit(exit, step) {
+                match vmm.exit(exit, step, bells, device) {
                     Ok(cost) => *so_far += cost,
                     Err(error) => spent = Err(error),
                 }
@@ -176,12 +197,24 @@ impl Enabled {
 }
 
 impl Vmm {
-    fn exit(&mut self, exit: Mmio<'_>, step: &Step) -> Result<Spent, StrategyError> {
+    fn exit(
+        &mut self,
+        exit: Mmio<'_>,
+        step: &Step,
+        bells: &Bells,
+        device: usize,
+    ) -> Result<Spent, StrategyError> {
         match (self, exit) {
-            (Self::Today(calls), Mmio::Write(gpa, data)) => {
+            (Self::Today(today), Mmio::Write(gpa, data)) => {
                 let decodes = data.first().is_some_and(|byte| byte & 2 != 0);
-                let enables = gpa % CONFIG_SPACE == COMMAND && decodes;
-                if enables { calls.apply(step) } else { Ok(Spent::default()) }
+                if gpa % CONFIG_SPACE != COMMAND || !decodes {
+                    return Ok(Spent::default());
+                }
+                let mut spent = today.memory.apply(step)?;
+                let start = Instant::now();
+                spent.ioctls += bells.assign(device, &today.events)?;
+                spent.in_calls += start.elapsed();
+                Ok(spent)
             }
             (Self::Today(_), Mmio::Read(_, data)) => {
                 data.fill(0);
@@ -190,6 +223,14 @@ impl Vmm {
             (Self::Today(_), Mmio::Undecoded(_)) => not_decoded(),
             (Self::Follows(vmm), exit) => vmm.exit(exit),
         }
+    }
+
+    /// What was left until all devices are enabled.
+    fn finish(&self) -> Result<Spent, StrategyError> {
+        let Self::Follows(vmm) = self else { return Ok(Spent::default()) };
+        let mut changes = Changes::new();
+        changes.assign_deferred();
+        Ok(Spent::from(&vmm.vm.apply(changes)?))
     }
 }
 
@@ -228,8 +269,8 @@ impl Follows {
 impl From<&Report> for Spent {
     fn from(report: &Report) -> Self {
         Self {
-            ioctls: report.ioctls,
-            grace_periods: report.grace_periods,
+            ioctls: report.calls(),
+            grace_periods: report.waits(),
             pauses: u64::from(report.vcpus_paused),
             in_calls: report.elapsed,
         }

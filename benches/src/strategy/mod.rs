@@ -1,10 +1,12 @@
 //! Ways to make the changes of a scenario.
 
+mod bells;
 mod enabled;
 mod gathered;
 mod per_region;
 mod sets;
 
+pub use bells::Bells;
 pub use enabled::Enabled;
 pub use gathered::Gathered;
 pub use per_region::{PerRegion, SetRegion};
@@ -134,6 +136,12 @@ pub enum StrategyError {
     /// The guest died.
     #[error(transparent)]
     Guest(kvm_memslots_kit::guest::GuestError),
+    /// The guest rang, and nobody heard of it, or more than once.
+    #[error("the doorbell at GPA {gpa:#x} was not rung once")]
+    Silent {
+        /// Where.
+        gpa: u64,
+    },
     /// The guest found something else than it should have.
     #[error("the guest read a wrong value at GPA {gpa:#x}")]
     WrongValue {
