@@ -15,6 +15,7 @@ pub mod rig;
 pub mod scenario;
 pub mod start;
 pub mod strategy;
+mod timed;
 pub mod trace;
 pub mod window;
 

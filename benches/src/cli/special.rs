@@ -50,7 +50,7 @@ fn devices(Shown { what, output }: &Shown<Devices>) -> Result<(), Failure> {
     let about = About {
         title: "What attaching and detaching devices costs",
         head: None,
-        columns: &devices::COLUMNS,
+        columns: if what.profile { &devices::PROFILE } else { &devices::COLUMNS },
         model: false,
         runs: what.runs,
         pin: true,
@@ -66,7 +66,7 @@ fn start(Shown { what, output }: &Shown<Start>) -> Result<(), Failure> {
     let about = About {
         title: "What setting a VM up costs",
         head: None,
-        columns: &start::COLUMNS,
+        columns: if what.profile { &start::PROFILE } else { &start::COLUMNS },
         model: false,
         runs: what.runs,
         pin: true,

@@ -7,10 +7,11 @@ use std::ops::Range;
 use kvm_ioctls::VmFd;
 use kvm_memslots::device::{self, DeviceId};
 use kvm_memslots::window::{CheckedFile, Window, WindowPart, WindowSpec};
-use kvm_memslots::{Changes, HolePolicy, RegionId, Vm, at, vm_fd};
+use kvm_memslots::{Changes, HolePolicy, RegionId, Vm, at};
 
 use super::board::{Board, Device};
 use super::ways::{Apply, Spent, Way};
+use crate::timed::{self, Clock};
 use crate::window::memfd;
 
 /// With the library.
@@ -52,9 +53,15 @@ impl Shelf {
 }
 
 impl Library {
-    pub(super) fn new(vm: &VmFd, way: Way, own_slot: u16, board: &Board) -> io::Result<Self> {
+    pub(super) fn new(
+        vm: &VmFd,
+        way: Way,
+        own_slot: u16,
+        board: &Board,
+        clock: Option<Clock>,
+    ) -> io::Result<Self> {
         let builder = Vm::builder().reserve_slots(0, own_slot..=own_slot).holes(HolePolicy::Refuse);
-        let vm = builder.open(vm_fd(vm)).map_err(io::Error::other)?;
+        let vm = timed::open(builder, vm, clock)?;
         let shelf = (way == Way::Window).then(|| Shelf::new(&vm, board)).transpose()?;
         Ok(Self { vm, way, ids: BTreeMap::new(), shelf })
     }

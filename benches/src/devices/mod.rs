@@ -15,7 +15,7 @@ mod ways;
 pub(crate) use board::{Board, Device as BoardDevice};
 pub use error::DevicesError;
 pub use run::devices;
-pub use taken::COLUMNS;
+pub use taken::{COLUMNS, PROFILE};
 pub use ways::Way;
 pub(crate) use ways::{Apply, ByHand, CallOrder, Spent};
 
@@ -50,6 +50,9 @@ pub struct Devices {
     /// What keeps the vCPUs busy.
     #[arg(long, value_enum, default_value_t = Busy::Fault)]
     pub busy: Busy,
+    /// Say where the time goes: in calls of which kind, and in none.
+    #[arg(long, conflicts_with_all = ["hotplug", "churn", "decode"])]
+    pub profile: bool,
     /// Runs that are measured; the median counts.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,

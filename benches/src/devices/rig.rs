@@ -13,6 +13,7 @@ use super::library::Library;
 use super::taken::taken;
 use super::ways::{Apply, ByHand, CallOrder, Way};
 use crate::compare::{Taken, Watch};
+use crate::timed::Clock;
 use kvm_memslots_kit::guest::BusyVcpus;
 use kvm_memslots_kit::machine::new_vm;
 
@@ -27,6 +28,8 @@ pub(super) struct Rig {
     busy: Option<BusyVcpus>,
     board: Board,
     vm: VmFd,
+    /// If it is asked where the time goes.
+    clock: Option<Clock>,
 }
 
 impl Rig {
@@ -39,21 +42,24 @@ impl Rig {
         if let Some(busy) = &busy {
             busy.wait_for_progress(START)?;
         }
-        Ok(Self { busy, board, vm })
+        let clock = args.profile.then(Clock::default);
+        Ok(Self { busy, board, vm, clock })
     }
 
     pub(super) fn way(&self, way: Way) -> Result<Box<dyn Apply + '_>, DevicesError> {
         let open = |error| DevicesError::Call { way, what: "opening", error };
         let by_hand = |order| {
             let by_hand: Box<dyn Apply + '_> =
-                Box::new(ByHand::new(&self.vm, order).map_err(open)?);
+                Box::new(ByHand::new(&self.vm, order, self.clock.clone()).map_err(open)?);
             Ok::<_, DevicesError>(by_hand)
         };
         Ok(match way {
             Way::CloudHypervisor => by_hand(CallOrder::CLOUD_HYPERVISOR)?,
             Way::Firecracker => by_hand(CallOrder::FIRECRACKER)?,
             Way::OneByOne | Way::Deferred | Way::Together | Way::Window => {
-                Box::new(Library::new(&self.vm, way, OWN_SLOT, &self.board).map_err(open)?)
+                let clock = self.clock.clone();
+                let library = Library::new(&self.vm, way, OWN_SLOT, &self.board, clock);
+                Box::new(library.map_err(open)?)
             }
         })
     }
@@ -71,20 +77,32 @@ impl Rig {
         let mut applied = self.way(way)?;
         let all = 0..self.board.devices.len();
         let refused = |what| move |error| DevicesError::Call { way, what, error };
+        // What opening and the window took.
+        self.profiled(Taken::default());
         let (attached, attach) = watch.lap(|| {
             let attached = applied.attach(&self.board, all.clone())?;
             Ok(attached.plus(applied.finish()?))
         });
-        let attached = attached.map_err(refused("attaching"))?;
+        let attached = taken(attach, &attached.map_err(refused("attaching"))?);
+        let attached = self.profiled(attached);
         if let Some(busy) = &self.busy {
             busy.wait_for_progress(START)?;
         }
         let (detached, detach) = watch.lap(|| applied.detach(&self.board, all));
-        let detached = detached.map_err(refused("detaching"))?;
+        let detached = taken(detach, &detached.map_err(refused("detaching"))?);
+        let detached = self.profiled(detached);
         if let Some(busy) = &self.busy {
             busy.check()?;
         }
-        Ok(vec![taken(attach, &attached), taken(detach, &detached)])
+        Ok(vec![attached, detached])
+    }
+
+    /// With where the time went since it was asked last.
+    fn profiled(&self, mut taken: Taken) -> Taken {
+        if let Some(clock) = &self.clock {
+            taken.pools = clock.take().pools(taken.lap.wall.as_nanos() as u64);
+        }
+        taken
     }
 
     pub(super) fn finish(self) -> Result<(), DevicesError> {

@@ -9,6 +9,7 @@ use super::rig::Rig;
 use super::taken::shape;
 use super::ways::Way;
 use crate::compare::{Session, ways};
+use crate::timed::Times;
 
 /// Measures.
 ///
@@ -28,12 +29,18 @@ pub fn devices(args: &Devices, session: &mut Session<'_>) -> Result<(), DevicesE
     }
     for vcpus in &args.vcpus {
         let passes = ["attach", "detach"].map(|pass| shape(args, *vcpus, pass));
-        session.compare(&passes, &ways, &[Way::CloudHypervisor], |way, watch| {
+        let mut rows = session.rows(&passes, &ways, &[Way::CloudHypervisor], |way, watch| {
             let rig = Rig::new(args, *vcpus)?;
             let taken = rig.round(way, watch)?;
             rig.finish()?;
             Ok::<_, crate::compare::Stop<DevicesError>>(taken)
         })?;
+        if args.profile {
+            for row in &mut rows {
+                row.summarize(&Times::names());
+            }
+        }
+        session.say(rows);
     }
     Ok(())
 }

@@ -20,6 +20,20 @@ pub const COLUMNS: [Column; 11] = [
     Column::Ratio("ratio", "cloud-hypervisor"),
 ];
 
+/// Those of `--profile`.
+pub const PROFILE: [Column; 10] = [
+    Column::Said("vCPUs", "vcpus"),
+    Column::Said("pass", "pass"),
+    Column::Way("way"),
+    Column::Time("time"),
+    Column::SaidTime("memslots", "in_memory_p50_ns"),
+    Column::SaidTime("routes", "in_routes_p50_ns"),
+    Column::SaidTime("irqfds", "in_irqfds_p50_ns"),
+    Column::SaidTime("ioeventfds", "in_ioeventfds_p50_ns"),
+    Column::SaidTime("no call", "in_none_p50_ns"),
+    Column::Ratio("ratio", "cloud-hypervisor"),
+];
+
 /// A pass over devices.
 pub(super) fn shape(args: &Devices, vcpus: usize, pass: &str) -> Shape {
     Shape {

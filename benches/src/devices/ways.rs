@@ -13,6 +13,7 @@ use kvm_memslots::device::{Irqfd, Route};
 use kvm_memslots::{Report, vm_fd};
 
 use super::board::{Board, Device};
+use crate::timed::{Clock, Kind, Timed, time};
 
 /// How devices are attached and detached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -125,7 +126,8 @@ pub(crate) trait Apply {
 /// Call by call.
 pub(crate) struct ByHand<'a> {
     vm: &'a VmFd,
-    events: Kvm,
+    events: Timed,
+    clock: Option<Clock>,
     order: CallOrder,
     /// The slot of the first BAR.
     first_slot: u32,
@@ -136,10 +138,11 @@ pub(crate) struct ByHand<'a> {
 }
 
 impl<'a> ByHand<'a> {
-    pub(crate) fn new(vm: &'a VmFd, order: CallOrder) -> io::Result<Self> {
+    pub(crate) fn new(vm: &'a VmFd, order: CallOrder, clock: Option<Clock>) -> io::Result<Self> {
         let events = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
+        let events = Timed::new(events, clock.clone());
         let (own_routes, routes) = Default::default();
-        Ok(Self { vm, events, order, first_slot: 0, own_routes, routes })
+        Ok(Self { vm, events, clock, order, first_slot: 0, own_routes, routes })
     }
 
     /// Beside slots and routes that the VM has.
@@ -158,7 +161,8 @@ impl<'a> ByHand<'a> {
             };
             // SAFETY: the memory belongs to the board, which outlives the VM's
             // vCPUs.
-            unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)?;
+            let set = || unsafe { self.vm.set_user_memory_region(region) };
+            time(self.clock.as_ref(), Kind::Memory, set).map_err(io::Error::from)?;
         }
         Ok(())
     }

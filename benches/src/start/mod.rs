@@ -9,7 +9,7 @@ mod ways;
 mod worker;
 
 pub use error::StartError;
-pub use run::{COLUMNS, start};
+pub use run::{COLUMNS, PROFILE, start};
 pub(crate) use steps::{Parts, Step};
 pub use ways::Way;
 pub use worker::{Worker, worker};
@@ -49,6 +49,9 @@ pub struct Start {
     /// Ways to compare [default: all].
     #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
     pub way: Vec<Way>,
+    /// Say where the time goes: in calls of which kind, and in none.
+    #[arg(long)]
+    pub profile: bool,
     /// How often: samples are those of all runs.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,

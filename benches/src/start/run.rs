@@ -5,6 +5,7 @@ use super::{Start, StartError, Way, worker};
 use crate::compare::{Lap, Session, Shape, Stop, Taken, Watch, ways};
 use crate::devices::Spent;
 use crate::report::Column;
+use crate::timed::Times;
 
 /// The columns of the table.
 pub const COLUMNS: [Column; 11] = [
@@ -18,6 +19,21 @@ pub const COLUMNS: [Column; 11] = [
     Column::SaidTime("p99", "setup_p99_ns"),
     Column::Time("mean"),
     Column::Ratio("against CH", "cloud-hypervisor"),
+    Column::Ratio("against FC", "firecracker"),
+];
+
+/// Those of `--profile`: medians over the VMs.
+pub const PROFILE: [Column; 11] = [
+    Column::Size("at once"),
+    Column::Way("way"),
+    Column::SaidTime("setup p50", "setup_p50_ns"),
+    Column::SaidTime("memslots", "in_memory_p50_ns"),
+    Column::SaidTime("irqchip, PIT", "in_platform_p50_ns"),
+    Column::SaidTime("vCPUs", "in_vcpus_p50_ns"),
+    Column::SaidTime("routes", "in_routes_p50_ns"),
+    Column::SaidTime("irqfds", "in_irqfds_p50_ns"),
+    Column::SaidTime("ioeventfds", "in_ioeventfds_p50_ns"),
+    Column::SaidTime("no call", "in_none_p50_ns"),
     Column::Ratio("against FC", "firecracker"),
 ];
 
@@ -36,6 +52,9 @@ pub fn start(args: &Start, session: &mut Session<'_>) -> Result<(), StartError> 
         for row in &mut rows {
             row.more.insert("samples".to_owned(), row.pools.get("setup").map(Vec::len).into());
             row.summarize(&["create", "setup"]);
+            if args.profile {
+                row.summarize(&Times::names());
+            }
         }
         session.say(rows);
     }
@@ -63,15 +82,20 @@ fn shape(args: &Start, at_once: u32) -> Shape {
 fn run(args: &Start, at_once: u32, way: Way, watch: &mut Watch<'_>) -> Result<Taken, StartError> {
     if !watch.times() {
         let mut lap = Lap::default();
-        let done = Setup::new(way, args.shape)?.run(|change| lap = watch.lap(change).1)?;
+        let done =
+            Setup::new(way, args.shape, args.profile)?.run(|change| lap = watch.lap(change).1)?;
         return Ok(taken(lap, &done.spent));
     }
-    let measured = worker::measure(at_once, way, args.shape)?;
+    let measured = worker::measure(at_once, way, args.shape, args.profile)?;
     let setups: Vec<u64> = measured.iter().map(|vm| vm.setup_ns).collect();
     let creates = measured.iter().map(|vm| vm.create_ns).collect();
     let mean = Lap::of_nanos(setups.iter().sum::<u64>() / (setups.len() as u64).max(1));
     let spent = measured.first().map(|vm| vm.spent).unwrap_or_default();
-    Ok(Taken { pools: vec![("setup", setups), ("create", creates)], ..taken(mean, &spent) })
+    let mut pools = vec![("setup", setups), ("create", creates)];
+    if args.profile {
+        pools.extend(measured.iter().flat_map(|vm| vm.times.pools(vm.setup_ns)));
+    }
+    Ok(Taken { pools, ..taken(mean, &spent) })
 }
 
 fn taken(lap: Lap, spent: &Spent) -> Taken {

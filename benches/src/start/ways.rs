@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use kvm_ioctls::VmFd;
 use kvm_memslots::device::{DeviceId, Route};
-use kvm_memslots::{Access, Backing, Changes, RegionSpec, Vm, at, vm_fd};
+use kvm_memslots::{Access, Backing, Changes, RegionSpec, Vm, at};
 
 use super::steps::{Parts, Step};
 use super::{Shape, StartError};
 use crate::devices::{Apply, Board, BoardDevice, ByHand, CallOrder, Devices, Spent};
 use crate::rig::Busy;
+use crate::timed::{self, Clock, Kind, Times};
 use kvm_memslots_kit::machine::new_vm;
 
 /// How a VM is set up.
@@ -88,6 +89,8 @@ pub(super) struct Setup {
     board: Board,
     /// Devices that came with the memory.
     early: Vec<DeviceId>,
+    /// If it is asked where the time goes.
+    clock: Option<Clock>,
 }
 
 /// A VM that is set up.
@@ -95,6 +98,8 @@ pub(super) struct Done {
     pub(super) create_ns: u64,
     pub(super) setup_ns: u64,
     pub(super) spent: Spent,
+    /// Nothing, if that was not asked for.
+    pub(super) times: Times,
     // In this order.
     _library: Option<Vm>,
     _vm: Arc<VmFd>,
@@ -102,7 +107,7 @@ pub(super) struct Done {
 }
 
 impl Setup {
-    pub(super) fn new(way: Way, shape: Shape) -> Result<Self, StartError> {
+    pub(super) fn new(way: Way, shape: Shape, profile: bool) -> Result<Self, StartError> {
         let parts = Parts::new(super::steps::REGIONS.len(), shape.vcpus);
         let parts = parts.map_err(StartError::Parts)?;
         let devices = Devices {
@@ -114,13 +119,15 @@ impl Setup {
             way: Vec::new(),
             vcpus: Vec::new(),
             busy: Busy::Spin,
+            profile: false,
             runs: 1,
             hotplug: None,
             churn: None,
             decode: false,
         };
         let board = Board::new(&devices).map_err(StartError::Parts)?;
-        Ok(Self { way, parts, board, early: Vec::new() })
+        let clock = profile.then(Clock::default);
+        Ok(Self { way, parts, board, early: Vec::new(), clock })
     }
 
     /// Makes the VM, and all steps; `around` does the latter.
@@ -141,7 +148,8 @@ impl Setup {
             setup_ns = start.elapsed().as_nanos() as u64;
         });
         outcome?;
-        Ok(Done { create_ns, setup_ns, spent, _library: library, _vm: vm, _setup: self })
+        let times = self.clock.as_ref().map(Clock::take).unwrap_or_default();
+        Ok(Done { create_ns, setup_ns, spent, times, _library: library, _vm: vm, _setup: self })
     }
 
     /// All devices, as far as they can come before the interrupt controller.
@@ -159,7 +167,7 @@ impl Setup {
         match (step, self.way.by_hand()) {
             (Step::Devices, Some(order)) => {
                 let first_slot = self.parts.regions().len() as u32;
-                let by_hand = ByHand::new(vm, order)?;
+                let by_hand = ByHand::new(vm, order, self.clock.clone())?;
                 let mut by_hand = by_hand.beside(first_slot, self.way.routes());
                 by_hand.attach(&self.board, 0..self.board.devices.len())
             }
@@ -178,7 +186,7 @@ impl Setup {
             }
             (Step::Memory, None) => {
                 let builder = Vm::builder().own_routes(self.way.routes());
-                let opened = library.insert(builder.open(vm_fd(vm)).map_err(io::Error::other)?);
+                let opened = library.insert(timed::open(builder, vm, self.clock.clone())?);
                 let mut changes = Changes::new();
                 for (gpa, size, hva) in self.parts.regions() {
                     // SAFETY: the parts are dropped after the VM, no vCPU of
@@ -192,7 +200,13 @@ impl Setup {
                 apply(Some(&*opened), changes)
             }
             _ => {
-                let ioctls = self.parts.make(step, vm)?;
+                let kind = match step {
+                    Step::Memory => Kind::Memory,
+                    Step::Vcpus => Kind::Vcpus,
+                    _ => Kind::Platform,
+                };
+                let make = || self.parts.make(step, vm);
+                let ioctls = timed::time(self.clock.as_ref(), kind, make)?;
                 // By KVM's rules: a create waits for one, and the irqchip's first
                 // routes do.
                 let grace_periods = match step {

@@ -20,13 +20,18 @@ pub(crate) struct Args {
 /// A file's name, what it shows, and the arguments of `memslots`.
 type Measured = (&'static str, &'static str, &'static [&'static str]);
 
-const MEASURED: [Measured; 14] = [
+const MEASURED: [Measured; 17] = [
     ("scenarios", "Memory of VMMs, call by call and in sets", &[]),
     ("devices", "Devices attached and detached", &["bench", "devices"]),
     (
         "devices-scattered",
         "Devices whose BARs can't share a slot",
         &["bench", "devices", "--scattered"],
+    ),
+    (
+        "devices-profile",
+        "Devices whose BARs can't share a slot: where the time goes",
+        &["bench", "devices", "--scattered", "--profile"],
     ),
     ("devices-hotplug", "One device after another", &["bench", "devices", "--hotplug", "0,2,5,20"]),
     ("devices-churn", "Vectors masked and changed", &["bench", "devices", "--churn", "2048"]),
@@ -36,6 +41,11 @@ const MEASURED: [Measured; 14] = [
         &["bench", "devices", "--decode"],
     ),
     ("start", "Whole VMs set up, one and many at once", &["bench", "start"]),
+    (
+        "start-profile",
+        "Whole VMs set up: where the time goes",
+        &["bench", "start", "--profile", "--at-once", "1,50"],
+    ),
     ("window", "Blobs that come and go beside vCPUs that fault", &["bench", "window"]),
     (
         "window-spin",
@@ -43,6 +53,11 @@ const MEASURED: [Measured; 14] = [
         &["bench", "window", "--busy", "spin", "--sleep", "0"],
     ),
     ("pci", "A guest that enables PCI functions by config writes", &["bench", "pci"]),
+    (
+        "pci-doorbells",
+        "The same, where each function has 4 ioeventfds",
+        &["bench", "pci-doorbells", "--vcpus", "0"],
+    ),
     ("flash", "A guest that programs flash", &["flash"]),
     ("replay", "The calls of a QEMU that boots UEFI", &["replay", UEFI]),
     (
