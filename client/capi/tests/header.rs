@@ -295,6 +295,46 @@ fn what_the_shared_library_exports_is_what_the_header_declares() {
     assert_eq!(exported, declared.keys().map(String::as_str).collect());
 }
 
+/// What Rust offers is in the header, or the README says where it is in C, or why
+/// not: by the names of functions.
+#[test]
+fn nothing_of_rusts_is_forgotten() {
+    const OF_ALL_TYPES: [&str; 13] = [
+        "fmt",
+        "clone",
+        "hash",
+        "source",
+        "drop",
+        "eq",
+        "cmp",
+        "partial_cmp",
+        "from",
+        "from_raw",
+        "to_raw",
+        "as_raw_fd",
+        "as_fd",
+    ];
+    let api = fs::read_to_string(file("../public-api.txt")).unwrap();
+    let known = header() + &fs::read_to_string(file("README.md")).unwrap();
+    let known = known.to_lowercase().replace(|c: char| !c.is_alphanumeric(), "_");
+    let mut seen = 0;
+    for line in api.lines().filter(|line| line.contains("fn kvm_memslots::")) {
+        let path = line.split("fn ").nth(1).unwrap().split('(').next().unwrap();
+        // Without what is generic about it.
+        let mut depth = 0;
+        let plain = path.chars().filter(|c| {
+            depth += i32::from(*c == '<') - i32::from(*c == '>');
+            depth == 0 && *c != '>'
+        });
+        let plain = plain.collect::<String>();
+        let name = plain.rsplit("::").next().unwrap();
+        let is_there = known.contains(&format!("_{name}_"));
+        assert!(is_there || OF_ALL_TYPES.contains(&name), "{line}");
+        seen += 1;
+    }
+    assert!(seen > 200, "{seen}");
+}
+
 /// Whatever errno the library comes up with has its line in the table.
 #[test]
 fn every_errno_has_a_meaning() {
