@@ -1,7 +1,8 @@
 //! The same random programs with the library and without: everything that it
 //! sees is the same.
 //!
-//! `PRELOAD_SEEDS=FIRST..END` runs more of them, or one again.
+//! `PRELOAD_SEEDS=FIRST..END` runs more of them, or one again;
+//! `MEMSLOTS_FUZZ_SECONDS=3600` others each time, for an hour.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
@@ -19,6 +20,7 @@ use std::ffi::c_int;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{NO_LIBRARY, library, skip};
 use serde_json::Value;
@@ -59,8 +61,9 @@ fn compare(kind: &Kind) {
     }
     let Some(library) = library() else { return skip(kind.test, NO_LIBRARY) };
     let dir = tempfile::tempdir().unwrap();
-    let (mut deferred, mut reads) = (0, 0);
+    let (mut deferred, mut reads, mut programs) = (0, 0, 0);
     for seed in seeds() {
+        programs += 1;
         let without = see(kind, dir.path(), seed, None);
         if without.starts_with("SKIPPED") {
             return skip(kind.test, &without);
@@ -76,14 +79,22 @@ fn compare(kind: &Kind) {
         deferred += stats["deferred"].as_u64().unwrap();
         reads += stats["reads"].as_u64().unwrap();
     }
+    println!("{}: {programs} programs", kind.test);
     // Else nothing was compared.
     assert!(deferred > 0 && (reads > 0 || !kind.reads), "{deferred} {reads}");
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let Ok(seeds) = std::env::var("PRELOAD_SEEDS") else { return 0..6 };
-    let (first, end) = seeds.split_once("..").unwrap();
-    first.parse().unwrap()..end.parse().unwrap()
+fn seeds() -> Box<dyn Iterator<Item = u64>> {
+    if let Ok(seeds) = std::env::var("PRELOAD_SEEDS") {
+        let (first, end) = seeds.split_once("..").unwrap();
+        return Box::new(first.parse().unwrap()..end.parse().unwrap());
+    }
+    let Ok(seconds) = std::env::var("MEMSLOTS_FUZZ_SECONDS") else { return Box::new(0..6) };
+    let until = Instant::now() + Duration::from_secs(seconds.parse().unwrap());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let first = now >> 16 & u64::from(u32::MAX);
+    // Six at least, as else nothing may be deferred.
+    Box::new((0..).take_while(move |n| *n < 6 || Instant::now() < until).map(move |n| first + n))
 }
 
 fn see(kind: &Kind, dir: &Path, seed: u64, library: Option<&Path>) -> String {

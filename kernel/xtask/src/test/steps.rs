@@ -13,7 +13,7 @@ use crate::workspace::{Package, cargo, packages, root, target};
 
 /// Seconds are those of 2 cores that others used, too; of the kernel, those that
 /// `kernel/README.md` names.
-pub(super) const STEPS: [Step; 11] = [
+pub(super) const STEPS: [Step; 12] = [
     Step { name: "fmt", what: "the format of the code", seconds: (1, 1), slow: false, run: fmt },
     Step {
         name: "clippy",
@@ -28,6 +28,13 @@ pub(super) const STEPS: [Step; 11] = [
         seconds: (210, 100),
         slow: false,
         run: tests,
+    },
+    Step {
+        name: "fuzz",
+        what: "random input for a minute, MEMSLOTS_FUZZ_SECONDS for longer",
+        seconds: (70, 65),
+        slow: false,
+        run: fuzz,
     },
     Step {
         name: "doc-tests",
@@ -119,6 +126,19 @@ fn cargo_test(log: &mut Log, what: &[&str]) -> Result<Outcome> {
     // Without --show-output a test that passes can't say that it skipped.
     let args = ["--no-fail-fast", "--", "--show-output"];
     run_tests(log, cargo().arg("test").args(what).args(targets).args(args))
+}
+
+/// What reads bytes from outside, and programs with the preload library, with
+/// other input each time. The harnesses of each of the two run at a time.
+fn fuzz(log: &mut Log) -> Result<Outcome> {
+    const SECONDS: &str = "MEMSLOTS_FUZZ_SECONDS";
+    let args = ["test", "--workspace", "--all-features", "--test", "fuzz", "--test", "random"];
+    let mut test = cargo();
+    test.args(args).args(["--no-fail-fast", "--", "--show-output"]);
+    if env::var_os(SECONDS).is_none() {
+        test.env(SECONDS, "30");
+    }
+    run_tests(log, &mut test)
 }
 
 /// The examples of the documentation.
