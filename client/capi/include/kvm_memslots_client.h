@@ -11,10 +11,12 @@
  *
  * Functions that return int return 0, or a negative errno; then
  * kvm_memslots_last_error() says what is wrong with which region.  Results are
- * written on success only, and where the pointer to them is not NULL.  GPAs,
- * HVAs and lengths are in bytes and multiples of the page size.
+ * written on success only.  NULL in place of one is allowed, unless it is what
+ * a function makes.  Addresses and lengths are in bytes; those of regions are
+ * multiples of the page size.
  *
- * Structures begin with their size, which the caller sets, for results too:
+ * Structures, but for ranges, begin with their size, which the caller sets, for
+ * results too:
  *
  *	struct kvm_memslots_region region = { .size = sizeof(region) };
  *
@@ -22,17 +24,17 @@
  * Flags, and fields beyond the library's, that the library does not know are
  * refused.
  *
- * Threads.  A VM, a window and a trigger may be used from any thread, by several at
- * a time, until they are freed.  Everything else that a pointer is to (a set of changes, a device that
- * is being described, exits, a ROM device, PCI BARs, a ring) is for one thread at a time:
- * a second one gets -EBUSY, as does whoever frees what a call is inside of.
- * Callbacks return: no longjmp() and no C++ exception leaves them.  All calls may
- * be made in the destructor of a pthread key; messages of failures are not kept
- * there.
+ * Threads.  A VM, a window and a trigger may be used from any thread, by
+ * several at a time, until they are freed.  Everything else that a pointer is
+ * to (a set of changes, a device that is being described, exits, a ROM device,
+ * PCI BARs, a ring) is for one thread at a time: a second one gets -EBUSY, as
+ * does whoever frees what a call is inside of.  Callbacks return: no longjmp()
+ * and no C++ exception leaves them.  All calls may be made in the destructor of
+ * a pthread key; messages of failures are not kept there.
  *
  * What was freed is not used any more.  A pointer to something else, or to what
- * was freed, is -EBADF as far as that can be told: not where the memory has been
- * given out again, or back to the kernel.
+ * was freed, is -EBADF as far as that can be told: not where the memory has
+ * been given out again, or back to the kernel.
  *
  * In a process that was forked from the one that opened a VM, calls on it are
  * -EIO and take no lock, and freeing it frees what is this process's.  After a
@@ -45,15 +47,15 @@
  * KVM_MEMSLOTS_ERROR_KVM it is the kernel's, and where it has
  * KVM_MEMSLOTS_ERROR_CALLBACK what a callback returned; else:
  *
- *	EINVAL		an argument can't be: NULL, unaligned, an unknown flag, ...
+ *	EINVAL		an argument can't be: NULL, unaligned, unknown, ...
  *	E2BIG		a structure has fields that the library does not know
  *	EBADF		no descriptor, or no pointer that the library gave
  *	ENOENT		there is none of this name, or at this address
  *	ENODATA		it has none: a vector no message, a region no dirty log
  *	ENODEV		no file, where it has to be one
  *	EEXIST		the name, the addresses, the GSI are taken
- *	ENOSPC		no slot, GSI or route is left
- *	EBUSY		in use: the VM is open, the slot is used, see Threads
+ *	ENOSPC		no slot, GSI or route is left, or none is allowed
+ *	EBUSY		in use: the VM is open, a set was begun, see Threads
  *	EPERM		a hole that the hole policy does not allow
  *	EACCES		a writable region of memory that may only be read
  *	EOPNOTSUPP	this kernel, or this VM, can't

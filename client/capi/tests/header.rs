@@ -362,4 +362,13 @@ fn every_errno_has_a_meaning() {
     });
     let used: BTreeSet<String> = used.collect();
     assert_eq!(used.iter().map(String::as_str).collect::<BTreeSet<_>>(), table);
+
+    // And a test that comes to it.
+    let tests = fs::read_dir(file("tests")).unwrap().map(|entry| entry.unwrap().path());
+    let tests = tests.filter(|path| path.is_file() && !path.ends_with("header.rs"));
+    let tests: String = tests.map(|path| fs::read_to_string(path).unwrap()).collect();
+    for errno in table {
+        let (in_c, in_rust) = (format!(" {errno},"), format!("Errno::{errno}.raw()"));
+        assert!(tests.contains(&in_c) || tests.contains(&in_rust), "no test of {errno}");
+    }
 }

@@ -304,6 +304,7 @@ int main(int argc, char **argv)
 	sizes_places_and_memory();
 	bad_input();
 	bad_changes();
+	errnos_have_one_meaning();
 	a_slot_behind_the_librarys_back();
 	observers();
 	memory_is_released();

@@ -56,6 +56,7 @@ void dirty_logs(void);
 /* refused.c */
 void bad_input(void);
 void bad_changes(void);
+void errnos_have_one_meaning(void);
 void a_slot_behind_the_librarys_back(void);
 
 /* guest.c */

@@ -151,6 +151,85 @@ void bad_changes(void)
 	CHECK(!kvm_memslots_close(vm, NULL));
 }
 
+/* Whose errno the last one is: the library's, KVM's, a callback's. */
+static uint32_t whose(int error)
+{
+	struct kvm_memslots_error last = INIT(kvm_memslots_error);
+
+	CHECK(!kvm_memslots_last_error_info(&last) && last.error == error);
+	return last.flags;
+}
+
+static int refuses(void *opaque, void *committer)
+{
+	CHECK(!committer);
+	return *(int *)opaque;
+}
+
+static void resumes(void *opaque)
+{
+	CHECK(!opaque);
+}
+
+/* The same number is the library's, KVM's or a callback's, and it says whose. */
+void errnos_have_one_meaning(void)
+{
+	struct kvm_memslots_options options = INIT(kvm_memslots_options);
+	struct kvm_memslots_limits limits = INIT(kvm_memslots_limits);
+	struct kvm_memslots_backing backing = INIT(kvm_memslots_backing);
+	struct kvm_memslots_spec rom = INIT(kvm_memslots_spec);
+	struct kvm_memslots_gate gate = INIT(kvm_memslots_gate);
+	struct kvm_memslots_changes *c;
+	struct kvm_memslots_vm *vm;
+	uint64_t id, hole;
+	int answer = -EACCES;
+
+	/* One slot only, read-only memory, no batch. */
+	options.executor = KVM_MEMSLOTS_EXECUTOR_BATCH;
+	FAILS(kvm_memslots_open_model(&options, &limits, &vm), EOPNOTSUPP,
+	      "KVM_SET_USER_MEMORY_REGIONS");
+	CHECK(whose(EOPNOTSUPP) == 0);
+	options.executor = KVM_MEMSLOTS_EXECUTOR_PER_REGION;
+	options.holes = KVM_MEMSLOTS_HOLES_GATE;
+	gate.pause = refuses;
+	gate.resume = resumes;
+	gate.opaque = &answer;
+	options.gate = &gate;
+	limits.slots = 1;
+	CHECK(!kvm_memslots_open_model(&options, &limits, &vm));
+	backing.hva = memory;
+	backing.flags = KVM_MEMSLOTS_BACKING_READ_ONLY;
+	rom.len = 2 * PAGE;
+	rom.kind = KVM_MEMSLOTS_ROM;
+	rom.backing = &backing;
+	c = kvm_memslots_changes_new();
+	CHECK(!kvm_memslots_map(c, &rom, &id));
+	CHECK(!kvm_memslots_apply(vm, c, NULL));
+	c = kvm_memslots_changes_new();
+	CHECK(!kvm_memslots_set_read_only(c, id, 0));
+	FAILS(kvm_memslots_apply(vm, c, NULL), EACCES, "read-only");
+	CHECK(whose(EACCES) == 0);
+	FAILS(kvm_memslots_apply(vm, mapping(MIB, PAGE, memory, 0, &hole), NULL),
+	      ENOSPC, "slot");
+	CHECK(whose(ENOSPC) == 0);
+
+	/* The gate's EACCES is another one. */
+	c = kvm_memslots_changes_new();
+	CHECK(!kvm_memslots_resize(c, id, PAGE));
+	FAILS(kvm_memslots_apply(vm, c, NULL), EACCES, "pause returned");
+	CHECK(whose(EACCES) == KVM_MEMSLOTS_ERROR_CALLBACK);
+	answer = 7;
+	c = kvm_memslots_changes_new();
+	CHECK(!kvm_memslots_resize(c, id, PAGE));
+	FAILS(kvm_memslots_apply(vm, c, NULL), EPROTO, "neither 0 nor -errno");
+	CHECK(!kvm_memslots_set_holes(vm, KVM_MEMSLOTS_HOLES_NO_VCPU_RUNS, NULL));
+	CHECK(!kvm_memslots_close(vm, NULL));
+
+	/* As is KVM's. */
+	FAILS(kvm_memslots_open(0, NULL, &vm), ENOTTY, "KVM_CREATE_VM");
+	CHECK(whose(ENOTTY) == KVM_MEMSLOTS_ERROR_KVM);
+}
+
 /* A slot that the library does not know is in the way. */
 void a_slot_behind_the_librarys_back(void)
 {

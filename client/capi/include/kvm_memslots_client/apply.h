@@ -26,7 +26,7 @@ struct kvm_memslots_report {
 	uint64_t irqfd_calls;
 	uint64_t ioeventfd_calls;
 	uint64_t zone_calls;
-	/* Grace periods of those, and of the kernel's worker behind KVM_IRQFD. */
+	/* Grace periods of those, and of the kernel's worker of KVM_IRQFD. */
 	uint64_t event_grace_periods;
 	uint64_t irqfd_shutdown_grace_periods;
 	/* Regions that share a slot, and so cost no call of their own. */
@@ -66,12 +66,12 @@ int kvm_memslots_apply(struct kvm_memslots_vm *vm,
 		       struct kvm_memslots_report *report);
 
 /*
- * For callers whose begins nest, as a memory listener's do.  Each begin of a set
- * has one commit, and the last one applies it; the set stays, empty, also on
- * failure.  The report of the last one has KVM_MEMSLOTS_REPORT_APPLIED, also of an
- * empty set; that of the others is 0.  Only the last one fails, but where it is
- * not of a set that was begun.  In between, applying or appending the set is
- * -EBUSY, and frees it.
+ * For callers whose begins nest, as a memory listener's do.  Each begin of a
+ * set has one commit, and the last one applies it; the set stays, empty, also
+ * on failure.  The report of the last one has KVM_MEMSLOTS_REPORT_APPLIED, also
+ * of an empty set; that of the others is 0.  Only the last one fails, but where
+ * it is not of a set that was begun.  In between, applying or appending the set
+ * is -EBUSY, and frees it.
  */
 int kvm_memslots_begin(struct kvm_memslots_changes *changes);
 int kvm_memslots_commit(struct kvm_memslots_vm *vm,

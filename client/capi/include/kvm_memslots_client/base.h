@@ -17,7 +17,10 @@ extern "C" {
 #define KVM_MEMSLOTS_VERSION                                                   \
 	((KVM_MEMSLOTS_VERSION_MAJOR << 16) |                                  \
 	 (KVM_MEMSLOTS_VERSION_MINOR << 8) | KVM_MEMSLOTS_VERSION_PATCH)
-/* The version of the library.  The same major and, before 1.0, minor number fits. */
+/*
+ * The version of the library.  One with the same major and, before 1.0, minor
+ * number as this header's fits.
+ */
 uint32_t kvm_memslots_version(void);
 
 /* A VM: its address spaces, its devices. */

@@ -11,13 +11,14 @@ extern "C" {
 
 /*
  * A region with KVM_MEMSLOTS_DEFERRABLE costs nothing when it is mapped: the
- * guest's accesses exit as MMIO, and are served from its memory, until they have
- * cost what a slot does.  For devices that map and unmap memory again and again.
+ * guest's accesses exit as MMIO, and are served from its memory, until they
+ * have cost what a slot does.  For devices that map and unmap memory again and
+ * again.
  *
  * A vCPU thread has exits of its own, and hands every KVM_EXIT_MMIO to
- * kvm_memslots_exits_read() or kvm_memslots_exits_write() first.  Where the answer
- * has KVM_MEMSLOTS_SERVED_DUE it calls kvm_memslots_promote_due().  The VM may be
- * freed before its exits: then everything is the device's.
+ * kvm_memslots_exits_read() or kvm_memslots_exits_write() first.  Where the
+ * answer has KVM_MEMSLOTS_SERVED_DUE it calls kvm_memslots_promote_due().  The
+ * VM may be freed before its exits: then everything is the device's.
  */
 int kvm_memslots_exits_new(struct kvm_memslots_vm *vm, uint16_t as_id,
 			   struct kvm_memslots_exits **exits);
@@ -27,8 +28,8 @@ void kvm_memslots_exits_free(struct kvm_memslots_exits *exits);
 /* kvm_memslots_promote_due() is worth its while now. */
 #define KVM_MEMSLOTS_SERVED_DUE		(1U << 0)
 /*
- * The memory at fault can't be accessed (a file that was truncated).  Nothing was
- * served from there on; with a slot, KVM_RUN would have failed with EFAULT.
+ * The memory at fault can't be accessed (a file that was truncated).  Nothing
+ * was served from there on; with a slot, KVM_RUN would have failed with EFAULT.
  */
 #define KVM_MEMSLOTS_SERVED_FAULT	(1U << 1)
 
@@ -37,7 +38,8 @@ struct kvm_memslots_served {
 	size_t size;
 	/* Served from memory; the others were the device's. */
 	uint64_t bytes;
-	uint64_t fault;		/* a guest address, with KVM_MEMSLOTS_SERVED_FAULT */
+	/* A guest address, with KVM_MEMSLOTS_SERVED_FAULT. */
+	uint64_t fault;
 	uint64_t flags;		/* KVM_MEMSLOTS_SERVED_* */
 };
 
@@ -62,13 +64,16 @@ int kvm_memslots_exits_write(struct kvm_memslots_exits *exits, uint64_t gpa,
 /* Maps the regions that wait, together.  Where none does, the report is 0. */
 int kvm_memslots_promote(struct kvm_memslots_vm *vm,
 			 struct kvm_memslots_report *report);
-/* The same where one is due; with KVM_MEMSLOTS_DEFERRAL_ONLY_DUE those that are. */
+/*
+ * The same where one is due; with KVM_MEMSLOTS_DEFERRAL_ONLY_DUE only those
+ * that are.
+ */
 int kvm_memslots_promote_due(struct kvm_memslots_vm *vm,
 			     struct kvm_memslots_report *report);
 /*
- * What to do after an access that KVM could not decode (KVM_EXIT_ARM_NISV, ENOSYS
- * of KVM_RUN, KVM_INTERNAL_ERROR_EMULATION): where *reenter is 1, run the vCPU
- * again, as there is memory now.
+ * What to do after an access that KVM could not decode (KVM_EXIT_ARM_NISV,
+ * ENOSYS of KVM_RUN, KVM_INTERNAL_ERROR_EMULATION): where *reenter is 1, run
+ * the vCPU again, as there is memory now.
  */
 int kvm_memslots_undecoded(struct kvm_memslots_vm *vm,
 			   struct kvm_memslots_exits *exits, int *reenter);

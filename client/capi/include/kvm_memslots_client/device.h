@@ -35,8 +35,8 @@ struct kvm_memslots_doorbell {
 
 /*
  * Addresses where the guest's writes wait in the VM's ring instead of exiting
- * (coalesced MMIO): see kvm_memslots_ring_new().  Reads exit, and writes while the
- * ring is full.  Zones overlap neither with each other nor with doorbells.
+ * (coalesced MMIO): see kvm_memslots_ring_new().  Reads exit, and writes while
+ * the ring is full.  Zones overlap neither with each other nor with doorbells.
  */
 struct kvm_memslots_zone {
 	size_t size;

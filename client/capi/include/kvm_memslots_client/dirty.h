@@ -27,8 +27,8 @@ typedef void (*kvm_memslots_each_dirty_log)(void *opaque, uint64_t id,
 					    uint64_t nr_pages);
 /*
  * The same of all logged regions that have dirty pages, with one
- * KVM_GET_DIRTY_LOG a slot.  If it fails, what was not handed out is reported by
- * the next call.
+ * KVM_GET_DIRTY_LOG a slot.  If it fails, what was not handed out is reported
+ * by the next call.
  */
 int kvm_memslots_dirty_logs(struct kvm_memslots_vm *vm,
 			    kvm_memslots_each_dirty_log each, void *opaque);

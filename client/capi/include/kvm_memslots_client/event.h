@@ -20,13 +20,14 @@ struct kvm_memslots_zone_write {
 	uint32_t flags;		/* KVM_MEMSLOTS_ZONE_PIO */
 };
 
-typedef void (*kvm_memslots_each_zone_write)(void *opaque,
-					     const struct kvm_memslots_zone_write *write);
+typedef void (*kvm_memslots_each_zone_write)(
+	void *opaque, const struct kvm_memslots_zone_write *write);
 
 /*
  * The ring of a VM, which keeps the writes to all of its zones, through the
  * descriptor of any of its vCPUs; that need not stay open.  Each write is for
- * whoever takes it first: a VM has one of these, behind the lock of its devices.
+ * whoever takes it first: a VM has one of these, behind the lock of its
+ * devices.
  */
 int kvm_memslots_ring_new(struct kvm_memslots_vm *vm, int vcpu_fd,
 			  struct kvm_memslots_ring **ring);
@@ -34,8 +35,8 @@ int kvm_memslots_ring_new(struct kvm_memslots_vm *vm, int vcpu_fd,
 void kvm_memslots_ring_free(struct kvm_memslots_ring *ring);
 /*
  * Hands out what is in it, in order: before an exit is handled, and before the
- * state of a device is shown.  Makes no system call.  As many as the ring holds at
- * most, so that a guest that goes on writing does not keep the VMM in here.
+ * state of a device is shown.  Makes no system call.  As many as the ring holds
+ * at most, so that a guest that goes on writing does not keep the VMM in here.
  */
 int kvm_memslots_ring_drain(struct kvm_memslots_ring *ring,
 			    kvm_memslots_each_zone_write each, void *opaque);
@@ -43,12 +44,14 @@ int kvm_memslots_ring_drain(struct kvm_memslots_ring *ring,
 /* ---- Triggers ---- */
 
 /*
- * The eventfd of a vector that this process alone signals, and through its trigger
- * alone.  It holds events back while the vector is masked, so that masking and
- * unmasking cost no call.  Masked until a device that has it is attached with a
- * message.  May be used from any thread; freed, the device still has it.
+ * The eventfd of a vector that this process alone signals, and through its
+ * trigger alone.  It holds events back while the vector is masked, so that
+ * masking and unmasking cost no call.  Masked until a device that has it is
+ * attached with a message.  May be used from any thread; freed, the device
+ * still has it.
  */
-int kvm_memslots_trigger_new(int eventfd, struct kvm_memslots_trigger **trigger);
+int kvm_memslots_trigger_new(int eventfd,
+			     struct kvm_memslots_trigger **trigger);
 /* NULL is allowed. */
 void kvm_memslots_trigger_free(struct kvm_memslots_trigger *trigger);
 /* Raises the interrupt, now or when the vector is unmasked. */
@@ -112,8 +115,8 @@ struct kvm_memslots_event_state {
 };
 
 /*
- * Tells of all, as they were at one moment, as far as they are known.  Waits for
- * changes that are being applied; -EDEADLK from their callbacks.
+ * Tells of all, as they were at one moment, as far as they are known.  Waits
+ * for changes that are being applied; -EDEADLK from their callbacks.
  */
 int kvm_memslots_event_state(struct kvm_memslots_vm *vm,
 			     const struct kvm_memslots_event_state *each);

@@ -17,8 +17,8 @@ int kvm_memslots_region(struct kvm_memslots_vm *vm, uint64_t id,
 int kvm_memslots_region_at(struct kvm_memslots_vm *vm, uint16_t as_id,
 			   uint64_t gpa, struct kvm_memslots_region *region);
 /*
- * And how many bytes into it that is.  Where several regions of the address space
- * have the memory: the one that starts last.
+ * And how many bytes into it that is.  Where several regions of the address
+ * space have the memory: the one that starts last.
  */
 int kvm_memslots_region_at_hva(struct kvm_memslots_vm *vm, uint16_t as_id,
 			       uint64_t hva,
@@ -33,11 +33,11 @@ int kvm_memslots_region_at_slot(struct kvm_memslots_vm *vm, uint16_t as_id,
 				struct kvm_memslots_region *region,
 				uint64_t *region_page);
 
-typedef void (*kvm_memslots_each_region)(void *opaque,
-					 const struct kvm_memslots_region *region);
+typedef void (*kvm_memslots_each_region)(
+	void *opaque, const struct kvm_memslots_region *region);
 /*
- * All regions as they are now, by address space and guest address.  Callbacks of
- * lookups may call the library, for anything but freeing the VM.
+ * All regions as they are now, by address space and guest address.  Callbacks
+ * of lookups may call the library, for anything but freeing the VM.
  */
 int kvm_memslots_regions(struct kvm_memslots_vm *vm,
 			 kvm_memslots_each_region each, void *opaque);

@@ -16,16 +16,17 @@ extern "C" {
 /* file and file_offset are set. */
 #define KVM_MEMSLOTS_BACKING_FILE	 (1U << 2)
 /*
- * No access by this process faults: no file that may be truncated, no access that
- * is taken away.  What waits for a slot is then served without a system call.
+ * No access by this process faults: no file that may be truncated, no access
+ * that is taken away.  What waits for a slot is then served without a system
+ * call.
  */
 #define KVM_MEMSLOTS_BACKING_NEVER_FAULTS (1U << 3)
 
 /*
  * Host memory behind guest memory.
  *
- * From when a change that maps a part of it is applied, until one that unmaps it
- * has been applied or the VM is gone (its last descriptor closed), it is the
+ * From when a change that maps a part of it is applied, until one that unmaps
+ * it has been applied or the VM is gone (its last descriptor closed), it is the
  * guest's: it stays mapped in this process, and is used for nothing else.
  */
 struct kvm_memslots_backing {

@@ -34,8 +34,8 @@ enum kvm_memslots_holes {
 
 /*
  * Pauses vCPUs.  Called on the thread that applies changes, which may be a
- * vCPU's own: then the gate waits for the others.  May look regions up; applying
- * changes is -EDEADLK.
+ * vCPU's own: then the gate waits for the others.  May look regions up;
+ * applying changes is -EDEADLK.
  */
 struct kvm_memslots_gate {
 	size_t size;
@@ -67,8 +67,9 @@ struct kvm_memslots_observer {
 		     size_t nr_going,
 		     const struct kvm_memslots_region *const *coming,
 		     size_t nr_coming);
-	/* Before KVM is asked for anything.  If KVM refuses, mapped is called. */
-	void (*unmapping)(void *opaque, const struct kvm_memslots_region *region);
+	/* Before KVM is asked.  If it refuses, mapped is called. */
+	void (*unmapping)(void *opaque,
+			  const struct kvm_memslots_region *region);
 	void (*mapped)(void *opaque, const struct kvm_memslots_region *region);
 	void *opaque;
 };
@@ -98,14 +99,14 @@ struct kvm_memslots_gsi_range {
 /* The VM has the routes that KVM_CREATE_IRQCHIP makes on x86. */
 #define KVM_MEMSLOTS_X86_ROUTES		(1U << 3)
 /*
- * The order of the VM's start is not watched, which takes one KVM_GET_IRQCHIP.  (The
- * warning is for programs in Rust.)
+ * The order of the VM's start is not watched, which takes one KVM_GET_IRQCHIP.
+ * (The warning is for programs in Rust.)
  */
 #define KVM_MEMSLOTS_NO_ORDER_CHECK	(1U << 4)
 /*
- * KVM_X86_QUIRK_SLOT_ZAP_ALL is disabled where the kernel has it: to unmap or move a
- * region drops its own page tables alone.  Not for a VM with assigned devices, nor
- * where KVM shadows page tables.  disabled_quirks is set.
+ * KVM_X86_QUIRK_SLOT_ZAP_ALL is disabled where the kernel has it: to unmap or
+ * move a region drops its own page tables alone.  Not for a VM with assigned
+ * devices, nor where KVM shadows page tables.  disabled_quirks is set.
  */
 #define KVM_MEMSLOTS_DISABLE_SLOT_ZAP_ALL (1U << 5)
 
@@ -211,8 +212,8 @@ struct kvm_memslots_report;
 
 /*
  * Unmaps all regions, detaches all devices and frees the VM.  On failure it is
- * still there, with everything mapped; but -EBUSY, where a call of another thread
- * has not returned, may come when everything was unmapped.
+ * still there, with everything mapped; but -EBUSY, where a call of another
+ * thread has not returned, may come when everything was unmapped.
  */
 int kvm_memslots_close(struct kvm_memslots_vm *vm,
 		       struct kvm_memslots_report *report);

@@ -40,8 +40,8 @@ struct kvm_memslots_bar {
 	size_t size;
 	uint64_t len;
 	/*
-	 * Parts of the BAR that are memory: their gpa is the offset in it, their
-	 * id 0.  Everything else of the BAR exits.
+	 * Parts of the BAR that are memory: their gpa is the offset in it,
+	 * their id 0.  Everything else of the BAR exits.
 	 */
 	const struct kvm_memslots_spec *const *windows;
 	size_t nr_windows;
@@ -69,31 +69,31 @@ struct kvm_memslots_function {
 };
 
 /*
- * BARs that follow the guest's config writes, with as few changes as can be: none
- * while decoding is off, one set when it goes on or off or a BAR moves.  Of one
- * VM, always the same, whose guest physical addresses have address_bits bits.
- * Never NULL.
+ * BARs that follow the guest's config writes, with as few changes as can be:
+ * none while decoding is off, one set when it goes on or off or a BAR moves.
+ * Of one VM, always the same, whose guest physical addresses have address_bits
+ * bits.  Never NULL.
  */
 struct kvm_memslots_pci *kvm_memslots_pci_new(uint32_t address_bits);
 /* Leaves what is mapped.  NULL is allowed. */
 void kvm_memslots_pci_free(struct kvm_memslots_pci *pci);
-/* ioeventfds of a BAR that stops decoding stay until the BAR is somewhere else. */
+/* ioeventfds of a BAR that stops decoding stay until it is somewhere else. */
 #define KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS  (1U << 0)
 /* ioeventfds of BARs wait for kvm_memslots_assign_deferred(). */
 #define KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS (1U << 1)
 /*
- * Memory that the guest puts outside of the windows gets no slot, and exits: its
- * refusal says so.
+ * Memory that the guest puts outside of the windows gets no slot, and exits:
+ * its refusal says so.
  */
 #define KVM_MEMSLOTS_PCI_WITHOUT_SLOTS	  (1U << 2)
 /* Switches these on.  Before functions are added. */
 int kvm_memslots_pci_set_flags(struct kvm_memslots_pci *pci, uint32_t flags);
 /*
  * Memory of BARs that the guest puts in this window is placed there, without a
- * call of KVM's, where its backing has KVM_MEMSLOTS_BACKING_FILE; the descriptor
- * may be closed once the function is added.  Other memory and doorbells in it are
- * refused.  Before functions are added.  The VMM maps the window; it may be freed
- * before the BARs.
+ * call of KVM's, where its backing has KVM_MEMSLOTS_BACKING_FILE; the
+ * descriptor may be closed once the function is added.  Other memory and
+ * doorbells in it are refused.  Before functions are added.  The VMM maps the
+ * window; it may be freed before the BARs.
  */
 int kvm_memslots_pci_in_window(struct kvm_memslots_pci *pci,
 			       struct kvm_memslots_window *window);
@@ -104,8 +104,8 @@ int kvm_memslots_pci_add(struct kvm_memslots_pci *pci,
 			 uint64_t *id);
 /*
  * Follows a config write.  Memory that can't be where the guest has put it is
- * no failure: see kvm_memslots_pci_refusal().  On failure the registers have the
- * new values all the same, and kvm_memslots_pci_sync() tries again.
+ * no failure: see kvm_memslots_pci_refusal().  On failure the registers have
+ * the new values all the same, and kvm_memslots_pci_sync() tries again.
  */
 int kvm_memslots_pci_config_write(struct kvm_memslots_pci *pci,
 				  struct kvm_memslots_vm *vm, uint64_t function,
@@ -146,8 +146,9 @@ int kvm_memslots_pci_regions(struct kvm_memslots_pci *pci, uint64_t function,
 			     uint32_t index, kvm_memslots_each_window each,
 			     void *opaque);
 
-typedef void (*kvm_memslots_each_placed)(void *opaque, size_t window,
-					 const struct kvm_memslots_placement *placement);
+typedef void (*kvm_memslots_each_placed)(
+	void *opaque, size_t window,
+	const struct kvm_memslots_placement *placement);
 /* Those that are placed in a window of kvm_memslots_pci_in_window(). */
 int kvm_memslots_pci_placed(struct kvm_memslots_pci *pci, uint64_t function,
 			    uint32_t index, kvm_memslots_each_placed each,

@@ -32,8 +32,9 @@ int kvm_memslots_rom_new(struct kvm_memslots_vm *vm,
 /* Leaves its region as it is.  NULL is allowed. */
 void kvm_memslots_rom_free(struct kvm_memslots_rom *rom);
 /*
- * When it has returned, no vCPU reaches the memory in command mode (on is 0), or
- * all of it is there in array mode.  Where it is in that mode, the report is 0.
+ * When it has returned, no vCPU reaches the memory in command mode (on is 0),
+ * or all of it is there in array mode.  Where it is in that mode, the report is
+ * 0.
  */
 int kvm_memslots_rom_set_array_mode(struct kvm_memslots_rom *rom,
 				    struct kvm_memslots_vm *vm, int on,

@@ -44,9 +44,9 @@ int kvm_memslots_window_new(const struct kvm_memslots_window_spec *spec,
 /* A region that is mapped from it keeps its memory.  NULL is allowed. */
 void kvm_memslots_window_free(struct kvm_memslots_window *window);
 /*
- * Adds a map of it to a set.  spec is NULL for device memory, alone in its slot,
- * where the window was made for; else its backing is NULL, and a gpa or len of 0 is
- * the window's.
+ * Adds a map of it to a set.  spec is NULL for device memory, alone in its
+ * slot, where the window was made for; else its backing is NULL, and a gpa or
+ * len of 0 is the window's.
  */
 int kvm_memslots_window_map(struct kvm_memslots_changes *changes,
 			    struct kvm_memslots_window *window,
@@ -61,8 +61,8 @@ enum kvm_memslots_contents {
 	/* What is in a file, shared, from file_offset on. */
 	KVM_MEMSLOTS_CONTENTS_FILE = 2,
 	/*
-	 * What else can be mapped: a BAR of VFIO, a dma-buf.  Not what could have
-	 * this process's memory written: a ring of io_uring, kvm_run.
+	 * What else can be mapped: a BAR of VFIO, a dma-buf.  Not what could
+	 * have this process's memory written: a ring of io_uring, kvm_run.
 	 */
 	KVM_MEMSLOTS_CONTENTS_DEVICE = 3,
 	/*
@@ -99,19 +99,19 @@ int kvm_memslots_window_place(struct kvm_memslots_window *window,
 int kvm_memslots_window_remove(struct kvm_memslots_window *window,
 			       uint64_t offset, uint64_t len);
 /*
- * Removes and places, all or nothing.  The change of the last error is the number
- * of the edit.
+ * Removes and places, all or nothing.  The change of the last error is the
+ * number of the edit.
  */
 int kvm_memslots_window_edit(struct kvm_memslots_window *window,
 			     const struct kvm_memslots_placement *const *edits,
 			     size_t nr_edits);
 
-/* What is at an offset; -ENOENT in a gap.  fd, hva and contents are not told. */
+/* What is at an offset; -ENOENT in a gap.  Not told: fd, hva, contents. */
 int kvm_memslots_window_at(struct kvm_memslots_window *window, uint64_t offset,
 			   struct kvm_memslots_placement *placement);
 
-typedef void (*kvm_memslots_each_placement)(void *opaque,
-					    const struct kvm_memslots_placement *placement);
+typedef void (*kvm_memslots_each_placement)(
+	void *opaque, const struct kvm_memslots_placement *placement);
 /* All that is placed, by offset. */
 int kvm_memslots_window_placed(struct kvm_memslots_window *window,
 			       kvm_memslots_each_placement each, void *opaque);
