@@ -116,6 +116,33 @@ fn a_daemon_writes_its_own_statistics() {
     assert!(!stderr.contains("kvm-memslots-preload: 1 VMs"), "{stderr}");
 }
 
+/// A VM goes on into another program, where the library begins anew.
+#[test]
+fn a_vm_that_is_inherited_is_left_alone() {
+    let name = "a_vm_that_is_inherited_is_left_alone";
+    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
+    let run = |library: Option<&Path>| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = player(&std::env::current_exe().unwrap(), "inherits", dir.path());
+        if let Some(library) = library {
+            command.env("LD_PRELOAD", library);
+            command.env("KVM_MEMSLOTS_PRELOAD_STATS", "stats-%p.json");
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output));
+        (said(dir.path()), stats(dir.path()))
+    };
+    let (without, _) = run(None);
+    if !without.starts_with("inherited: -1") {
+        return skip(name, &without);
+    }
+    let (with, stats) = run(Some(&library));
+    assert_eq!(with, without);
+    // Of the second program: the first one had no end that writes any.
+    let [(_, second)] = &stats[..] else { panic!("{stats:?}") };
+    assert_eq!(second["vms"], 1, "{second}");
+}
+
 /// `AT_SECURE`: a program that has more rights than its user is left alone. The
 /// dynamic linker does not preload there, so the program loads the library itself.
 #[test]

@@ -3,6 +3,7 @@
 
 use std::ffi::{CString, c_int, c_ulong, c_void};
 use std::io;
+use std::os::unix::process::CommandExt as _;
 use std::ptr;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
@@ -11,6 +12,8 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 pub(crate) const PART: &str = "PRELOAD_PART";
 pub(crate) const SAID: &str = "PRELOAD_SAID";
 pub(crate) const LIBRARY: &str = "PRELOAD_LIBRARY";
+/// The VM that a program before it made.
+const FD: &str = "PRELOAD_FD";
 
 const CREATE_VM: c_ulong = 0xae01;
 const SET_REGION: c_ulong = 0x4020_ae46;
@@ -23,7 +26,9 @@ pub(crate) fn play(part: &str) {
     let said = match part {
         "daemon" => daemon(),
         "loads" => loads(),
-        "churns" => churn(libc::ioctl).map(|()| "churned".to_owned()),
+        "churns" => churn(libc::ioctl).map(|_| "churned".to_owned()),
+        "inherits" => inherits(),
+        "inherited" => inherited(),
         other => panic!("{other}"),
     };
     say(&said.unwrap_or_else(|reason| reason));
@@ -36,7 +41,7 @@ fn say(text: &str) {
 }
 
 /// A VM whose slot comes and goes, without a vCPU; why not, where there is none.
-fn churn(ioctl: Ioctl) -> Result<(), String> {
+fn churn(ioctl: Ioctl) -> Result<c_int, String> {
     let failed = |what: &str| format!("{what}: {}", io::Error::last_os_error());
     // SAFETY: opens a file.
     let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
@@ -63,7 +68,29 @@ fn churn(ioctl: Ioctl) -> Result<(), String> {
         let result = unsafe { ioctl(vm, SET_REGION, &raw mut region) };
         assert_eq!(result, 0, "{}", failed("the slot"));
     }
-    Ok(())
+    Ok(vm)
+}
+
+/// A VM of whose slots one is away, which the next program of this process has.
+fn inherits() -> Result<String, String> {
+    let vm = churn(libc::ioctl)?;
+    // SAFETY: numbers.
+    unsafe { libc::fcntl(vm, libc::F_SETFD, 0) };
+    let mut next = std::process::Command::new(std::env::current_exe().unwrap());
+    next.args(["--exact", "part", "--nocapture", "--test-threads=1"]);
+    Err(next.env(PART, "inherited").env(FD, vm.to_string()).exec().to_string())
+}
+
+/// The VM belongs to memory that is gone: KVM does nothing for it. One of its own
+/// is as ever.
+fn inherited() -> Result<String, String> {
+    let vm: c_int = std::env::var(FD).unwrap().parse().unwrap();
+    let mut region = kvm_userspace_memory_region { slot: 1, ..Default::default() };
+    // SAFETY: the structure that the request takes.
+    let result = unsafe { libc::ioctl(vm, SET_REGION, &raw mut region) };
+    let error = io::Error::last_os_error();
+    let own = churn(libc::ioctl)?;
+    Ok(format!("inherited: {result} {error}, own {}", own - vm))
 }
 
 /// As daemons begin; its parent waits for it all the same.

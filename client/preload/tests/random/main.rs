@@ -12,9 +12,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod machine;
+mod passing;
 mod program;
 mod random;
 mod strange;
+mod traced;
 
 use std::ffi::c_int;
 use std::os::unix::process::ExitStatusExt as _;
@@ -50,15 +52,19 @@ fn with_and_without_strange_calls_are_the_same() {
     compare(&Kind { test, run: strange::run, steps: 400, reads: false });
 }
 
+/// Runs the program, where this process was started for that.
+fn play(kind: &Kind) {
+    let (Ok(seed), Some(seen)) = (std::env::var(SEED), std::env::var_os(SEEN)) else { return };
+    let text = (kind.run)(seed.parse().unwrap(), kind.steps)
+        .unwrap_or_else(|errno| format!("SKIPPED no VM: errno {errno}"));
+    std::fs::write(seen, text).unwrap();
+    // What the test harness does next may not be allowed any more.
+    // SAFETY: ends the process.
+    unsafe { libc::exit(0) };
+}
+
 fn compare(kind: &Kind) {
-    if let (Ok(seed), Some(seen)) = (std::env::var(SEED), std::env::var_os(SEEN)) {
-        let text = (kind.run)(seed.parse().unwrap(), kind.steps)
-            .unwrap_or_else(|errno| format!("SKIPPED no VM: errno {errno}"));
-        std::fs::write(seen, text).unwrap();
-        // What the test harness does next may not be allowed any more.
-        // SAFETY: ends the process.
-        unsafe { libc::exit(0) };
-    }
+    play(kind);
     let Some(library) = library() else { return skip(kind.test, NO_LIBRARY) };
     let dir = tempfile::tempdir().unwrap();
     let (mut deferred, mut reads, mut programs) = (0, 0, 0);
@@ -97,13 +103,19 @@ fn seeds() -> Box<dyn Iterator<Item = u64>> {
     Box::new((0..).take_while(move |n| *n < 6 || Instant::now() < until).map(move |n| first + n))
 }
 
+/// This program, to run that of `seed` and write what it saw.
+fn again(command: &mut Command, kind: &Kind, seed: u64, seen: &Path) {
+    command.arg(std::env::current_exe().unwrap());
+    command.args(["--exact", kind.test, "--nocapture", "--test-threads=1"]);
+    command.env(SEED, seed.to_string()).env(SEEN, seen);
+}
+
 fn see(kind: &Kind, dir: &Path, seed: u64, library: Option<&Path>) -> String {
     let seen = dir.join("seen");
     let _ = std::fs::remove_file(&seen);
     let mut command = Command::new("timeout");
-    command.arg("120").arg(std::env::current_exe().unwrap());
-    command.args(["--exact", kind.test, "--nocapture", "--test-threads=1"]);
-    command.env(SEED, seed.to_string()).env(SEEN, &seen);
+    command.arg("120");
+    again(&mut command, kind, seed, &seen);
     if let Some(library) = library {
         command.env("KVM_MEMSLOTS_PRELOAD", "defer");
         command.env("KVM_MEMSLOTS_PRELOAD_STATS", dir.join("stats.json"));

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_run};
 
 use crate::machine::{CREATE_VM, FLASH_BYTES, Machine, PAGE, anonymous, call, set, set_nowhere};
+use crate::passing;
 use crate::random::Random;
 
 static HANDLED: AtomicU32 = AtomicU32::new(0);
@@ -60,7 +61,7 @@ impl Program {
         // Each at a place of its own, as a rule.
         let (page, pages) = (2 * u64::from(slot - 1), 1 + self.random.below(2));
         let machine = &self.machine;
-        match self.random.below(21) {
+        match self.random.below(25) {
             0..=4 => {
                 let times = 1 + self.random.below(5);
                 let all = (0..times).map(|_| machine.churn(slot, page, 2));
@@ -97,6 +98,17 @@ impl Program {
             17 => self.ignored(),
             18 => format!("child: {:#x}", self.child()),
             19 => self.other_descriptor(),
+            20 => format!("spawned: {}", passing::spawned(self.random.below(2))),
+            21 => format!(
+                "replaced: {}, {}",
+                passing::replaced(self.kvm, machine),
+                self.another_machine()
+            ),
+            22 => format!(
+                "by a child: {}, {}",
+                passing::closed_by_child(machine),
+                self.another_machine()
+            ),
             _ => self.another_machine(),
         }
     }
@@ -197,8 +209,7 @@ impl Program {
     /// The VM under another number, the old one closed in some way.
     fn other_descriptor(&mut self) -> String {
         let old = self.machine.vm;
-        // SAFETY: another descriptor for an open one.
-        let new = unsafe { libc::dup(old) };
+        let new = passing::again(old, self.random.below(passing::WAYS));
         self.close(old);
         self.machine.vm = new;
         format!("{old} is {new}: {:?}", self.machine.churn(3, 4, 2))
