@@ -1,4 +1,4 @@
-//! Calls about devices, ROMs and PCI.
+//! Calls about devices and ROMs.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
@@ -17,15 +17,19 @@ unsafe extern "C" fn any_zone(_: *mut c_void, zone: *const CZone) {
     assert_ne!(unsafe { (*zone).len }, 0);
 }
 
+unsafe extern "C" fn any_write(_: *mut c_void, write: *const CZoneWrite) {
+    // SAFETY: as the header says.
+    assert!((1..=8).contains(unsafe { &(*write).len }));
+}
+
 pub(super) fn step(world: &mut World, numbers: &mut Numbers<'_>) {
     // SAFETY: handles are null, of another kind or there; structures have their
     // sizes; descriptors are open or refused.
     unsafe {
-        match numbers.byte() % 8 {
+        match numbers.byte() % 7 {
             0..=2 => describe(world, numbers),
             3 | 4 => change(world, numbers),
             5 => look(world, numbers),
-            6 => bars(world, numbers),
             _ => roms(world, numbers),
         }
     }
@@ -118,7 +122,7 @@ unsafe fn change(world: &mut World, numbers: &mut Numbers<'_>) {
     let mut new = 0;
     // SAFETY: as the caller says.
     unsafe {
-        let came = match numbers.byte() % 8 {
+        let came = match numbers.byte() % 9 {
             0..=2 => {
                 let device = world.one(&world.devices, numbers);
                 let came = kvm_memslots_attach(set, device, &raw mut new);
@@ -129,6 +133,7 @@ unsafe fn change(world: &mut World, numbers: &mut Numbers<'_>) {
             4 => kvm_memslots_set_vector(set, id, vector, msi),
             5 => kvm_memslots_set_vector_fd(set, id, vector, world.eventfd(numbers)),
             6 => kvm_memslots_assign_deferred_of(set, id),
+            7 => kvm_memslots_assign_deferred(set),
             _ => kvm_memslots_set_own_routes(set, null(), usize::from(numbers.byte() / 250)),
         };
         if world.came_to(came) && new != 0 {
@@ -145,60 +150,25 @@ unsafe fn look(world: &World, numbers: &mut Numbers<'_>) {
     let each = CEventState { zone: Some(any_zone), ..init() };
     let mut limits: CEventLimits = init();
     mistake(&mut limits, numbers);
+    let (trigger, fd) = (world.one(&world.triggers, numbers), world.eventfd(numbers));
+    let mut ring = null_mut();
     // SAFETY: as the caller says.
     world.came_to(unsafe {
-        match numbers.byte() % 5 {
+        match numbers.byte() % 7 {
             0 => kvm_memslots_devices(vm, Some(any_id), null_mut()),
             1 => kvm_memslots_device_regions(vm, id, Some(any_id), null_mut()),
             2 => kvm_memslots_gsi(vm, id, vector, null_mut()),
             3 => kvm_memslots_event_limits(vm, &raw mut limits),
+            4 => kvm_memslots_trigger_pending(trigger, null_mut()),
+            5 => kvm_memslots_ring_new(vm, fd, &raw mut ring),
             _ => kvm_memslots_event_state(vm, &raw const each),
         }
     });
-}
-
-/// # Safety
-/// As the header says.
-unsafe fn bars(world: &mut World, numbers: &mut Numbers<'_>) {
-    // They are of one VM, always the same.
-    let vm = world.vms.first();
-    let pci = world.one(&world.bars, numbers);
-    let backing = world.backing(numbers);
-    let window = CSpec { id: 0, ..world.spec(numbers, &raw const backing) };
-    let windows = [&raw const window];
-    let range = CBarRange { offset: numbers.bytes(), len: numbers.byte().into() };
-    let bar = CBar {
-        len: 1 << (numbers.byte() % 20),
-        windows: windows.as_ptr(),
-        nr_windows: usize::from(numbers.byte() & 1),
-        index: u32::from(numbers.byte() % 8),
-        kind: u16::from(numbers.byte() % 4),
-        exits: &raw const range,
-        nr_exits: usize::from(numbers.byte() & 1),
-        ..init()
-    };
-    let bars = [&raw const bar];
-    let function = CFunction { bars: bars.as_ptr(), nr_bars: 1, ..init() };
-    let id = world.id(numbers);
-    let offset = u16::from(numbers.byte());
-    let data = numbers.bytes().to_ne_bytes();
-    let (data, len) = (data.as_ptr().cast(), usize::from(numbers.byte() % 9));
-    let mut new = 0;
-    // SAFETY: as the caller says.
-    unsafe {
-        let came = match numbers.byte() % 6 {
-            0 if world.bars.is_empty() => {
-                return world.bars.push(kvm_memslots_pci_new(40));
-            }
-            0 | 1 => kvm_memslots_pci_add(pci, vm, &raw const function, &raw mut new),
-            2 => kvm_memslots_pci_config_write(pci, vm, id, offset, data, len, null_mut()),
-            3 => kvm_memslots_pci_note_write(pci, id, offset, data, len),
-            4 => kvm_memslots_pci_sync(pci, vm, null_mut()),
-            _ => kvm_memslots_pci_remove(pci, vm, id, null_mut()),
-        };
-        if world.came_to(came) && new != 0 {
-            world.ids.push(new);
-        }
+    if !ring.is_null() {
+        // SAFETY: just made.
+        world.came_to(unsafe { kvm_memslots_ring_drain(ring, Some(any_write), null_mut()) });
+        // SAFETY: as above.
+        unsafe { kvm_memslots_ring_free(ring) };
     }
 }
 

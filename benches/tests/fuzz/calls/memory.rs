@@ -23,7 +23,7 @@ unsafe extern "C" fn any_placement(_: *mut c_void, placement: *const CPlacement)
     assert_ne!(unsafe { (*placement).len }, 0);
 }
 
-unsafe extern "C" fn any_log(_: *mut c_void, id: u64, words: *const u64, pages: u64) {
+pub(super) unsafe extern "C" fn any_log(_: *mut c_void, id: u64, words: *const u64, pages: u64) {
     // SAFETY: as the header says: a bit a page.
     let words = unsafe { std::slice::from_raw_parts(words, pages.div_ceil(64) as usize) };
     assert!(id != 0 && words.iter().any(|word| *word != 0));

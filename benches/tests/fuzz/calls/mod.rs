@@ -6,7 +6,9 @@
 //! the target keeps: nothing that was freed is used, and pointers lead to what they
 //! say or are null.
 
+mod bars;
 mod devices;
+mod looks;
 mod memory;
 mod world;
 
@@ -48,11 +50,30 @@ fn call(input: &[u8]) {
     let mut numbers = Numbers(input);
     let mut world = World::new(&mut numbers, errnos());
     while !numbers.is_empty() {
-        match numbers.byte() % 3 {
-            0 => memory::step(&mut world, &mut numbers),
-            1 => devices::step(&mut world, &mut numbers),
+        match numbers.byte() % 12 {
+            0..=2 => memory::step(&mut world, &mut numbers),
+            3..=5 => devices::step(&mut world, &mut numbers),
+            6 | 7 => bars::step(&mut world, &mut numbers),
+            8 => looks::step(&world, &mut numbers),
             _ => memory::sets(&mut world, &mut numbers),
         }
+    }
+}
+
+#[test]
+fn every_function_of_the_header_is_among_them() {
+    let exported = include_str!("../../../../client/capi/kvm_memslots_client.map");
+    let sources = [
+        include_str!("bars.rs"),
+        include_str!("devices.rs"),
+        include_str!("looks.rs"),
+        include_str!("memory.rs"),
+        include_str!("world.rs"),
+    ];
+    let names = exported.lines().filter_map(|line| line.trim().strip_suffix(';'));
+    for name in names.filter(|name| name.starts_with("kvm_memslots_")) {
+        let called = format!("{name}(");
+        assert!(sources.iter().any(|source| source.contains(&called)), "{name}");
     }
 }
 

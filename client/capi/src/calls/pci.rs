@@ -38,7 +38,8 @@ pub unsafe extern "C" fn kvm_memslots_pci_set_flags(
     pci: *mut Handle<PciBars>,
     flags: u32,
 ) -> c_int {
-    let all: [(u32, fn(PciBars) -> PciBars); 3] = [
+    type SetUp = fn(PciBars) -> PciBars;
+    let all: [(u32, SetUp); 3] = [
         (KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS, PciBars::keep_ioeventfds),
         (KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS, PciBars::defer_ioeventfds),
         (KVM_MEMSLOTS_PCI_WITHOUT_SLOTS, PciBars::without_slots),
