@@ -124,10 +124,10 @@ impl Work {
         let is = |line: &Value| {
             line["scenario"] == self.scenario
                 && line["regions"] == self.regions
-                && line["strategy"] == strategy
+                && line["way"] == strategy
         };
         let mut rows = lines.iter().rev().filter_map(|line| serde_json::from_str(line).ok());
-        let calls = rows.find(is).and_then(|line: Value| line["calls_ns"].as_u64());
+        let calls = rows.find(is).and_then(|line: Value| line["calls_p50_ns"].as_u64());
         let calls = calls
             .with_context(|| format!("memslots has no figures for {strategy} of {}", self.what))?;
         Ok(calls as f64 / self.regions as f64)
@@ -171,8 +171,8 @@ mod tests {
 
     fn line(scenario: &str, regions: u64, strategy: &str, calls: u64) -> String {
         format!(
-            "{{\"scenario\":\"{scenario}\",\"regions\":{regions},\"strategy\":\"{strategy}\",\
-             \"calls_ns\":{calls}}}"
+            "{{\"scenario\":\"{scenario}\",\"regions\":{regions},\"way\":\"{strategy}\",\
+             \"calls_p50_ns\":{calls}}}"
         )
     }
 

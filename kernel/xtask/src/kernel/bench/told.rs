@@ -9,8 +9,6 @@ use super::super::target::{Arch, Target};
 #[derive(Debug, PartialEq)]
 pub(super) struct Told {
     pub(super) series: Series,
-    /// The only version of Linux whose series has it; any if `None`.
-    linux: Option<&'static str>,
     pub(super) program: &'static str,
     pub(super) args: &'static [&'static str],
     pub(super) append: &'static str,
@@ -34,6 +32,9 @@ pub(super) struct Told {
 pub(super) enum With {
     /// The second number of the line.
     Second,
+    /// The same. The line ends with grace periods, of this, of which there may
+    /// be none, and of the other, if the kernel counts them.
+    SecondCounted,
     /// That of the line on a kernel without the series. The number after it is
     /// grace periods, of which there may be none with the series.
     Vanilla,
@@ -53,7 +54,6 @@ pub(super) struct Compared {
 
 const SLEEPING: Told = Told {
     series: Series::Waits,
-    linux: None,
     program: "memslot_sleeping_fault_test",
     args: &[],
     append: "",
@@ -83,18 +83,20 @@ static ALL: [Told; 5] = [
         args: &["1000"],
         icount: false,
         arch: None,
-        line: "A vCPU spins, {} slots: a flip takes {} us, to delete and create {} us ({} flips)",
+        line: "A vCPU spins, {} slots: a flip takes {} us, to delete and create {} us \
+               ({} flips); grace periods in all: {} and {}",
+        with: With::SecondCounted,
         work: "a flip of KVM_MEM_TRAP among {} slots, against deleting and creating",
         wanted: 10.0,
         ..SLEEPING
     },
     Told {
         series: Series::Trap,
-        linux: Some("6.12"),
         program: "mem_readonly_test",
         args: &["1000"],
         line: "A vCPU spins, {} slots: a read-only flip takes {} us, to delete and create {} us \
-               ({} flips)",
+               ({} flips); grace periods in all: {} and {}",
+        with: With::SecondCounted,
         work: "a flip of KVM_MEM_READONLY among {} slots, against deleting and creating",
         wanted: 10.0,
         ..SLEEPING
@@ -109,9 +111,7 @@ pub(super) fn of(target: &Target) -> Result<Vec<&'static Told>> {
         None => target.with()?,
     };
     let fits = |told: &&Told| {
-        with.contains(&told.series)
-            && told.arch.is_none_or(|arch| arch == target.arch)
-            && told.linux.is_none_or(|linux| linux == target.version)
+        with.contains(&told.series) && told.arch.is_none_or(|arch| arch == target.arch)
     };
     Ok(ALL.iter().filter(fits).collect())
 }
@@ -136,13 +136,17 @@ impl Told {
         let compared = found(lines).into_iter().map(|words| {
             let number = |words: &[String], nth: usize| words.get(nth)?.parse::<f64>().ok();
             let this = number(&words, 1)?;
+            let count = |words: &[String], nth: usize| words.get(nth)?.parse::<u64>().ok();
             let mut grace_periods = None;
             let other = match self.with {
                 With::Second => number(&words, 2)?,
+                With::SecondCounted => {
+                    grace_periods = count(&words, 5).zip(count(&words, 4)).map(<[u64; 2]>::from);
+                    number(&words, 2)?
+                }
                 With::Vanilla => {
                     let vanilla = vanilla.iter().find(|other| other[0] == words[0])?;
-                    let count = |words: &[String]| words.get(2)?.parse().ok();
-                    grace_periods = Some([count(vanilla)?, count(&words)?]);
+                    grace_periods = Some([count(vanilla, 2)?, count(&words, 2)?]);
                     number(vanilla, 1)?
                 }
             };
@@ -234,6 +238,20 @@ mod tests {
         assert!(compared[0].reached() && !compared[1].reached());
         assert!(compared[1].work.contains("read, memslot replaced"), "{:?}", compared[1]);
         assert!(SLEEPING.compared(&told[..1], &[]).is_err());
+    }
+
+    #[test]
+    fn a_flip() {
+        let flips = ALL.iter().find(|told| told.program == "mem_readonly_test").unwrap();
+        let said = |gps: &str| {
+            let line = "A vCPU spins, 4001 slots: a read-only flip takes 2.50 us, to delete and \
+                        create 60.00 us (48.0 flips); grace periods in all: ";
+            flips.compared(&[format!("{line}{gps}")], &[]).unwrap().remove(0)
+        };
+        assert!(said("0 and 3000").reached() && !said("1 and 3000").reached());
+        assert_eq!(said("0 and 3000").grace_periods, Some([3000, 0]));
+        assert!(said("-1 and -1").reached());
+        assert_eq!(said("-1 and -1").grace_periods, None);
     }
 
     #[test]

@@ -19,8 +19,6 @@ pub(super) struct Selftest {
     arch: Option<Arch>,
     /// The series that it comes with.
     pub(super) series: Option<Series>,
-    /// The only version of Linux whose series brings it; any if `None`.
-    linux: Option<&'static str>,
     /// Whether it needs what only a debug kernel has.
     debug_only: bool,
     /// What is tried again when one of its vCPUs has derailed.
@@ -65,7 +63,6 @@ const OTHER: Selftest = Selftest {
     append: "",
     arch: None,
     series: None,
-    linux: None,
     debug_only: false,
     again: Again::Nothing,
 };
@@ -92,15 +89,9 @@ const TRAP_RACE: Selftest = Selftest {
     again: Again::Setup,
     ..TRAPS
 };
-const READONLY: Selftest =
-    Selftest { name: "mem_readonly_test", arch: X86, linux: Some("6.12"), ..TRAP };
-const READONLY_RACE: Selftest = Selftest {
-    name: "mem_readonly_race_test",
-    args: &["2000"],
-    arch: X86,
-    linux: Some("6.12"),
-    ..TRAP_RACE
-};
+const READONLY: Selftest = Selftest { name: "mem_readonly_test", arch: X86, ..TRAP };
+const READONLY_RACE: Selftest =
+    Selftest { name: "mem_readonly_race_test", args: &["2000"], arch: X86, ..TRAP_RACE };
 const SLEEPING_FAULT: Selftest =
     Selftest { name: "memslot_sleeping_fault_test", arch: X86, ..of(Series::Waits) };
 // Without the last part, which changes no slots: its guest has 10 s to touch all
@@ -177,7 +168,6 @@ impl Selftest {
     pub(super) fn fits(&self, target: &Target, with: &[Series]) -> bool {
         self.arch.is_none_or(|arch| arch == target.arch)
             && self.series.is_none_or(|series| with.contains(&series))
-            && self.linux.is_none_or(|linux| linux == target.version)
             && (target.debug || !self.debug_only)
     }
 
