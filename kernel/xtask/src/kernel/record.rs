@@ -13,7 +13,7 @@ use crate::{run, workspace};
 
 /// What a file says beside what was found.
 pub(super) struct Record {
-    /// `bench`, `check` or `test`.
+    /// `bench`, `check`, `litmus`, `test` or `uefi`.
     command: &'static str,
     /// What of it is meant, all if empty.
     filters: Vec<String>,
@@ -63,10 +63,12 @@ impl Record {
                 asked.push_str(option);
             }
         };
-        add(true, &format!("--linux {}", target.version));
-        add(true, &format!("--arch {}", target.arch.name()));
+        // Others have a kernel of their own.
+        let any = !matches!(self.command, "litmus" | "uefi");
+        add(self.command != "litmus", &format!("--linux {}", target.version));
+        add(any, &format!("--arch {}", target.arch.name()));
         add(target.debug, "--debug");
-        add(target.vanilla, "--vanilla");
+        add(any && target.vanilla, "--vanilla");
         add(target.slow_gp, "--slow-gp");
         if let Some(series) = target.series {
             add(true, &format!("--series {}", series.name()));
@@ -195,6 +197,15 @@ mod tests {
         assert!(record.path(&target()).ends_with("kernel/results/bench-6.12-x86_64-waits.md"));
         let text = text(&asked, &[("kernel", "6.12.1".to_owned())], "found\n\n");
         assert!(text.starts_with("# `cargo") && text.ends_with("| kernel | 6.12.1 |\n\nfound\n"));
+    }
+
+    #[test]
+    fn commands_that_have_a_kernel_of_their_own() {
+        let vanilla = Target { vanilla: true, series: None, ..target() };
+        let asked =
+            |command| Record::begin(true, command, &vanilla, &[]).unwrap().unwrap().asked(&vanilla);
+        assert_eq!(asked("litmus"), "cargo xtask kernel litmus --record");
+        assert_eq!(asked("uefi"), "cargo xtask kernel uefi --record --linux 6.12");
     }
 
     #[test]

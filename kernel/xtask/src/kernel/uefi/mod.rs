@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 
 use super::boot::{Guest, Job};
 use super::initrd::{Command, GuestFile};
+use super::record::Record;
 use super::target::{Arch, Target};
-use super::{Uefi, build};
+use super::{Uefi, build, patch};
 use crate::run;
 use table::{Boot, Table};
 use ways::{WAYS, Way};
@@ -25,6 +26,7 @@ const SLOW_GP: &str = "srcutree.lab_expedited_ms=16";
 
 /// Boots all ways, those of a kernel in one boot of it, and compares.
 pub(super) fn run(target: &Target, args: &Uefi) -> Result<ExitCode> {
+    let record = Record::begin(args.record, "uefi", target, &args.filters)?;
     let mut files = vmm::files(Arch::Arm64)?;
     let content = SCRIPT.as_bytes().to_owned();
     files.push(GuestFile { path: "bin/uefi".to_owned(), content, executable: true });
@@ -52,6 +54,13 @@ pub(super) fn run(target: &Target, args: &Uefi) -> Result<ExitCode> {
     let missed = table.all_missed();
     for missed in &missed {
         eprintln!("NOT AS WANTED {missed}");
+    }
+    if let Some(record) = record {
+        let boots = format!("Boots of each way: {}.", args.runs);
+        let missed = missed.iter().map(|missed| format!("\nNOT AS WANTED {missed}"));
+        let missed: String = missed.collect();
+        let found = format!("{boots}\n\n{}{missed}", table.text().trim_end());
+        record.write(target, &patch::patched(target)?, &found)?;
     }
     Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
