@@ -335,7 +335,7 @@ impl Device {
     ///
     /// With `resample` the line is level-triggered, `resample` is signalled when
     /// the guest has acknowledged the interrupt, and several devices may share
-    /// the GSI.
+    /// the GSI. So they may where its route is the VMM's own and an MSI.
     pub fn line(
         mut self,
         gsi: u32,

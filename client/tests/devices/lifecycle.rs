@@ -113,6 +113,26 @@ fn level_triggered_lines_share_a_gsi() {
 }
 
 #[test]
+fn eventfds_share_an_msi_of_the_vmms_own() {
+    let routes = [Route::msi(30, msi(7)), Route::irqchip(5, 0, 5)];
+    let rig = Rig::new();
+    rig.apply(|c| c.set_own_routes(routes)).unwrap();
+    let queue = |gsi| Device::new("queue").line(gsi, None, eventfd(), None);
+    let (ids, _) = rig.attach_all([queue(30), queue(30)]).unwrap();
+    let irqfds = rig.events.state().irqfds;
+    assert_eq!(irqfds.len(), 2);
+    for irqfd in irqfds {
+        assert_eq!(rig.events.signalled(irqfd.fd), [RouteTarget::Msi(msi(7))]);
+    }
+    rig.detach(ids[0]).unwrap();
+    assert_eq!(rig.events.state().irqfds.len(), 1);
+    // A pin has one that asks for no acknowledgement.
+    rig.attach(queue(5)).unwrap();
+    let error = rig.attach(queue(5)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::GsiTaken { gsi: 5, .. }), "{error}");
+}
+
+#[test]
 fn what_is_signalled_goes_where_it_should() {
     let rig = Rig::new();
     let serial = Device::new("serial")

@@ -227,9 +227,12 @@ impl<'t> EventDraft<'t> {
         if self.state.is_reserved(gsi) {
             return Err(ErrorKind::GsiTaken { gsi, by: "the VMM, which reserved it".into() });
         }
-        let shares = |other: &Line| {
-            let both = other.resample.is_some() && line.resample.is_some();
-            both && (line.pin.is_none() || line.pin == other.pin)
+        let is_msi = |route: &&Route| route.gsi == gsi && matches!(route.target, RouteTarget::Msi(_));
+        let message = self.own_routes().iter().any(|route| is_msi(&route));
+        let shares = |other: &Line| match (&line.resample, &other.resample) {
+            (Some(_), Some(_)) => line.pin.is_none() || line.pin == other.pin,
+            (None, None) => message,
+            _ => false,
         };
         let clash = |other: &&Line| other.gsi == gsi && !shares(other);
         if before.iter().any(|other| clash(&other)) {

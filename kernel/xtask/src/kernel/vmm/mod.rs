@@ -3,6 +3,7 @@
 
 mod counts;
 mod crates;
+mod guest;
 mod host;
 mod lab;
 mod qemu;

@@ -31,6 +31,8 @@ pub(super) struct Measured {
     /// And until the second.
     pub(super) done: Option<f64>,
     pub(super) notes: Vec<String>,
+    /// What is said below the table.
+    pub(super) remarks: Vec<String>,
 }
 
 impl Measured {
@@ -45,6 +47,7 @@ impl Measured {
             up: None,
             done: None,
             notes: Vec::new(),
+            remarks: Vec::new(),
         }
     }
 
@@ -82,6 +85,9 @@ pub(super) fn table(columns: &Columns, rows: &[Measured]) -> String {
     let rule: String = widths.iter().map(|width| "-".repeat(width + 2) + "|").collect();
     let mut lines: Vec<String> = cells.iter().map(line).collect();
     lines.insert(1, format!("|{rule}"));
+    for remark in rows.iter().flat_map(|row| &row.remarks) {
+        lines.push(format!("\n- {remark}"));
+    }
     lines.join("\n")
 }
 

@@ -24,6 +24,7 @@ pub(super) const SPEC: Spec = Spec {
     host,
     lab: include_str!("alioth.sh"),
     limit: 120,
+    timed: false,
     elf: false,
 };
 

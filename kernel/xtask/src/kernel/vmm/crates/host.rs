@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::guest::VmmGuest;
 use super::spec::{Place, Spec};
+use super::timed;
 use crate::kernel::target;
+use crate::kernel::vmm::guest::VmmGuest;
 use crate::kernel::vmm::host;
 use crate::kernel::vmm::table::Measured;
 use crate::kernel::vmm::which::{Kernel, Way};
@@ -38,6 +39,13 @@ pub(super) fn run(
     }
     for (row, times) in rows.iter_mut().zip(set_up) {
         row.set_up = times.into_iter().min_by(f64::total_cmp);
+    }
+    let of = |way: Way| built.iter().find(|(is, _)| *is == way).map(|(_, program)| program);
+    if let (true, Some(today), Some(ours)) = (spec.timed, of(Way::Today), of(Way::Ours)) {
+        let found = timed::compare(spec, today, ours, guest)?;
+        if let Some(last) = rows.last_mut() {
+            last.remarks = found;
+        }
     }
     Ok(rows)
 }

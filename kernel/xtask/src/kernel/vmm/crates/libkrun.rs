@@ -30,6 +30,7 @@ pub(super) const SPEC: Spec = Spec {
     lab: include_str!("libkrun.sh"),
     // What it sets up takes milliseconds.
     limit: 4,
+    timed: true,
     elf: true,
 };
 

@@ -1,11 +1,11 @@
 //! VMMs that are published as crates, and boot Debian's kernel.
 
 mod alioth;
-mod guest;
 mod host;
 mod libkrun;
 mod source;
 mod spec;
+mod timed;
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use anyhow::Result;
 use super::counts::Kind;
 use super::table::{Columns, Measured};
 use super::which::{Kernel, Way};
-use super::{lab, said};
+use super::{guest, lab, said};
 use crate::kernel::Qemu;
 
 pub(super) use spec::Spec;

@@ -15,6 +15,8 @@ pub(in crate::kernel::vmm) struct Spec {
     pub(super) lab: &'static str,
     /// In seconds, on this machine: a guest that boots is up long before.
     pub(super) limit: u32,
+    /// Whether it ends at its first `KVM_RUN` and says when, if `KRUN_RUN_TIMED` is set.
+    pub(super) timed: bool,
     /// Whether it wants the guest's kernel unpacked.
     pub(super) elf: bool,
 }

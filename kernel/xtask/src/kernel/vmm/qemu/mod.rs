@@ -11,17 +11,24 @@ use anyhow::{Context as _, Result, bail};
 use super::counts::Kind;
 use super::table::{Columns, Measured};
 use super::which::{Kernel, Way};
-use super::{host, lab, said};
+use super::{guest, host, lab, said};
 use crate::kernel::Qemu;
 use crate::run;
 
 pub(super) use source::{built, version};
 
 const SCRIPT: &str = include_str!("run.sh");
-const RUNS: [&str; 3] = ["resets", "vga", "migrate"];
+const RUNS: [&str; 4] = ["resets", "vga", "virtio", "migrate"];
+/// What is run where KVM has hardware, or an emulator's, for the guest's pages: PVM gets Linux
+/// nowhere.
+const WITH_LINUX: [&str; 5] = ["resets", "vga", "virtio", "migrate", "linux"];
 /// Of Debian's firmware, what a run of these loads.
-const FIRMWARE: [&str; 3] =
-    ["seabios/bios-256k.bin", "seabios/vgabios-stdvga.bin", "qemu/kvmvapic.bin"];
+const FIRMWARE: [&str; 4] = [
+    "seabios/bios-256k.bin",
+    "seabios/vgabios-stdvga.bin",
+    "qemu/kvmvapic.bin",
+    "qemu/linuxboot_dma.bin",
+];
 
 pub(super) const COLUMNS: Columns = Columns {
     run: Some("run"),
@@ -31,6 +38,7 @@ pub(super) const COLUMNS: Columns = Columns {
         ("get log", Kind::DirtyLog),
         ("clear log", Kind::ClearDirtyLog),
         ("ioeventfd", Kind::Ioeventfd),
+        ("irqfd", Kind::Irqfd),
         ("routes", Kind::Routes),
     ],
     set_up: false,
@@ -100,10 +108,13 @@ fn in_lab(
     for name in FIRMWARE {
         files.push(lab::file(&format!("firmware/{name}"), &firmware.join(name))?);
     }
+    let guest = guest::unpacked()?;
+    files.push(lab::file("vmm/kernel", &guest.kernel)?);
+    files.push(lab::file("vmm/initrd", &guest.initrd)?);
     let programs: Vec<PathBuf> = built.iter().map(|(_, path)| path.clone()).collect();
     let lines = lab::run(on, ["sh", "-c", &all(built, resets)], &programs, files, qemu)?;
     let mut rows = Vec::new();
-    for run in RUNS {
+    for run in WITH_LINUX {
         for (way, _) in built {
             let mut row = Measured::new(*way, on, run);
             said::read(&mut row, &name(*way, run), &lines);
@@ -116,7 +127,7 @@ fn in_lab(
 /// Makes all runs, in the lab's shell.
 fn all(built: &[(Way, PathBuf)], resets: u32) -> String {
     let mut all = vec![format!("export VMM_RESETS={resets}")];
-    for run in RUNS {
+    for run in WITH_LINUX {
         for (way, program) in built {
             let program = program.file_name().unwrap_or_default().to_string_lossy();
             let way = way.name();
@@ -135,7 +146,7 @@ mod tests {
         let built = [(Way::Today, "/a/qemu-today".into()), (Way::Ours, "/a/qemu-ours".into())];
         let all = all(&built, 3);
         let commands: Vec<&str> = all.split(" && ").collect();
-        assert_eq!(commands.len(), 1 + RUNS.len() * 2);
+        assert_eq!(commands.len(), 1 + WITH_LINUX.len() * 2);
         assert_eq!(commands[0], "export VMM_RESETS=3");
         assert_eq!(commands[2], "vmm ours resets /bin/qemu-ours /firmware /tmp/ours-resets");
         assert_eq!(name(Way::Ours, "vga"), "ours-vga");
@@ -144,7 +155,8 @@ mod tests {
     /// The script knows each run, and what it counts is what the table shows.
     #[test]
     fn the_script_makes_each_run() {
-        for run in RUNS {
+        assert!(RUNS.iter().all(|run| WITH_LINUX.contains(run)));
+        for run in WITH_LINUX {
             assert!(SCRIPT.contains(&format!("\n{run})\n")), "{run}");
         }
     }

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs QEMU and says what that took: vmm WAY RUN PROGRAM FIRMWARE FOLDER
 # Of RUN: resets, SeaBIOS to its prompt, again and again; vga, with a screen
-# that is looked at in a mode with pixels; migrate, a guest that writes, to a file and back.
+# that is looked at in a mode with pixels; virtio, SeaBIOS with disks of four queues, and two resets;
+# migrate, a guest that writes, to a file and back; linux, which drives such disks, unplugs them, finds them again.
 # On this machine VMM_STRACE is set, and strace counts; in the lab probes do.
 way=$1 run=$2 program=$3 firmware=$4
 mkdir -p "$5" && cd "$5" || exit
@@ -79,6 +80,25 @@ compare() {
 		echo "$(cmp -l "$1" "$2" | wc -l) bytes differ, the first is number $(cmp -l "$1" "$2" | awk 'NR == 1 { print $1 }')"
 	fi
 }
+# disks NUMBER: so many, each with a thread of its own, so that KVM signals its queues' eventfds
+# and is signalled by them.
+disks() {
+	devices=
+	for disk in $(seq "$1"); do
+		dd if=/dev/zero of=disk$disk bs=1024 count=1024 2>/dev/null
+		devices="$devices -object iothread,id=io$disk -drive file=disk$disk,format=raw,if=none,id=d$disk"
+		devices="$devices -device virtio-blk-pci,drive=d$disk,iothread=io$disk,num-queues=4"
+	done
+}
+# reset TIMES: to SeaBIOS's prompt each time.
+reset() {
+	for number in $(seq "$1"); do
+		: >dbg
+		say '{"execute":"system_reset"}'
+		await dbg "$prompt"
+	done
+	note "$1 resets"
+}
 # What the kernel counted, if it was asked.
 count() {
 	[ -z "$VMM_STRACE" ] || return 0
@@ -109,14 +129,30 @@ resets)
 	start -vga none
 	await dbg "$prompt"
 	echo "VMM $name up $(($(now) - begin))"
-	done=0
-	while [ $done -lt "$resets" ]; do
-		: >dbg
-		say '{"execute":"system_reset"}'
-		await dbg "$prompt"
-		done=$((done + 1))
-	done
-	note "$done resets"
+	reset "$resets"
+	;;
+virtio)
+	disks 4
+	# shellcheck disable=SC2086
+	start -vga none $devices
+	await dbg "$prompt"
+	echo "VMM $name up $(($(now) - begin))"
+	reset 2
+	;;
+linux)
+	disks 4
+	# Of a guest in a guest of QEMU's on x86, timer interrupts get lost, and it waits
+	# for ever: it has the simplest of timers, and does not sleep. Of four processors that could
+	# come, each has a queue of each disk.
+	timers="idle=poll nohz=off highres=off lapic=notscdeadline"
+	: >console
+	# shellcheck disable=SC2086
+	start -vga none -m 256M -smp 1,maxcpus=4 -no-shutdown $devices -serial file:console -kernel /vmm/kernel \
+		-initrd /vmm/initrd -append "console=ttyS0 loglevel=4 panic=-1 $timers"
+	await console 'VMM-GUEST up'
+	echo "VMM $name up $(($(now) - begin))"
+	await console 'VMM-GUEST done'
+	note "$(grep -c 'VMM-GUEST read' console) disks read"
 	;;
 vga)
 	# mov ax,13h; int 10h; mov ax,a000h; mov ds,ax; l: inc byte [bx]; inc bx; jmp l
