@@ -70,7 +70,8 @@ impl Manager {
         // It stays for as long as the VM lives.
         let boot = c.map(ram(low)?.permanent().label("boot memory"));
         let bar = RegionId::new();
-        let window = Backing::vm_memory(&memory(0, 64 << 10)?).ok_or("no host address")?;
+        let window = memory(0, 64 << 10)?;
+        let window = Backing::vm_memory(&window).ok_or("no host address")?;
         let nic = Device::new("nic")
             .region(bar, RegionSpec::device(at(BAR, 64 << 10), window).label("BAR 0"))
             .ioeventfd(Doorbell::in_region(bar, 0x1_0000).len(2).value(0), eventfd()?)
