@@ -1,11 +1,13 @@
 //! The documentation, read as a reader does: links lead somewhere, commands are
-//! ones that there are, figures are of a file that a command wrote.
+//! ones that there are, sentences have an end, figures are of a file that a
+//! command wrote.
 
 pub(crate) mod book;
 mod commands;
 mod figures;
 mod links;
 mod page;
+mod sentences;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +23,7 @@ pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
     let pages = pages()?;
     let mut faults = links::faults(&pages);
     faults.extend(not_in_book(&pages));
+    faults.extend(sentences::faults(&pages));
     faults.extend(figures::faults(&pages)?);
     faults.extend(commands::faults(&pages, log)?);
     for fault in &faults {

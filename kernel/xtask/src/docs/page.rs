@@ -17,16 +17,32 @@ pub(super) struct Page {
     pub(super) blocks: Vec<(usize, String, String)>,
     /// Text that is no code, by line.
     pub(super) prose: Vec<(usize, String)>,
+    /// The same as paragraphs, items of lists and cells of tables, each with the
+    /// line that it begins in. Code in it is one word.
+    pub(super) paragraphs: Vec<(usize, String)>,
 }
 
 impl Page {
     pub(super) fn new(name: PathBuf, text: &str) -> Self {
         let mut page = Self { name, ..Self::default() };
+        let mut paragraph = (0, String::new());
         let line = |offset: usize| text[..offset].matches('\n').count() + 1;
         let mut heading: Option<String> = None;
         let mut block: Option<(usize, String, String)> = None;
         let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
         for (event, range) in Parser::new_ext(text, options).into_offset_iter() {
+            match &event {
+                Event::Start(tag) if is_apart(tag.to_end()) => page.end(&mut paragraph),
+                Event::End(tag) if is_apart(*tag) => page.end(&mut paragraph),
+                Event::SoftBreak | Event::HardBreak => paragraph.1.push(' '),
+                Event::Code(text) => {
+                    add(&mut paragraph, line(range.start), &text.replace([' ', '.'], "_"));
+                }
+                Event::Text(text) if block.is_none() && heading.is_none() => {
+                    add(&mut paragraph, line(range.start), text);
+                }
+                _ => {}
+            }
             match event {
                 Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
                 Event::End(TagEnd::Heading(_)) => {
@@ -69,6 +85,32 @@ impl Page {
         }
         page
     }
+
+    /// Ends what `paragraph` has.
+    fn end(&mut self, paragraph: &mut (usize, String)) {
+        if !paragraph.1.is_empty() {
+            self.paragraphs.push(std::mem::take(paragraph));
+        }
+    }
+}
+
+fn add((line, paragraph): &mut (usize, String), at: usize, text: &str) {
+    if paragraph.is_empty() {
+        *line = at;
+    }
+    paragraph.push_str(text);
+}
+
+/// Whether its text is no part of the sentence around it.
+fn is_apart(tag: TagEnd) -> bool {
+    matches!(
+        tag,
+        TagEnd::Paragraph
+            | TagEnd::Item
+            | TagEnd::TableCell
+            | TagEnd::Heading(_)
+            | TagEnd::CodeBlock
+    )
 }
 
 /// As forges and mdbook do: lower case, blanks to hyphens, without punctuation.

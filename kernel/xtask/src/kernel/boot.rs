@@ -10,19 +10,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 
 use super::build::Kernel;
 use super::console::Console;
 use super::initrd::{self, Command, GuestFile, Program};
 use super::target::{Arch, Target};
-use super::{Processors, Qemu, target, tools};
+use super::{Processors, Qemu, room, target, tools};
 use crate::run;
 
 /// How long a kernel that has complained may go on: for the rest of the
 /// complaint.
 const AFTER_SPLAT: Duration = Duration::from_secs(20);
+
+/// For the command line of a kernel whose processors may get no time for long, where
+/// this machine is busy: after 21 s it would take that for a stall of RCU.
+const PATIENT: &str = "rcupdate.rcu_cpu_stall_timeout=120";
 
 /// What can boot.
 pub(super) struct Guest {
@@ -30,8 +32,8 @@ pub(super) struct Guest {
     image: PathBuf,
     dir: PathBuf,
     qemu: Qemu,
-    /// The processor of this machine that it has where it has one only.
-    cpu: usize,
+    /// Processors of this machine, for guests that have one only.
+    cpus: Vec<usize>,
     busybox: Program,
 }
 
@@ -50,6 +52,8 @@ pub(super) struct Job<'a> {
     pub(super) limit: Option<Duration>,
     /// How its processors run, if that was left open.
     pub(super) processors: Processors,
+    /// Which of the guests that run at once it is, see [`Guest::beside`].
+    pub(super) worker: usize,
 }
 
 impl Job<'_> {
@@ -63,6 +67,7 @@ impl Job<'_> {
             append: "",
             limit: None,
             processors: Processors::Parallel,
+            worker: 0,
         }
     }
 }
@@ -102,8 +107,19 @@ impl Guest {
     pub(super) fn new(target: &Target, kernel: &Kernel, qemu: Qemu) -> Result<Self> {
         let busybox = available(target)?;
         let image = kernel.image.clone();
-        let cpu = a_processor()?;
-        Ok(Self { arch: target.arch, image, dir: target.dir(), qemu, cpu, busybox })
+        let cpus = room::processors()?;
+        Ok(Self { arch: target.arch, image, dir: target.dir(), qemu, cpus, busybox })
+    }
+
+    /// How a guest's processors run, where `left_open` counts if nobody said.
+    pub(super) fn processors(&self, left_open: Processors) -> Processors {
+        self.qemu.processors.unwrap_or(left_open)
+    }
+
+    /// How many guests that have a processor each may run at once: as many as
+    /// there are processors, and memory.
+    pub(super) fn beside(&self) -> usize {
+        room::guests(self.cpus.len(), self.qemu.memory)
     }
 
     /// Boots and runs the job's command; each line that it writes goes to
@@ -160,18 +176,20 @@ impl Guest {
     }
 
     fn command(&self, initrd: &Path, job: &Job<'_>) -> std::process::Command {
-        let mut qemu = match self.qemu.processors.unwrap_or(job.processors) {
+        let mut qemu = match self.processors(job.processors) {
             Processors::Parallel => std::process::Command::new(tools::qemu(self.arch)),
             Processors::Turns => {
                 let mut pinned = std::process::Command::new("taskset");
-                pinned.args(["-c", &self.cpu.to_string(), tools::qemu(self.arch)]);
+                let cpu = self.cpus.iter().cycle().nth(job.worker).unwrap_or(&0);
+                pinned.args(["-c", &cpu.to_string(), tools::qemu(self.arch)]);
                 pinned
             }
         };
-        let tty = match self.arch {
+        let console = match self.arch {
             Arch::X86_64 => {
                 qemu.args(["-cpu", "EPYC,+svm"]);
-                "ttyS0"
+                // On a busy machine it would be taken for broken.
+                "ttyS0 no_timer_check"
             }
             Arch::Arm64 => {
                 qemu.args(["-M", "virt,virtualization=on,gic-version=3"]);
@@ -190,25 +208,12 @@ impl Guest {
         qemu.arg("-kernel").arg(&self.image).arg("-initrd").arg(initrd);
         // The time is what tells the kernel's messages from the command's.
         let (append, own) = (job.append, &self.qemu.append);
-        let append =
-            format!("console={tty} printk.time=1 loglevel=5 panic=-1 oops=panic {append} {own}");
+        let append = format!(
+            "console={console} printk.time=1 loglevel=5 panic=-1 oops=panic {PATIENT} {append} {own}"
+        );
         qemu.args(["-append", append.trim_end()]);
         qemu
     }
-}
-
-/// One of the processors that this process may use, not always the same: labs
-/// beside each other need not share it.
-fn a_processor() -> Result<usize> {
-    let allowed = sched_getaffinity(Pid::this()).context("sched_getaffinity")?;
-    let mut cpus = Vec::new();
-    for cpu in 0..CpuSet::count() {
-        if allowed.is_set(cpu).context("sched_getaffinity")? {
-            cpus.push(cpu);
-        }
-    }
-    let nth = std::process::id() as usize % cpus.len().max(1);
-    cpus.get(nth).copied().context("this process may use no processor")
 }
 
 /// What a guest takes beside its kernel; busybox is in its file system.
@@ -332,12 +337,6 @@ mod tests {
         });
         let verdict = judge(&console, &outcome, Duration::from_secs(7));
         (outcome, verdict, shown)
-    }
-
-    #[test]
-    fn a_processor_is_one_that_this_process_may_use() {
-        let cpu = a_processor().unwrap();
-        assert!(sched_getaffinity(Pid::this()).unwrap().is_set(cpu).unwrap());
     }
 
     #[test]

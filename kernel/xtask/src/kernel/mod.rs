@@ -18,6 +18,7 @@ mod patch;
 mod places;
 mod programs;
 mod record;
+mod room;
 mod selftests;
 mod series;
 mod source;

@@ -79,6 +79,10 @@ fn link(mut cargo: Command, sources: &[&Source]) -> Result<Vec<Executable>> {
     cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
     cargo.arg(target::dir().join("cargo"));
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // A guest has no debugger, and unpacks each of them by an emulated processor.
+    cargo
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "none")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
     for Source { package, kind, name } in sources {
         cargo.args(["--package", package]).arg(format!("--{kind}")).arg(name);
     }

@@ -1,15 +1,16 @@
 //! Tests in a guest: the kernel's selftests, and the workspace's tests that
 //! use KVM.
 
+mod attempt;
+mod beside;
 mod list;
 
-use std::collections::VecDeque;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::boot::{Ended, Guest, Hang, Job};
+use super::boot::Guest;
 use super::build::Kernel;
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
@@ -17,12 +18,8 @@ use super::record::Record;
 use super::target::{Arch, Target};
 use super::{Processors, selftests};
 use crate::run;
-use crate::test::remember;
 use crate::test::tally::Tally;
-use list::{Again, DERAILED, SELFTESTS, TESTS};
-
-/// What the kernel's selftests end with when they can't run.
-const KSFT_SKIP: i32 = 4;
+use list::{Again, SELFTESTS, TESTS};
 
 /// A test in a guest of its own.
 #[derive(Clone)]
@@ -39,19 +36,13 @@ struct Case {
     limit: Option<Duration>,
 }
 
-/// The verdict on a test that did not run.
-const SKIPPED: &str = "skipped";
-
-/// How often a test may derail before that counts.
-const TRIES: u32 = 5;
-
 /// [`Case::limit`] of a selftest on a debug kernel, and on others.
 const DERAILED_AFTER: [Duration; 2] = [Duration::from_mins(20), Duration::from_mins(6)];
 
 /// How a test's processors run, `kernels` for one that the kernel has anyway.
 ///
 /// QEMU's SVM is not sound where two processors use it at once: vCPUs derail,
-/// see [`DERAILED`], and the kernel itself finds its registers and segments
+/// see [`list::DERAILED`], and the kernel itself finds its registers and segments
 /// changed. One way is in the source, `helper_vmrun()` and `do_vmexit()` in
 /// `target/i386/tcg/sysemu/svm_helper.c` of 7.2 change `interrupt_request`
 /// without a lock. On one processor the same tests do none of that. The
@@ -172,27 +163,7 @@ fn run_all(
     tally: &mut Tally,
 ) -> Result<Vec<String>> {
     let programs = build(target, kernel, cases)?;
-    let mut done = Vec::new();
-    for case in cases {
-        for nth in 0.. {
-            let case = case.of_setup(nth);
-            run::say(&format!("\n==> {}", case.name));
-            let start = Instant::now();
-            let skipped = tally.skipped.len();
-            let (verdict, tried) = one(guest, &case, &programs, tally);
-            if nth > 0 && verdict == SKIPPED {
-                // There are no more, which is not worth counting.
-                tally.skipped.truncate(skipped);
-                break;
-            }
-            let took = start.elapsed().as_secs_f64();
-            let again = if tried == 1 { String::new() } else { format!(", try {tried}") };
-            done.push(format!("{took:>7.1} s  {:<13} {}", format!("{verdict}{again}"), case.name));
-            if case.again != Again::Setup || verdict == SKIPPED {
-                break;
-            }
-        }
-    }
+    let done = beside::run(guest, cases, &programs, tally);
     run::say(&format!("\n==> summary, Linux {}", target.name()));
     for line in &done {
         run::say(line);
@@ -217,110 +188,12 @@ fn build(target: &Target, kernel: &Kernel, cases: &[Case]) -> Result<Vec<Program
     Ok(programs)
 }
 
-/// A file's name, without extension, for the log of test `name`.
-fn log_name(name: &str) -> String {
-    let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
-    format!("test-{}", words.join("-"))
-}
-
-/// Runs one test and counts it, a program of Rust's tests as its tests; how it
-/// ended, and at which try.
-fn one(guest: &Guest, case: &Case, programs: &[Program], tally: &mut Tally) -> (&'static str, u32) {
-    let name = log_name(&case.name);
-    let job = Job {
-        programs: programs.iter().filter(|program| program.name == case.program).collect(),
-        append: case.append,
-        limit: case.limit,
-        processors: case.processors,
-        ..Job::new(&name, case.command.clone())
-    };
-    let mut tried = 1;
-    let mut last = attempt(guest, case, &job);
-    while last.derailed(case) && tried < TRIES {
-        tried += 1;
-        run::say(&format!("DERAILED {}: try {tried} of {TRIES}", case.name));
-        last = attempt(guest, case, &job);
-    }
-    (last.count(case, tally), tried)
-}
-
-/// How a test ended, and what it said.
-struct Attempt {
-    ended: Result<Ended>,
-    /// Of a program of Rust's tests.
-    tests: Tally,
-    /// Whether one of the signs in [`DERAILED`] was there.
-    said: bool,
-    /// The last lines.
-    last: VecDeque<String>,
-}
-
-/// Whether a vCPU that has derailed is what a test says.
-fn is_sign(line: &str) -> bool {
-    DERAILED.iter().any(|sign| line.contains(sign))
-}
-
-fn attempt(guest: &Guest, case: &Case, job: &Job<'_>) -> Attempt {
-    let (mut tests, mut said, mut last) = (Tally::default(), false, VecDeque::new());
-    let ended = guest.run(job, |line| {
-        said |= is_sign(line);
-        if !case.rust || tests.line(line).is_worth_showing() {
-            run::say(line);
-            remember(&mut last, line);
-        }
-    });
-    Attempt { ended, tests, said, last }
-}
-
-impl Attempt {
-    /// Not if the kernel complained, or the test found something else wrong.
-    fn derailed(&self, case: &Case) -> bool {
-        case.again != Again::Nothing
-            && match &self.ended {
-                Ok(ended) => ended.status != 0 && self.said,
-                Err(e) => case.limit.is_some() && e.downcast_ref::<Hang>().is_some(),
-            }
-    }
-
-    /// Counts it in `tally`; the verdict.
-    fn count(self, case: &Case, tally: &mut Tally) -> &'static str {
-        let (tests, failed) = (self.tests.tests(), self.tests.failed);
-        tally.add(self.tests);
-        let why = match &self.ended {
-            Ok(ended) => format!("exit status {}", ended.status),
-            Err(e) => format!("{e:#}"),
-        };
-        match (self.ended.map(|ended| ended.status), case.rust) {
-            (Ok(0), true) if tests > 0 && failed == 0 => return "ok",
-            (Ok(0), false) => {
-                tally.passed += 1;
-                return "ok";
-            }
-            (Ok(KSFT_SKIP), false) => {
-                tally.skipped.push(format!("SKIPPED {}: see its output", case.name));
-                return SKIPPED;
-            }
-            // Counted already, by the tests' own result.
-            (Ok(_), true) if failed > 0 => {}
-            _ => {
-                tally.failed += 1;
-                tally.failures.push(case.name.clone());
-            }
-        }
-        run::say(&format!("FAILED {}: {why}", case.name));
-        let mut lines = self.last;
-        lines.push_front(format!("the end of {}: {why}", case.name));
-        tally.reasons.push(Vec::from(lines).join("\n    "));
-        "FAILED"
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::super::series::Series;
+    use super::attempt::log_name;
     use super::*;
 
     fn target(vanilla: bool) -> Target {
@@ -403,61 +276,8 @@ mod tests {
         assert!(all.iter().all(|case| case.append.is_empty()));
     }
 
-    /// How a test ends whose output is `output`.
-    fn ends(ended: Result<i32>, output: &str) -> Attempt {
-        let ended = ended.map(|status| Ended { status, took: Duration::ZERO });
-        let mut tests = Tally::default();
-        for line in output.lines() {
-            tests.line(line);
-        }
-        let said = output.lines().any(is_sign);
-        Attempt { ended, tests, said, last: output.lines().map(str::to_owned).collect() }
-    }
-
-    fn case(filter: &str) -> Case {
+    pub(super) fn case(filter: &str) -> Case {
         cases(&target(false), &[filter.to_owned()]).unwrap().swap_remove(0)
-    }
-
-    #[test]
-    fn only_what_derailed_is_tried_again() {
-        let (race, api, rust) = (case("race_test"), case("regions_test"), case("bench guest"));
-        let [shutdown, _, lost, ..] = DERAILED;
-        let derailed = |status, said, case| ends(Ok(status), said).derailed(case);
-        assert!(derailed(254, shutdown, &race) && derailed(101, lost, &rust));
-        assert!(!derailed(254, "", &race) && !derailed(254, shutdown, &api));
-        assert!(!derailed(0, shutdown, &race));
-        let hang = || Err(anyhow::Error::from(Hang("no end".to_owned())).context("log"));
-        assert!(ends(hang(), "").derailed(&race) && !ends(hang(), "").derailed(&rust));
-        let complained = Err(anyhow::anyhow!("the guest's kernel complained"));
-        assert!(!ends(complained, shutdown).derailed(&race));
-    }
-
-    #[test]
-    fn a_failure_is_counted_once_and_says_why() {
-        let counted = |attempt: Attempt, filter| {
-            let mut tally = Tally::default();
-            let verdict = attempt.count(&case(filter), &mut tally);
-            (verdict, tally)
-        };
-        let (verdict, tally) = counted(ends(Ok(0), ""), "race_test");
-        assert_eq!((verdict, tally.passed, tally.reasons.len()), ("ok", 1, 0));
-        let (verdict, tally) = counted(ends(Ok(KSFT_SKIP), ""), "race_test");
-        assert_eq!((verdict, tally.skipped.len()), ("skipped", 1));
-
-        let output = "test a ... FAILED\nthread 'a' panicked\n\
-                      test result: FAILED. 3 passed; 1 failed; 0 ignored";
-        let (verdict, tally) = counted(ends(Ok(101), output), "bench guest");
-        assert_eq!((verdict, tally.passed, tally.failed), ("FAILED", 3, 1));
-        assert_eq!(tally.failures, ["a"]);
-        assert!(tally.reasons[0].contains("exit status 101\n    test a"), "{:?}", tally.reasons);
-
-        // Without one result, nothing was tested.
-        for attempt in [ends(Ok(0), ""), ends(Err(anyhow::anyhow!("no end")), output)] {
-            let failed_tests = attempt.tests.failed;
-            let (verdict, tally) = counted(attempt, "bench guest");
-            assert_eq!((verdict, tally.failed), ("FAILED", failed_tests + 1));
-            assert_eq!(tally.reasons.len(), 1);
-        }
     }
 
     #[test]
