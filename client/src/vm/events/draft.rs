@@ -227,7 +227,8 @@ impl<'t> EventDraft<'t> {
         if self.state.is_reserved(gsi) {
             return Err(ErrorKind::GsiTaken { gsi, by: "the VMM, which reserved it".into() });
         }
-        let is_msi = |route: &&Route| route.gsi == gsi && matches!(route.target, RouteTarget::Msi(_));
+        let is_msi =
+            |route: &&Route| route.gsi == gsi && matches!(route.target, RouteTarget::Msi(_));
         let message = self.own_routes().iter().any(|route| is_msi(&route));
         let shares = |other: &Line| match (&line.resample, &other.resample) {
             (Some(_), Some(_)) => line.pin.is_none() || line.pin == other.pin,
