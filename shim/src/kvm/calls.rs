@@ -13,6 +13,14 @@ use kvm_memslots_uapi::{
 };
 use libc::c_int;
 
+#[cfg(target_arch = "x86_64")]
+use super::requests::KVM_GET_IRQCHIP;
+use super::requests::{
+    KVM_CHECK_EXTENSION, KVM_CLEAR_DIRTY_LOG, KVM_CREATE_VM, KVM_ENABLE_CAP, KVM_GET_API_VERSION,
+    KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD, KVM_REGISTER_COALESCED_MMIO, KVM_SET_GSI_ROUTING,
+    KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS,
+    KVM_UNREGISTER_COALESCED_MMIO,
+};
 use super::retry::retry;
 use crate::errno::Errno;
 
@@ -99,72 +107,33 @@ pub(crate) trait VmCalls: Send + Sync + fmt::Debug {
     fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno>;
 }
 
-mod request {
-    #[cfg(target_arch = "x86_64")]
-    use kvm_bindings::kvm_irqchip;
-    use kvm_bindings::{
-        kvm_clear_dirty_log, kvm_coalesced_mmio_zone, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd,
-        kvm_irq_routing, kvm_irqfd,
-    };
-    use kvm_memslots_uapi::{
-        kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_userspace_memory_regions,
-    };
-    use nix::{ioctl_readwrite_bad, ioctl_write_int_bad, ioctl_write_ptr_bad};
+/// # Safety
+/// `argument` is what `request` takes: a number, or a pointer that is valid for what
+/// the kernel reads and writes there.
+unsafe fn ioctl(fd: BorrowedFd<'_>, request: u32, argument: usize) -> Result<c_int, Errno> {
+    // 32 bits, of which musl makes an `int`.
+    #[allow(clippy::cast_lossless)]
+    let request = request as libc::Ioctl;
+    // SAFETY: the caller's promise.
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
+    if answer < 0 { Err(Errno::last()) } else { Ok(answer) }
+}
 
-    #[cfg(target_arch = "x86_64")]
-    use crate::kvm::requests::KVM_GET_IRQCHIP;
-    use crate::kvm::requests::{
-        KVM_CHECK_EXTENSION, KVM_CLEAR_DIRTY_LOG, KVM_CREATE_VM, KVM_ENABLE_CAP,
-        KVM_GET_API_VERSION, KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD,
-        KVM_REGISTER_COALESCED_MMIO, KVM_SET_GSI_ROUTING, KVM_SET_USER_MEMORY_REGION,
-        KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS, KVM_UNREGISTER_COALESCED_MMIO,
-    };
-
-    // KVM refuses the call if its argument, which it does not use, is not 0.
-    ioctl_write_int_bad!(get_api_version, KVM_GET_API_VERSION);
-    // The argument is the type of the VM.
-    ioctl_write_int_bad!(create_vm, KVM_CREATE_VM);
-    ioctl_write_int_bad!(check_extension, KVM_CHECK_EXTENSION);
-    ioctl_write_ptr_bad!(get_dirty_log, KVM_GET_DIRTY_LOG, kvm_dirty_log);
-    ioctl_write_ptr_bad!(
-        set_user_memory_region,
-        KVM_SET_USER_MEMORY_REGION,
-        kvm_userspace_memory_region
-    );
-    ioctl_write_ptr_bad!(
-        set_user_memory_region2,
-        KVM_SET_USER_MEMORY_REGION2,
-        kvm_userspace_memory_region2
-    );
-    #[cfg(target_arch = "x86_64")]
-    ioctl_readwrite_bad!(get_irqchip, KVM_GET_IRQCHIP, kvm_irqchip);
-    ioctl_write_ptr_bad!(enable_cap, KVM_ENABLE_CAP, kvm_enable_cap);
-    ioctl_write_ptr_bad!(set_gsi_routing, KVM_SET_GSI_ROUTING, kvm_irq_routing);
-    ioctl_write_ptr_bad!(irqfd, KVM_IRQFD, kvm_irqfd);
-    ioctl_write_ptr_bad!(ioeventfd, KVM_IOEVENTFD, kvm_ioeventfd);
-    ioctl_write_ptr_bad!(
-        register_coalesced_mmio,
-        KVM_REGISTER_COALESCED_MMIO,
-        kvm_coalesced_mmio_zone
-    );
-    ioctl_write_ptr_bad!(
-        unregister_coalesced_mmio,
-        KVM_UNREGISTER_COALESCED_MMIO,
-        kvm_coalesced_mmio_zone
-    );
-    ioctl_readwrite_bad!(clear_dirty_log, KVM_CLEAR_DIRTY_LOG, kvm_clear_dirty_log);
-    ioctl_readwrite_bad!(
-        set_user_memory_regions,
-        KVM_SET_USER_MEMORY_REGIONS,
-        kvm_userspace_memory_regions
-    );
+/// The same with a structure that the kernel reads; with one that it writes, too, if
+/// the pointer is a mutable one.
+///
+/// # Safety
+/// It is what `request` takes; what pointers in it point at is the caller's promise.
+unsafe fn tell<T>(fd: &OwnedFd, request: u32, argument: *const T) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { ioctl(fd.as_fd(), request, argument.expose_provenance()) }.map(drop)
 }
 
 /// `KVM_CHECK_EXTENSION` of a VM, or of `/dev/kvm`.
 pub(super) fn check_extension(fd: BorrowedFd<'_>, cap: u32) -> Result<c_int, Errno> {
-    let cap = c_int::try_from(cap).map_err(|_| Errno::EINVAL)?;
+    let cap = usize::try_from(cap).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the argument is a number, and nothing is changed.
-    unsafe { request::check_extension(fd.as_raw_fd(), cap) }.map_err(Errno::from_nix)
+    unsafe { ioctl(fd, KVM_CHECK_EXTENSION, cap) }
 }
 
 /// `KVM_CAP_ARM_VM_IPA_SIZE`: how many bits a guest address can have, which is
@@ -181,12 +150,12 @@ fn new_vm() -> Result<OwnedFd, Errno> {
         .write(true)
         .open("/dev/kvm")
         .map_err(|error| Errno::of(&error))?;
-    // SAFETY: the argument is a number; a new descriptor is all that comes of it.
-    let create = |kind| unsafe { request::create_vm(kvm.as_raw_fd(), kind) };
-    let create = |kind| retry(|| create(kind).map_err(Errno::from_nix));
+    // SAFETY: the argument is a number, the type of the VM; a new descriptor is all
+    // that comes of it.
+    let create = |kind: usize| retry(|| unsafe { ioctl(kvm.as_fd(), KVM_CREATE_VM, kind) });
     let vm =
         create(0).or_else(|errno| match check_extension(kvm.as_fd(), CAP_ARM_VM_IPA_SIZE) {
-            Ok(bits @ 1..) => create(bits),
+            Ok(bits @ 1..) => create(bits.unsigned_abs() as usize),
             _ => Err(errno),
         })?;
     // SAFETY: KVM has just given this descriptor out, and nobody else has it.
@@ -211,8 +180,9 @@ impl VmCalls for OwnedFd {
     }
 
     fn api_version(&self) -> Result<c_int, Errno> {
+        // KVM refuses the call if its argument, which it does not use, is not 0.
         // SAFETY: the argument is a number, and nothing is changed.
-        unsafe { request::get_api_version(self.as_raw_fd(), 0) }.map_err(Errno::from_nix)
+        unsafe { ioctl(self.as_fd(), KVM_GET_API_VERSION, 0) }
     }
 
     fn check_extension(&self, cap: u32) -> Result<c_int, Errno> {
@@ -223,21 +193,16 @@ impl VmCalls for OwnedFd {
         &self,
         region: &kvm_userspace_memory_region,
     ) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure; what it maps is the caller's
-        // promise.
-        unsafe { request::set_user_memory_region(self.as_raw_fd(), region) }
-            .map(drop)
-            .map_err(Errno::from_nix)
+        // SAFETY: what it maps is the caller's promise.
+        unsafe { tell(self, KVM_SET_USER_MEMORY_REGION, region) }
     }
 
     unsafe fn set_user_memory_region2(
         &self,
         region: &kvm_userspace_memory_region2,
     ) -> Result<(), Errno> {
-        // SAFETY: as above.
-        unsafe { request::set_user_memory_region2(self.as_raw_fd(), region) }
-            .map(drop)
-            .map_err(Errno::from_nix)
+        // SAFETY: what it maps is the caller's promise.
+        unsafe { tell(self, KVM_SET_USER_MEMORY_REGION2, region) }
     }
 
     unsafe fn set_user_memory_regions(
@@ -245,60 +210,52 @@ impl VmCalls for OwnedFd {
         header: *mut kvm_userspace_memory_regions,
     ) -> Result<(), Errno> {
         // SAFETY: the caller's promise, for pointer and mappings.
-        unsafe { request::set_user_memory_regions(self.as_raw_fd(), header) }
-            .map(drop)
-            .map_err(Errno::from_nix)
+        unsafe { tell(self, KVM_SET_USER_MEMORY_REGIONS, header) }
     }
 
     unsafe fn get_dirty_log(&self, log: &kvm_dirty_log) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure and writes behind its
-        // pointer, where the caller says that it may.
-        unsafe { request::get_dirty_log(self.as_raw_fd(), log) }.map(drop).map_err(Errno::from_nix)
+        // SAFETY: the kernel writes behind its pointer, where the caller says that
+        // it may.
+        unsafe { tell(self, KVM_GET_DIRTY_LOG, log) }
     }
 
     unsafe fn clear_dirty_log(&self, log: &mut kvm_clear_dirty_log) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure and behind its pointer.
-        unsafe { request::clear_dirty_log(self.as_raw_fd(), log) }
-            .map(drop)
-            .map_err(Errno::from_nix)
+        // SAFETY: the kernel writes the structure, and reads behind its pointer, where
+        // the caller says that it may.
+        unsafe { tell(self, KVM_CLEAR_DIRTY_LOG, &raw mut *log) }
     }
 
     unsafe fn set_gsi_routing(&self, table: *const kvm_irq_routing) -> Result<(), Errno> {
         // SAFETY: the kernel reads what the caller says may be read.
-        let answer = unsafe { request::set_gsi_routing(self.as_raw_fd(), table) };
-        answer.map(drop).map_err(Errno::from_nix)
+        unsafe { tell(self, KVM_SET_GSI_ROUTING, table) }
     }
 
     fn irqfd(&self, irqfd: &kvm_irqfd) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure.
-        let answer = unsafe { request::irqfd(self.as_raw_fd(), irqfd) };
-        answer.map(drop).map_err(Errno::from_nix)
+        // SAFETY: there is no pointer in it.
+        unsafe { tell(self, KVM_IRQFD, irqfd) }
     }
 
     fn ioeventfd(&self, ioeventfd: &kvm_ioeventfd) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure.
-        let answer = unsafe { request::ioeventfd(self.as_raw_fd(), ioeventfd) };
-        answer.map(drop).map_err(Errno::from_nix)
+        // SAFETY: there is no pointer in it.
+        unsafe { tell(self, KVM_IOEVENTFD, ioeventfd) }
     }
 
     fn register_coalesced_mmio(&self, zone: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure.
-        let answer = unsafe { request::register_coalesced_mmio(self.as_raw_fd(), zone) };
-        answer.map(drop).map_err(Errno::from_nix)
+        // SAFETY: there is no pointer in it.
+        unsafe { tell(self, KVM_REGISTER_COALESCED_MMIO, zone) }
     }
 
     fn unregister_coalesced_mmio(&self, zone: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure.
-        let answer = unsafe { request::unregister_coalesced_mmio(self.as_raw_fd(), zone) };
-        answer.map(drop).map_err(Errno::from_nix)
+        // SAFETY: there is no pointer in it.
+        unsafe { tell(self, KVM_UNREGISTER_COALESCED_MMIO, zone) }
     }
 
     #[cfg(target_arch = "x86_64")]
     fn get_irqchip(&self) -> Result<(), Errno> {
         let mut chip = kvm_bindings::kvm_irqchip::default();
-        // SAFETY: the kernel reads and writes the structure.
-        let answer = unsafe { request::get_irqchip(self.as_raw_fd(), &raw mut chip) };
-        answer.map(drop).map_err(Errno::from_nix)
+        // SAFETY: the kernel reads and writes the structure, which is borrowed
+        // mutably.
+        unsafe { tell(self, KVM_GET_IRQCHIP, &raw mut chip) }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
@@ -307,9 +264,7 @@ impl VmCalls for OwnedFd {
     }
 
     fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the structure, whose `args` are numbers to
-        // the capabilities that this is for.
-        let answer = unsafe { request::enable_cap(self.as_raw_fd(), cap) };
-        answer.map(drop).map_err(Errno::from_nix)
+        // SAFETY: its `args` are numbers to the capabilities that this is for.
+        unsafe { tell(self, KVM_ENABLE_CAP, cap) }
     }
 }

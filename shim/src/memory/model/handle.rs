@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use kvm_memslots_uapi::{
-    MemFlags, MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2, kvm_userspace_memory_regions,
+    MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    kvm_userspace_memory_regions,
 };
 
 use super::config::ModelConfig;
@@ -215,17 +215,7 @@ impl MemoryCalls for Model {
     }
 
     unsafe fn change(&self, as_id: u16, op: &Op) -> Result<(), Errno> {
-        let region = op.to_kvm(as_id);
-        if region.flags & MemFlags::GUEST_MEMFD.bits() != 0 {
-            return self.set_user_memory_region2(&region);
-        }
-        self.set_user_memory_region(&kvm_userspace_memory_region {
-            slot: region.slot,
-            flags: region.flags,
-            guest_phys_addr: region.guest_phys_addr,
-            memory_size: region.memory_size,
-            userspace_addr: region.userspace_addr,
-        })
+        self.with(|vm| vm.change(&op.to_kvm(as_id)))
     }
 
     unsafe fn change_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {

@@ -17,9 +17,22 @@ impl Vm {
             userspace_addr: region.userspace_addr,
             ..Default::default()
         };
+        self.set_v1(&region)
+    }
+
+    /// Whichever of the two a change takes.
+    pub(super) fn change(&mut self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
+        if region.flags & MemFlags::GUEST_MEMFD.bits() != 0 {
+            self.set_region2(region)
+        } else {
+            self.set_v1(region)
+        }
+    }
+
+    fn set_v1(&mut self, region: &kvm_userspace_memory_region2) -> Result<(), Errno> {
         let v1 = MemFlags::LOG_DIRTY_PAGES | MemFlags::READONLY | MemFlags::TRAP;
         let acceptable = region.flags & !v1.bits() == 0;
-        self.set_one(&region, if acceptable { Ok(()) } else { Err(Errno::EINVAL) })
+        self.set_one(region, if acceptable { Ok(()) } else { Err(Errno::EINVAL) })
     }
 
     /// `KVM_SET_USER_MEMORY_REGION2`.
