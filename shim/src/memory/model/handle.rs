@@ -78,8 +78,8 @@ impl Model {
     /// without private memory.
     ///
     /// # Errors
-    /// `EINVAL` for any flag but [`MemFlags::LOG_DIRTY_PAGES`],
-    /// [`MemFlags::READONLY`] and [`MemFlags::TRAP`]
+    /// `EINVAL` for any flag but `KVM_MEM_LOG_DIRTY_PAGES`, `KVM_MEM_READONLY` and
+    /// `KVM_MEM_TRAP`
     /// (`KVM_SET_USER_MEMORY_REGION_V1_FLAGS`, `kvm_vm_ioctl()`).
     pub fn set_user_memory_region(
         &self,
