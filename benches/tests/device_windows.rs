@@ -5,16 +5,19 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{guest_or_skip, vm_or_skip};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell};
+use kvm_memslots::backend::{EventCalls, EventModel, Irqchip, MemoryModel};
+use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
 use kvm_memslots::window::{CheckedFile, Gap, Window, WindowPart, WindowSpec};
-use kvm_memslots::{Changes, Error, ErrorKind, RegionId, Vm, at, vm_fd};
+use kvm_memslots::{Changes, Error, ErrorKind, Limits, RegionId, Vm, at, vm_fd};
 use kvm_memslots_kit::guest::{Access, Outcome, Prober};
 use kvm_memslots_kit::host::SMALL_PAGE;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -217,4 +220,144 @@ fn two_swap_their_places_under_a_guest_that_looks() {
     assert!(judged > 0, "no look between two swaps");
     assert_eq!(window.placed().len(), 2);
     drop(fd);
+}
+
+/// Small, repeatable random numbers (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// What is done to devices, by their number.
+#[derive(Debug)]
+enum Op {
+    /// Parts of these pages of the window, so many, from these of the file on; and a
+    /// doorbell.
+    Attach(usize, Vec<(RegionId, u64, u64, u64)>, u64),
+    Detach(usize),
+    Move(RegionId, u64),
+}
+
+/// Doorbells that devices ask for; KVM has the last one, unknown to the library.
+const BELLS: u64 = 6;
+
+fn ops(random: &mut Random, devices: &mut usize, parts: &mut Vec<RegionId>) -> Vec<Op> {
+    let mut one = |random: &mut Random| match random.below(4) {
+        0 | 1 => {
+            let mut part = |random: &mut Random| {
+                parts.push(RegionId::new());
+                let pages = 1 + random.below(3);
+                let from = random.below(PAGES + 1 - pages);
+                (parts[parts.len() - 1], random.below(PAGES), pages, from)
+            };
+            let count = 1 + random.below(2);
+            let parts = (0..count).map(|_| part(random)).collect();
+            *devices += 1;
+            Op::Attach(*devices - 1, parts, random.below(BELLS))
+        }
+        2 if *devices > 0 => Op::Detach(random.below(*devices as u64) as usize),
+        _ if !parts.is_empty() => {
+            // Mostly one that there may be still.
+            let last = random.below((parts.len() as u64).min(12)) as usize;
+            Op::Move(parts[parts.len() - 1 - last], random.below(PAGES) * SMALL_PAGE)
+        }
+        _ => Op::Move(RegionId::new(), 0),
+    };
+    (0..=random.below(4)).map(|_| one(random)).collect()
+}
+
+/// A VM, and the names that it has for devices.
+struct Side<'v> {
+    vm: &'v Vm,
+    window: &'v Window,
+    ids: BTreeMap<usize, DeviceId>,
+}
+
+impl Side<'_> {
+    fn apply(&mut self, ops: &[Op], file: &CheckedFile, event: &Arc<EventFd>) -> Result<(), Error> {
+        let mut c = Changes::new();
+        for op in ops {
+            match op {
+                Op::Attach(n, parts, bell) => {
+                    let bell = Doorbell::at(Bus::Mmio, DOORBELL + bell * 8).len(4);
+                    let device = Device::new(format!("dev{n}")).ioeventfd(bell, Arc::clone(event));
+                    let device = parts.iter().fold(device, |device, (id, page, pages, from)| {
+                        let [at, len, from] = [page, pages, from].map(|pages| pages * SMALL_PAGE);
+                        device.in_window(*id, WindowPart::new(self.window, at, len, file, from))
+                    });
+                    self.ids.insert(*n, c.attach(device));
+                }
+                Op::Detach(n) => c.detach(self.ids[n]),
+                Op::Move(part, offset) => c.move_in_window(*part, *offset),
+            }
+        }
+        self.vm.apply(c).map(drop)
+    }
+}
+
+/// Any sets of changes, of which some are refused by the library, by KVM or by the
+/// host, come to the same on KVM and on its model; and what the guest reads is what
+/// the model's window has.
+#[test]
+fn random_sets_come_to_what_they_come_to_on_the_model() {
+    let test = "random_sets_come_to_what_they_come_to_on_the_model";
+    let (mut done, mut refused) = (0, BTreeMap::new());
+    for seed in 1..=8_u64 {
+        let Some(mut rig) = Rig::new(test, Gap::Zeroes) else { return };
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let hidden = EventFd::new(EFD_NONBLOCK).unwrap();
+        let addr = DOORBELL + (BELLS - 1) * 8;
+        rig.fd.register_ioevent(&hidden, &IoEventAddress::Mmio(addr), NoDatamatch).unwrap();
+        let events = EventModel::new(Irqchip::Split);
+        let (bus, fd) = (Bus::Mmio, hidden.as_raw_fd());
+        let by_hand = Ioeventfd { bus, addr, len: 0, datamatch: None, fd };
+        events.assign_ioeventfd(&by_hand).unwrap();
+        let memory = Arc::new(MemoryModel::new(Limits::x86()));
+        let model = Vm::builder().open_on(memory, Arc::new(events)).unwrap();
+        let span = at(GPA, PAGES * SMALL_PAGE);
+        let window = Window::new(WindowSpec::new(span).gap(Gap::Zeroes)).unwrap();
+        let mut c = Changes::new();
+        c.map(window.region());
+        model.apply(c).unwrap();
+
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (seed << 20));
+        let (mut devices, mut parts) = (0, Vec::new());
+        let mut real = Side { vm: &rig.vm, window: &rig.window, ids: BTreeMap::new() };
+        let mut modelled = Side { vm: &model, window: &window, ids: BTreeMap::new() };
+        for round in 0..60 {
+            let ops = ops(&mut random, &mut devices, &mut parts);
+            let outcomes = [&mut real, &mut modelled].map(|side| {
+                side.apply(&ops, &rig.file, &event).map_err(|error| {
+                    let kind = std::mem::discriminant(error.kind());
+                    (kind, error.errno(), error.change(), error.part())
+                })
+            });
+            let what = format_args!("seed {seed}, round {round}: {ops:?}");
+            assert_eq!(outcomes[0], outcomes[1], "{what}");
+            match &outcomes[0] {
+                Ok(()) => done += 1,
+                Err((_, errno, ..)) => *refused.entry(errno.raw()).or_insert(0) += 1,
+            }
+            assert_eq!(rig.window.placed(), window.placed(), "{what}");
+            let reads: Vec<_> = (0..PAGES).map(|page| Access::Read(gpa(page))).collect();
+            let found = rig.prober.probe(&reads).unwrap();
+            for (page, found) in (0..PAGES).zip(found) {
+                let hva = window.backing().hva() + page * SMALL_PAGE;
+                let word = std::ptr::with_exposed_provenance::<u64>(hva as usize);
+                // SAFETY: gaps are zeroes, and nothing writes to the file.
+                let word = unsafe { word.read_volatile() };
+                assert_eq!(found, Outcome::Value(word), "page {page}, {what}");
+            }
+        }
+    }
+    // Some are done; the library refuses what has no room (EEXIST) or is not there
+    // (ENOENT) or no page of the window (EINVAL).
+    assert!(done > 20, "{done}");
+    assert!(refused.len() >= 3 && refused.values().all(|count| *count > 2), "{refused:?}");
 }
