@@ -157,6 +157,34 @@ fn a_callback_that_moves_regions_and_panics_loses_nothing() {
     assert_eq!((dirty(0), dirty(1), dirty(3)), (Some(vec![0]), Some(vec![1]), Some(vec![1])));
 }
 
+/// A part that is split off and moved in one set takes its dirty pages along; one that
+/// is split off and unmapped leaves them in the report.
+#[test]
+fn what_is_split_off_keeps_its_dirty_pages() {
+    for exact in [false, true] {
+        let policy = if exact { HolePolicy::NoVcpuRuns } else { HolePolicy::Named };
+        let (vm, model) = plain(Vm::builder().holes(policy));
+        let [low] = map_all(&vm, [ram(0, 6).log_dirty()]);
+        write(&model, &[0, 3, 4]);
+        let mut c = Changes::new();
+        let middle = c.split(low, 2 * PAGE);
+        let high = c.split(middle, 2 * PAGE);
+        c.move_to(middle, 100 * PAGE);
+        c.unmap(high);
+        let report = vm.apply(c).unwrap();
+        let [(part, last)] = &report.last_dirty[..] else { panic!("{report:?}") };
+        assert_eq!((part.id, part.range.gpa()), (high, 4 * PAGE));
+        assert_eq!((last.pages(), last.is_dirty(0)), (2, true));
+        let dirty = vm.dirty_log(middle).unwrap();
+        assert_eq!((dirty.pages(), dirty.is_dirty(1)), (2, true));
+        let stays = vm.dirty_log(low).unwrap();
+        assert!(stays.is_dirty(0));
+        if exact {
+            assert_eq!((pages(last), pages(&dirty), pages(&stays)), (vec![0], vec![1], vec![0]));
+        }
+    }
+}
+
 #[test]
 fn parts_of_a_region() {
     let (vm, model) = plain(Vm::builder());

@@ -23,6 +23,9 @@ pub(crate) struct Edit {
     pub(crate) id: RegionId,
     /// The region as it is applied; none if the set maps it.
     pub(super) index: Option<u32>,
+    /// Where it is, or what it is split from: the region as it is applied, and which
+    /// guest addresses of that.
+    pub(super) from: Option<(u32, Range)>,
     /// As it will be; none if it goes.
     pub(crate) now: Option<Record>,
     /// The change that did it last.
@@ -94,7 +97,9 @@ impl<'t> Draft<'t> {
         }
         let record = self.checks.record(id, spec)?;
         let now = Some(record);
-        self.push(Edit { id, index: None, now, change: 0, is_new: true, rebuild: false });
+        let edit =
+            Edit { id, index: None, from: None, now, change: 0, is_new: true, rebuild: false };
+        self.push(edit);
         Ok(())
     }
 
@@ -166,8 +171,11 @@ impl<'t> Draft<'t> {
         };
         let (low, high) = (part(low, 0, offset), part(high, offset, whole.reach() - offset));
         self.set(at, Some(low));
-        let (now, is_new) = (Some(high), self.edits[at].is_new);
-        self.push(Edit { id: upper, index: None, now, change: 0, is_new, rebuild: false });
+        let Edit { is_new, from, .. } = self.edits[at];
+        let (from, above) = cut(from, offset);
+        self.edits[at].from = from;
+        let (now, from) = (Some(high), above);
+        self.push(Edit { id: upper, index: None, from, now, change: 0, is_new, rebuild: false });
         Ok(())
     }
 
@@ -271,8 +279,8 @@ impl<'t> Draft<'t> {
         }
         let Some(index) = self.regions.find(id) else { return unknown() };
         let now = Some(self.regions.record(index));
-        let index = Some(index);
-        Ok(self.push(Edit { id, index, now, change: 0, is_new: false, rebuild: false }))
+        let (from, index) = (Some((index, self.regions.range(index))), Some(index));
+        Ok(self.push(Edit { id, index, from, now, change: 0, is_new: false, rebuild: false }))
     }
 
     fn current(&mut self, id: RegionId) -> Result<(usize, Record), Error> {
@@ -365,6 +373,15 @@ impl<'t> Draft<'t> {
     fn set(&mut self, at: usize, now: Option<Record>) {
         self.edits[at].now = now;
     }
+}
+
+/// Where what is below `offset` bytes of a region is, and the rest, as far as that is
+/// anywhere yet.
+fn cut(from: Option<(u32, Range)>, offset: u64) -> (Option<(u32, Range)>, Option<(u32, Range)>) {
+    let Some((index, all)) = from else { return (None, None) };
+    let middle = all.gpa().saturating_add(offset).min(all.end());
+    let part = |from, to| Some((index, Range::between(from, to)?));
+    (part(all.gpa(), middle), part(middle, all.end()))
 }
 
 fn overlap(edit: &Edit, record: &Record, other: Box<Described>) -> Error {

@@ -275,15 +275,18 @@ fn same_to_others(before: &Record, now: &Record) -> bool {
     plain(before) == plain(now) && file(before) == file(now)
 }
 
-/// The regions that are touched and whose writes were logged.
+/// The regions that are touched and whose writes were logged, and the parts of those
+/// that are split.
 fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
     let before = draft.edits.iter().filter_map(|edit| {
-        let index = edit.index?;
-        let mapping = regions.mapping(index);
+        let (index, part) = edit.from?;
+        let mapping = regions.mapping(index).clipped_to(part)?;
         if !mapping.is_logged() {
             return None;
         }
-        let region = regions.region(index);
+        let whole = regions.record(index);
+        let skip = part.gpa() - whole.range().gpa();
+        let region = whole.part(mapping, skip).region(edit.id);
         let moved = |now: &Mapping| {
             let elsewhere = now.range().gpa() != mapping.range().gpa();
             (elsewhere && now.hva() == mapping.hva() && now.is_logged()).then_some(now.range())

@@ -104,7 +104,8 @@ impl Vm {
         let slot = commit.spaces[usize::from(as_id)].ids.lowest_free()?;
         let op = Op::Create(Slot { id: slot, mapping: now.mapping });
         let now = Some(now);
-        let edit = Edit { id, index: None, now, change: 0, is_new: true, rebuild: false };
+        let edit =
+            Edit { id, index: None, from: None, now, change: 0, is_new: true, rebuild: false };
         Some(Single { as_id, op, edit })
     }
 
@@ -132,7 +133,7 @@ impl Vm {
         now.mapping = now.mapping.with_flags(flags);
         let as_id = now.as_id;
         let (index, now) = (Some(index), Some(now));
-        let edit = Edit { id, index, now, change: 0, is_new: false, rebuild: false };
+        let edit = Edit { id, index, from: None, now, change: 0, is_new: false, rebuild: false };
         Some(Single { as_id, op: Op::SetFlags { from, flags }, edit })
     }
 
@@ -173,6 +174,6 @@ fn single_unmap(tables: &Tables, id: RegionId) -> Option<Single> {
     let as_id = tables.regions.as_id(index);
     let slot = tables.slots[usize::from(as_id)].exactly(mapping.range())?;
     let index = Some(index);
-    let edit = Edit { id, index, now: None, change: 0, is_new: false, rebuild: false };
+    let edit = Edit { id, index, from: None, now: None, change: 0, is_new: false, rebuild: false };
     Some(Single { as_id, op: Op::Delete(slot), edit })
 }
