@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use kvm_memslots::backend::Yes;
+use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots::{Changes, ErrorKind, Limits, Vm};
 
-use crate::memory::{Memory, PAGE, device, map_now, open, ram, unmap_now};
+use crate::memory::{Memory, PAGE, device, map_now, open, open_with, ram, unmap_now};
 
-const TIB: u64 = 1 << 40;
+const GIB: u64 = 1 << 30;
 
 #[test]
-fn a_page_of_a_terabyte_costs_what_a_page_does() {
+fn the_last_page_of_a_large_region_is_the_one_that_is_dirty() {
     let memory = Memory::new(1);
     let (vm, _) = open(u64::MAX);
     // Its last page is the one that is there.
-    let size = 2 * TIB;
+    let size = 64 * GIB;
     let spec = device(0, size, memory.hva() + PAGE - size);
     let id = map_now(&vm, spec.deferrable().log_dirty());
     let exits = vm.deferred(0).unwrap();
@@ -31,9 +32,11 @@ fn a_page_of_a_terabyte_costs_what_a_page_does() {
 
 #[test]
 fn what_is_deferrable_and_logged_is_no_larger_than_a_slot() {
-    let (vm, _) = open(u64::MAX);
-    let slot = Limits::x86().slot_bytes();
-    let (hva, size) = (0x7000_0000_0000, 64 * TIB);
+    let limits = Limits::x86().with_slot_pages(1 << 20);
+    let policy = Policy::Fixed { exits: u64::MAX };
+    let (vm, _) = open_with(Deferral::default().policy(policy), limits);
+    let slot = limits.slot_bytes();
+    let (hva, size) = (0x7000_0000_0000, slot + PAGE);
     let too_large = |c: Changes| {
         let error = vm.apply(c).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::NotDeferrable { .. }), "{error}");
