@@ -103,7 +103,12 @@ proptest! {
     ) {
         let mut merged = Run::new(false, manual, gate(), batch);
         let mut unmerged = Run::new(true, manual, gate(), batch);
-        for (steps, writes, reads) in rounds {
+        for (mut steps, writes, reads) in rounds {
+            // Memory that moves and is mapped anew in one set may be one move to KVM,
+            // which takes its log along: what was dirty is so once more.
+            if steps.iter().any(|step| matches!(step, Step::Move(..))) {
+                steps.retain(|step| !matches!(step, Step::Remap(_) | Step::Recut(..)));
+            }
             merged.apply(&steps).unwrap();
             unmerged.apply(&steps).unwrap();
             merged.write(&writes);

@@ -63,7 +63,10 @@ use crate::report::{Executor, Report};
 /// Dropping it leaves everything to the VM, which frees it when it goes; only
 /// regions that own their memory ([`Backing::owned`](crate::Backing::owned)) are
 /// unmapped, and where that fails their memory is leaked rather than left to the
-/// guest. [`close`](Self::close) unmaps everything. In a process that was forked
+/// guest. [`close`](Self::close) unmaps everything. Whoever opens the VM again has
+/// closed it before, or says which slot ids are in use
+/// ([`Builder::reserve_slots`]): KVM takes a call with one of those for a change of
+/// that slot. In a process that was forked
 /// from the one that opened it, nothing of that concerns the VM: applying, and
 /// reading dirty logs, is [`ErrorKind::Forked`], and dropping drops what is this
 /// process's.
