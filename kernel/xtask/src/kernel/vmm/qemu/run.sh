@@ -6,6 +6,10 @@
 # On this machine VMM_STRACE is set, and strace counts; in the lab probes do.
 way=$1 run=$2 program=$3 firmware=$4
 mkdir -p "$5" && cd "$5" || exit
+# For what a disk's snapshot has changed: QEMU's default is not there in the lab.
+export TMPDIR="$PWD"
+# What is said to a QEMU that has ended is said to nobody.
+trap '' PIPE
 name=$way-$run
 resets=${VMM_RESETS:-8}
 tracing=/sys/kernel/tracing
