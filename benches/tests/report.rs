@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use kvm_memslots_bench::compare::Row;
-use kvm_memslots_bench::report::{Report, human};
+use kvm_memslots_bench::report::Report;
 use kvm_memslots_kit::machine::Machine;
 use serde_json::{Value, json};
 
@@ -68,18 +68,155 @@ fn the_page_is_one_file_with_every_number() {
         assert!(
             page.contains(&format!("<td class=\"words\">{}</td>", row["way"].as_str().unwrap()))
         );
-        for cell in [
-            calls.to_string(),
-            format!("{} planned", row["grace_periods"]),
-            human(row["wall_ns_min"].as_u64().unwrap()),
-            human(row["wall_ns_max"].as_u64().unwrap()),
-        ] {
+        for cell in [calls.to_string(), format!("{} planned", row["grace_periods"])] {
             assert!(page.contains(&format!("<td>{cell}</td>")), "{cell}");
         }
     }
-    // Two plots over sizes for each scenario, one distribution for each size.
-    assert_eq!(page.matches("<svg").count(), 2 * 2 + 2 * 3);
+    // A plot over sizes for each scenario; and no time, which would be the model's.
+    assert_eq!(page.matches("<svg").count(), 2);
     assert!(page.contains("Grace periods over regions: sparse, no vCPU"));
+    for time in [" times as ", "<td>median</td>", " us", " ms", "Time over", "Each dot"] {
+        assert!(!page.contains(time), "{time}");
+    }
+}
+
+/// A row as `--json` prints it: of `size` regions, with runs that took `walls`.
+fn measured(way: &str, size: u64, walls: &[u64], ratio: &Value, note: Option<&str>) -> Row {
+    let json = json!({
+        "what": "replay", "size": size, "unit": "calls", "way": way, "ioctls": 7,
+        "grace_periods_by": "kernel", "grace_periods": 9, "runs": walls.len(),
+        "wall_ns": walls.first(), "wall_ns_min": walls.iter().min(),
+        "wall_ns_max": walls.iter().max(), "walls_ns": walls, "note": note,
+        "ratios": {"per-region": ratio},
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+#[test]
+fn a_page_of_kvm_has_times_and_does_not_claim_more_than_was_found() {
+    let known = json!({"times": 2.5, "spread": [1.5, 3.0], "equal": false});
+    let unknown = json!({"times": 4.0, "spread": null, "equal": false});
+    let walls = [2_000_000, 3_000_000, 4_000_000];
+    let page = |rows: &[Row]| {
+        let machine = Machine::look();
+        let (title, command) = ("Costs", "memslots replay");
+        Report { title, command, machine: &machine, model: false, rows, changes: None }.page()
+    };
+    let found = page(&[
+        measured("shim", 10, &walls, &known, None),
+        measured("shim", 100, &walls, &known, None),
+    ]);
+    check_well_formed(&found);
+    for part in [
+        "<td>2.00 ms</td>",
+        "<td>4.00 ms</td>",
+        "7 calls and 9 grace periods, 2.00 ms, 2.50 times as fast as per-region.",
+        "Time over calls: replay",
+        "Each dot is a run",
+    ] {
+        assert!(found.contains(part), "{part}");
+    }
+    // Two plots over sizes, a distribution for each size.
+    assert_eq!(found.matches("<svg").count(), 2 + 2);
+    assert!(!found.contains("about"));
+
+    let found = page(&[measured("deferred", 10, &walls[..1], &unknown, Some("a lower bound"))]);
+    let said = "at least 7 calls and at least 9 grace periods, 2.00 ms, about 4.00 times as fast";
+    assert!(found.contains(said) && found.contains("fewer than three runs"), "{found}");
+}
+
+/// More nanoseconds than anybody waits.
+const HOURS: u64 = 10_000_000_000_000;
+
+/// Where a text of a plot is, and what it says.
+struct Label<'a> {
+    left: f64,
+    top: f64,
+    right: f64,
+    bottom: f64,
+    text: &'a str,
+}
+
+impl<'a> Label<'a> {
+    /// Of `<text ...>`, up to its end: in the units of the plot, with letters of
+    /// two thirds of their size, which is wider than they are.
+    fn new(svg: &'a str) -> Self {
+        let (tag, rest) = svg.split_once('>').unwrap();
+        let attribute = |name: &str| {
+            let (_, rest) = tag.split_once(&format!("{name}=\"")).unwrap();
+            rest.split_once('"').unwrap().0
+        };
+        let number = |name: &str| attribute(name).parse::<f64>().unwrap();
+        let text = rest.split_once('<').unwrap().0.trim();
+        let size = number("font-size");
+        let width = text.chars().count() as f64 * size * 2.0 / 3.0;
+        let left = match attribute("text-anchor") {
+            "start" => number(" x"),
+            "middle" => number(" x") - width / 2.0,
+            "end" => number(" x") - width,
+            other => panic!("{other}"),
+        };
+        let top = match attribute("dy") {
+            "0.76em" => number(" y"),
+            "0.5ex" => number(" y") - size / 2.0,
+            "-0.5ex" => number(" y") - size,
+            other => panic!("{other}"),
+        };
+        Self { left, top, right: left + width, bottom: top + size, text }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let beside = self.right <= other.left || other.right <= self.left;
+        let above = self.bottom <= other.top || other.bottom <= self.top;
+        !beside && !above
+    }
+}
+
+/// No text of a plot over another, and none outside of it.
+fn check_labels(page: &str) -> usize {
+    let mut found = 0;
+    for svg in page.split("<svg ").skip(1) {
+        let (svg, _) = svg.split_once("</svg>").unwrap();
+        let labels: Vec<Label<'_>> = svg.split("<text").skip(1).map(Label::new).collect();
+        for (index, label) in labels.iter().enumerate() {
+            let text = label.text;
+            assert!(label.left >= 0.0 && label.right <= 360.0 && label.top >= 0.0, "{text}");
+            for other in &labels[..index] {
+                assert!(!label.overlaps(other), "{text} over {}", other.text);
+            }
+        }
+        found += labels.len();
+    }
+    found
+}
+
+#[test]
+fn no_text_of_a_plot_is_over_another() {
+    let known = json!({"times": 2.5, "spread": [1.5, 3.0], "equal": false});
+    let machine = Machine::look();
+    let mut labels = 0;
+    for sizes in [[1, 2], [7, 9000], [100, 110], [1, 32764], [1000, 4_000_000_000]] {
+        for least in [1_u64, 999, 1_500_000, 123_456_789, 20_000_000_000] {
+            for times in [1, 2, 90, 1_000_000] {
+                if least * times > HOURS {
+                    continue;
+                }
+                let walls = [least, least * (times + 1) / 2, least * times];
+                let rows = sizes.map(|size| measured("shim", size, &walls, &known, None));
+                let (title, command) = ("Costs", "memslots replay");
+                let report = Report {
+                    title,
+                    command,
+                    machine: &machine,
+                    model: false,
+                    rows: &rows,
+                    changes: None,
+                };
+                labels += check_labels(&report.page());
+            }
+        }
+    }
+    assert!(labels > 1000, "{labels}");
 }
 
 #[test]

@@ -34,13 +34,15 @@ impl Ratio {
         Some(Self { times: times(theirs, mine), spread, equal })
     }
 
-    /// In words: `2.20 times as fast`.
+    /// In words: `2.20 times as fast`, `about` that where nothing is known of the
+    /// noise.
     #[must_use]
     pub fn words(&self) -> String {
+        let about = if self.spread.is_none() { "about " } else { "" };
         match self.times {
             _ if self.equal => "as fast within the noise".to_owned(),
-            times @ 1.0.. => format!("{} times as fast", digits(times)),
-            times => format!("{} times as slow", digits(1.0 / times.max(f64::MIN_POSITIVE))),
+            times @ 1.0.. => format!("{about}{} times as fast", digits(times)),
+            times => format!("{about}{} times as slow", digits(1.0 / times.max(f64::MIN_POSITIVE))),
         }
     }
 }
@@ -105,5 +107,6 @@ mod tests {
         assert_eq!(words(&[5; 3], &[11; 3]), "2.20 times as fast");
         assert_eq!(words(&[11; 3], &[5; 3]), "2.20 times as slow");
         assert_eq!(words(&[11; 3], &[11; 3]), "as fast within the noise");
+        assert_eq!(words(&[5], &[11]), "about 2.20 times as fast");
     }
 }

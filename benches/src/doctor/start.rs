@@ -177,15 +177,18 @@ pub(super) fn parts(measured: &Measured) -> Vec<Part> {
     ];
     for [least, most] in measured.orders.iter().filter_map(|group| extremes(group)) {
         let time = |row: &Row| or_dash(row.wall_ns.map(human));
+        // What tells the groups apart, if there are several.
+        let chips = ["split irqchip, ", "irqchip, ", ""];
+        let of = chips.into_iter().find(|chip| least.way.contains(chip)).unwrap_or_default();
         // Another order may be as fast within the noise.
         match least.ratios.get(&most.way).filter(|ratio| !ratio.equal) {
-            None => parts.push(Part::Said(
-                "least here: all orders take the same within the noise".to_owned(),
-            )),
+            None => parts.push(Part::Said(format!(
+                "{of}least here: all orders take the same within the noise"
+            ))),
             Some(ratio) => {
                 let (cheap, dear) = (time(least), time(most));
-                parts.push(Part::Said(format!("least here: {}: {cheap}, {ratio}", least.way)));
-                parts.push(Part::Said(format!("most here:  {}: {dear}", most.way)));
+                parts.push(Part::Said(format!("{of}least here: {}: {cheap}, {ratio}", least.way)));
+                parts.push(Part::Said(format!("{of}most here:  {}: {dear}", most.way)));
             }
         }
     }

@@ -82,9 +82,9 @@ fn figure(
     text + "</figcaption>\n</figure>\n"
 }
 
-/// For each thing that was done at several sizes: time and grace periods over
-/// the size.
-pub(super) fn over_sizes(rows: &[Row]) -> Vec<(String, String)> {
+/// For each thing that was done at several sizes: time, if `times` mean something,
+/// and grace periods over the size.
+pub(super) fn over_sizes(rows: &[Row], times: bool) -> Vec<(String, String)> {
     let mut things: Vec<(&str, &str)> = Vec::new();
     for row in rows {
         let thing = (row.what.as_str(), row.unit.as_str());
@@ -106,8 +106,8 @@ pub(super) fn over_sizes(rows: &[Row]) -> Vec<(String, String)> {
             }
             series
         };
-        let times = of(|row| median(&row.walls_ns));
-        if times.iter().all(|(_, points)| points.len() < 2) {
+        let medians = of(|row| median(&row.walls_ns));
+        if medians.iter().all(|(_, points)| points.len() < 2) {
             return None;
         }
         let title = format!("{what}, by number of {unit}");
@@ -115,7 +115,10 @@ pub(super) fn over_sizes(rows: &[Row]) -> Vec<(String, String)> {
             let names: Vec<&str> = series.iter().map(|(name, _)| *name).collect();
             figure(caption, &names, HEIGHT, |area| draw_lines(area, series, unit, time))
         };
-        let mut charts = lines(&format!("Time over {unit}: {what}"), &times, true);
+        let mut charts = String::new();
+        if times {
+            charts += &lines(&format!("Time over {unit}: {what}"), &medians, true);
+        }
         let grace_periods = of(|row| row.grace_periods);
         if !grace_periods.is_empty() {
             charts += &lines(&format!("Grace periods over {unit}: {what}"), &grace_periods, false);

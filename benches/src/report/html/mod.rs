@@ -41,16 +41,20 @@ impl Report<'_> {
             }
             body += "</ul>\n";
         }
-        for (title, charts) in chart::over_sizes(self.rows) {
+        for (title, charts) in chart::over_sizes(self.rows, !self.model) {
             let _ = writeln!(body, "<section>\n<h2>{}</h2>\n{charts}</section>", escape(&title));
         }
         for rows in self.rows.chunk_by(|a, b| a.comparison() == b.comparison()) {
             let _ = write!(body, "<section>\n<h2>{}</h2>\n", escape(&rows[0].title()));
-            for sentence in sentences(rows) {
+            for sentence in sentences(rows, !self.model) {
                 let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
             }
-            body += &table_of(&HEADER, rows.iter().map(cells), 1);
-            body += &runs(rows);
+            if self.model {
+                body += &table_of(&COUNTS, rows.iter().map(|row| counts(row).into()), 1);
+            } else {
+                body += &table_of(&HEADER, rows.iter().map(cells), 1);
+                body += &runs(rows);
+            }
             body += "</section>\n";
         }
         page(self.title, &body)
@@ -67,9 +71,12 @@ impl Report<'_> {
         let preemption = (self.machine.preemption.as_ref())
             .map_or_else(String::new, |model| format!(", preemption {model}"));
         let kvm = match (&self.machine.kvm, self.model) {
-            (_, true) => "The changes were made on the model of KVM: counts hold, times mean \
-                          nothing."
-                .to_owned(),
+            (_, true) => {
+                return escape(&format!(
+                    "Counted on Linux {kernel}, {arch}. The changes were made on the model of KVM: \
+                 counts hold, and times, which mean nothing, are left out."
+                ));
+            }
             (Ok(offer), _) => {
                 let flavour = offer.flavour.unwrap_or("not known by name");
                 let batch = if offer.limits.batch.is_some() { "has" } else { "does not have" };
@@ -77,10 +84,17 @@ impl Report<'_> {
             }
             (Err(why), _) => format!("KVM: {why}."),
         };
+        let ratios = || self.rows.iter().flat_map(|row| row.ratios.values());
+        let about = if ratios().any(|ratio| ratio.spread.is_none()) {
+            " Of fewer than three runs nothing is known of that: \"about\", or ~, stands before \
+             what they give."
+        } else {
+            ""
+        };
         escape(&format!(
             "Measured on Linux {kernel}, {arch}, {cpus} CPUs{place}{hz}{preemption}. {kvm} A time \
              is the median of its runs; two are called different only where their spreads, in \
-             which each median lies with 95 %, do not overlap."
+             which each median lies with 95 %, do not overlap.{about}"
         ))
     }
 }
@@ -89,36 +103,52 @@ impl Report<'_> {
 const HEADER: [&str; 7] =
     ["way", "median", "times as fast", "calls", "grace periods", "fastest", "slowest"];
 
-fn cells(row: &Row) -> Vec<String> {
-    let time = |ns: Option<u64>| or_dash(ns.map(human));
+/// Of the model, whose times mean nothing.
+const COUNTS: [&str; 3] = ["way", "calls", "grace periods"];
+
+fn counts(row: &Row) -> [String; 3] {
     let (at_least, by) = (row.at_least(), row.grace_periods_by);
-    vec![
+    [
         row.way.clone(),
-        if row.skipped.is_some() { "skipped".to_owned() } else { time(row.wall_ns) },
-        or_dash(row.ratios.values().next()),
         or_dash(row.ioctls.map(|count| format!("{at_least}{count}"))),
         or_dash(row.grace_periods.map(|count| format!("{at_least}{count} {by}"))),
+    ]
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let time = |ns: Option<u64>| or_dash(ns.map(human));
+    let [way, calls, grace_periods] = counts(row);
+    vec![
+        way,
+        if row.skipped.is_some() { "skipped".to_owned() } else { time(row.wall_ns) },
+        or_dash(row.ratios.values().next()),
+        calls,
+        grace_periods,
         time(row.wall_ns_min),
         time(row.wall_ns_max),
     ]
 }
 
-/// What a comparison says.
-fn sentences(rows: &[Row]) -> Vec<String> {
+/// What a comparison says, with its `times` if they mean something.
+fn sentences(rows: &[Row], times: bool) -> Vec<String> {
     let mut said = Vec::new();
     for row in rows {
         let name = &row.way;
         if let Some(time) = row.wall_ns {
-            let mut costs = Vec::new();
-            costs.extend(row.ioctls.map(|count| format!("{count} calls")));
-            costs.extend(row.grace_periods.map(|count| format!("{count} grace periods")));
-            let costs = costs.join(" and ");
-            let comma = if costs.is_empty() { "" } else { ", " };
-            let mut compared = String::new();
-            for (to, ratio) in &row.ratios {
-                let _ = write!(compared, ", {} as {to}", ratio.words());
+            let at_least = if row.at_least().is_empty() { "" } else { "at least " };
+            let mut counts = Vec::new();
+            counts.extend(row.ioctls.map(|count| format!("{at_least}{count} calls")));
+            counts
+                .extend(row.grace_periods.map(|count| format!("{at_least}{count} grace periods")));
+            let mut costs = vec![counts.join(" and ")];
+            if times {
+                costs.push(human(time));
+                costs.extend(
+                    row.ratios.iter().map(|(to, ratio)| format!("{} as {to}", ratio.words())),
+                );
             }
-            said.push(format!("{name}: {costs}{comma}{}{compared}.", human(time)));
+            costs.retain(|cost| !cost.is_empty());
+            said.push(format!("{name}: {}.", costs.join(", ")));
         }
         said.extend(row.remark().iter().map(|remark| format!("{name}, {remark}.")));
     }

@@ -18,7 +18,8 @@ th,td{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right;white-s
 .charts{display:flex;flex-wrap:wrap;gap:1rem}\
 figure{margin:1rem 0;max-width:100%}figcaption{font-size:.9rem;color:#333}\
 svg{max-width:100%;height:auto;display:block}\
-.key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .9em}\
+.key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .9em;\
+-webkit-print-color-adjust:exact;print-color-adjust:exact}\
 @media (max-width:30rem){th,td{padding:.25rem .35rem}\
 dl{display:block}dd{margin-bottom:.3rem}}\
 @media print{body{max-width:none;padding:0;font-size:11pt}section,figure,table{break-inside:avoid}h2{break-after:avoid}\
