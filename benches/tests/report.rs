@@ -220,6 +220,13 @@ fn no_text_of_a_plot_is_over_another() {
 }
 
 #[test]
+fn a_size_is_measured_once_whatever_was_asked_for() {
+    let json = rows(&memslots("bench boot --regions 10,100 --runs 1 --executor model --json"));
+    let ways: Vec<_> = json.iter().map(|row| row["way"].as_str().unwrap()).collect();
+    assert_eq!(ways, ["per-region", "shim", "batch"]);
+}
+
+#[test]
 fn a_baseline_of_the_same_counts_says_what_differs() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);

@@ -165,8 +165,12 @@ fn draw_lines(
         .draw()?;
     for (index, (_, points)) in series.iter().enumerate() {
         let points: Vec<_> = points.iter().map(|at| (*at.0 as f64, *at.1 as f64)).collect();
-        chart.draw_series(LineSeries::new(points.clone(), colour(index).stroke_width(2)))?;
-        let dots = points.into_iter().map(|at| Circle::new(at, 3, colour(index).filled()));
+        // A line that another lies upon is seen on both sides of it.
+        let above = (series.len() - 1 - index).min(4) as u32;
+        let line = colour(index).stroke_width(2 + 3 * above);
+        chart.draw_series(LineSeries::new(points.clone(), line))?;
+        let size = 3 + 2 * above;
+        let dots = points.into_iter().map(|at| Circle::new(at, size, colour(index).filled()));
         chart.draw_series(dots)?;
     }
     area.present()?;
