@@ -172,7 +172,7 @@ impl<'t> Draft<'t> {
         let (low, high) = (part(low, 0, offset), part(high, offset, whole.reach() - offset));
         self.set(at, Some(low));
         let Edit { is_new, from, .. } = self.edits[at];
-        let (from, above) = cut(from, offset);
+        let [from, above] = cut(from, offset);
         self.edits[at].from = from;
         let (now, from) = (Some(high), above);
         self.push(Edit { id: upper, index: None, from, now, change: 0, is_new, rebuild: false });
@@ -377,11 +377,11 @@ impl<'t> Draft<'t> {
 
 /// Where what is below `offset` bytes of a region is, and the rest, as far as that is
 /// anywhere yet.
-fn cut(from: Option<(u32, Range)>, offset: u64) -> (Option<(u32, Range)>, Option<(u32, Range)>) {
-    let Some((index, all)) = from else { return (None, None) };
+fn cut(from: Option<(u32, Range)>, offset: u64) -> [Option<(u32, Range)>; 2] {
+    let Some((index, all)) = from else { return [None; 2] };
     let middle = all.gpa().saturating_add(offset).min(all.end());
     let part = |from, to| Some((index, Range::between(from, to)?));
-    (part(all.gpa(), middle), part(middle, all.end()))
+    [part(all.gpa(), middle), part(middle, all.end())]
 }
 
 fn overlap(edit: &Edit, record: &Record, other: Box<Described>) -> Error {

@@ -97,8 +97,9 @@ fn seeds() -> Box<dyn Iterator<Item = u64>> {
     }
     let Ok(seconds) = std::env::var("MEMSLOTS_FUZZ_SECONDS") else { return Box::new(0..6) };
     let until = Instant::now() + Duration::from_secs(seconds.parse().unwrap());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    let first = now >> 16 & u64::from(u32::MAX);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("MEMSLOTS_FUZZ_SEED").ok().map(|seed| seed.parse().unwrap());
+    let first = seed.unwrap_or_else(|| now() >> 16) & u64::from(u32::MAX);
     // Six at least, as else nothing may be deferred.
     Box::new((0..).take_while(move |n| *n < 6 || Instant::now() < until).map(move |n| first + n))
 }

@@ -128,16 +128,30 @@ fn cargo_test(log: &mut Log, what: &[&str]) -> Result<Outcome> {
 }
 
 /// What reads bytes from outside, and programs with the preload library, with
-/// other input each time. The harnesses of each of the two run at a time.
+/// other input for each commit. The harnesses of each of the two run at a time.
 fn fuzz(log: &mut Log) -> Result<Outcome> {
     const SECONDS: &str = "MEMSLOTS_FUZZ_SECONDS";
+    const SEED: &str = "MEMSLOTS_FUZZ_SEED";
     let args = ["test", "--workspace", "--all-features", "--test", "fuzz", "--test", "random"];
     let mut test = cargo();
     test.args(args).args(["--no-fail-fast", "--", "--show-output"]);
     if env::var_os(SECONDS).is_none() {
         test.env(SECONDS, "30");
+        if env::var_os(SEED).is_none() {
+            // A run of the same commit finds the same.
+            test.env(SEED, commit().to_string());
+        }
     }
     run_tests(log, &mut test)
+}
+
+/// The first digits of the commit that is checked out as a number; 15 without git.
+fn commit() -> u32 {
+    let mut git = Command::new("git");
+    git.args(["rev-parse", "--short=8", "HEAD"]).current_dir(root());
+    let output = git.stderr(Stdio::null()).output().ok();
+    let digits = output.and_then(|output| String::from_utf8(output.stdout).ok());
+    digits.and_then(|digits| u32::from_str_radix(digits.get(..8)?, 16).ok()).unwrap_or(15)
 }
 
 /// The examples of the documentation.
