@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use common::{Gate, HVA, PAGE, changes, limits, map_all, memory, on_model, ram};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{DirtyTracking, Fault, ModelConfig};
-use kvm_memslots::{Builder, Changes, DirtyBitmap, Errno, HolePolicy, RegionId, RegionSpec, Vm};
+use kvm_memslots::{
+    Builder, Changes, DirtyBitmap, Errno, HolePolicy, RegionId, RegionSpec, Vm, at,
+};
 
 fn tracked(builder: Builder, tracking: DirtyTracking) -> (Vm, MemoryModel) {
     on_model(builder, MemoryModel::with_config(ModelConfig::new(limits()).dirty_tracking(tracking)))
@@ -181,6 +183,25 @@ fn what_is_split_off_keeps_its_dirty_pages() {
         assert!(stays.is_dirty(0));
         if exact {
             assert_eq!((pages(last), pages(&dirty), pages(&stays)), (vec![0], vec![1], vec![0]));
+        }
+    }
+}
+
+/// The same memory is mapped a second time in the set that moves it: whichever of the
+/// two KVM's slot becomes, the one that moves has its dirty pages.
+#[test]
+fn what_moves_beside_an_alias_keeps_its_dirty_pages() {
+    for alias in [3, 6, 12, 30] {
+        for policy in [HolePolicy::Named, HolePolicy::NoVcpuRuns] {
+            let (vm, model) = plain(Vm::builder().holes(policy));
+            let [id] = map_all(&vm, [ram(15, 1).log_dirty()]);
+            write(&model, &[15]);
+            let mut c = Changes::new();
+            c.move_to(id, 9 * PAGE);
+            let same = memory(HVA + 15 * PAGE, PAGE);
+            c.map(RegionSpec::ram(at(alias * PAGE, PAGE), same).log_dirty());
+            vm.apply(c).unwrap();
+            assert_eq!(pages(&vm.dirty_log(id).unwrap()), [0], "alias at {alias}");
         }
     }
 }

@@ -292,18 +292,22 @@ fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
             (elsewhere && now.hva() == mapping.hva() && now.is_logged()).then_some(now.range())
         };
         let moves_to = edit.now.as_ref().and_then(|now| moved(&now.mapping));
-        let with_log = moves_to.is_some() && is_moved(works, region.as_id, mapping.range());
+        let as_id = region.as_id;
+        let with_log = moves_to.is_some_and(|to| is_moved(works, as_id, mapping.range(), to));
         Some(Before { region, mapping, goes: edit.now.is_none(), moves_to, with_log })
     });
     before.collect()
 }
 
-/// Whether all slots over `range` keep their memory, and their logs, at another
-/// address.
-fn is_moved(works: &[Work], as_id: u16, range: Range) -> bool {
+/// Whether all slots over `range` keep their memory, and their logs, where it goes
+/// `to`: not where the same memory is to be besides.
+fn is_moved(works: &[Work], as_id: u16, range: Range, to: Range) -> bool {
     let ops = works.iter().filter(|work| work.as_id == as_id).flat_map(|work| &work.plan.ops);
+    let by = to.gpa().wrapping_sub(range.gpa());
     let moved = ops.filter_map(|op| match op {
-        Op::Move { from, .. } => range.intersection(from.mapping.range()),
+        Op::Move { from, gpa } if gpa.wrapping_sub(from.mapping.range().gpa()) == by => {
+            range.intersection(from.mapping.range())
+        }
         _ => None,
     });
     moved.map(Range::size).sum::<u64>() == range.size()
