@@ -234,9 +234,10 @@ impl Vm {
         if let Some(dirty) = &mut dirty {
             // Of what gets another slot while vCPUs run, who knows what they wrote last.
             let recreated = |before: &Before| before.moves_to.is_some() && !before.with_log;
-            let read = |before: &&Before| before.goes || recreated(before) && prepared.paused;
+            let read =
+                |before: &&Before| before.gone.is_some() || recreated(before) && prepared.paused;
             let gone = prepared.logged.iter().filter(read);
-            let gone = gone.map(|before| (before.region.as_id, before.region.range));
+            let gone = gone.map(|before| (before.as_id, before.mapping.range()));
             self.read_last(dirty, gone, panics);
         }
         if let Some(events) = &prepared.events {
@@ -254,17 +255,16 @@ impl Vm {
             }
             let mut moved = Vec::new();
             for (before, room) in prepared.logged.iter().zip(rooms) {
-                let as_id = before.region.as_id;
                 let last = || self.take_last(dirty, before, room);
-                if before.goes {
-                    report.last_dirty.push((before.region.clone(), last()));
+                if let Some(region) = &before.gone {
+                    report.last_dirty.push((region.clone(), last()));
                 } else if let Some(range) = before.moves_to {
                     let known = prepared.paused || before.with_log;
-                    moved.push((as_id, range, known.then(last)));
+                    moved.push((before.as_id, range, known.then(last)));
                 }
             }
             for before in &prepared.logged {
-                self.forget_dirty(dirty, before.region.as_id, &before.mapping);
+                self.forget_dirty(dirty, before.as_id, &before.mapping);
             }
             for (as_id, range, pages) in moved {
                 self.mark(dirty, as_id, range, pages.as_ref());

@@ -20,10 +20,11 @@ use crate::{Region, RegionId, RegionSpec};
 
 /// A region as it was.
 pub(super) struct Before {
-    pub(super) region: Region,
+    pub(super) id: RegionId,
+    pub(super) as_id: u16,
     pub(super) mapping: Mapping,
-    /// Whether it is unmapped.
-    pub(super) goes: bool,
+    /// What the report says of it, if it is unmapped.
+    pub(super) gone: Option<Region>,
     /// Where its memory is afterwards, if that is logged still.
     pub(super) moves_to: Option<Range>,
     /// Whether KVM moves its slots, which keep their logs.
@@ -284,17 +285,19 @@ fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
         if !mapping.is_logged() {
             return None;
         }
-        let whole = regions.record(index);
-        let skip = part.gpa() - whole.range().gpa();
-        let region = whole.part(mapping, skip).region(edit.id);
+        let as_id = regions.as_id(index);
+        let gone = edit.now.is_none().then(|| {
+            let whole = regions.record(index);
+            let skip = part.gpa() - whole.range().gpa();
+            whole.part(mapping, skip).region(edit.id)
+        });
         let moved = |now: &Mapping| {
             let elsewhere = now.range().gpa() != mapping.range().gpa();
             (elsewhere && now.hva() == mapping.hva() && now.is_logged()).then_some(now.range())
         };
         let moves_to = edit.now.as_ref().and_then(|now| moved(&now.mapping));
-        let as_id = region.as_id;
         let with_log = moves_to.is_some_and(|to| is_moved(works, as_id, mapping.range(), to));
-        Some(Before { region, mapping, goes: edit.now.is_none(), moves_to, with_log })
+        Some(Before { id: edit.id, as_id, mapping, gone, moves_to, with_log })
     });
     before.collect()
 }

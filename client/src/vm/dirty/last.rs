@@ -45,8 +45,8 @@ impl Vm {
     /// that there is none.
     pub(in crate::vm) fn room_for_last(&self, before: &Before) -> Result<DirtyBitmap, Error> {
         let (_, pages) = pages_of(before.mapping.range(), self.limits().page_size);
-        let pages = if before.goes || before.moves_to.is_some() { pages } else { 0 };
-        DirtyBitmap::try_new(pages).map_err(|_| no_memory(&self.tables(), before.region.id, pages))
+        let pages = if before.gone.is_some() || before.moves_to.is_some() { pages } else { 0 };
+        DirtyBitmap::try_new(pages).map_err(|_| no_memory(&self.tables(), before.id, pages))
     }
 
     /// Takes the pages of a region that the overlay has.
@@ -57,7 +57,7 @@ impl Vm {
         mut room: DirtyBitmap,
     ) -> DirtyBitmap {
         let (gfn, pages) = pages_of(before.mapping.range(), self.limits().page_size);
-        state.overlay(before.region.as_id).copy_to(gfn, room.words_mut(), pages);
+        state.overlay(before.as_id).copy_to(gfn, room.words_mut(), pages);
         room
     }
 
