@@ -55,6 +55,7 @@
  *	ENODEV		no file, where it has to be one
  *	EEXIST		the name, the addresses, the GSI are taken
  *	ENOSPC		no slot, GSI or route is left, or none is allowed
+ *	ENOMEM		the dirty log of a region takes more than there is
  *	EBUSY		in use: the VM is open, a set was begun, see Threads
  *	EPERM		a hole that the hole policy does not allow
  *	EACCES		a writable region of memory that may only be read

@@ -8,7 +8,7 @@ use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 use kvm_memslots::backend::model::memory::{DirtyTracking, ModelConfig};
-use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel, Yes};
 use kvm_memslots::{Builder, Errno, Limits, Observer, Region};
 use kvm_memslots_client::*;
 
@@ -123,6 +123,30 @@ fn what_the_guest_writes_is_reported_by_region() {
     assert_eq!(logs, [(low, vec![7]), (high, vec![0, 9])]);
     // SAFETY: as above.
     assert_eq!(unsafe { kvm_memslots_close(vm, null_mut()) }, 0);
+}
+
+/// No machine has a bitmap of 128 TiB.
+#[test]
+fn a_log_that_is_too_large_is_an_error() {
+    // KVM, and the model, would not take the addresses.
+    let yes = Arc::new(Yes::new(Limits::x86().with_slot_pages(1 << 51)));
+    let vm = give(Vm::builder().open_on(yes.clone(), yes).unwrap());
+    let changes = kvm_memslots_changes_new();
+    let id = map(changes, 0, 1 << 62, KVM_MEMSLOTS_LOG_DIRTY);
+    // SAFETY: the handles are good, and what is pointed to lives for the calls.
+    unsafe {
+        assert_eq!(kvm_memslots_apply(vm, changes, null_mut()), 0);
+        // Its last pages would be told of.
+        assert_eq!(kvm_memslots_close(vm, null_mut()), -Errno::ENOMEM.raw());
+        assert!(last().contains("parts of it (kvm_memslots_dirty_log_of())"), "{}", last());
+        let mut error: CError = init();
+        assert_eq!(kvm_memslots_last_error_info(&raw mut error), 0);
+        assert_eq!((error.region, error.flags), (id, 0));
+        let changes = kvm_memslots_changes_new();
+        assert_eq!(kvm_memslots_set_log_dirty(changes, id, 0), 0);
+        assert_eq!(kvm_memslots_apply(vm, changes, null_mut()), 0);
+        assert_eq!(kvm_memslots_close(vm, null_mut()), 0);
+    }
 }
 
 #[test]

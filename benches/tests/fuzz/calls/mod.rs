@@ -31,6 +31,7 @@ fn errnos() -> BTreeSet<i32> {
         "NODEV" => libc::ENODEV,
         "EXIST" => libc::EEXIST,
         "NOSPC" => libc::ENOSPC,
+        "NOMEM" => libc::ENOMEM,
         "BUSY" => libc::EBUSY,
         "PERM" => libc::EPERM,
         "ACCES" => libc::EACCES,
