@@ -110,6 +110,13 @@ impl From<&WindowError> for Failure {
     }
 }
 
+impl From<WindowErrorKind> for Failure {
+    fn from(kind: WindowErrorKind) -> Self {
+        let about = About { flags: window_flags(&kind), ..About::default() };
+        Self { errno: kind.errno(), message: in_c(kind.to_string()), about }
+    }
+}
+
 /// Whose errno that of a window is.
 const fn window_flags(kind: &WindowErrorKind) -> u32 {
     match kind {

@@ -9,8 +9,9 @@ use kvm_memslots::Errno;
 use kvm_memslots::device::DevicePart;
 
 use crate::constants::{
-    KVM_MEMSLOTS_PART_IOEVENTFD, KVM_MEMSLOTS_PART_LINE, KVM_MEMSLOTS_PART_NONE,
-    KVM_MEMSLOTS_PART_ROUTES, KVM_MEMSLOTS_PART_VECTOR, KVM_MEMSLOTS_PART_ZONE,
+    KVM_MEMSLOTS_PART_IN_WINDOW, KVM_MEMSLOTS_PART_IOEVENTFD, KVM_MEMSLOTS_PART_LINE,
+    KVM_MEMSLOTS_PART_NONE, KVM_MEMSLOTS_PART_ROUTES, KVM_MEMSLOTS_PART_VECTOR,
+    KVM_MEMSLOTS_PART_ZONE,
 };
 use crate::failure::{About, Failure};
 use crate::record::{LABEL_SIZE, Out, label, record};
@@ -41,6 +42,7 @@ struct Last {
 impl From<&Last> for CError {
     fn from(Last { errno, about, .. }: &Last) -> Self {
         let (part, index) = match about.part {
+            Some(DevicePart::InWindow { index }) => (KVM_MEMSLOTS_PART_IN_WINDOW, index as u32),
             Some(DevicePart::Ioeventfd { index }) => (KVM_MEMSLOTS_PART_IOEVENTFD, index as u32),
             Some(DevicePart::Vector { index }) => (KVM_MEMSLOTS_PART_VECTOR, index as u32),
             Some(DevicePart::Line { gsi }) => (KVM_MEMSLOTS_PART_LINE, gsi),

@@ -320,6 +320,7 @@ int main(int argc, char **argv)
 	the_ring_is_drained();
 	windows();
 	bars_in_windows();
+	devices_in_windows();
 	ways_to_open();
 	handles_are_checked();
 	if (argc == 2)

@@ -90,5 +90,10 @@ void triggers_hold_back(void);
 void windows(void);
 void bars_in_windows(void);
 void ways_to_open(void);
+/* How many bytes are. */
+uint64_t placed(struct kvm_memslots_window *window);
+
+/* in_window.c */
+void devices_in_windows(void);
 
 #endif

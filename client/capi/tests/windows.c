@@ -12,7 +12,7 @@ static void add(void *opaque, const struct kvm_memslots_placement *placement)
 	*(uint64_t *)opaque += placement->len;
 }
 
-static uint64_t placed(struct kvm_memslots_window *window)
+uint64_t placed(struct kvm_memslots_window *window)
 {
 	uint64_t sum = 0;
 

@@ -26,10 +26,11 @@ pub(super) fn step(world: &mut World, numbers: &mut Numbers<'_>) {
     // SAFETY: handles are null, of another kind or there; structures have their
     // sizes; descriptors are open or refused.
     unsafe {
-        match numbers.byte() % 7 {
+        match numbers.byte() % 8 {
             0..=2 => describe(world, numbers),
             3 | 4 => change(world, numbers),
             5 => look(world, numbers),
+            6 => in_windows(world, numbers),
             _ => roms(world, numbers),
         }
     }
@@ -135,6 +136,38 @@ unsafe fn change(world: &mut World, numbers: &mut Numbers<'_>) {
             6 => kvm_memslots_assign_deferred_of(set, id),
             7 => kvm_memslots_assign_deferred(set),
             _ => kvm_memslots_set_own_routes(set, null(), usize::from(numbers.byte() / 250)),
+        };
+        if world.came_to(came) && new != 0 {
+            world.ids.push(new);
+        }
+    }
+}
+
+/// Memory in windows.
+///
+/// # Safety
+/// As the header says.
+unsafe fn in_windows(world: &mut World, numbers: &mut Numbers<'_>) {
+    let device = world.one(&world.devices, numbers);
+    let window = world.one(&world.windows, numbers);
+    let set = world.one(&world.sets, numbers);
+    let (id, offset) = (world.id(numbers), numbers.bytes());
+    let mut part = CPlacement {
+        offset,
+        len: u64::from(numbers.byte() % 8) << 12,
+        file_offset: numbers.bytes(),
+        fd: world.file(numbers),
+        contents: if numbers.byte() < 240 { KVM_MEMSLOTS_CONTENTS_FILE } else { 4 },
+        flags: World::flags(numbers, 1),
+        ..init()
+    };
+    mistake(&mut part, numbers);
+    let mut new = 0;
+    // SAFETY: as the caller says.
+    unsafe {
+        let came = match numbers.byte() % 3 {
+            0 => kvm_memslots_move_in_window(set, id, offset),
+            _ => kvm_memslots_device_in_window(device, window, &raw const part, &raw mut new),
         };
         if world.came_to(came) && new != 0 {
             world.ids.push(new);

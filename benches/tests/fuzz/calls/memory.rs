@@ -275,7 +275,8 @@ pub(super) fn sets(world: &mut World, numbers: &mut Numbers<'_>) {
 /// As the header says.
 unsafe fn apply(world: &mut World, numbers: &mut Numbers<'_>, set: *mut Handle<CChanges>) {
     let vm = world.one(&world.vms, numbers);
-    let before = world.vms.has(vm).then(|| World::layout(vm));
+    let layout = |world: &World| world.vms.has(vm).then(|| (World::layout(vm), world.placed()));
+    let before = layout(world);
     let mut report: CReport = init();
     mistake(&mut report, numbers);
     // SAFETY: as the caller says.
@@ -286,7 +287,7 @@ unsafe fn apply(world: &mut World, numbers: &mut Numbers<'_>, set: *mut Handle<C
                 let mut preview: CPreview = init();
                 let came = kvm_memslots_preview(vm, set, &raw mut preview);
                 world.came_to(came);
-                assert_eq!(before, world.vms.has(vm).then(|| World::layout(vm)));
+                assert_eq!(before, layout(world));
                 return;
             }
             _ => {
@@ -296,7 +297,7 @@ unsafe fn apply(world: &mut World, numbers: &mut Numbers<'_>, set: *mut Handle<C
             }
         };
         if !world.came_to(came) {
-            assert_eq!(before, world.vms.has(vm).then(|| World::layout(vm)));
+            assert_eq!(before, layout(world));
         }
     }
 }

@@ -275,6 +275,23 @@ impl World {
         assert_eq!(unsafe { kvm_memslots_slot_usage(vm, 0, &raw mut usage) }, 0);
         (all, usage.used as usize)
     }
+
+    /// What is in each window.
+    pub(super) fn placed(&self) -> Vec<[u64; 4]> {
+        unsafe extern "C" fn placement(opaque: *mut c_void, at: *const CPlacement) {
+            // SAFETY: as the header says, and given so below.
+            let (all, at) = unsafe { (&mut *opaque.cast::<Vec<[u64; 4]>>(), &*at) };
+            all.push([at.offset, at.len, at.file_offset, at.flags]);
+        }
+        let mut all = Vec::new();
+        for window in &self.windows.0 {
+            let opaque = (&raw mut all).cast();
+            // SAFETY: a window that was not freed, and what the function is for.
+            let told = unsafe { kvm_memslots_window_placed(*window, Some(placement), opaque) };
+            assert_eq!(told, 0);
+        }
+        all
+    }
 }
 
 /// Now and then a size that is wrong, with as much behind it as is there.

@@ -57,9 +57,9 @@ struct kvm_memslots_report {
 
 /*
  * Applies changes, and frees the set, also on failure.  If it fails, everything
- * is what it was, unless the error is KVM_MEMSLOTS_ERROR_STUCK: then KVM also
- * refused to undo the calls before the one it refused, and the next set that is
- * applied, also an empty one, puts it right.
+ * is what it was, unless the error is KVM_MEMSLOTS_ERROR_STUCK: then the kernel
+ * also refused to undo the calls before the one it refused, and the next set
+ * that is applied, also an empty one, puts it right.
  */
 int kvm_memslots_apply(struct kvm_memslots_vm *vm,
 		       struct kvm_memslots_changes *changes,

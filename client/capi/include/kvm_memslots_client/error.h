@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* KVM has something else than before: see kvm_memslots_apply(). */
+/* KVM or a window has something else than before: see kvm_memslots_apply(). */
 #define KVM_MEMSLOTS_ERROR_STUCK	(1U << 0)
 /* The errno is the kernel's. */
 #define KVM_MEMSLOTS_ERROR_KVM		(1U << 1)
@@ -24,6 +24,7 @@ enum kvm_memslots_part {
 	KVM_MEMSLOTS_PART_LINE = 3,		/* index: its GSI */
 	KVM_MEMSLOTS_PART_ROUTES = 4,
 	KVM_MEMSLOTS_PART_ZONE = 5,		/* index: in order of adding */
+	KVM_MEMSLOTS_PART_IN_WINDOW = 6,	/* index: in order of adding */
 };
 
 struct kvm_memslots_error {

@@ -120,6 +120,24 @@ int kvm_memslots_window_found(struct kvm_memslots_window *window,
 			      struct kvm_memslots_vm *vm, uint16_t as_id,
 			      uint64_t gpa, uint64_t *offset);
 
+/*
+ * Memory of a device in a window: placed when the device is attached, removed
+ * when it is detached, without a call of KVM's, all or nothing with the rest of
+ * the set.  It is KVM_MEMSLOTS_CONTENTS_FILE.  The descriptor may be closed
+ * after this call, and the window freed.  The VMM maps the window.  Doorbells
+ * do not ring in it.  id is not a region's: it is for the call below.
+ */
+int kvm_memslots_device_in_window(struct kvm_memslots_device *device,
+				  struct kvm_memslots_window *window,
+				  const struct kvm_memslots_placement *part,
+				  uint64_t *id);
+/*
+ * Moves it to another offset in its window.  Two of one length that swap their
+ * places do so without a gap between.
+ */
+int kvm_memslots_move_in_window(struct kvm_memslots_changes *changes,
+				uint64_t id, uint64_t offset);
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,11 +2,13 @@
 
 use std::ffi::{c_int, c_void};
 
+use kvm_memslots::device::Device;
 use kvm_memslots::window::{Edit, Placement, Window};
-use kvm_memslots::{Errno, Vm};
+use kvm_memslots::{Errno, RegionId, Vm};
 
 use super::with_vm;
 use crate::changes::{CChanges, add};
+use crate::device::{CDevice, describe};
 use crate::failure::Failure;
 use crate::handles::{Handle, free, give_to, shared};
 use crate::last::report;
@@ -193,4 +195,45 @@ pub unsafe extern "C" fn kvm_memslots_window_found(
     };
     // SAFETY: as the caller says.
     unsafe { on(window, lookup) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_device_in_window(
+    device: *mut Handle<CDevice>,
+    window: *mut Handle<Window>,
+    placement: *const CPlacement,
+    id: *mut u64,
+) -> c_int {
+    let in_window = || {
+        // SAFETY: as the caller says.
+        let placement = unsafe { read(placement) }?;
+        // SAFETY: as the caller says: its descriptor is open for this call.
+        let part = |window: &Window| unsafe { placement.part(window) };
+        // SAFETY: as the caller says; a window can be shared.
+        let part = unsafe { shared(window, part) }?;
+        let name = RegionId::new();
+        // SAFETY: null or room for an id, as the caller says.
+        unsafe { put(id, name.to_raw()) };
+        Ok(move |device: Device| device.in_window(name, part))
+    };
+    // SAFETY: as the caller says.
+    unsafe { describe(device, in_window) }
+}
+
+/// # Safety
+/// As [the crate](crate#safety).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvm_memslots_move_in_window(
+    changes: *mut Handle<CChanges>,
+    id: u64,
+    offset: u64,
+) -> c_int {
+    let move_it = |changes: &mut kvm_memslots::Changes| {
+        changes.move_in_window(RegionId::from_raw(id), offset);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { add(changes, move_it) }
 }

@@ -3,8 +3,10 @@
 use std::ffi::c_int;
 use std::os::fd::BorrowedFd;
 
-use kvm_memslots::window::{Contents, Edit, Gap, Placement, WindowSpec};
-use kvm_memslots::{Access, at};
+use kvm_memslots::window::{
+    CheckedFile, Contents, Edit, Gap, Placement, Window, WindowErrorKind, WindowPart, WindowSpec,
+};
+use kvm_memslots::{Access, Errno, at};
 
 use super::{descriptor, known};
 use crate::constants::{
@@ -74,6 +76,37 @@ impl CPlacement {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The same as a part of a device, with a descriptor of its own.
+    ///
+    /// # Safety
+    /// As [the crate](crate#safety).
+    pub(crate) unsafe fn part(&self, window: &Window) -> Result<WindowPart, Failure> {
+        known(self.flags, KVM_MEMSLOTS_PLACEMENT_READ_ONLY, "memory in a window")?;
+        if self.contents != KVM_MEMSLOTS_CONTENTS_FILE {
+            return Err(invalid(
+                "memory of a device in a window is KVM_MEMSLOTS_CONTENTS_FILE: what a set removes \
+                 has to come back where the set fails",
+            ));
+        }
+        let fd = descriptor(self.fd, "fd")?;
+        // SAFETY: open for this call, as the caller says.
+        let own = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            WindowErrorKind::Refused { call: "fcntl", errno }
+        })?;
+        let file = CheckedFile::new(own).map_err(|kind| match kind {
+            // What could be placed otherwise can't be a device's.
+            WindowErrorKind::NoFile => Failure::new(
+                Errno::ENODEV,
+                format!("fd {fd} is no file's, as memory of a device in a window has to be"),
+            ),
+            other => other.into(),
+        })?;
+        let part = WindowPart::new(window, self.offset, self.len, &file, self.file_offset);
+        let read_only = self.flags & KVM_MEMSLOTS_PLACEMENT_READ_ONLY != 0;
+        Ok(if read_only { part.read_only() } else { part })
     }
 
     /// Adds it to a set.

@@ -80,7 +80,17 @@ pub(crate) fn file(name: &str) -> PathBuf {
 
 /// The sources of the test program.
 pub(crate) fn program() -> Vec<PathBuf> {
-    ["program.c", "holes.c", "refused.c", "events.c", "guest.c", "misuse.c", "zones.c", "windows.c"]
-        .map(|name| file("tests").join(name))
-        .into()
+    [
+        "program.c",
+        "holes.c",
+        "refused.c",
+        "events.c",
+        "guest.c",
+        "misuse.c",
+        "zones.c",
+        "windows.c",
+        "in_window.c",
+    ]
+    .map(|name| file("tests").join(name))
+    .into()
 }
