@@ -79,6 +79,9 @@ impl WindowError {
 impl fmt::Display for WindowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { kind, edit, offset, len } = &*self.0;
+        if let WindowErrorKind::Span { .. } = kind {
+            return write!(f, "{kind}");
+        }
         if let Some(index) = edit {
             write!(f, "edit {index}: ")?;
         }
@@ -98,8 +101,22 @@ pub enum WindowErrorKind {
     Geometry {
         /// Bytes of a page.
         page: u64,
-        /// Bytes of the window; 0 where it is that size which is wrong.
+        /// Bytes of the window.
         size: u64,
+    },
+    /// A window is made of whole pages, at least one, below the end of the guest's
+    /// 64-bit address space.
+    #[error(
+        "no window can be {size:#x} bytes at GPA {gpa:#x}: it has to be whole pages of {page:#x} \
+         bytes, at least one, and their end below 2^64"
+    )]
+    Span {
+        /// Where it was to start.
+        gpa: u64,
+        /// Its bytes.
+        size: u64,
+        /// Bytes of a page.
+        page: u64,
     },
     /// Something is there, and the set does not remove it.
     #[error("{by} is there; remove that in the same set")]
@@ -175,7 +192,7 @@ impl WindowErrorKind {
             Self::Gap { .. } => Errno::ENOENT,
             Self::Forked => Errno::EIO,
             Self::NoFile => Errno::ENODEV,
-            Self::Geometry { .. } => Errno::EINVAL,
+            Self::Geometry { .. } | Self::Span { .. } => Errno::EINVAL,
         }
     }
 }

@@ -208,13 +208,13 @@ impl Window {
     /// Reserves host addresses. Nothing is mapped into a guest.
     ///
     /// # Errors
-    /// [`WindowErrorKind::Geometry`] where the guest addresses are not whole pages;
+    /// [`WindowErrorKind::Span`] where the guest addresses are not whole pages;
     /// [`WindowErrorKind::Refused`].
     pub fn new(spec: WindowSpec) -> Result<Self, WindowError> {
         let (Span { gpa, size }, page) = (spec.span, host::page_size());
         let wrong = |kind| WindowError::new(kind, 0, size);
         if size == 0 || gpa % page != 0 || size % page != 0 || gpa.checked_add(size).is_none() {
-            return Err(wrong(WindowErrorKind::Geometry { page, size: 0 }));
+            return Err(wrong(WindowErrorKind::Span { gpa, size, page }));
         }
         let protection = match spec.gap {
             Gap::Fault => PROT_NONE,

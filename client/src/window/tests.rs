@@ -296,3 +296,21 @@ fn host_and_guest_addresses_are_aligned_alike() {
         assert_eq!(window.backing().len(), size);
     }
 }
+
+#[test]
+fn what_is_no_span_is_named_with_what_it_should_be() {
+    let page = host::page_size();
+    for (gpa, size) in
+        [(0x123, page), (page, 0), (page, page + 1), (0u64.wrapping_sub(page), page), (1, !0)]
+    {
+        let error = Window::new(WindowSpec::new(at(gpa, size))).unwrap_err();
+        assert_eq!(error.kind(), &WindowErrorKind::Span { gpa, size, page });
+        assert_eq!(error.errno(), kvm_memslots_shim::Errno::EINVAL);
+        let said = error.to_string();
+        for part in
+            [format!("{size:#x} bytes at GPA {gpa:#x}"), format!("whole pages of {page:#x}")]
+        {
+            assert!(said.contains(&part), "{said}");
+        }
+    }
+}
