@@ -75,11 +75,12 @@ impl Report {
     }
 }
 
+/// [`calls`](Self::calls), [`waits`](Self::waits), and what the regions came to.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} ioctls, {} grace periods, {} merged, {} cancelled, {:?} ({})",
+            "{} calls, {} waits for grace periods, {} merged, {} cancelled, {:?} ({})",
             self.calls(),
             self.waits(),
             self.regions_merged,

@@ -21,6 +21,8 @@ fn sixteen_devices_are_one_set_and_one_table() {
         assert_eq!((report.ioctls, report.events.routing_calls), (slots, 1));
         assert_eq!((report.events.irqfd_calls, report.events.ioeventfd_calls), (48, 32));
         assert_eq!(report.waits(), slots + 1);
+        let all = format!("{} calls, {} waits for grace periods, ", slots + 81, slots + 1);
+        assert!(report.to_string().starts_with(&all), "{report}");
 
         let report = rig.detach_all(&ids).unwrap();
         assert_eq!(report.events.routing_calls, 1);
