@@ -260,11 +260,22 @@ fn what_kvm_lacks() {
         EINVAL,
         "KVM_CAP_MULTI_ADDRESS_SPACE"
     );
-    let open = |builder: Builder| {
+    let open_with = |builder: Builder, limits| {
         let events = EventModel::new(Irqchip::Split);
-        let memory = MemoryModel::new(Limits::x86());
+        let memory = MemoryModel::new(limits);
         builder.open_on(Arc::new(memory), Arc::new(events)).unwrap_err()
     };
+    let x86 = Limits::x86();
+    for (bytes, pages) in [(0, 1), (3, 1), (0x1800, 1), (u64::MAX, 1), (PAGE, 0)] {
+        let limits = x86.with_page_size(bytes).with_slot_pages(pages);
+        let error = open_with(Vm::builder(), limits);
+        let ErrorKind::BackendLimits { page_size, slot_pages } = *error.kind() else {
+            panic!("{error}")
+        };
+        assert_eq!((page_size, slot_pages, error.errno()), (bytes, pages, Errno::EINVAL));
+        assert!(error.to_string().contains(&format!("{bytes:#x} bytes")), "{error}");
+    }
+    let open = |builder| open_with(builder, x86);
     let error = open(Vm::builder().reserve_slots(1, 0..=1));
     let missing = matches!(error.kind(), ErrorKind::NoSuchAddressSpace { asked: 1, available: 1 });
     assert!(missing, "{error}");

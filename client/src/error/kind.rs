@@ -50,6 +50,17 @@ pub enum ErrorKind {
         /// The answer that gave it away.
         mismatch: Mismatch,
     },
+    /// A backend of the VMM's own says limits that nothing fits.
+    #[error(
+        "the backend's limits can't be: pages of {page_size:#x} bytes, which has to be a power of \
+         two, and slots of up to {slot_pages} pages, which has to be at least one"
+    )]
+    BackendLimits {
+        /// Bytes a page.
+        page_size: u64,
+        /// Pages of the largest slot.
+        slot_pages: u64,
+    },
     /// Called from a callback that runs inside of a change.
     #[error(
         "called from a callback of a change that this thread is applying; do it when that is done"

@@ -269,13 +269,17 @@ impl Builder {
     /// (feature `model`), or backends of the VMM's own.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); [`ErrorKind::BackendLimits`].
     pub fn open_on(
         self,
         memory: Arc<dyn MemoryCalls>,
         events: Arc<dyn EventCalls>,
     ) -> Result<Vm, Error> {
         let limits = memory.limits();
+        let Limits { page_size, slot_pages, .. } = limits;
+        if !page_size.is_power_of_two() || slot_pages == 0 {
+            return Err(ErrorKind::BackendLimits { page_size, slot_pages }.into());
+        }
         let how = match (self.executor, limits.batch) {
             (Executor::PerRegion, _) | (Executor::Auto, None) => How::PerRegion,
             (_, Some(max_entries)) => How::Batch { max_entries },
