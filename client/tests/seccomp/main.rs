@@ -6,7 +6,7 @@ mod jail;
 mod machine;
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use jail::{SKIP, STOPPED, end, in_child, only, run};
 use kvm_memslots::backend::OpenError;
@@ -14,9 +14,9 @@ use kvm_memslots::deferred::Deferred;
 use kvm_memslots::device::{Bus, Coalesced, Device, Doorbell, Msi};
 use kvm_memslots::pci::{BarSpec, FunctionSpec, PciBars};
 use kvm_memslots::seccomp::{APPLY, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RING, SERVE, WINDOW};
-use kvm_memslots::window::{Contents, Edit, Window, WindowSpec};
+use kvm_memslots::window::{CheckedFile, Contents, Edit, Window, WindowPart, WindowSpec};
 use kvm_memslots::{Changes, Error, ErrorKind, RegionId, RegionSpec, Vm, at};
-use machine::{PAGE, borrowed, eventfd, has_irqchip, make_manual, open, pages, vm_fd};
+use machine::{PAGE, borrowed, eventfd, has_irqchip, make_manual, memfd, open, pages, vm_fd};
 
 /// Changes of every kind. What is mapped at the end.
 fn change(vm: &Vm, events: Option<[OwnedFd; 2]>) -> RegionId {
@@ -136,12 +136,7 @@ fn placing() {
     run("placing", || {
         let fd = vm_fd();
         let vm = open(&fd);
-        // SAFETY: takes a name.
-        let file = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
-        assert!(file >= 0);
-        // SAFETY: a new descriptor.
-        let file = unsafe { File::from_raw_fd(file) };
-        file.set_len(16 * PAGE).unwrap();
+        let file = memfd(16);
         only(&[WINDOW, APPLY]);
         let span = at(0x1_0000_0000, 16 * PAGE);
         let window = Window::new(WindowSpec::new(span).huge_pages()).unwrap();
@@ -164,6 +159,47 @@ fn placing() {
         vm.close().unwrap();
         drop(window);
         (fd, vm, file)
+    });
+}
+
+/// Devices whose memory comes, moves and goes in a window, and one that can't.
+#[test]
+fn attaching_in_a_window() {
+    run("attaching_in_a_window", || {
+        let fd = vm_fd();
+        let vm = open(&fd);
+        // Shared memory is placed directly, other files by way of elsewhere.
+        let files = [memfd(16), File::open("/proc/self/exe").unwrap()];
+        only(&[WINDOW, APPLY]);
+        let files = files.map(|file| CheckedFile::new(file).unwrap());
+        let span = at(0x1_0000_0000, 16 * PAGE);
+        let window = Window::new(WindowSpec::new(span).huge_pages()).unwrap();
+        let part = |page, from: usize, offset| {
+            WindowPart::new(&window, page * PAGE, 2 * PAGE, &files[from], offset)
+        };
+        let ids = [RegionId::new(), RegionId::new()];
+        let mut c = Changes::new();
+        c.map(window.region());
+        let device = Device::new("gpu").in_window(ids[0], part(0, 0, PAGE));
+        let device = c.attach(device.in_window(ids[1], part(4, 1, 0).read_only()));
+        vm.apply(c).unwrap();
+        let mut c = Changes::new();
+        c.move_in_window(ids[0], 4 * PAGE);
+        c.move_in_window(ids[1], 0);
+        vm.apply(c).unwrap();
+        let placed = window.placed();
+        let mut c = Changes::new();
+        c.detach(device);
+        // An offset that no file has.
+        let bad = part(8, 0, 1 << 63);
+        c.attach(Device::new("bad").in_window(RegionId::new(), bad));
+        let error = vm.apply(c).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Window(_)), "{error}");
+        assert_eq!((placed.len(), window.placed()), (2, placed));
+        vm.close().unwrap();
+        assert!(window.placed().is_empty());
+        drop((window, files));
+        (fd, vm)
     });
 }
 
