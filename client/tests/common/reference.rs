@@ -32,6 +32,8 @@ pub enum Step {
     /// Other memory behind it.
     Replace(usize, u64),
     Join(usize),
+    /// The same memory a second time; not among those of [`step`].
+    Alias(usize, u64),
 }
 
 fn flags() -> impl Strategy<Value = MemFlags> {
@@ -263,6 +265,13 @@ impl Reference {
             Step::Join(n) => {
                 c.join(self.regions[self.pick(n)?].id);
                 None
+            }
+            Step::Alias(n, page) => {
+                let reg = Reg { id: RegionId::new(), page, ..self.regions[self.pick(n)?] };
+                let free = self.is_free(page, reg.pages, None);
+                c.map_as(reg.id, reg.spec());
+                self.regions.push(reg);
+                (!free).then_some(OVERLAP)
             }
         }
     }
