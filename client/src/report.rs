@@ -54,6 +54,10 @@ pub struct Report {
     /// The last dirty pages of the logged regions that were unmapped, with the
     /// regions as they were: lookups do not find them any more.
     pub last_dirty: Vec<(Region, DirtyBitmap)>,
+    /// Logged regions that were unmapped, and so large that there was no memory for
+    /// as many bits as they have pages: all of their pages may be dirty. Before they
+    /// go, [`Vm::dirty_log_of`](crate::Vm::dirty_log_of) reads such a log in parts.
+    pub last_dirty_lost: Vec<Region>,
 }
 
 impl Report {

@@ -208,7 +208,7 @@ pub enum ErrorKind {
     /// There is no memory for as many bits as the region has pages.
     #[error(
         "{region}: no memory for its dirty log, {bytes} bytes; ask for parts of it \
-         (Vm::dirty_log_of), and switch logging off before it is unmapped or moved"
+         (Vm::dirty_log_of), and switch logging off before it is moved"
     )]
     NoMemory {
         /// The region.

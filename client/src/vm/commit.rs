@@ -234,10 +234,12 @@ impl Vm {
         if let Some(dirty) = &mut dirty {
             // Of what gets another slot while vCPUs run, who knows what they wrote last.
             let recreated = |before: &Before| before.moves_to.is_some() && !before.with_log;
-            let read =
-                |before: &&Before| before.gone.is_some() || recreated(before) && prepared.paused;
-            let gone = prepared.logged.iter().filter(read);
-            let gone = gone.map(|before| (before.as_id, before.mapping.range()));
+            let read = |before: &Before, room: &Option<_>| {
+                before.gone.is_some() && room.is_some() || recreated(before) && prepared.paused
+            };
+            let gone =
+                prepared.logged.iter().zip(&rooms).filter(|(before, room)| read(before, room));
+            let gone = gone.map(|(before, _)| (before.as_id, before.mapping.range()));
             self.read_last(dirty, gone, panics);
         }
         if let Some(events) = &prepared.events {
@@ -255,6 +257,10 @@ impl Vm {
             }
             let mut moved = Vec::new();
             for (before, room) in prepared.logged.iter().zip(rooms) {
+                let Some(room) = room else {
+                    report.last_dirty_lost.extend(before.gone.clone());
+                    continue;
+                };
                 let last = || self.take_last(dirty, before, room);
                 if let Some(region) = &before.gone {
                     report.last_dirty.push((region.clone(), last()));
@@ -287,6 +293,7 @@ impl Vm {
             vcpus_paused: false,
             slots,
             last_dirty: Vec::new(),
+            last_dirty_lost: Vec::new(),
         }
     }
 

@@ -74,14 +74,18 @@ fn a_log_that_no_memory_is_large_enough_for_is_an_error() {
     assert_eq!(error.region().map(|region| region.id), Some(id));
     vm.dirty_logs().unwrap_err();
     let mut c = Changes::new();
-    c.unmap(id);
+    c.move_to(id, size);
     let error = vm.apply(c).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::NoMemory { .. }), "{error}");
-    assert!(!vm.region(id).unwrap().flags.is_empty() && vm.slots(0).len() == 1);
-    // As the error says.
+    let region = vm.region(id).unwrap();
+    assert!(region.range.gpa() == 0 && !region.flags.is_empty() && vm.slots(0).len() == 1);
+    // Unmapping takes no log: beside one that has its last pages.
+    let small = map_now(&vm, ram(size, 64 * PAGE, hva).log_dirty());
     let mut c = Changes::new();
-    c.set_log_dirty(id, false);
-    vm.apply(c).unwrap();
-    unmap_now(&vm, id);
-    assert!(vm.slots(0).is_empty());
+    c.unmap(id);
+    c.unmap(small);
+    let report = vm.apply(c).unwrap();
+    let [(of, _)] = &report.last_dirty[..] else { panic!("{:?}", report.last_dirty) };
+    assert_eq!((of.id, &report.last_dirty_lost[..]), (small, &[region][..]));
+    assert!(vm.slots(0).is_empty() && vm.regions().is_empty());
 }

@@ -45,7 +45,8 @@ struct kvm_memslots_report {
 	 * Set by the caller, or NULL: gets the last dirty pages of each logged
 	 * region that was unmapped, a bit a page as kvm_memslots_dirty_log()
 	 * has them, when all is done.  The region is as it was: lookups do not
-	 * find it any more.
+	 * find it any more.  words is NULL, and nr_pages 0, where there was no
+	 * memory for so many bits: then all of its pages may be dirty.
 	 */
 	void (*last_dirty)(void *opaque,
 			   const struct kvm_memslots_region *region,

@@ -109,6 +109,10 @@ impl CReport {
             // SAFETY: C gave the function to be called with these.
             unsafe { last_dirty(self.opaque, &region.into(), words, dirty.pages()) }
         }
+        for region in &report.last_dirty_lost {
+            // SAFETY: as above.
+            unsafe { last_dirty(self.opaque, &region.into(), std::ptr::null(), 0) }
+        }
     }
 }
 

@@ -42,11 +42,18 @@ impl Vm {
     }
 
     /// Room for the last dirty pages of a region, before it is too late to say
-    /// that there is none.
-    pub(in crate::vm) fn room_for_last(&self, before: &Before) -> Result<DirtyBitmap, Error> {
+    /// that there is none. `None` where it goes: nothing is to hold it.
+    pub(in crate::vm) fn room_for_last(
+        &self,
+        before: &Before,
+    ) -> Result<Option<DirtyBitmap>, Error> {
         let (_, pages) = pages_of(before.mapping.range(), self.limits().page_size);
         let pages = if before.gone.is_some() || before.moves_to.is_some() { pages } else { 0 };
-        DirtyBitmap::try_new(pages).map_err(|_| no_memory(&self.tables(), before.id, pages))
+        match DirtyBitmap::try_new(pages) {
+            Ok(room) => Ok(Some(room)),
+            Err(_) if before.gone.is_some() => Ok(None),
+            Err(_) => Err(no_memory(&self.tables(), before.id, pages)),
+        }
     }
 
     /// Takes the pages of a region that the overlay has.
