@@ -11,7 +11,8 @@ use common::{
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{Call, DirtyTracking, Fault, ModelConfig};
 use kvm_memslots::{
-    Changes, DirtyBitmap, Errno, Error, ErrorKind, Executor, HolePolicy, RegionId, Vm,
+    Changes, DirtyBitmap, Errno, Error, ErrorKind, Executor, HolePolicy, RegionId, RegionSpec, Vm,
+    at,
 };
 use proptest::prelude::*;
 
@@ -193,7 +194,7 @@ fn a_log_that_cannot_be_read_loses_nothing() {
     let grown = RegionId::new();
     let mut c = Changes::new();
     let memory = common::memory(common::HVA, 20 * PAGE);
-    c.map_as(grown, kvm_memslots::RegionSpec::ram(0..10 * PAGE, memory).log_dirty());
+    c.map_as(grown, RegionSpec::ram(0..10 * PAGE, memory).log_dirty());
     run.vm.apply(c).unwrap();
     // A second slot for what is new: two logs to read.
     run.vm.apply(changes(|c| c.resize(grown, 20 * PAGE))).unwrap();
@@ -266,6 +267,38 @@ fn a_move_costs_what_kvms_does_and_keeps_the_log_exact() {
         assert_eq!((report.ioctls, report.grace_periods, report.vcpus_paused), (1, 2, false));
         run.write(&[23]);
         assert_eq!(run.dirty(a), [1, 3]);
+    }
+}
+
+/// A region whose memory is mapped elsewhere in the same set keeps its dirty pages
+/// where it stays: its slot must not move there with the log.
+#[test]
+fn what_is_mapped_twice_keeps_the_log_of_each() {
+    for batch in [None, Some(64)] {
+        for policy in &common::policies()[1..] {
+            let run = Run::new(false, false, policy.clone(), batch);
+            let memory = || common::memory(common::HVA, 8 * PAGE);
+            let spec = |gpa: u64| RegionSpec::ram(at(gpa, 4 * PAGE), memory()).log_dirty();
+            let [a, b] = map_all(&run.vm, [spec(40 * PAGE).alone(), spec(0)]);
+            run.write(&[40]);
+            // Either grows or shrinks, and needs another slot.
+            run.vm
+                .apply(changes(|c| {
+                    c.move_to(b, 24 * PAGE);
+                    c.resize(a, 5 * PAGE);
+                }))
+                .unwrap();
+            assert!(run.dirty(a).contains(&0), "{batch:?} {policy:?}");
+            run.dirty(b);
+            run.write(&[41, 25]);
+            run.vm
+                .apply(changes(|c| {
+                    c.map(RegionSpec::ram(at(0, 5 * PAGE), memory()).log_dirty());
+                    c.resize(a, 2 * PAGE);
+                }))
+                .unwrap();
+            assert!(run.dirty(a).contains(&1) && run.dirty(b).contains(&1));
+        }
     }
 }
 

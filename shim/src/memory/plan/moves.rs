@@ -25,7 +25,7 @@ pub(super) fn find(live: &[Slot], fates: &[Fate], pieces: &[Piece]) -> Vec<Move>
     let mut going: HashMap<(u64, u64), usize> = live
         .iter()
         .enumerate()
-        .filter(|(index, slot)| fates[*index] == Fate::Goes && can_move(slot))
+        .filter(|(index, slot)| fates[*index] == Fate::Goes && can_move(slot, pieces))
         .map(|(index, slot)| (host_memory(&slot.mapping), index))
         .collect();
     if going.is_empty() {
@@ -50,9 +50,16 @@ fn host_memory(mapping: &Mapping) -> (u64, u64) {
 }
 
 /// A slot with a `guest_memfd` is immutable to KVM. A logged one takes its log
-/// along, page by page (`kvm_prepare_memory_region()` keeps the bitmap).
-fn can_move(slot: &Slot) -> bool {
-    slot.mapping.guest_memfd().is_none()
+/// along, page by page (`kvm_prepare_memory_region()` keeps the bitmap): not if any
+/// of its pages stay, where the same memory is to be elsewhere besides. Pieces are
+/// sorted by address.
+fn can_move(slot: &Slot, pieces: &[Piece]) -> bool {
+    let (old, range) = (&slot.mapping, slot.mapping.range());
+    let from = pieces.partition_point(|piece| piece.mapping.range().end() <= range.gpa());
+    let there = pieces[from..].iter().map(|piece| &piece.mapping);
+    let mut there = there.take_while(|new| new.range().gpa() < range.end());
+    let stays = |new: &Mapping| new.is_logged() && new.same_host_pages_as(old);
+    old.guest_memfd().is_none() && !(old.is_logged() && there.any(stays))
 }
 
 /// Sorts `moves` so that a slot has left before another takes its place.
