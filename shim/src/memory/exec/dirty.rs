@@ -109,7 +109,10 @@ impl<'a> DirtyLogs<'a> {
         let start = at_start(steps.ops);
         let ops = || (0..taken).flat_map(|step| steps.ops_of(step));
         let mut lost: Vec<Slot> = Vec::new();
-        for op in ops().filter(|op| loses_log(op)) {
+        // A slot that was moved has its log elsewhere. Who puts that right may make it
+        // another one, with the same memory.
+        let strays = |op: &Op| !undone.is_complete() && matches!(op, Op::Move { .. });
+        for op in ops().filter(|op| loses_log(op) || strays(op)) {
             lost.extend(start.get(&op.slot_id()).copied().flatten());
             if !undone.is_complete() {
                 // Other slots may be there, with the same memory.
