@@ -272,7 +272,9 @@ fn run(rounds: Vec<Round>, policy: usize, batch: bool, failing: Failing) {
         if reads.is_empty() {
             world.read_all();
         }
-        reads.into_iter().for_each(|n| world.read(n));
+        for n in reads {
+            world.read(n);
+        }
     }
     world.read_all();
     // Nothing is left.
