@@ -132,3 +132,22 @@ pub struct EventLimits {
     /// Whether an MSI route can name its device (`KVM_CAP_MSI_DEVID`).
     pub devid: bool,
 }
+
+/// What a VM's KVM allows of coalesced zones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ZoneLimits {
+    /// The page of a vCPU's `mmap` that is the ring; `None` where there are no
+    /// zones (`KVM_CAP_COALESCED_MMIO`).
+    pub ring_page: Option<u32>,
+    /// Whether there are zones of ports (`KVM_CAP_COALESCED_PIO`).
+    pub pio: bool,
+}
+
+impl ZoneLimits {
+    /// What x86 allows: the ring is behind `kvm_run` and the page of ports
+    /// (`KVM_COALESCED_MMIO_PAGE_OFFSET`).
+    #[must_use]
+    pub const fn x86() -> Self {
+        Self { ring_page: Some(2), pio: true }
+    }
+}

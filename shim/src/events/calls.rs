@@ -1,9 +1,9 @@
 //! Who answers the event calls of one VM: KVM, or the model of it.
 
 use super::types::{Ioeventfd, Irqfd, Route};
-use super::zone::{Zone, ZoneLimits};
+use super::zone::Zone;
 use crate::errno::Errno;
-use crate::limits::EventLimits;
+use crate::limits::{EventLimits, ZoneLimits};
 
 /// The calls of one VM, each as the ioctl of the same name, with the kernel's
 /// errno where it refuses; nothing has changed then.

@@ -10,10 +10,10 @@ use kvm_memslots_uapi::irqfd::KVM_IRQFD_FLAG_NO_IRQBYPASS;
 
 use super::calls::EventCalls;
 use super::types::{Bus, Ioeventfd, Irqfd, Route};
-use super::zone::{Zone, ZoneLimits};
+use super::zone::Zone;
 use crate::errno::Errno;
 use crate::kvm::{Kvm, retry};
-use crate::limits::EventLimits;
+use crate::limits::{EventLimits, ZoneLimits};
 
 /// `1 << kvm_ioeventfd_flag_nr_*` (`linux/kvm.h`).
 const IOEVENTFD_DATAMATCH: u32 = 1 << 0;

@@ -30,7 +30,7 @@ mod state;
 mod types;
 mod zone;
 
-pub use crate::limits::EventLimits;
+pub use crate::limits::{EventLimits, ZoneLimits};
 pub use calls::EventCalls;
 pub use delta::{Delta, Parts};
 pub use error::{Failed, Why};
@@ -43,4 +43,4 @@ pub use plan::{Plan, plan, plan_delta};
 pub use routes::Routes;
 pub use state::State;
 pub use types::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget};
-pub use zone::{Zone, ZoneLimits, ZoneWrite};
+pub use zone::{Zone, ZoneWrite};

@@ -13,10 +13,10 @@ use super::calls::EventCalls;
 use super::op::{Op, Waits};
 use super::state::State;
 use super::types::{Bus, Ioeventfd, Irqfd, Route, RouteTarget};
-use super::zone::{Zone, ZoneLimits, ZoneWrite};
+use super::zone::{Zone, ZoneWrite};
 use crate::errno::Errno;
 use crate::fault::{self, Faults, handle};
-use crate::limits::EventLimits;
+use crate::limits::{EventLimits, ZoneLimits};
 
 /// The interrupt controller that a VM has in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

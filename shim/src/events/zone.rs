@@ -60,25 +60,6 @@ impl fmt::Display for Zone {
     }
 }
 
-/// What a VM allows of zones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ZoneLimits {
-    /// The page of a vCPU's `mmap` that is the ring; `None` where there are no
-    /// zones (`KVM_CAP_COALESCED_MMIO`).
-    pub ring_page: Option<u32>,
-    /// Whether there are zones of ports (`KVM_CAP_COALESCED_PIO`).
-    pub pio: bool,
-}
-
-impl ZoneLimits {
-    /// What x86 allows: the ring is behind `kvm_run` and the page of ports
-    /// (`KVM_COALESCED_MMIO_PAGE_OFFSET`).
-    #[must_use]
-    pub const fn x86() -> Self {
-        Self { ring_page: Some(2), pio: true }
-    }
-}
-
 /// A write of the guest's that a ring has kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ZoneWrite {

@@ -17,8 +17,7 @@ use super::calls::VmCalls;
 use super::retry::retry;
 use super::trap;
 use crate::errno::Errno;
-use crate::events::ZoneLimits;
-use crate::limits::{EventLimits, Limits};
+use crate::limits::{EventLimits, Limits, ZoneLimits};
 
 /// `KVM_MAX_IRQ_ROUTES`, where KVM does not say.
 const MAX_IRQ_ROUTES: u32 = 4096;

@@ -7,7 +7,8 @@ use crate::errno::Errno;
 use crate::events::bus::What;
 use crate::events::op::Op;
 use crate::events::types::Bus;
-use crate::events::zone::{Zone, ZoneLimits, ZoneWrite};
+use crate::events::zone::{Zone, ZoneWrite};
+use crate::limits::ZoneLimits;
 
 /// `KVM_COALESCED_MMIO_MAX` with pages of 4 KiB, less the one that stays free.
 const RING: usize = 169;
