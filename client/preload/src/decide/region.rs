@@ -33,6 +33,16 @@ impl Region {
         Self { flags: 0, size: 0, ..self }
     }
 
+    /// Whether KVM takes this for a delete of the slot that `other` made. It looks at
+    /// addresses and flags of a delete, too (`kvm_set_memory_region()`), and refuses
+    /// what it would refuse of a slot that is made.
+    pub(crate) const fn surely_deletes(&self, other: &Self) -> bool {
+        self.size == 0
+            && (self.flags == 0 || self.flags == other.flags)
+            && (self.gpa == 0 || self.gpa == other.gpa)
+            && (self.hva == 0 || self.hva == other.hva)
+    }
+
     /// The call that makes the slot trap.
     pub(crate) const fn trapping(self) -> Self {
         Self { flags: self.flags | TRAP, ..self }

@@ -107,9 +107,12 @@ impl Slots {
         let instead = |action| Plan { repairs: false, action };
         let managed = self.is_managed(asked.slot);
         match own {
-            Some(slot) if asked.size == 0 && slot.is_deferred() => instead(Action::Forget),
+            // What KVM would refuse, it is to refuse.
+            Some(slot) if asked.surely_deletes(&slot.region) && slot.is_deferred() => {
+                instead(Action::Forget)
+            }
             Some(slot)
-                if asked.size == 0
+                if asked.surely_deletes(&slot.region)
                     && slot.held == Held::Mapped
                     && managed
                     && self.rules.way == Way::Trap =>

@@ -283,3 +283,27 @@ fn the_bill_is_due_when_exits_have_cost_as_much_as_the_slots() {
     assert!(!bill.is_due(1));
     assert!(Bill::new(Policy::Fixed { exits: 0 }).is_due(1));
 }
+
+/// KVM refuses a delete of a page's part, or with flags that it does not know: it is
+/// asked, with its slot in place.
+#[test]
+fn a_delete_that_kvm_may_refuse_is_kvms() {
+    let gone = FLASH.gone();
+    for odd in [
+        Region { hva: gone.hva + 1, ..gone },
+        Region { gpa: gone.gpa + 1, ..gone },
+        Region { flags: 1 << 9, ..gone },
+    ] {
+        for way in [Way::Defer, Way::Trap] {
+            let mut slots = churned(way, FLASH);
+            action(&mut slots, gone);
+            action(&mut slots, FLASH);
+            let plan = slots.plan(&odd);
+            assert_eq!((plan.repairs, plan.action), (true, Action::Pass), "{odd:?}");
+        }
+        let mut slots = churned(Way::Defer, FLASH);
+        action(&mut slots, gone);
+        action(&mut slots, FLASH);
+        assert_eq!(ask(&mut slots, odd), (vec![Repair::Map(FLASH)], Action::Pass));
+    }
+}
