@@ -26,6 +26,13 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
+/// What git says of the workspace; nothing where it can't.
+pub(crate) fn git(args: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(args).current_dir(root()).output().ok()?;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    output.status.success().then_some(said)
+}
+
 /// A member of the workspace.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Package {

@@ -145,17 +145,11 @@ pub(super) fn load() -> String {
 
 /// What is checked out, and whether that is all.
 pub(super) fn commit() -> String {
-    let git = |args: &[&str]| {
-        let mut git = Command::new("git");
-        let output = git.current_dir(workspace::root()).args(args).output().ok()?;
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        output.status.success().then_some(said)
-    };
-    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+    let Some(commit) = workspace::git(&["rev-parse", "--short=12", "HEAD"]) else {
         return "unknown".to_owned();
     };
     // Records of before are not what was built.
-    let changed = git(&["status", "--porcelain", "--", ".", ":!kernel/results"]);
+    let changed = workspace::git(&["status", "--porcelain", "--", ".", ":!kernel/results"]);
     let clean = changed.is_some_and(|changed| changed.is_empty());
     if clean { commit } else { format!("{commit}, with changes") }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Log, Outcome, Step, api, msrv};
 use crate::docs;
-use crate::workspace::{Package, cargo, packages, root, target};
+use crate::workspace::{Package, cargo, git, packages, root, target};
 
 /// Seconds are those of 2 cores.
 pub(super) const STEPS: [Step; 12] = [
@@ -147,10 +147,7 @@ fn fuzz(log: &mut Log) -> Result<Outcome> {
 
 /// The first digits of the commit that is checked out as a number; 15 without git.
 fn commit() -> u32 {
-    let mut git = Command::new("git");
-    git.args(["rev-parse", "--short=8", "HEAD"]).current_dir(root());
-    let output = git.stderr(Stdio::null()).output().ok();
-    let digits = output.and_then(|output| String::from_utf8(output.stdout).ok());
+    let digits = git(&["rev-parse", "--short=8", "HEAD"]);
     digits.and_then(|digits| u32::from_str_radix(digits.get(..8)?, 16).ok()).unwrap_or(15)
 }
 
@@ -263,8 +260,7 @@ fn has_subcommand(name: &str) -> bool {
 
 /// Whether what is in the tree is what was committed.
 fn is_clean() -> bool {
-    let status = Command::new("git").args(["status", "--porcelain"]).current_dir(root()).output();
-    status.is_ok_and(|output| output.status.success() && output.stdout.is_empty())
+    git(&["status", "--porcelain"]).is_some_and(|changed| changed.is_empty())
 }
 
 #[cfg(test)]

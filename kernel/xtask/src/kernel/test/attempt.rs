@@ -107,7 +107,7 @@ impl Attempt {
             Err(e) => format!("{e:#}"),
         };
         match (self.ended.map(|ended| ended.status), case.rust) {
-            (Ok(0), true) if tests > 0 && failed == 0 => return "ok",
+            (Ok(0), true) if tests > 0 && failed == 0 => return OK,
             (Ok(0), false) => {
                 tally.passed += 1;
                 return OK;
