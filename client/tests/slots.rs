@@ -273,6 +273,38 @@ fn what_was_split_and_is_alike_again() {
     }
 }
 
+/// To map a region and to split it is the same in one set as in two: parts that are
+/// alike are in one slot, which is no other region's.
+#[test]
+fn what_is_mapped_and_split_in_one_set() {
+    for batch in [None, Some(64)] {
+        let limits = batched(Limits::x86(), batch);
+        let (vm, model) = on_model(Vm::builder(), MemoryModel::new(limits));
+        let neighbour = map_all(&vm, [ram(0, 2)]);
+        model.reset_counts();
+        let mut c = Changes::new();
+        let first = c.map(ram(2, 8));
+        let mut parts = vec![first];
+        parts.extend([6, 4, 2].map(|at| c.split(first, at * PAGE)));
+        c.set_log_dirty(parts[1], true);
+        let alone = c.map(ram(10, 2).alone());
+        c.split(alone, PAGE);
+        vm.apply(c).unwrap();
+        // [2, 8), the logged [8, 10), and two that stand alone.
+        assert_eq!(model.slot_count(0), 1 + 4);
+        assert_eq!(cost(&model), if batch.is_none() { (4, 4) } else { (1, 1) });
+        let whole = model.slots(0).into_iter().find(|slot| slot.mapping.range().size() == 6 * PAGE);
+        assert_eq!(whole.map(|slot| slot.mapping.range().gpa()), Some(2 * PAGE));
+        // Nobody else notices what becomes of them.
+        vm.set_hole_policy(HolePolicy::Named).unwrap();
+        for id in parts.into_iter().chain(neighbour) {
+            vm.apply(changes(|c| c.unmap(id))).unwrap();
+            assert_same_slots(&vm, &model);
+        }
+        assert_eq!(model.slot_count(0), 2);
+    }
+}
+
 /// Nearly full, a change of one page costs what is touched.
 #[test]
 fn nearly_full() {

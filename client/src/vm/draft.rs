@@ -36,6 +36,13 @@ pub(crate) struct Edit {
     pub(super) rebuild: bool,
 }
 
+impl Edit {
+    /// Whether its region is one of several that were split from one.
+    pub(super) fn is_part(&self) -> bool {
+        self.now.as_ref().is_some_and(|now| now.origin().is_some())
+    }
+}
+
 /// Edits by name, once there are more than a few.
 #[derive(Debug, Default)]
 struct Index {

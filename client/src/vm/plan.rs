@@ -228,33 +228,37 @@ impl Planner<'_> {
         Window { live: self.slots.iter().collect(), wanted, whole: true }
     }
 
-    /// Makes one of the parts of a region that was split which are alike again,
-    /// where they are to be joined. `wanted` is sorted.
+    /// Makes one of the parts of a region that was split which are alike: where they
+    /// are to be joined, or were mapped by this set. `wanted` is sorted.
     fn join_parts(&self, wanted: &mut Vec<Extent>) {
         let edits = &self.draft.edits;
-        if edits.iter().filter(|edit| edit.rebuild).count() < 2 {
+        let joins = |edit: &&Edit| edit.rebuild || edit.is_new && edit.is_part();
+        if edits.iter().filter(joins).count() < 2 {
             return;
         }
-        // What each run of parts was split from, the run as one, and its length.
-        let mut runs: Vec<(RegionId, Mapping, usize)> = Vec::new();
-        for edit in self.draft.sorted.iter().map(|at| &edits[*at]).filter(|edit| edit.rebuild) {
+        // What each run of parts was split from, the run as one, its length, and whether
+        // it is to stand alone.
+        let mut runs: Vec<(RegionId, Mapping, usize, bool)> = Vec::new();
+        for edit in self.draft.sorted.iter().map(|at| &edits[*at]).filter(joins) {
             let record = edit.now.as_ref().filter(|now| now.as_id == self.as_id);
             let part = record.and_then(|record| record.extent(false));
             let part = part.filter(|part| !part.alone && part.mapping.guest_memfd().is_none());
             let (Some(part), Some(origin)) = (part, self.draft.origin(edit)) else { continue };
             let last = runs.last_mut().filter(|(of, ..)| *of == origin);
-            let both = last.as_ref().and_then(|(_, run, _)| run.joined(&part.mapping));
+            let both = last.as_ref().and_then(|(_, run, ..)| run.joined(&part.mapping));
             let both = both.filter(|both| both.range().size() <= self.rules.limits.slot_bytes());
             match (last, both) {
-                (Some((_, run, parts)), Some(both)) => (*run, *parts) = (both, *parts + 1),
-                _ => runs.push((origin, part.mapping, 1)),
+                (Some((_, run, parts, alone)), Some(both)) => {
+                    (*run, *parts, *alone) = (both, *parts + 1, *alone || edit.rebuild);
+                }
+                _ => runs.push((origin, part.mapping, 1, edit.rebuild)),
             }
         }
-        for (_, mapping, _) in runs.into_iter().filter(|(.., parts)| *parts > 1) {
+        for (_, mapping, _, alone) in runs.into_iter().filter(|(_, _, parts, _)| *parts > 1) {
             let inside = |extent: &Extent| mapping.range().overlaps(extent.mapping.range());
             let Some(from) = wanted.iter().position(inside) else { continue };
             let parts = wanted[from..].iter().take_while(|extent| inside(extent)).count();
-            let extent = Extent { mapping, alone: true, ..wanted[from] };
+            let extent = Extent { mapping, alone, ..wanted[from] };
             wanted.splice(from..from + parts, [extent]);
         }
     }
