@@ -91,9 +91,7 @@ pub const RUNTIME: &[Call] = calls![
 /// `kcmp` is made where the process has another VM open, and may fail: then two
 /// [`Vm`](crate::Vm)s of one VM are not told. `eventfd2` and `KVM_IRQFD` probe for
 /// `KVM_IRQFD_FLAG_NO_IRQBYPASS`, and `KVM_SET_USER_MEMORY_REGIONS` without
-/// entries for that ioctl, where the kernel claims them. `process_vm_readv` of a byte
-/// of its own finds out whether memory that may fault can be
-/// [deferrable](crate::RegionSpec::deferrable), and may fail. `readlink` (where
+/// entries for that ioctl, where the kernel claims them. `readlink` (where
 /// there is only that: `readlinkat`) names what is no VM in the error, and may
 /// fail.
 pub const OPEN: &[Call] = calls![
@@ -102,7 +100,6 @@ pub const OPEN: &[Call] = calls![
     SYS_fcntl,
     SYS_getpid,
     SYS_kcmp,
-    SYS_process_vm_readv,
     SYS_readlink;
     KVM_CHECK_EXTENSION,
     KVM_GET_API_VERSION,
@@ -164,8 +161,11 @@ pub const SCRATCH_VM: &[Call] = calls![
 /// Memory of changes is `KVM_SET_USER_MEMORY_REGIONS` where the kernel has it;
 /// else `KVM_SET_USER_MEMORY_REGION`, or its second version for regions with a
 /// `guest_memfd`. `KVM_GET_DIRTY_LOG` is for logged regions that go or change.
-/// The others are for devices.
-pub const APPLY: &[Call] = calls![;
+/// `process_vm_readv` of a byte of its own finds out, with the first
+/// [deferrable](crate::RegionSpec::deferrable) region whose memory may fault, whether
+/// that can be served, and may fail. The others are for devices.
+pub const APPLY: &[Call] = calls![
+    SYS_process_vm_readv;
     KVM_GET_DIRTY_LOG,
     KVM_IOEVENTFD,
     KVM_IRQFD,

@@ -1,14 +1,13 @@
 //! The VM's side of deferred maps.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use kvm_memslots_shim::memory::{Done, Op};
 use kvm_memslots_shim::{Mapping, MemFlags};
 
 use super::Deferral;
-use super::access;
 use super::life::Life;
 use super::policy::Estimate;
 use super::serving::Serving;
@@ -56,7 +55,7 @@ impl DeferredMaps {
                 promotions: AtomicU64::new(0),
                 pid,
                 process: Process::this(),
-                can_try: access::can_try(pid),
+                can_try: OnceLock::new(),
                 lives: Mutex::new(ById::default()),
                 due: Mutex::new(Vec::new()),
             }),

@@ -1,10 +1,11 @@
 //! What a VM and its vCPU threads share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::access;
 use super::life::Life;
 use super::policy::{Costs, Policy};
 use super::table::Table;
@@ -31,8 +32,8 @@ pub(crate) struct Serving {
     /// This process, for reading memory that may fault.
     pub(super) pid: libc::pid_t,
     pub(super) process: Process,
-    /// Whether such memory can be read at all.
-    pub(super) can_try: bool,
+    /// Whether such memory can be read at all, once somebody wanted to know.
+    pub(super) can_try: OnceLock<bool>,
     pub(super) lives: Mutex<ById<RegionId, Arc<Life>>>,
     /// Regions that have become due; not waited for by vCPU threads.
     pub(super) due: Mutex<Vec<RegionId>>,
@@ -53,7 +54,7 @@ impl Serving {
 
     /// Whether a region whose memory may fault, or not, can wait for its slot.
     pub(crate) fn can_serve(&self, never_faults: bool) -> bool {
-        never_faults || self.can_try
+        never_faults || *self.can_try.get_or_init(|| access::can_try(self.pid))
     }
 
     /// How many exits were served for a region.
