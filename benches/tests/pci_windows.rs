@@ -7,7 +7,7 @@ mod common;
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl Memory {
         let hva = self.mapping.as_ptr().expose_provenance() as u64 + function * SIZE;
         // SAFETY: the mapping outlives the VM, and only the guest uses it.
         let backing = unsafe { Backing::borrowed(hva, SIZE, May::ReadWrite) };
-        backing.with_file(self.file.as_raw_fd(), function * SIZE)
+        backing.with_file(self.file.try_clone().unwrap(), function * SIZE)
     }
 
     fn word(&self, at: u64) -> u64 {

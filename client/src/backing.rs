@@ -1,7 +1,7 @@
 //! Host memory behind guest memory, and the one contract about it.
 
 use std::fmt;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use kvm_memslots_shim::GuestMemfd;
@@ -16,10 +16,10 @@ pub enum Access {
 }
 
 /// Where in a file host memory is: what others need to map it, too
-/// (vhost-user's memory table, VFIO).
+/// (vhost-user's memory table, VFIO). A number, which keeps nothing open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileRange {
-    /// The descriptor, which is the VMM's and stays open as long as it says.
+    /// The descriptor.
     pub fd: RawFd,
     /// Bytes from the start of the file.
     pub offset: u64,
@@ -30,7 +30,8 @@ pub struct FileRange {
 ///
 /// # Safety
 /// What [`Backing::borrowed`] asks for holds for the memory that
-/// [`range`](Self::range) names, for as long as the object lives.
+/// [`range`](Self::range) names, for as long as the object lives. As long is the
+/// descriptor open that [`file`](Self::file) names.
 pub unsafe trait HostMemory: Send + Sync {
     /// The host virtual address and the length in bytes; always the same.
     fn range(&self) -> (u64, u64);
@@ -79,8 +80,19 @@ pub struct Backing {
     pub(crate) access: Access,
     pub(crate) never_faults: bool,
     pub(crate) file: Option<FileRange>,
+    open: Option<Open>,
     pub(crate) guest_memfd: Option<GuestMemfd>,
     pub(crate) owner: Option<Arc<dyn HostMemory>>,
+}
+
+/// The descriptor of the file, where the owner does not keep that open.
+#[derive(Clone)]
+struct Open(Arc<dyn AsFd + Send + Sync>);
+
+impl fmt::Debug for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_fd().fmt(f)
+    }
 }
 
 impl Backing {
@@ -103,7 +115,8 @@ impl Backing {
     /// That an access faults (a file that was truncated) is no breach.
     #[must_use]
     pub const unsafe fn borrowed(hva: u64, len: u64, access: Access) -> Self {
-        Self { hva, len, access, never_faults: false, file: None, guest_memfd: None, owner: None }
+        let (file, open, guest_memfd, owner) = (None, None, None, None);
+        Self { hva, len, access, never_faults: false, file, open, guest_memfd, owner }
     }
 
     /// Memory that `memory` keeps alive, from `offset` bytes in it on. It is held
@@ -120,24 +133,39 @@ impl Backing {
             access: memory.access(),
             never_faults: memory.never_faults(),
             file,
+            open: None,
             guest_memfd: None,
             owner: Some(memory),
         }
     }
 
     /// With private memory from the `guest_memfd` `fd`, from `offset` bytes in it
-    /// on. `fd` names the same file for as long as the region lives.
+    /// on. `fd` names the same file for as long as the region lives. (KVM takes what
+    /// is a `guest_memfd` of the same VM, and nothing else.)
     #[must_use]
     pub const fn with_guest_memfd(mut self, fd: RawFd, offset: u64) -> Self {
         self.guest_memfd = Some(GuestMemfd { fd, offset });
         self
     }
 
-    /// Says where in a file the memory is, for [observers](crate::Observer).
+    /// Says where in a file the memory is: for [observers](crate::Observer), and for
+    /// [BARs in windows](crate::pci#bars-in-windows). `file` is a `File`, an
+    /// `OwnedFd`, an `Arc` of one, and is held for as long as this value.
     #[must_use]
-    pub const fn with_file(mut self, fd: RawFd, offset: u64) -> Self {
-        self.file = Some(FileRange { fd, offset });
+    pub fn with_file(mut self, file: impl AsFd + Send + Sync + 'static, offset: u64) -> Self {
+        self.file = Some(FileRange { fd: file.as_fd().as_raw_fd(), offset });
+        self.open = Some(Open(Arc::new(file)));
         self
+    }
+
+    /// The descriptor of the file that it is in.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match (&self.open, self.file) {
+            (Some(Open(file)), _) => Some(file.as_fd()),
+            // SAFETY: the owner, which is held, keeps it open (`HostMemory`).
+            (None, Some(file)) => Some(unsafe { BorrowedFd::borrow_raw(file.fd) }),
+            (None, None) => None,
+        }
     }
 
     /// The guest may only read it.

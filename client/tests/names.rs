@@ -146,7 +146,7 @@ fn over_a_set_of_changes() {
 #[test]
 fn what_a_region_says_of_itself() {
     let (vm, _) = common::vm(Limits::x86());
-    let backing = memory(HVA, 4 * PAGE).with_file(5, 0x3000);
+    let backing = memory(HVA, 4 * PAGE).with_file(std::io::stderr(), 0x3000);
     let spec = RegionSpec::device(at(8 * PAGE, 2 * PAGE), backing);
     let [id] = map_all(&vm, [spec.log_dirty().alone().label("bar0").tag(3)]);
     let region = vm.region(id).unwrap();
@@ -156,7 +156,7 @@ fn what_a_region_says_of_itself() {
     assert_eq!((region.alone, region.permanent, region.deferrable), (true, false, false));
     assert_eq!((region.label.as_deref(), region.tag), (Some("bar0"), Some(3)));
     let file = region.file.unwrap();
-    assert_eq!((file.fd, file.offset), (5, 0x3000));
+    assert_eq!((file.fd, file.offset), (libc::STDERR_FILENO, 0x3000));
 }
 
 /// Looks the layout up whenever it is told of something.

@@ -208,7 +208,7 @@ impl Library {
             });
             let memory = |backing| RegionSpec::device(at(0, MEMORY), backing);
             let function = if who == Who::Window {
-                let memory = memory(backing.with_file(file.as_raw_fd(), n * MEMORY));
+                let memory = memory(backing.with_file(file.try_clone()?, n * MEMORY));
                 let other = BarSpec::memory64(MEMORY).prefetchable().window(memory);
                 FunctionSpec::new().bar(0, bar).bar(2, other)
             } else {

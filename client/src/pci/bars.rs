@@ -11,10 +11,10 @@ use super::id::FunctionId;
 use super::places::{Item, Key, Place, places};
 use super::refusals::{Refusals, blamed, is_about_one};
 use super::registers::{Decoded, Registers};
-use super::shelf::{self, Shelf, Spot};
+use super::shelf::Shelf;
 use super::spec::{FunctionSpec, Window};
 use crate::device::Ioeventfd;
-use crate::window::{self, Placement};
+use crate::window::{self, Placement, WindowPart};
 use crate::{Changes, RegionId, RegionSpec, Report, Vm};
 
 /// What is to be.
@@ -22,7 +22,7 @@ use crate::{Changes, RegionId, RegionSpec, Report, Vm};
 struct Wanted<'s> {
     claims: Claims,
     windows: BTreeMap<Key, (Range, &'s Window)>,
-    spots: BTreeMap<Key, Spot>,
+    parts: BTreeMap<Key, WindowPart>,
     bells: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
     /// What can't be.
     refused: Vec<(Key, Range, PciError)>,
@@ -287,7 +287,7 @@ impl PciBars {
                     places(&self.functions).map(|(key, range, _)| (key, range)).collect();
                 self.refused.keep_where(&at);
             }
-            let Wanted { windows, spots, bells, claims, refused } = self.wanted(vm);
+            let Wanted { windows, parts, bells, claims, refused } = self.wanted(vm);
             if !refused.is_empty() {
                 for (key, at, why) in refused {
                     self.refused.insert(key, at, why);
@@ -344,17 +344,14 @@ impl PciBars {
                 self.bells.remove(bar);
             }
             self.bells.extend(ringing);
-            self.shelf.clear(&spots)?;
-            match self.shelf.fill(&spots) {
-                Err((key, error)) if shelf::is_its_own(&error) => {
-                    let mut all = places(&self.functions);
-                    let range = all.find(|(there, ..)| *there == key).map(|(_, range, _)| range);
-                    drop(all);
-                    if let Some(range) = range {
+            match self.shelf.follow(parts) {
+                Err((Some(key), error)) => {
+                    let place = places(&self.functions).find(|(there, ..)| *there == key);
+                    if let Some(range) = place.map(|(_, range, _)| range) {
                         self.refused.insert(key, range, error.into());
                     }
                 }
-                Err((_, error)) => return Err(error.into()),
+                Err((None, error)) => return Err(error.into()),
                 // It was the last of them. What of the others is?
                 Ok(()) if suspects.len() > 1 => {
                     suspects.pop();
@@ -385,8 +382,8 @@ impl PciBars {
                 Place::Window(spec) => {
                     if let Some(at) = self.shelf.find(vm, spec.as_id, range) {
                         if wanted.claims.claim(range) {
-                            match self.shelf.spot(key, spec, at) {
-                                Ok(spot) => _ = wanted.spots.insert(key, spot),
+                            match self.shelf.part(key, spec, at) {
+                                Ok(part) => _ = wanted.parts.insert(key, part),
                                 Err(why) => wanted.refused.push((key, range, why)),
                             }
                         }

@@ -1,23 +1,17 @@
 //! Memory of BARs that the guest has put in a window: placed there, without a
 //! slot.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use kvm_memslots_shim::{Errno, MemFlags, Range};
 
 use super::error::PciError;
 use super::id::FunctionId;
 use super::places::{Item, Key};
-use crate::window::{CheckedFile, Contents, Placement, Window, WindowError, WindowErrorKind};
+use crate::window::{
+    Astray, CheckedFile, Placement, Steps, Window, WindowError, WindowErrorKind, WindowPart,
+};
 use crate::{Access, RegionSpec, Vm};
-
-/// What is placed in which window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spot {
-    window: usize,
-    placement: Placement,
-    file_offset: u64,
-}
 
 /// The windows, and what is in them.
 #[derive(Debug, Default)]
@@ -27,7 +21,8 @@ pub(super) struct Shelf {
     windows: Vec<Window>,
     /// Of each part that is in a file: that, or why it can't be placed.
     files: HashMap<Key, Result<CheckedFile, WindowErrorKind>>,
-    placed: HashMap<Key, Spot>,
+    placed: BTreeMap<Key, WindowPart>,
+    astray: Astray<Key>,
 }
 
 impl Shelf {
@@ -37,10 +32,8 @@ impl Shelf {
 
     /// A part of a function that is new.
     pub(super) fn learn(&mut self, key: Key, spec: &RegionSpec) {
-        let file = spec.backing.file.filter(|_| !self.windows.is_empty());
-        if let Some(file) = file {
-            self.files.insert(key, CheckedFile::duplicate(file.fd));
-        }
+        let file = spec.backing.descriptor().filter(|_| !self.windows.is_empty());
+        self.files.extend(file.map(|file| (key, CheckedFile::duplicate(file))));
     }
 
     /// The function is gone, and nothing of it is placed.
@@ -55,85 +48,59 @@ impl Shelf {
     }
 
     /// What a part there is to be.
-    pub(super) fn spot(
+    pub(super) fn part(
         &self,
         key: Key,
         spec: &RegionSpec,
         (window, offset): (usize, u64),
-    ) -> Result<Spot, PciError> {
-        let special = MemFlags::TRAP | MemFlags::GUEST_MEMFD;
-        let file = spec.backing.file.filter(|_| !spec.flags.intersects(special));
-        let file = file.ok_or(PciError::NoFile)?;
-        match self.files.get(&key) {
-            Some(Ok(_)) => {}
+    ) -> Result<WindowPart, PciError> {
+        let special = spec.flags.intersects(MemFlags::TRAP | MemFlags::GUEST_MEMFD);
+        let range = spec.backing.file.filter(|_| !special).ok_or(PciError::NoFile)?;
+        let file = match self.files.get(&key) {
+            Some(Ok(file)) => file,
             Some(Err(kind)) => return Err(PciError::File(kind.clone())),
             None => return Err(PciError::NoFile),
-        }
+        };
+        let window = &self.windows[window];
+        let part = WindowPart::new(window, offset, spec.span.size, file, range.offset);
         let read_only =
             spec.flags.contains(MemFlags::READONLY) || spec.backing.access == Access::Read;
-        let access = if read_only { Access::Read } else { Access::ReadWrite };
-        let (len, file_offset) = (spec.span.size, file.offset);
-        let placement = Placement { offset, len, access, file_offset: Some(file_offset) };
-        Ok(Spot { window, placement, file_offset })
+        Ok(if read_only { part.read_only() } else { part })
     }
 
     /// What is placed of a BAR.
     pub(super) fn of(&self, function: FunctionId, bar: usize) -> Vec<(usize, Placement)> {
         let mine = self.placed.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
-        let part = |(key, spot): (&Key, &Spot)| match key.2 {
-            Item::Window(part) => Some((part, spot.placement)),
+        mine.filter_map(|(key, part)| match key.2 {
+            Item::Window(n) => Some((n, part.placement())),
             Item::Doorbell(_) => None,
-        };
-        let mut mine: Vec<_> = mine.filter_map(part).collect();
-        mine.sort_unstable_by_key(|(part, _)| *part);
-        mine
+        })
+        .collect()
     }
 
-    /// Removes what is not to be there.
-    pub(super) fn clear(&mut self, wanted: &BTreeMap<Key, Spot>) -> Result<(), WindowError> {
-        // Somebody else may have removed it.
-        let there = |spot: &Spot| {
-            self.windows[spot.window].at(spot.placement.offset) == Some(spot.placement)
+    /// Has the windows hold what is wanted of BARs, and nothing else of theirs; or what
+    /// they held before. An error that is one BAR's trouble says whose: not that a host
+    /// is out of memory, nor a fork.
+    pub(super) fn follow(
+        &mut self,
+        wanted: BTreeMap<Key, WindowPart>,
+    ) -> Result<(), (Option<Key>, WindowError)> {
+        let its_own = |error: &WindowError| !matches!(error.errno(), Errno::ENOMEM | Errno::EIO);
+        self.astray.repair().map_err(|(_, error)| (None, error))?;
+        let stays = |(key, part): &(&Key, &WindowPart)| {
+            part.is_there() && wanted.get(*key).is_some_and(|now| now.is(part))
         };
-        let gone = self
-            .placed
-            .iter()
-            .filter(|(key, spot)| wanted.get(*key) != Some(*spot) || !there(spot));
-        let gone: Vec<(Key, Spot, bool)> =
-            gone.map(|(key, spot)| (*key, *spot, there(spot))).collect();
-        for (key, spot, is_there) in gone {
-            let Placement { offset, len, .. } = spot.placement;
-            if is_there {
-                self.windows[spot.window].remove(offset, len)?;
-            }
-            self.placed.remove(&key);
-        }
+        let (stay, gone): (Vec<_>, Vec<_>) = self.placed.iter().partition(stays);
+        let stay: HashSet<Key> = stay.into_iter().map(|(key, _)| *key).collect();
+        let own = |(key, part): (&Key, &WindowPart)| (*key, part.clone());
+        let come = wanted.iter().filter(|(key, _)| !stay.contains(*key)).map(own).collect();
+        let steps = Steps::new(gone.into_iter().map(own).collect(), come)
+            .map_err(|(key, error)| (Some(key), error))?;
+        steps.take(&mut self.astray).map_err(|refused| {
+            let blamed = refused.comes && refused.undone.is_empty() && its_own(&refused.error);
+            (blamed.then_some(refused.whose), refused.error)
+        })?;
+        self.placed = wanted;
         Ok(())
     }
-
-    /// Places what is to be there and is not; stops at the first that is refused.
-    pub(super) fn fill(&mut self, wanted: &BTreeMap<Key, Spot>) -> Result<(), (Key, WindowError)> {
-        for (key, spot) in wanted {
-            let (false, Some(Ok(file))) = (self.placed.contains_key(key), self.files.get(key))
-            else {
-                continue;
-            };
-            let Placement { offset, len, access, .. } = spot.placement;
-            let contents = Contents::checked(file, spot.file_offset);
-            let contents = match access {
-                Access::Read => contents.read_only(),
-                Access::ReadWrite => contents,
-            };
-            let placed = self.windows[spot.window].place(offset, len, contents);
-            placed.map_err(|error| (*key, error))?;
-            self.placed.insert(*key, *spot);
-        }
-        Ok(())
-    }
-}
-
-/// Whether a place that was refused is one BAR's trouble: not a host that is out
-/// of memory, nor a fork.
-pub(super) fn is_its_own(error: &WindowError) -> bool {
-    !matches!(error.errno(), Errno::ENOMEM | Errno::EIO)
 }

@@ -1,17 +1,15 @@
 //! Memory of devices that is in windows: placed and removed by the sets of changes
 //! that attach, detach and move the devices.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use kvm_memslots_shim::Errno;
 
 use super::draft::Draft;
 use crate::RegionId;
 use crate::changes::Change;
 use crate::device::{Device, DeviceId, DevicePart};
 use crate::error::{Error, ErrorKind};
-use crate::window::{Placement, WindowError, WindowErrorKind, WindowPart};
+use crate::window::{Astray, Steps, WindowError, WindowPart};
 
 /// What a device has in windows.
 #[derive(Debug, Clone)]
@@ -25,24 +23,21 @@ struct Parts {
 pub(super) struct Placed {
     devices: BTreeMap<DeviceId, Arc<Parts>>,
     /// What a set that could not be undone left to be done.
-    astray: Vec<Step>,
+    astray: Astray<Whose>,
 }
 
-/// One call, or the few of one place.
+/// Which part of which device, and the change that is about it.
 #[derive(Debug, Clone)]
-struct Step {
-    gone: Option<WindowPart>,
-    come: Option<WindowPart>,
+struct Whose {
     device: Arc<str>,
-    /// Which of the device's.
     index: usize,
-    change: Option<usize>,
+    change: usize,
 }
 
 /// What a set of changes comes to.
 #[derive(Debug, Default)]
 pub(super) struct PlacedChange {
-    steps: Vec<Step>,
+    steps: Steps<Whose>,
     edits: BTreeMap<DeviceId, Option<Arc<Parts>>>,
 }
 
@@ -52,41 +47,11 @@ pub(super) struct Refused {
     pub(super) undone: Vec<WindowError>,
 }
 
-impl Step {
-    fn make(&self) -> Result<(), WindowError> {
-        match (&self.gone, &self.come) {
-            (None, None) => Ok(()),
-            (Some(gone), None) => gone.remove(),
-            (None, Some(come)) => come.place(),
-            (Some(_), Some(come)) => come.replace(),
-        }
-    }
-
-    /// The step that takes it back.
-    fn inverse(&self) -> Self {
-        Self { gone: self.come.clone(), come: self.gone.clone(), ..self.clone() }
-    }
-
-    /// The same, as far as it is still to be done.
-    fn repair(&self) -> Result<(), WindowError> {
-        if let Some(gone) = self.gone.as_ref().filter(|gone| gone.is_there()) {
-            gone.remove()?;
-        }
-        match self.come.as_ref().filter(|come| !come.is_there()).map(WindowPart::place) {
-            // Somebody else has put something there.
-            Some(Err(error)) if error.errno() == Errno::EEXIST => Ok(()),
-            Some(placed) => placed,
-            None => Ok(()),
-        }
-    }
-
+impl Whose {
     fn blamed(&self, error: WindowError) -> Error {
         let part = DevicePart::InWindow { index: self.index };
         let error = Error::from(ErrorKind::Window(error)).of_device(&self.device, Some(part));
-        match self.change {
-            Some(change) => error.in_change(change),
-            None => error,
-        }
+        error.in_change(self.change)
     }
 }
 
@@ -98,42 +63,20 @@ impl Placed {
 
     /// Puts right what could not be undone.
     pub(super) fn repair(&mut self) -> Result<(), Error> {
-        while let Some(step) = self.astray.last() {
-            step.repair().map_err(|error| step.blamed(error))?;
-            self.astray.pop();
-        }
-        Ok(())
+        self.astray.repair().map_err(|(whose, error)| whose.blamed(error))
     }
 
     /// Makes the calls of a change, all or none.
     pub(super) fn execute(&mut self, change: &PlacedChange) -> Result<(), Refused> {
-        for (done, step) in change.steps.iter().enumerate() {
-            let Err(error) = step.make() else { continue };
-            let mut undone = Vec::new();
-            if let WindowErrorKind::Stuck { .. } = error.kind() {
-                undone.push(error.clone());
-                self.astray.push(step.inverse());
-            }
-            undone.extend(self.take_back(&change.steps[..done]));
-            return Err(Refused { error: step.blamed(error), undone });
-        }
-        Ok(())
+        change.steps.take(&mut self.astray).map_err(|refused| {
+            let error = refused.whose.blamed(refused.error);
+            Refused { error, undone: refused.undone }
+        })
     }
 
     /// Takes a change back that was made; what was refused.
     pub(super) fn undo(&mut self, change: &PlacedChange) -> Vec<WindowError> {
-        self.take_back(&change.steps)
-    }
-
-    fn take_back(&mut self, steps: &[Step]) -> Vec<WindowError> {
-        let mut refused = Vec::new();
-        for step in steps.iter().rev().map(Step::inverse) {
-            if let Err(error) = step.make() {
-                refused.push(error);
-                self.astray.push(step);
-            }
-        }
-        refused
+        change.steps.take_back(&mut self.astray)
     }
 
     /// A change was made, and is to stay.
@@ -234,91 +177,33 @@ impl<'t> PlacedDraft<'t> {
         })
     }
 
-    /// What it all comes to: what goes, what takes the place of something, what
-    /// comes.
+    /// What it all comes to.
     pub(super) fn finish(self) -> Result<PlacedChange, Error> {
         let (mut gone, mut come) = (Vec::new(), Vec::new());
         for (id, (change, now)) in &self.edits {
             let (before, now) = (self.placed.devices.get(id), now.as_ref());
-            let goes = |part| (Some(part), None);
-            let comes = |part| (None, Some(part));
-            gone.extend(before.into_iter().flat_map(|all| all.but_for(now, *change, goes)));
-            come.extend(now.into_iter().flat_map(|all| all.but_for(before, *change, comes)));
+            gone.extend(before.into_iter().flat_map(|all| all.but_for(now, *change)));
+            come.extend(now.into_iter().flat_map(|all| all.but_for(before, *change)));
         }
-        // The VMM may have removed it itself.
-        gone.retain(|step: &Step| step.gone.as_ref().is_some_and(WindowPart::is_there));
-        let leaving: Leaving = gone
-            .iter()
-            .filter_map(|step| step.gone.as_ref().map(|part| (part.key(), part.clone())))
-            .collect();
-        check(&come, &leaving)?;
-        for step in &mut come {
-            let Some(part) = &step.come else { continue };
-            step.gone = leaving.get(&part.key()).filter(|gone| gone.covers(part)).cloned();
-        }
-        let taken_over: HashSet<_> =
-            come.iter().filter_map(|step| step.gone.as_ref().map(WindowPart::key)).collect();
-        gone.retain(|step| !step.gone.as_ref().is_some_and(|p| taken_over.contains(&p.key())));
-        come.sort_by_key(|step| step.gone.is_none());
-        gone.append(&mut come);
+        // Of two that overlap the one that came last is to blame.
+        come.sort_by_key(|(whose, _): &(Whose, _)| whose.change);
+        let steps = Steps::new(gone, come).map_err(|(whose, error)| whose.blamed(error))?;
         let edits = self.edits.into_iter().map(|(id, (_, parts))| (id, parts)).collect();
-        Ok(PlacedChange { steps: gone, edits })
+        Ok(PlacedChange { steps, edits })
     }
 }
 
-/// What goes, by window and offset.
-type Leaving = HashMap<(usize, u64), WindowPart>;
-
 impl Parts {
-    /// A step for each that `other` has not, or not there.
-    fn but_for(
-        &self,
-        other: Option<&Arc<Self>>,
-        change: usize,
-        step: impl Fn(WindowPart) -> (Option<WindowPart>, Option<WindowPart>),
-    ) -> Vec<Step> {
+    /// Those that `other` has not, or not there.
+    fn but_for(&self, other: Option<&Arc<Self>>, change: usize) -> Vec<(Whose, WindowPart)> {
         let has = |name: RegionId, part: &WindowPart| {
             let mut there = other.into_iter().flat_map(|other| &other.parts);
             there.any(|(other, there)| *other == name && there.is(part))
         };
         let all = self.parts.iter().enumerate().filter(|(_, (name, part))| !has(*name, part));
         all.map(|(index, (_, part))| {
-            let (gone, come) = step(part.clone());
-            Step { gone, come, device: Arc::clone(&self.device), index, change: Some(change) }
+            (Whose { device: Arc::clone(&self.device), index, change }, part.clone())
         })
         .collect()
     }
-}
-
-/// Whether what comes has room, once what goes has gone.
-fn check(come: &[Step], leaving: &Leaving) -> Result<(), Error> {
-    let mut sorted: Vec<(&Step, &WindowPart)> =
-        come.iter().filter_map(|step| Some((step, step.come.as_ref()?))).collect();
-    let taken = |step: &Step, part: &WindowPart, by: Placement| {
-        Err(step.blamed(part.wrong(WindowErrorKind::Taken { by })))
-    };
-    for (step, part) in &sorted {
-        let (window, _) = part.key();
-        let leaves = |there: &Placement| {
-            let gone = leaving.get(&(window, there.offset));
-            gone.is_some_and(|gone| gone.placement() == *there)
-        };
-        if let Some(by) = part.in_the_way(leaves) {
-            return taken(step, part, by);
-        }
-    }
-    sorted.sort_by_key(|(_, part)| part.key());
-    for pair in sorted.windows(2) {
-        let [(one, low), (other, high)] = pair else { continue };
-        let (window, offset) = high.key();
-        if low.key().0 == window && low.placement().end() > offset {
-            // The one that came last is to blame.
-            return if one.change > other.change {
-                taken(one, low, high.placement())
-            } else {
-                taken(other, high, low.placement())
-            };
-        }
-    }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! What can be placed.
 
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_memslots_shim::Errno;
@@ -60,14 +60,11 @@ impl CheckedFile {
     }
 
     /// The same of another descriptor for what `fd` names.
-    pub(crate) fn duplicate(fd: RawFd) -> Result<Self, WindowErrorKind> {
-        // SAFETY: takes numbers.
-        let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
-        if new < 0 {
-            return Err(WindowErrorKind::Refused { call: "fcntl", errno: Errno::last() });
-        }
-        // SAFETY: a new descriptor.
-        Self::new(unsafe { OwnedFd::from_raw_fd(new) })
+    pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<Self, WindowErrorKind> {
+        let new = fd.try_clone_to_owned();
+        Self::new(
+            new.map_err(|_| WindowErrorKind::Refused { call: "fcntl", errno: Errno::last() })?,
+        )
     }
 }
 

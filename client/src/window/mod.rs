@@ -119,6 +119,7 @@ mod host;
 #[cfg(all(test, feature = "model"))]
 mod in_sets;
 mod part;
+mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -128,6 +129,7 @@ pub use edit::Edit;
 pub use error::{WindowError, WindowErrorKind};
 pub use found::Found;
 pub use part::WindowPart;
+pub(crate) use steps::{Astray, Steps};
 pub use table::Placement;
 
 use std::fmt;

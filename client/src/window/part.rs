@@ -17,7 +17,9 @@ use crate::Access;
 #[must_use]
 pub struct WindowPart {
     window: Window,
-    placement: Placement,
+    offset: u64,
+    len: u64,
+    access: Access,
     file: CheckedFile,
     file_offset: u64,
 }
@@ -32,15 +34,14 @@ impl WindowPart {
         file: &CheckedFile,
         file_offset: u64,
     ) -> Self {
-        let access = Access::ReadWrite;
-        let placement = Placement { offset, len, access, file_offset: Some(file_offset) };
-        Self { window: window.clone(), placement, file: file.clone(), file_offset }
+        let (window, file, access) = (window.clone(), file.clone(), Access::ReadWrite);
+        Self { window, offset, len, access, file, file_offset }
     }
 
     /// The guest may only read it. Where it writes, that fails as in a
     /// [`Gap::Fault`](super::Gap::Fault).
     pub fn read_only(mut self) -> Self {
-        self.placement.access = Access::Read;
+        self.access = Access::Read;
         self
     }
 
@@ -48,7 +49,8 @@ impl WindowPart {
     /// removed a part of it.
     #[must_use]
     pub const fn placement(&self) -> Placement {
-        self.placement
+        let Self { offset, len, access, file_offset, .. } = *self;
+        Placement { offset, len, access, file_offset: Some(file_offset) }
     }
 
     /// The window.
@@ -59,66 +61,64 @@ impl WindowPart {
 
     /// The same at another offset.
     pub(crate) fn moved_to(&self, offset: u64) -> Self {
-        Self { placement: Placement { offset, ..self.placement }, ..self.clone() }
+        Self { offset, ..self.clone() }
     }
 
     /// Names the window and the place in it.
     pub(crate) fn key(&self) -> (usize, u64) {
-        (self.window.identity(), self.placement.offset)
+        (self.window.identity(), self.offset)
     }
 
     /// Whether both are the same bytes of the same window.
     pub(crate) fn covers(&self, other: &Self) -> bool {
-        self.key() == other.key() && self.placement.len == other.placement.len
+        self.key() == other.key() && self.len == other.len
     }
 
     /// Whether both are the same, as far as they were described.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        self.key() == other.key() && self.placement == other.placement && self.file.is(&other.file)
+        self.key() == other.key()
+            && self.placement() == other.placement()
+            && self.file.is(&other.file)
     }
 
     /// Whether it is placed, whole.
     pub(crate) fn is_there(&self) -> bool {
-        self.window.at(self.placement.offset) == Some(self.placement)
+        self.window.at(self.offset) == Some(self.placement())
     }
 
     /// What would be in its way, of what the window has, but for what is `gone`.
     pub(crate) fn in_the_way(&self, gone: impl Fn(&Placement) -> bool) -> Option<Placement> {
-        let Placement { offset, len, .. } = self.placement;
-        self.window.first_in(offset, len, gone)
+        self.window.first_in(self.offset, self.len, gone)
     }
 
     pub(crate) fn check(&self) -> Result<(), WindowError> {
-        let Placement { offset, len, .. } = self.placement;
-        self.window.check(offset, len).map_err(|kind| self.wrong(kind))
+        self.window.check(self.offset, self.len).map_err(|kind| self.wrong(kind))
     }
 
     pub(crate) fn wrong(&self, kind: WindowErrorKind) -> WindowError {
-        WindowError::new(kind, self.placement.offset, self.placement.len)
+        WindowError::new(kind, self.offset, self.len)
     }
 
     pub(crate) fn place(&self) -> Result<(), WindowError> {
-        let Placement { offset, len, .. } = self.placement;
-        self.window.place(offset, len, self.contents()).map_err(WindowError::alone)
+        let placed = self.window.place(self.offset, self.len, self.contents());
+        placed.map_err(WindowError::alone)
     }
 
     pub(crate) fn remove(&self) -> Result<(), WindowError> {
-        let Placement { offset, len, .. } = self.placement;
-        self.window.remove(offset, len).map_err(WindowError::alone)
+        self.window.remove(self.offset, self.len).map_err(WindowError::alone)
     }
 
     /// Takes the place of what [covers](Self::covers) the same bytes.
     pub(crate) fn replace(&self) -> Result<(), WindowError> {
-        let Placement { offset, len, .. } = self.placement;
         let mut edit = Edit::new();
-        edit.remove(offset, len);
-        edit.place(offset, len, self.contents());
+        edit.remove(self.offset, self.len);
+        edit.place(self.offset, self.len, self.contents());
         self.window.apply(&edit).map_err(WindowError::alone)
     }
 
     fn contents(&self) -> Contents<'_> {
         let contents = Contents::checked(&self.file, self.file_offset);
-        match self.placement.access {
+        match self.access {
             Access::Read => contents.read_only(),
             Access::ReadWrite => contents,
         }

@@ -7,6 +7,7 @@ mod machine;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use jail::{SKIP, STOPPED, end, in_child, only, run};
 use kvm_memslots::backend::OpenError;
@@ -125,6 +126,7 @@ fn applying() {
         // Closing what was the VMM's is its own business.
         only(&[APPLY, DROP]);
         change(&vm, events);
+        map_deferrable(&vm);
         vm.close().unwrap();
         (fd, vm)
     });
@@ -136,7 +138,7 @@ fn placing() {
     run("placing", || {
         let fd = vm_fd();
         let vm = open(&fd);
-        let file = memfd(16);
+        let file = Arc::new(memfd(16));
         only(&[WINDOW, APPLY]);
         let span = at(0x1_0000_0000, 16 * PAGE);
         let window = Window::new(WindowSpec::new(span).huge_pages()).unwrap();
@@ -144,7 +146,7 @@ fn placing() {
         c.map(window.region());
         vm.apply(c).unwrap();
         let mut bars = PciBars::new(40).in_window(window.clone());
-        let backing = pages(4, true).with_file(file.as_raw_fd(), 0);
+        let backing = pages(4, true).with_file(Arc::clone(&file), 0);
         let bar = BarSpec::memory64(4 * PAGE).window(RegionSpec::device(at(0, 4 * PAGE), backing));
         let id = bars.add(&vm, FunctionSpec::new().bar(0, bar)).unwrap();
         bars.note_write(id, 0x10, &span.gpa.to_le_bytes()).unwrap();

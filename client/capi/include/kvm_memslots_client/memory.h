@@ -36,7 +36,10 @@ struct kvm_memslots_backing {
 	uint64_t len;
 	/* Private memory; the descriptor stays open while the region lives. */
 	uint64_t guest_memfd_offset;
-	/* Where in a file the memory is: for observers. */
+	/*
+	 * Where in a file the memory is: for observers, and for BARs in windows.
+	 * It is open until the changes have been applied, or the function added.
+	 */
 	uint64_t file_offset;
 	int guest_memfd;
 	int file;

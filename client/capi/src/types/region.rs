@@ -1,6 +1,7 @@
 //! Host memory, regions and slots.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -123,7 +124,9 @@ impl CBacking {
             backing = backing.with_guest_memfd(fd, self.guest_memfd_offset);
         }
         if let Some(fd) = file {
-            backing = backing.with_file(fd, self.file_offset);
+            // SAFETY: the header asks the caller to keep it open.
+            let file = unsafe { BorrowedFd::<'static>::borrow_raw(fd) };
+            backing = backing.with_file(file, self.file_offset);
         }
         if has(KVM_MEMSLOTS_BACKING_NEVER_FAULTS) {
             // SAFETY: the header asks the caller for just that.
