@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
-use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions, MemoryCalls, Yes};
+use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions, MemoryCalls, Yes};
 use kvm_memslots::device::{Device, Msi, Route};
 use kvm_memslots::vm_fd;
 use kvm_memslots::{Access, Backing, Changes, Limits, RegionId, RegionSpec, Vm, at};
@@ -123,9 +123,10 @@ fn one_vector(criterion: &mut Criterion) {
     match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
         Ok(fd) if fd.enable_cap(&cap).is_ok() => {
             let kvm = Kvm::open(vm_fd(&fd), KvmOptions::default()).expect("a VM");
-            let table: Vec<Route> = (0..VECTORS).map(|n| Route::msi(24 + n, message(n))).collect();
+            let table = (0..VECTORS).map(|n| Route::msi(24 + n, message(n)));
+            let set = EventOp::routes(table);
             group.bench_function("KVM_SET_GSI_ROUTING", |bencher| {
-                bencher.iter(|| kvm.set_routes(&table).expect("KVM takes it"));
+                bencher.iter(|| EventCalls::change(&kvm, &set).expect("KVM takes it"));
             });
         }
         _ => eprintln!("SKIPPED KVM's share: no VM with an interrupt controller"),

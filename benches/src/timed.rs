@@ -7,9 +7,8 @@ use std::time::Instant;
 
 use kvm_ioctls::VmFd;
 use kvm_memslots::backend::{
-    BatchRefusal, EventCalls, EventLimits, Kvm, KvmOptions, MemoryCalls, Op, ZoneLimits,
+    BatchRefusal, EventCalls, EventLimits, EventOp, EventPart, Kvm, KvmOptions, MemoryCalls, Op,
 };
-use kvm_memslots::device::{Ioeventfd, Irqfd, Route, Zone};
 use kvm_memslots::{Builder, Errno, Limits, Slot, Vm, vm_fd};
 use serde::{Deserialize, Serialize};
 
@@ -125,36 +124,16 @@ impl EventCalls for Timed {
         EventCalls::name(&self.kvm)
     }
 
-    fn set_routes(&self, routes: &[Route]) -> Result<(), Errno> {
-        self.time(Kind::Routes, || self.kvm.set_routes(routes))
-    }
-
-    fn assign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.time(Kind::Irqfds, || self.kvm.assign_irqfd(irqfd))
-    }
-
-    fn deassign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.time(Kind::Irqfds, || self.kvm.deassign_irqfd(irqfd))
-    }
-
-    fn assign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.time(Kind::Ioeventfds, || self.kvm.assign_ioeventfd(ioeventfd))
-    }
-
-    fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.time(Kind::Ioeventfds, || self.kvm.deassign_ioeventfd(ioeventfd))
-    }
-
-    fn zone_limits(&self) -> ZoneLimits {
-        self.kvm.zone_limits()
-    }
-
-    fn register_zone(&self, zone: &Zone) -> Result<(), Errno> {
-        self.kvm.register_zone(zone)
-    }
-
-    fn unregister_zone(&self, zone: &Zone) -> Result<(), Errno> {
-        self.kvm.unregister_zone(zone)
+    fn change(&self, op: &EventOp) -> Result<(), Errno> {
+        let call = || EventCalls::change(&self.kvm, op);
+        match op {
+            EventOp::Routes { .. } => self.time(Kind::Routes, call),
+            EventOp::Assign(part) | EventOp::Deassign(part) => match part {
+                EventPart::Irqfd(_) => self.time(Kind::Irqfds, call),
+                EventPart::Ioeventfd(_) => self.time(Kind::Ioeventfds, call),
+                EventPart::Zone(_) => call(),
+            },
+        }
     }
 
     fn has_irqchip(&self) -> Option<bool> {
@@ -173,7 +152,7 @@ impl MemoryCalls for Timed {
 
     unsafe fn change(&self, as_id: u16, op: &Op) -> Result<(), Errno> {
         // SAFETY: the caller's promise is the same.
-        self.time(Kind::Memory, || unsafe { self.kvm.change(as_id, op) })
+        self.time(Kind::Memory, || unsafe { MemoryCalls::change(&self.kvm, as_id, op) })
     }
 
     unsafe fn change_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{guest_or_skip, vm_or_skip};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use kvm_memslots::backend::{EventCalls, EventModel, Irqchip, MemoryModel};
+use kvm_memslots::backend::{EventCalls, EventModel, EventOp, Irqchip, MemoryModel};
 use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
 use kvm_memslots::window::{CheckedFile, Gap, Window, WindowPart, WindowSpec};
 use kvm_memslots::{Changes, Error, ErrorKind, Limits, RegionId, Vm, at, vm_fd};
@@ -317,7 +317,7 @@ fn random_sets_come_to_what_they_come_to_on_the_model() {
         let events = EventModel::new(Irqchip::Split);
         let (bus, fd) = (Bus::Mmio, hidden.as_raw_fd());
         let by_hand = Ioeventfd { bus, addr, len: 0, datamatch: None, fd };
-        events.assign_ioeventfd(&by_hand).unwrap();
+        events.change(&EventOp::Assign(by_hand.into())).unwrap();
         let memory = Arc::new(MemoryModel::new(Limits::x86()));
         let model = Vm::builder().open_on(memory, Arc::new(events)).unwrap();
         let span = at(GPA, PAGES * SMALL_PAGE);

@@ -75,7 +75,8 @@ pub mod backend {
     #[cfg(feature = "model")]
     pub use kvm_memslots_shim::events::model::{Irqchip, Model as EventModel};
     pub use kvm_memslots_shim::events::{
-        Cost as EventCost, EventCalls, EventLimits, State as EventState, ZoneLimits,
+        Cost as EventCost, EventCalls, EventLimits, Op as EventOp, Part as EventPart,
+        State as EventState, ZoneLimits,
     };
     #[cfg(feature = "model")]
     pub use kvm_memslots_shim::memory::model::Model as MemoryModel;

@@ -99,7 +99,7 @@ impl World {
     }
 
     fn bells(&self) -> usize {
-        self.events.state().ioeventfds.len()
+        self.events.state().ioeventfds().count()
     }
 }
 

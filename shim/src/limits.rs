@@ -131,6 +131,16 @@ pub struct EventLimits {
     pub no_irqbypass: bool,
     /// Whether an MSI route can name its device (`KVM_CAP_MSI_DEVID`).
     pub devid: bool,
+    /// Coalesced zones.
+    pub zones: ZoneLimits,
+}
+
+impl EventLimits {
+    /// What KVM on x86 allows, before `KVM_IRQFD_FLAG_NO_IRQBYPASS`.
+    #[must_use]
+    pub const fn x86() -> Self {
+        Self { routes: 4096, no_irqbypass: false, devid: false, zones: ZoneLimits::x86() }
+    }
 }
 
 /// What a VM's KVM allows of coalesced zones.

@@ -1,7 +1,7 @@
 //! A VM in which everything goes, for measuring what is done beside its calls.
 
 use crate::errno::Errno;
-use crate::events::{EventCalls, Ioeventfd, Irqfd, Route};
+use crate::events::{self, EventCalls};
 use crate::limits::{EventLimits, Limits};
 use crate::mapping::Slot;
 use crate::memory::{BatchRefusal, MemoryCalls, Op};
@@ -51,30 +51,14 @@ impl MemoryCalls for Yes {
 
 impl EventCalls for Yes {
     fn limits(&self) -> EventLimits {
-        EventLimits { routes: 4096, no_irqbypass: false, devid: false }
+        EventLimits::x86()
     }
 
     fn name(&self) -> &'static str {
         "yes"
     }
 
-    fn set_routes(&self, _: &[Route]) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn assign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn deassign_irqfd(&self, _: &Irqfd) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn assign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn deassign_ioeventfd(&self, _: &Ioeventfd) -> Result<(), Errno> {
+    fn change(&self, _: &events::Op) -> Result<(), Errno> {
         Ok(())
     }
 }

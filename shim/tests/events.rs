@@ -7,7 +7,8 @@ use std::sync::Once;
 use kvm_memslots_shim::Errno;
 use kvm_memslots_shim::events::model::{Fault, Irqchip, Model};
 use kvm_memslots_shim::events::{
-    Bus, EventCalls, Ioeventfd, Irqfd, Msi, Op, Route, Routes, State, Why, Zone, execute, plan,
+    Bus, EventCalls, Ioeventfd, Irqfd, Msi, Op, Part, Route, Routes, State, Why, Zone, execute,
+    plan,
 };
 use proptest::collection::btree_map;
 use proptest::prelude::*;
@@ -19,45 +20,28 @@ fn state() -> impl Strategy<Value = State> {
     let irqfds = btree_map(0..8_i32, (0..8_u32, prop::bool::weighted(0.2)), 0..8);
     let ioeventfds = btree_map((any::<bool>(), 0..4_u64), (1..3_u32, 20..24_i32), 0..6);
     let zones = btree_map((any::<bool>(), 1..4_u64), 1..0x1000_u32, 0..4);
-    (routes, irqfds, ioeventfds, zones).prop_map(|(routes, irqfds, ioeventfds, zones)| State {
-        routes: routes
+    (routes, irqfds, ioeventfds, zones).prop_map(|(routes, irqfds, ioeventfds, zones)| {
+        let bus = |pio| if pio { Bus::Pio } else { Bus::Mmio };
+        let msi = |data| Msi { address: 0xfee0_0000, data, devid: None };
+        let routes = routes.into_iter().map(|(gsi, data)| Route::msi(gsi, msi(data))).collect();
+        let irqfds = irqfds.into_iter().map(|(fd, (gsi, resample))| {
+            let resample = resample.then_some(fd + 100);
+            Part::Irqfd(Irqfd { gsi, fd, resample, no_irqbypass: false })
+        });
+        let ioeventfds = ioeventfds.into_iter().map(|((pio, addr), (len, fd))| {
+            Part::Ioeventfd(Ioeventfd { bus: bus(pio), addr, len, datamatch: None, fd })
+        });
+        let zones = zones
             .into_iter()
-            .map(|(gsi, data)| Route::msi(gsi, Msi { address: 0xfee0_0000, data, devid: None }))
-            .collect(),
-        irqfds: irqfds
-            .into_iter()
-            .map(|(fd, (gsi, resample))| Irqfd {
-                gsi,
-                fd,
-                resample: resample.then_some(fd + 100),
-                no_irqbypass: false,
-            })
-            .collect(),
-        ioeventfds: ioeventfds
-            .into_iter()
-            .map(|((pio, addr), (len, fd))| Ioeventfd {
-                bus: if pio { Bus::Pio } else { Bus::Mmio },
-                addr,
-                len,
-                datamatch: None,
-                fd,
-            })
-            .collect(),
-        zones: zones
-            .into_iter()
-            .map(|((pio, page), len)| Zone {
-                bus: if pio { Bus::Pio } else { Bus::Mmio },
-                addr: page << 12,
-                len,
-            })
-            .collect(),
+            .map(|((pio, page), len)| Part::Zone(Zone { bus: bus(pio), addr: page << 12, len }));
+        State { routes, assigned: irqfds.chain(ioeventfds).chain(zones).collect() }
     })
 }
 
 /// The model in this state.
 fn model(state: &State) -> Model {
     let model = Model::new(Irqchip::Full);
-    model.set_routes(&[]).unwrap();
+    model.change(&Op::routes([])).unwrap();
     let mut live = State::default();
     let ops = plan(&live, state).ops;
     execute(&model, &mut live, &ops).unwrap();
@@ -68,11 +52,11 @@ fn model(state: &State) -> Model {
 /// Where a change has to come.
 fn rank(op: &Op) -> u32 {
     match op {
-        Op::DeassignIoeventfd(_) | Op::UnregisterZone(_) => 0,
-        Op::DeassignIrqfd(_) => 1,
+        Op::Deassign(Part::Ioeventfd(_) | Part::Zone(_)) => 0,
+        Op::Deassign(Part::Irqfd(_)) => 1,
         Op::Routes { .. } => 2,
-        Op::AssignIrqfd(_) => 3,
-        Op::AssignIoeventfd(_) | Op::RegisterZone(_) => 4,
+        Op::Assign(Part::Irqfd(_)) => 3,
+        Op::Assign(Part::Ioeventfd(_) | Part::Zone(_)) => 4,
     }
 }
 
@@ -94,9 +78,7 @@ fn quiet() {
 fn without(mut state: State, op: &Op) -> State {
     match op {
         Op::Routes { .. } => state.routes = Routes::default(),
-        Op::AssignIrqfd(irqfd) | Op::DeassignIrqfd(irqfd) => _ = state.irqfds.remove(irqfd),
-        Op::AssignIoeventfd(at) | Op::DeassignIoeventfd(at) => _ = state.ioeventfds.remove(at),
-        Op::RegisterZone(at) | Op::UnregisterZone(at) => _ = state.zones.remove(at),
+        Op::Assign(part) | Op::Deassign(part) => _ = state.assigned.remove(part),
     }
     state
 }
@@ -218,7 +200,7 @@ fn any_length_before_a_neighbour_is_missed() {
     let fires = |order: [&Ioeventfd; 2]| {
         let vm = Model::new(Irqchip::Split);
         for at in order {
-            vm.assign_ioeventfd(at).unwrap();
+            vm.change(&Op::Assign((*at).into())).unwrap();
         }
         vm.guest_writes(Bus::Mmio, 0xd000_0001, 1, 0)
     };
@@ -226,9 +208,9 @@ fn any_length_before_a_neighbour_is_missed() {
     assert_eq!(fires([&neighbour, &any]), Some(3));
     // A plan has them in the order that works.
     let mut wanted = State::default();
-    wanted.ioeventfds.extend([any, neighbour]);
+    wanted.assigned.extend([any, neighbour].map(Part::from));
     let ops = plan(&State::default(), &wanted).ops;
-    assert_eq!(ops, [Op::AssignIoeventfd(neighbour), Op::AssignIoeventfd(any)]);
+    assert_eq!(ops, [neighbour, any].map(|at| Op::Assign(at.into())));
 }
 
 #[test]
@@ -237,7 +219,7 @@ fn holders_share_one_model_and_a_fork_is_another() {
     let calls: Box<dyn EventCalls> = Box::new(vm.clone());
     let fork = vm.fork();
     let irqfd = Irqfd { gsi: 5, fd: 9, resample: None, no_irqbypass: false };
-    calls.assign_irqfd(&irqfd).unwrap();
+    calls.change(&Op::Assign(irqfd.into())).unwrap();
     assert_eq!((vm.signalled(9).len(), fork.signalled(9).len()), (2, 0));
     assert_eq!((calls.name(), calls.limits().routes), ("model", 4096));
 }
@@ -245,8 +227,9 @@ fn holders_share_one_model_and_a_fork_is_another() {
 #[test]
 fn errors_say_what_was_refused_and_what_is_left() {
     let live = State::default();
-    let at = |addr| Ioeventfd { bus: Bus::Mmio, addr, len: 4, datamatch: None, fd: 3 };
-    let wanted = State { ioeventfds: [at(0x1000), at(0x2000)].into(), ..State::default() };
+    let at =
+        |addr| Part::Ioeventfd(Ioeventfd { bus: Bus::Mmio, addr, len: 4, datamatch: None, fd: 3 });
+    let wanted = State { assigned: [at(0x1000), at(0x2000)].into(), ..State::default() };
     let ops = plan(&live, &wanted).ops;
     let says = |fault| {
         let vm = Model::new(Irqchip::Split);

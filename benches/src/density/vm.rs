@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use kvm_ioctls::{Kvm, VmFd};
-use kvm_memslots::backend::{self, EventCalls, KvmOptions};
+use kvm_memslots::backend::{self, EventCalls, EventOp, KvmOptions};
 use kvm_memslots::device::Irqfd;
 use kvm_memslots::vm_fd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -62,7 +62,7 @@ impl Machine {
             resample: None,
             no_irqbypass: flag.0,
         };
-        let assigned = self.events.assign_irqfd(&irqfd);
+        let assigned = self.events.change(&EventOp::Assign(irqfd.into()));
         assigned.map_err(|errno| DensityError::vm("KVM_IRQFD")(errno.into()))
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
 use kvm_memslots::device::{self, DeviceId, Irqfd, Msi, Route, Trigger};
 use kvm_memslots::{Changes, Report, Vm, vm_fd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -128,8 +128,8 @@ impl Machine {
         let irqfds: Vec<Irqfd> = (FIRST..).zip(messages()).map(irqfd).collect();
         let route = |(gsi, (_, msi))| (gsi, Route::msi(gsi, msi));
         let routes: BTreeMap<u32, Route> = (FIRST..).zip(messages()).map(route).collect();
-        calls.set_routes(&routes.values().copied().collect::<Vec<_>>())?;
-        irqfds.iter().try_for_each(|irqfd| calls.assign_irqfd(irqfd))?;
+        calls.change(&EventOp::routes(routes.values().copied()))?;
+        irqfds.iter().try_for_each(|irqfd| calls.change(&EventOp::Assign((*irqfd).into())))?;
         Ok(Self::ByHand { calls: Box::new(calls), irqfds, routes, sparing: who == Who::Calls })
     }
 
@@ -171,11 +171,11 @@ fn by_hand(
     step: u32,
 ) -> io::Result<(Spent, Duration)> {
     let mut spent = Spent::default();
-    let table = |routes: &BTreeMap<u32, Route>| routes.values().copied().collect::<Vec<_>>();
-    let set = |table: &[Route], spent: &mut Spent| {
+    let table = |routes: &BTreeMap<u32, Route>| EventOp::routes(routes.values().copied());
+    let set = |table: &EventOp, spent: &mut Spent| {
         (spent.ioctls, spent.routing_calls) = (spent.ioctls + 1, spent.routing_calls + 1);
         spent.grace_periods += 1;
-        calls.set_routes(table)
+        calls.change(table)
     };
     if pass == Pass::Program {
         let gsi = irqfds[PROGRAMMED].gsi;
@@ -186,7 +186,7 @@ fn by_hand(
     match pass {
         Pass::Mask => {
             for irqfd in &irqfds[..MASKED] {
-                calls.deassign_irqfd(irqfd)?;
+                calls.change(&EventOp::Deassign((*irqfd).into()))?;
                 (spent.ioctls, spent.in_irqfd_shutdown) =
                     (spent.ioctls + 1, spent.in_irqfd_shutdown + 1);
                 if !sparing {
@@ -201,7 +201,7 @@ fn by_hand(
                     routes.insert(irqfd.gsi, Route::msi(irqfd.gsi, message(vector, step)));
                     set(&table(routes), &mut spent)?;
                 }
-                calls.assign_irqfd(irqfd)?;
+                calls.change(&EventOp::Assign((*irqfd).into()))?;
                 spent.ioctls += 1;
             }
         }

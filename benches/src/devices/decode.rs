@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
 use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
 use kvm_memslots::window::{Window, WindowSpec};
@@ -125,11 +125,11 @@ impl ByHand<'_> {
 
     fn doorbells(&self, n: usize, base: u64, on: bool, spent: &mut Spent) -> io::Result<()> {
         for (queue, fd) in (0..).zip(&self.bells[n]) {
-            let bell = ioeventfd(base + MEMORY + queue * 4, fd);
+            let bell = ioeventfd(base + MEMORY + queue * 4, fd).into();
             if on {
-                self.calls.assign_ioeventfd(&bell)?;
+                self.calls.change(&EventOp::Assign(bell))?;
             } else {
-                self.calls.deassign_ioeventfd(&bell)?;
+                self.calls.change(&EventOp::Deassign(bell))?;
                 spent.grace_periods += 1;
                 spent.in_ioeventfd_deassign += 1;
             }

@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
-use kvm_memslots::device::{Irqfd, Route};
+use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
+use kvm_memslots::device::{Ioeventfd, Irqfd, Route};
 use kvm_memslots::{Report, vm_fd};
 
 use super::board::{Board, Device};
@@ -168,9 +168,8 @@ impl<'a> ByHand<'a> {
     }
 
     fn set_routes(&mut self, spent: &mut Spent) -> io::Result<()> {
-        let table: Vec<Route> =
-            self.own_routes.iter().chain(self.routes.values()).copied().collect();
-        self.events.set_routes(&table)?;
+        let table = self.own_routes.iter().chain(self.routes.values()).copied();
+        self.events.change(&EventOp::routes(table))?;
         (spent.ioctls, spent.routing_calls) = (spent.ioctls + 1, spent.routing_calls + 1);
         spent.grace_periods += 1;
         Ok(())
@@ -181,7 +180,8 @@ impl<'a> ByHand<'a> {
         if !self.order.doorbells_first {
             self.set_bars(device, index, Device::BAR_SIZE)?;
         }
-        device.ioeventfds().try_for_each(|ioeventfd| self.events.assign_ioeventfd(&ioeventfd))?;
+        let assign = |at: Ioeventfd| self.events.change(&EventOp::Assign(at.into()));
+        device.ioeventfds().try_for_each(assign)?;
         if self.order.doorbells_first {
             self.set_bars(device, index, Device::BAR_SIZE)?;
         }
@@ -208,7 +208,7 @@ impl<'a> ByHand<'a> {
                 self.routes.insert(irqfd.gsi, Route::msi(irqfd.gsi, *msi));
                 self.set_routes(spent)?;
             }
-            self.events.assign_irqfd(irqfd)?;
+            self.events.change(&EventOp::Assign((*irqfd).into()))?;
             spent.ioctls += 1;
         }
         Ok(())
@@ -248,14 +248,14 @@ impl Apply for ByHand<'_> {
         for index in which {
             let device = &board.devices[index];
             for irqfd in &Self::irqfds(device, index) {
-                self.events.deassign_irqfd(irqfd)?;
+                self.events.change(&EventOp::Deassign((*irqfd).into()))?;
                 (spent.ioctls, spent.in_irqfd_shutdown) =
                     (spent.ioctls + 1, spent.in_irqfd_shutdown + 1);
                 self.routes.remove(&irqfd.gsi);
                 self.set_routes(&mut spent)?;
             }
             for ioeventfd in device.ioeventfds() {
-                self.events.deassign_ioeventfd(&ioeventfd)?;
+                self.events.change(&EventOp::Deassign(ioeventfd.into()))?;
                 (spent.ioctls, spent.grace_periods) = (spent.ioctls + 1, spent.grace_periods + 1);
                 spent.in_ioeventfd_deassign += 1;
             }

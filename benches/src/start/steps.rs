@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
-use kvm_memslots::backend::{EventCalls, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
 use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::vm_fd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -115,7 +115,8 @@ impl Parts {
                 let fd = self.doorbell.as_raw_fd();
                 let (bus, addr) = (Bus::Mmio, DOORBELL);
                 let doorbell = Ioeventfd { bus, addr, len: 2, datamatch: None, fd };
-                events.map_err(io::Error::other)?.assign_ioeventfd(&doorbell)?;
+                let assign = EventOp::Assign(doorbell.into());
+                events.map_err(io::Error::other)?.change(&assign)?;
                 Ok(1)
             }
             Step::Devices => Ok(0),

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use kvm_memslots::backend::{EventCalls, Kvm};
+use kvm_memslots::backend::{EventCalls, EventOp, Kvm};
 use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::pci::{BarSpec, FunctionSpec};
 use kvm_memslots_kit::guest::Access;
@@ -59,7 +59,7 @@ impl Bells {
         for (gpa, bell) in addresses(device).zip(bells) {
             let (bus, fd) = (Bus::Mmio, bell.as_raw_fd());
             let bell = Ioeventfd { bus, addr: gpa, len: LEN, datamatch: None, fd };
-            let assigned = calls.assign_ioeventfd(&bell);
+            let assigned = calls.change(&EventOp::Assign(bell.into()));
             assigned.map_err(|errno| StrategyError::Refused {
                 call: "an ioeventfd",
                 gpa,

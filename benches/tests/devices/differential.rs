@@ -9,9 +9,9 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_ioctls::VmFd;
 use kvm_memslots::backend::model::events::FdKind;
-use kvm_memslots::backend::{EventCalls, EventModel, Irqchip, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventModel, EventOp, Irqchip, Kvm, KvmOptions};
 use kvm_memslots::device::{Bus, Ioeventfd, Irqfd, Msi, Route, RouteTarget};
-use kvm_memslots::{Errno, vm_fd};
+use kvm_memslots::vm_fd;
 use kvm_memslots_kit::guest::interrupted::{GuestWrite, Interrupted};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -168,15 +168,11 @@ impl Pair {
     /// Whether the eventfd of this number is an irqfd, which reads it.
     fn is_irqfd(&self, number: usize) -> bool {
         let of = |fd: RawFd| self.fds.iter().position(|known| *known == fd).map(eventfd_of);
-        self.model.state().irqfds.iter().any(|irqfd| of(irqfd.fd) == Some(eventfd_of(number)))
+        self.model.state().irqfds().any(|irqfd| of(irqfd.fd) == Some(eventfd_of(number)))
     }
 
-    fn call(
-        &mut self,
-        call: impl Fn(&dyn EventCalls) -> Result<(), Errno>,
-        seen: &mut Seen,
-    ) -> Result<(), String> {
-        let (kvm, model) = (call(&self.kvm), call(&self.model));
+    fn call(&mut self, op: &EventOp, seen: &mut Seen) -> Result<(), String> {
+        let (kvm, model) = (self.kvm.change(op), self.model.change(op));
         if kvm != model {
             return Err(format!("KVM answers {kvm:?}, the model {model:?}"));
         }
@@ -190,7 +186,7 @@ impl Pair {
             ..*at
         };
         match op {
-            Op::Routes(routes) => self.call(|calls| calls.set_routes(routes), seen),
+            Op::Routes(routes) => self.call(&EventOp::routes(routes.iter().copied()), seen),
             Op::AssignIrqfd(gsi, fd, resample) => {
                 let irqfd = Irqfd {
                     gsi: *gsi,
@@ -198,30 +194,30 @@ impl Pair {
                     resample: resample.map(|fd| self.fds[fd]),
                     no_irqbypass: false,
                 };
-                self.call(|calls| calls.assign_irqfd(&irqfd), seen)
+                self.call(&EventOp::Assign(irqfd.into()), seen)
             }
             Op::DeassignIrqfd(gsi, fd) => {
                 let fd = self.fds[*fd];
                 let irqfd = Irqfd { gsi: *gsi, fd, resample: None, no_irqbypass: false };
-                self.call(|calls| calls.deassign_irqfd(&irqfd), seen)
+                self.call(&EventOp::Deassign(irqfd.into()), seen)
             }
             Op::AssignIoeventfd(at) => {
                 let at = real(at, &self.fds);
-                self.call(|calls| calls.assign_ioeventfd(&at), seen)
+                self.call(&EventOp::Assign(at.into()), seen)
             }
             Op::DeassignIoeventfd(at) => {
                 let at = real(at, &self.fds);
-                self.call(|calls| calls.deassign_ioeventfd(&at), seen)
+                self.call(&EventOp::Deassign(at.into()), seen)
             }
             Op::DeassignLive(n) => {
                 let state = self.model.state();
+                let ioeventfds: Vec<Ioeventfd> = state.ioeventfds().collect();
+                let irqfds: Vec<Irqfd> = state.irqfds().collect();
                 let pick = |length: usize| (length > 0).then(|| n % length);
-                if let Some(n) = pick(state.ioeventfds.len()).filter(|_| n % 2 == 0) {
-                    let at = *state.ioeventfds.iter().nth(n).unwrap();
-                    self.call(|calls| calls.deassign_ioeventfd(&at), seen)
-                } else if let Some(n) = pick(state.irqfds.len()) {
-                    let irqfd = *state.irqfds.iter().nth(n).unwrap();
-                    self.call(|calls| calls.deassign_irqfd(&irqfd), seen)
+                if let Some(n) = pick(ioeventfds.len()).filter(|_| n % 2 == 0) {
+                    self.call(&EventOp::Deassign(ioeventfds[n].into()), seen)
+                } else if let Some(n) = pick(irqfds.len()) {
+                    self.call(&EventOp::Deassign(irqfds[n].into()), seen)
                 } else {
                     Ok(())
                 }
@@ -229,7 +225,7 @@ impl Pair {
             Op::Write(write) => self.write(*write, seen),
             Op::Signal(number) => self.signal(*number, seen),
             Op::WriteLive(n) => {
-                let live: Vec<Ioeventfd> = self.model.state().ioeventfds.iter().copied().collect();
+                let live: Vec<Ioeventfd> = self.model.state().ioeventfds().collect();
                 let at = live.get(n % live.len().max(1));
                 // What no write of the guest's reaches, or its own memory.
                 let reachable = |at: &&Ioeventfd| at.addr < 0xe000_0000 && at.addr >= 0x600;

@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_memslots::backend::{EventCalls, EventLimits, Kvm, KvmOptions};
-use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd, Irqfd, Route};
+use kvm_memslots::backend::{EventCalls, EventLimits, EventOp, Kvm, KvmOptions};
+use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd, Irqfd};
 use kvm_memslots::{
     Access, Backing, Changes, Errno, ErrorKind, RegionId, RegionSpec, Vm, at, vm_fd,
 };
@@ -41,29 +41,9 @@ impl EventCalls for Faulty {
         EventCalls::name(&self.kvm)
     }
 
-    fn set_routes(&self, routes: &[Route]) -> Result<(), Errno> {
+    fn change(&self, op: &EventOp) -> Result<(), Errno> {
         self.strikes()?;
-        self.kvm.set_routes(routes)
-    }
-
-    fn assign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.strikes()?;
-        self.kvm.assign_irqfd(irqfd)
-    }
-
-    fn deassign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.strikes()?;
-        self.kvm.deassign_irqfd(irqfd)
-    }
-
-    fn assign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.strikes()?;
-        self.kvm.assign_ioeventfd(ioeventfd)
-    }
-
-    fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.strikes()?;
-        self.kvm.deassign_ioeventfd(ioeventfd)
+        self.kvm.change(op)
     }
 }
 
@@ -126,19 +106,19 @@ impl Parts {
         for (interrupt, vector) in self.interrupts.iter().zip(self.first..) {
             let fd = interrupt.as_raw_fd();
             let irqfd = Irqfd { gsi: 3000, fd, resample: None, no_irqbypass: false };
-            let assigned = kvm.assign_irqfd(&irqfd);
+            let assigned = kvm.change(&EventOp::Assign(irqfd.into()));
             let expected = if live { Err(Errno::EBUSY) } else { Ok(()) };
             assert_eq!(assigned, expected, "{what}: irqfd of vector {vector:#x}");
             if assigned.is_ok() {
-                kvm.deassign_irqfd(&irqfd).unwrap();
+                kvm.change(&EventOp::Deassign(irqfd.into())).unwrap();
             }
         }
         for ioeventfd in self.ioeventfds() {
-            let assigned = kvm.assign_ioeventfd(&ioeventfd);
+            let assigned = kvm.change(&EventOp::Assign(ioeventfd.into()));
             let expected = if live { Err(Errno::EEXIST) } else { Ok(()) };
             assert_eq!(assigned, expected, "{what}: {ioeventfd}");
             if assigned.is_ok() {
-                kvm.deassign_ioeventfd(&ioeventfd).unwrap();
+                kvm.change(&EventOp::Deassign(ioeventfd.into())).unwrap();
             }
         }
     }

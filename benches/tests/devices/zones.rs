@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_ioctls::{VcpuFd, VmFd};
-use kvm_memslots::backend::{EventCalls, EventModel, Irqchip, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventModel, EventOp, Irqchip, Kvm, KvmOptions};
 use kvm_memslots::device::{Bus, Coalesced, Device, Doorbell, Ioeventfd, Zone, ZoneWrite};
 use kvm_memslots::{Access, Backing, Changes, CoalescedRing, Errno, RegionId, RegionSpec, Vm, at};
 use kvm_memslots::{HolePolicy, vm_fd};
@@ -120,12 +120,8 @@ impl Pair {
         Self { kvm, model, guest, ring, eventfds, _held: (vcpu, vm) }
     }
 
-    fn call(
-        &self,
-        call: impl Fn(&dyn EventCalls) -> Result<(), Errno>,
-        seen: &mut Seen,
-    ) -> Result<(), String> {
-        let (kvm, model) = (call(&self.kvm), call(&self.model));
+    fn call(&self, op: &EventOp, seen: &mut Seen) -> Result<(), String> {
+        let (kvm, model) = (self.kvm.change(op), self.model.change(op));
         *(if kvm.is_ok() { &mut seen.accepted } else { &mut seen.refused }) += 1;
         if kvm == model { Ok(()) } else { Err(format!("KVM answers {kvm:?}, the model {model:?}")) }
     }
@@ -136,19 +132,13 @@ impl Pair {
             Ioeventfd { fd, ..*at }
         };
         match op {
-            Op::Register(zone) => self.call(|calls| calls.register_zone(zone), seen),
-            Op::Unregister(zone) => self.call(|calls| calls.unregister_zone(zone), seen),
-            Op::Assign(at) => {
-                let at = real(at);
-                self.call(|calls| calls.assign_ioeventfd(&at), seen)
-            }
-            Op::Deassign(at) => {
-                let at = real(at);
-                self.call(|calls| calls.deassign_ioeventfd(&at), seen)
-            }
+            Op::Register(zone) => self.call(&EventOp::Assign((*zone).into()), seen),
+            Op::Unregister(zone) => self.call(&EventOp::Deassign((*zone).into()), seen),
+            Op::Assign(at) => self.call(&EventOp::Assign(real(at).into()), seen),
+            Op::Deassign(at) => self.call(&EventOp::Deassign(real(at).into()), seen),
             Op::Write(write) => self.write(*write, seen),
             Op::Ring(n) => {
-                let live = self.model.state().ioeventfds;
+                let live: Vec<Ioeventfd> = self.model.state().ioeventfds().collect();
                 let Some(at) = live.iter().nth(n % live.len().max(1)) else { return Ok(()) };
                 let write = GuestWrite { bus: at.bus, addr: at.addr, len: at.len, value: 7 };
                 self.write(write, seen)
@@ -277,7 +267,8 @@ fn a_full_ring_lets_writes_exit_and_loses_none() {
     let mut c = Changes::new();
     c.attach(Device::new("vga").coalesced(Coalesced::at(Bus::Mmio, 0xd000_0000, 0x1000)));
     vm.apply(c).unwrap();
-    model.register_zone(&Zone { bus: Bus::Mmio, addr: 0xd000_0000, len: 0x1000 }).unwrap();
+    let zone = Zone { bus: Bus::Mmio, addr: 0xd000_0000, len: 0x1000 };
+    model.change(&EventOp::Assign(zone.into())).unwrap();
     // Twice, so that it wraps around.
     for _ in 0..2 {
         let writes: Vec<_> = (0..200).map(|n| write(0xd000_0000 + n * 4)).collect();
@@ -302,7 +293,9 @@ fn a_bus_is_full_where_the_models_is() {
     let model = EventModel::new(Irqchip::Split);
     let zone = |n: u64| Zone { bus: Bus::Pio, addr: 0x1000 + n * 8, len: 8 };
     let fits = |calls: &dyn EventCalls| {
-        (0..2000).find_map(|n| calls.register_zone(&zone(n)).err().map(|errno| (n, errno)))
+        (0..2000).find_map(|n| {
+            calls.change(&EventOp::Assign(zone(n).into())).err().map(|errno| (n, errno))
+        })
     };
     let full = fits(&kvm);
     assert_eq!(full, fits(&model));

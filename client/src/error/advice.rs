@@ -10,7 +10,7 @@ pub(super) fn of(region: Option<&Described>) -> String {
 }
 
 pub(super) fn count(state: &State) -> usize {
-    state.routes.len() + state.irqfds.len() + state.ioeventfds.len() + state.zones.len()
+    state.routes.len() + state.assigned.len()
 }
 
 pub(super) fn slots_advice(may_join: bool) -> &'static str {
@@ -63,29 +63,33 @@ pub(super) fn dirty_advice(errno: Errno) -> &'static str {
 
 /// What an errno means to the one who asked.
 pub(super) fn event_advice(op: &events::Op, errno: Errno) -> &'static str {
-    use events::Op;
+    use events::{Op, Part};
     match (op, errno) {
-        (Op::AssignIrqfd(irqfd), Errno::EINVAL) if irqfd.resample.is_some() => {
+        (Op::Assign(Part::Irqfd(irqfd)), Errno::EINVAL) if irqfd.resample.is_some() => {
             ": resampling needs an interrupt controller with pins in the kernel \
              (KVM_CREATE_IRQCHIP; a split irqchip is not enough), and eventfds"
         }
-        (Op::AssignIrqfd(_), Errno::EINVAL) => {
+        (Op::Assign(Part::Irqfd(_)), Errno::EINVAL) => {
             ": the VM has no interrupt controller in the kernel, or the descriptor is no eventfd"
         }
-        (Op::AssignIrqfd(_), Errno::EAGAIN) => ": the VM's interrupt controller is not set up yet",
-        (Op::AssignIrqfd(_), Errno::EBUSY) => ": this eventfd is an irqfd of the VM already",
+        (Op::Assign(Part::Irqfd(_)), Errno::EAGAIN) => {
+            ": the VM's interrupt controller is not set up yet"
+        }
+        (Op::Assign(Part::Irqfd(_)), Errno::EBUSY) => {
+            ": this eventfd is an irqfd of the VM already"
+        }
         (Op::Routes { .. }, Errno::EINVAL) => {
             ": the VM has no interrupt controller in the kernel, or a pin that it does not have \
              is asked for"
         }
-        (Op::AssignIoeventfd(_), Errno::EEXIST) => {
+        (Op::Assign(Part::Ioeventfd(_)), Errno::EEXIST) => {
             ": an ioeventfd that the VMM made itself fires for some of the same writes"
         }
-        (Op::AssignIoeventfd(_), Errno::EINVAL) => ": the descriptor is no eventfd",
-        (Op::DeassignIoeventfd(_), Errno::ENOENT) => {
+        (Op::Assign(Part::Ioeventfd(_)), Errno::EINVAL) => ": the descriptor is no eventfd",
+        (Op::Deassign(Part::Ioeventfd(_)), Errno::ENOENT) => {
             ": KVM has no such ioeventfd; deassigned behind the library's back?"
         }
-        (Op::RegisterZone(_), Errno::ENOSPC) => ": the bus is full (NR_IOBUS_DEVS)",
+        (Op::Assign(Part::Zone(_)), Errno::ENOSPC) => ": the bus is full (NR_IOBUS_DEVS)",
         (_, Errno::ENOMEM) => ": out of kernel memory, or over the cgroup's limit",
         (_, Errno::EBADF) => ": the descriptor is not open",
         (_, Errno::EIO) => ": the VM belongs to another process, or is dead",

@@ -51,8 +51,7 @@ impl ErrorKind {
             Self::NoMemory { .. } => Errno::ENOMEM,
             Self::Overlap { .. }
             | Self::Twice { .. }
-            | Self::IoeventfdTaken { .. }
-            | Self::ZoneTaken { .. }
+            | Self::EventTaken { .. }
             | Self::GsiTaken { .. }
             | Self::RouteTaken { .. } => Errno::EEXIST,
             Self::TooManySlots { .. } | Self::NoGsiLeft { .. } | Self::TooManyRoutes { .. } => {

@@ -364,11 +364,12 @@ pub enum ErrorKind {
         /// Bytes.
         len: u32,
     },
-    /// Another ioeventfd would fire for some of the same writes.
-    #[error("{ioeventfd}: {other_part} of device \"{other}\" has some of the same writes")]
-    IoeventfdTaken {
+    /// Another device's ioeventfd or zone is there: it has some of the same writes, or
+    /// would be unregistered together with a zone.
+    #[error("{what}: {other_part} of device \"{other}\" has some of the same writes")]
+    EventTaken {
         /// This one.
-        ioeventfd: events::Ioeventfd,
+        what: events::Part,
         /// The device that is there.
         other: Arc<str>,
         /// The part of it.
@@ -392,17 +393,6 @@ pub enum ErrorKind {
     ZoneWraps {
         /// Bytes.
         len: u32,
-    },
-    /// Something else is there, of which the zone would take writes, or which would
-    /// be unregistered together with it.
-    #[error("{zone}: {other_part} of device \"{other}\" is there")]
-    ZoneTaken {
-        /// This one.
-        zone: events::Zone,
-        /// The device that is there.
-        other: Arc<str>,
-        /// The part of it.
-        other_part: DevicePart,
     },
     /// The ring of the zones can't be read through this descriptor.
     #[error(

@@ -77,10 +77,10 @@ pub(super) fn blamed(
         matches!(error.errno(), Errno::EINVAL | Errno::EEXIST | Errno::EFAULT | Errno::ENOSPC);
     let bell = match error.kind() {
         ErrorKind::EventRefused { op, .. } if guests => match **op {
-            events::Op::AssignIoeventfd(ioeventfd) => Some(ioeventfd),
+            events::Op::Assign(part) => Some(part),
             _ => None,
         },
-        ErrorKind::IoeventfdTaken { ioeventfd, .. } => Some(*ioeventfd),
+        ErrorKind::EventTaken { what, .. } => Some(*what),
         _ => None,
     };
     let refused = guests && matches!(error.kind(), ErrorKind::Refused { .. });
@@ -91,6 +91,6 @@ pub(super) fn blamed(
         let of_bar = bells.places.iter();
         of_bar.map(move |(n, at)| ((*function, *bar, Item::Doorbell(*n)), at))
     });
-    let mut bells = bells.filter(|(_, at)| Some(**at) == bell);
+    let mut bells = bells.filter(|(_, at)| Some((**at).into()) == bell);
     window.or_else(|| bells.next().and_then(|(key, at)| Some((key, bell_range(at)?))))
 }

@@ -287,7 +287,7 @@ impl Builder {
         };
         let spaces = self.spaces(&limits)?;
         let events_state = EventState::new(
-            (events.limits(), events.zone_limits()),
+            events.limits(),
             self.no_irqbypass,
             self.own_routes,
             self.reserved_gsis,

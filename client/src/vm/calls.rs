@@ -252,7 +252,7 @@ impl Vm {
         for op in std::mem::take(&mut commit.events.unsure) {
             let done =
                 events::execute(&*self.events, &mut commit.events.live, std::slice::from_ref(&op));
-            let gone = matches!(op, events::Op::DeassignIoeventfd(_));
+            let gone = matches!(op, events::Op::Deassign(events::Part::Ioeventfd(_)));
             match done.map_err(|failed| failed.why) {
                 Ok(_) => {}
                 // KVM has no such ioeventfd, or not any more.
@@ -305,11 +305,7 @@ fn note_unsure(commit: &mut Commit, prepared: &Prepared, unsure: &[events::Op]) 
     for op in unsure {
         commit.events.unsure.push(match op {
             Op::Routes { from, .. } => Op::Routes { from: from.clone(), to: before.clone() },
-            Op::AssignIrqfd(irqfd) | Op::DeassignIrqfd(irqfd) => Op::DeassignIrqfd(*irqfd),
-            Op::AssignIoeventfd(ioeventfd) | Op::DeassignIoeventfd(ioeventfd) => {
-                Op::DeassignIoeventfd(*ioeventfd)
-            }
-            Op::RegisterZone(zone) | Op::UnregisterZone(zone) => Op::UnregisterZone(*zone),
+            Op::Assign(part) | Op::Deassign(part) => Op::Deassign(*part),
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvm_memslots_shim::events::Part;
 use kvm_memslots_shim::{events, memory};
 
 use super::calls::Made;
@@ -330,7 +331,7 @@ impl Vm {
         if let Some(events) = &mut prepared.events {
             let came = &events.plan.ops[events.plan.gone..];
             let on_a_bus = |op: &events::Op| {
-                matches!(op, events::Op::AssignIoeventfd(_) | events::Op::RegisterZone(_))
+                matches!(op, events::Op::Assign(Part::Ioeventfd(_) | Part::Zone(_)))
             };
             if came.iter().any(on_a_bus) {
                 commit.order.ioeventfds();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use kvm_memslots_shim::events::{EventLimits, State, ZoneLimits};
+use kvm_memslots_shim::events::{EventLimits, State};
 use kvm_memslots_shim::{Range, Slot};
 
 use super::check::Checks;
@@ -107,16 +107,10 @@ impl Vm {
         Ok(SlotUsage { used: ids.in_use(), available: ids.available(), capacity: ids.capacity() })
     }
 
-    /// What the VM allows of routes and irqfds.
+    /// What the VM allows of routes, irqfds and coalesced zones.
     #[must_use]
     pub fn event_limits(&self) -> EventLimits {
         self.events.limits()
-    }
-
-    /// What the VM allows of coalesced zones.
-    #[must_use]
-    pub fn zone_limits(&self) -> ZoneLimits {
-        self.events.zone_limits()
     }
 
     /// The routes, irqfds, ioeventfds and zones that KVM has, as far as they are known.

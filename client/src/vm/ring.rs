@@ -15,7 +15,7 @@ impl Vm {
     /// # Errors
     /// [`ErrorKind::NoZones`]; [`ErrorKind::NoRing`]: `vcpu` is no vCPU's.
     pub fn coalesced_ring(&self, vcpu: impl AsFd) -> Result<CoalescedRing, Error> {
-        let page = self.zone_limits().ring_page;
+        let page = self.event_limits().zones.ring_page;
         let page = page.ok_or(ErrorKind::NoZones { ports: false })?;
         let ring = CoalescedRing::map(vcpu.as_fd(), page);
         ring.map_err(|errno| ErrorKind::NoRing { errno }.into())

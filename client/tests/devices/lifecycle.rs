@@ -105,7 +105,7 @@ fn level_triggered_lines_share_a_gsi() {
     let rig = Rig::new();
     let one = rig.attach(device(0, 5)).unwrap();
     let two = rig.attach(device(1, 5)).unwrap();
-    let raises = || rig.events.state().irqfds.iter().filter(|irqfd| irqfd.gsi == 5).count();
+    let raises = || rig.events.state().irqfds().filter(|irqfd| irqfd.gsi == 5).count();
     assert_eq!(raises(), 2);
     rig.detach(one).unwrap();
     assert_eq!(raises(), 1);
@@ -121,13 +121,13 @@ fn eventfds_share_an_msi_of_the_vmms_own() {
     rig.apply(|c| c.set_own_routes(routes)).unwrap();
     let queue = |gsi| Device::new("queue").line(gsi, None, eventfd(), None);
     let (ids, _) = rig.attach_all([queue(30), queue(30)]).unwrap();
-    let irqfds = rig.events.state().irqfds;
+    let irqfds: Vec<_> = rig.events.state().irqfds().collect();
     assert_eq!(irqfds.len(), 2);
     for irqfd in irqfds {
         assert_eq!(rig.events.signalled(irqfd.fd), [RouteTarget::Msi(msi(7))]);
     }
     rig.detach(ids[0]).unwrap();
-    assert_eq!(rig.events.state().irqfds.len(), 1);
+    assert_eq!(rig.events.state().irqfds().count(), 1);
     // A pin has one that asks for no acknowledgement.
     rig.attach(queue(5)).unwrap();
     let error = rig.attach(queue(5)).unwrap_err();
@@ -143,11 +143,11 @@ fn what_is_signalled_goes_where_it_should() {
         .line(4, None, eventfd(), None);
     rig.attach(serial).unwrap();
     let (events, state) = (&rig.events, rig.events.state());
-    let irqfd = |gsi| state.irqfds.iter().find(|irqfd| irqfd.gsi == gsi).unwrap().fd;
+    let irqfd = |gsi| state.irqfds().find(|irqfd| irqfd.gsi == gsi).unwrap().fd;
     assert_eq!(events.signalled(irqfd(24)), [RouteTarget::Msi(msi(0x55))]);
     let pins = [RouteTarget::Irqchip { chip: 0, pin: 4 }, RouteTarget::Irqchip { chip: 2, pin: 4 }];
     assert_eq!(events.signalled(irqfd(4)), pins);
-    let kick = state.ioeventfds.first().unwrap();
+    let kick = state.ioeventfds().next().unwrap();
     assert_eq!(events.guest_writes(Bus::Pio, 0x3f8, 1, 9), Some(kick.fd));
     assert_eq!(events.guest_writes(Bus::Pio, 0x3f8, 2, 9), None);
     assert_eq!(events.guest_writes(Bus::Mmio, 0x3f8, 1, 9), None);
@@ -155,14 +155,14 @@ fn what_is_signalled_goes_where_it_should() {
 
 #[test]
 fn devices_without_hardware_behind_them_ask_for_no_bypass() {
-    let limits = EventLimits { routes: 4096, no_irqbypass: true, devid: false };
+    let limits = EventLimits { no_irqbypass: true, ..EventLimits::x86() };
     let events = EventModel::new(Irqchip::Split).with_limits(limits);
     let rig = Rig::on(Limits::x86(), events, |builder| builder);
     let vfio = Device::new("vfio").vector(eventfd(), Some(msi(1))).may_bypass();
     let virtio = Device::new("virtio").vector(eventfd(), Some(msi(2)));
     rig.attach_all([vfio, virtio]).unwrap();
-    let irqfds = rig.events.state().irqfds;
-    let flags: Vec<bool> = irqfds.iter().map(|irqfd| irqfd.no_irqbypass).collect();
+    let state = rig.events.state();
+    let flags: Vec<bool> = state.irqfds().map(|irqfd| irqfd.no_irqbypass).collect();
     assert_eq!(flags, [false, true]);
 }
 
@@ -200,7 +200,7 @@ fn eventfds_are_held_as_they_are() {
     let device = Device::new("dev").vector(Arc::clone(&mine), Some(msi(1)));
     let id = rig.attach(device).unwrap();
     let state = rig.vm.event_state().unwrap();
-    assert!(state.irqfds.iter().all(|irqfd| irqfd.fd == mine.as_raw_fd()));
+    assert!(state.irqfds().all(|irqfd| irqfd.fd == mine.as_raw_fd()));
     assert_eq!(rig.events.counts().of(Call::AssignIrqfd), 1);
     assert!(Arc::strong_count(&mine) > 1, "held");
     rig.set_vector(id, 0, None).unwrap();
@@ -243,12 +243,12 @@ fn ioeventfds_can_be_left_to_later() {
     rig.detach(ids[0]).unwrap();
     rig.events.inject(Fault::nth(3, Errno::ENOMEM));
     rig.apply(kvm_memslots::Changes::assign_deferred).unwrap_err();
-    assert_eq!(rig.events.state().ioeventfds.len(), 0);
+    assert_eq!(rig.events.state().ioeventfds().count(), 0);
     let (_, report) = rig.apply(kvm_memslots::Changes::assign_deferred).unwrap();
     assert_eq!((report.calls(), report.events.ioeventfd_calls), (4, 4));
     rig.assert_known();
     rig.detach_all(&ids[1..]).unwrap();
-    assert_eq!(rig.events.state().ioeventfds.len(), 0);
+    assert_eq!(rig.events.state().ioeventfds().count(), 0);
 }
 
 /// A descriptor is asked for its number once: what it says later, or that it panics

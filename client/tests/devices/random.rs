@@ -42,14 +42,13 @@ fn check(rig: &Rig, expected: &Expected) {
         rig.memory.slots(0).iter().map(|slot| slot.mapping.range().size()).sum::<u64>(),
         expected.len() as u64 * BAR_SIZE
     );
-    assert_eq!(state.ioeventfds.len(), expected.len() * 2);
+    assert_eq!(state.ioeventfds().count(), expected.len() * 2);
     let mut wanted: Vec<Msi> =
         expected.values().flat_map(|(_, msis, _)| msis.iter().copied().flatten()).collect();
-    assert_eq!(state.irqfds.len(), wanted.len());
+    assert_eq!(state.irqfds().count(), wanted.len());
     // Each irqfd raises one message, of its own GSI.
     let mut raised: Vec<Msi> = state
-        .irqfds
-        .iter()
+        .irqfds()
         .map(|irqfd| match rig.events.signalled(irqfd.fd)[..] {
             [RouteTarget::Msi(msi)] => msi,
             ref other => panic!("{other:?}"),

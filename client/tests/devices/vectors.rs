@@ -21,7 +21,7 @@ fn masked(rig: &Rig, vectors: usize) -> (DeviceId, Vec<Arc<OwnedFd>>) {
 
 /// A VM with no more than `gsis` of them.
 fn short(gsis: u32) -> Rig {
-    let limits = EventLimits { routes: 24 + gsis, no_irqbypass: false, devid: false };
+    let limits = EventLimits { routes: 24 + gsis, ..EventLimits::x86() };
     let events = EventModel::new(Irqchip::Split).with_limits(limits);
     Rig::on(Limits::x86(), events, |builder| builder)
 }
@@ -42,7 +42,7 @@ fn masking_keeps_the_route() {
     };
     assert_eq!(all(Some(0x20)).routing_calls, 1);
     let gsis: Vec<_> = (0..64).map(|vector| rig.vm.gsi(id, vector).unwrap()).collect();
-    let (routes, irqfds) = (rig.events.state().routes, rig.events.state().irqfds);
+    let (routes, assigned) = (rig.events.state().routes, rig.events.state().assigned);
 
     let mask = all(None);
     assert!(fds.iter().all(|fd| rig.events.signalled(fd.as_raw_fd()).is_empty()));
@@ -50,7 +50,7 @@ fn masking_keeps_the_route() {
     let unmask = all(Some(0x20));
     assert_eq!(mask.calls() + unmask.calls(), 128);
     assert_eq!((mask.waits.in_calls, unmask.waits.in_calls), (0, 0));
-    assert_eq!(rig.events.state().irqfds, irqfds);
+    assert_eq!(rig.events.state().assigned, assigned);
     let after: Vec<_> = (0..64).map(|vector| rig.vm.gsi(id, vector).unwrap()).collect();
     assert_eq!(after, gsis);
 

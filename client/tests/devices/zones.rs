@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvm_memslots::backend::model::events::{Call, Fault};
-use kvm_memslots::backend::{EventModel, Irqchip, ZoneLimits};
+use kvm_memslots::backend::{EventLimits, EventModel, Irqchip, ZoneLimits};
 use kvm_memslots::device::{Bus, Coalesced, Device, DevicePart, Doorbell, Zone, ZoneWrite};
 use kvm_memslots::{Changes, Errno, ErrorKind, RegionId};
 
@@ -51,7 +51,7 @@ fn a_zone_is_there_while_its_device_is_and_moves_with_its_region() {
     assert_eq!(zones(&rig.detach(ids[0]).unwrap()), (1, 1, 1));
     assert!(!kept(&rig, Bus::Pio, 0x600));
     rig.assert_known();
-    assert!(rig.events.state().zones.is_empty());
+    assert!(rig.events.state().zones().next().is_none());
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_set_costs_what_changes() {
 fn zones_that_are_deferred_come_with_the_ioeventfds() {
     let rig = Rig::new();
     let id = rig.attach(vga(RegionId::new(), BAR).defer_ioeventfds()).unwrap();
-    assert!(rig.events.state().zones.is_empty());
+    assert!(rig.events.state().zones().next().is_none());
     // They have their place all the same.
     let other = Device::new("other").coalesced(PORTS);
     assert_eq!(rig.attach(other).unwrap_err().errno(), Errno::EEXIST);
@@ -106,14 +106,14 @@ fn what_would_take_anothers_writes_is_refused() {
         let error = rig.attach(device).unwrap_err();
         assert_eq!((error.errno(), error.device()), (Errno::EEXIST, Some("new")), "{error}");
         assert_eq!(error.part(), Some(DevicePart::Zone { index: 0 }));
-        let ErrorKind::ZoneTaken { other, other_part, .. } = error.kind() else {
+        let ErrorKind::EventTaken { other, other_part, .. } = error.kind() else {
             panic!("{error}");
         };
         assert_eq!((&**other, *other_part), (name, part));
     }
     for bell in [Doorbell::at(Bus::Mmio, BAR + 0x11fe).len(4), Doorbell::at(Bus::Pio, 0x600)] {
         let error = rig.attach(Device::new("new").ioeventfd(bell, eventfd())).unwrap_err();
-        let taken = matches!(error.kind(), ErrorKind::IoeventfdTaken { other_part, .. }
+        let taken = matches!(error.kind(), ErrorKind::EventTaken { other_part, .. }
             if matches!(other_part, DevicePart::Zone { .. }));
         assert!(taken, "{error}");
     }
@@ -148,7 +148,9 @@ fn what_kvm_would_not_take_or_not_give_back_is_refused() {
     ] {
         assert_eq!(rig.attach(zone(bad)).unwrap_err().errno(), errno);
     }
-    let events = |limits| EventModel::new(Irqchip::Full).with_zone_limits(limits);
+    let events = |zones| {
+        EventModel::new(Irqchip::Full).with_limits(EventLimits { zones, ..EventLimits::x86() })
+    };
     let on = |limits| Rig::on(kvm_memslots::Limits::x86(), events(limits), |options| options);
     let mmio = Coalesced::at(Bus::Mmio, BAR, 8);
     let no_ports = on(ZoneLimits { ring_page: Some(1), pio: false });

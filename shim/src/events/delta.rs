@@ -2,30 +2,25 @@
 
 use std::collections::BTreeSet;
 
+use super::part::Part;
 use super::routes::Routes;
 use super::state::State;
-use super::types::{Ioeventfd, Irqfd, Route};
-use super::zone::Zone;
+use super::types::Route;
 
 /// Some of what KVM has of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parts {
     /// Routes.
     pub routes: BTreeSet<Route>,
-    /// Irqfds.
-    pub irqfds: BTreeSet<Irqfd>,
-    /// Ioeventfds.
-    pub ioeventfds: BTreeSet<Ioeventfd>,
-    /// Coalesced zones.
-    pub zones: BTreeSet<Zone>,
+    /// Irqfds, ioeventfds and coalesced zones.
+    pub assigned: BTreeSet<Part>,
 }
 
 impl Parts {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let interrupts = self.routes.is_empty() && self.irqfds.is_empty();
-        interrupts && self.ioeventfds.is_empty() && self.zones.is_empty()
+        self.routes.is_empty() && self.assigned.is_empty()
     }
 }
 
@@ -44,9 +39,7 @@ impl Delta {
     pub fn between(live: &State, wanted: &State) -> Self {
         let less = |one: &State, other: &State| Parts {
             routes: one.routes.without(&other.routes).iter().copied().collect(),
-            irqfds: &one.irqfds - &other.irqfds,
-            ioeventfds: &one.ioeventfds - &other.ioeventfds,
-            zones: &one.zones - &other.zones,
+            assigned: &one.assigned - &other.assigned,
         };
         Self { gone: less(live, wanted), come: less(wanted, live) }
     }
@@ -54,9 +47,7 @@ impl Delta {
     /// Leaves out what would go and come again.
     pub fn cancel(&mut self) {
         cancel(&mut self.gone.routes, &mut self.come.routes);
-        cancel(&mut self.gone.irqfds, &mut self.come.irqfds);
-        cancel(&mut self.gone.ioeventfds, &mut self.come.ioeventfds);
-        cancel(&mut self.gone.zones, &mut self.come.zones);
+        cancel(&mut self.gone.assigned, &mut self.come.assigned);
     }
 
     /// How many routes there are then, of a VM with these.

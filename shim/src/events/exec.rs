@@ -48,15 +48,7 @@ struct Refusal {
 /// Makes a call, which `live` follows. What may have been carried out is not in
 /// it afterwards.
 fn make(calls: &dyn EventCalls, live: &mut State, op: &Op) -> Result<(), Refusal> {
-    let answer = guarded(|| match op {
-        Op::Routes { to, .. } => calls.set_routes(to),
-        Op::AssignIrqfd(irqfd) => calls.assign_irqfd(irqfd),
-        Op::DeassignIrqfd(irqfd) => calls.deassign_irqfd(irqfd),
-        Op::AssignIoeventfd(ioeventfd) => calls.assign_ioeventfd(ioeventfd),
-        Op::DeassignIoeventfd(ioeventfd) => calls.deassign_ioeventfd(ioeventfd),
-        Op::RegisterZone(zone) => calls.register_zone(zone),
-        Op::UnregisterZone(zone) => calls.unregister_zone(zone),
-    });
+    let answer = guarded(|| calls.change(op));
     match answer {
         Ok(Ok(())) => {
             live.follow(op);
@@ -69,10 +61,8 @@ fn make(calls: &dyn EventCalls, live: &mut State, op: &Op) -> Result<(), Refusal
                     let kept = live.routes.iter().filter(|route| to.contains(route));
                     live.routes = kept.copied().collect();
                 }
-                Op::DeassignIrqfd(_) | Op::DeassignIoeventfd(_) | Op::UnregisterZone(_) => {
-                    live.follow(op);
-                }
-                Op::AssignIrqfd(_) | Op::AssignIoeventfd(_) | Op::RegisterZone(_) => {}
+                Op::Deassign(_) => live.follow(op),
+                Op::Assign(_) => {}
             }
             Err(Refusal { errno: Errno::EIO, panic: Some(panic) })
         }

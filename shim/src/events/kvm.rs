@@ -9,11 +9,13 @@ use kvm_bindings::{
 use kvm_memslots_uapi::irqfd::KVM_IRQFD_FLAG_NO_IRQBYPASS;
 
 use super::calls::EventCalls;
+use super::op::Op;
+use super::part::Part;
 use super::types::{Bus, Ioeventfd, Irqfd, Route};
 use super::zone::Zone;
 use crate::errno::Errno;
 use crate::kvm::{Kvm, retry};
-use crate::limits::{EventLimits, ZoneLimits};
+use crate::limits::EventLimits;
 
 /// `1 << kvm_ioeventfd_flag_nr_*` (`linux/kvm.h`).
 const IOEVENTFD_DATAMATCH: u32 = 1 << 0;
@@ -21,41 +23,6 @@ const IOEVENTFD_PIO: u32 = 1 << 1;
 const IOEVENTFD_DEASSIGN: u32 = 1 << 2;
 
 impl Kvm {
-    fn change_irqfd(&self, irqfd: &Irqfd, flags: u32) -> Result<(), Errno> {
-        let argument = kvm_irqfd {
-            fd: word(irqfd.fd),
-            gsi: irqfd.gsi,
-            flags,
-            resamplefd: word(irqfd.resample.unwrap_or(0)),
-            ..Default::default()
-        };
-        retry(|| self.calls.irqfd(&argument))
-    }
-
-    fn change_ioeventfd(&self, ioeventfd: &Ioeventfd, flags: u32) -> Result<(), Errno> {
-        let bus = if ioeventfd.bus == Bus::Pio { IOEVENTFD_PIO } else { 0 };
-        let data = if ioeventfd.datamatch.is_some() { IOEVENTFD_DATAMATCH } else { 0 };
-        let argument = kvm_ioeventfd {
-            datamatch: ioeventfd.datamatch.unwrap_or(0),
-            addr: ioeventfd.addr,
-            len: ioeventfd.len,
-            fd: ioeventfd.fd,
-            flags: flags | bus | data,
-            ..Default::default()
-        };
-        retry(|| self.calls.ioeventfd(&argument))
-    }
-}
-
-impl EventCalls for Kvm {
-    fn limits(&self) -> EventLimits {
-        self.allowed.events
-    }
-
-    fn name(&self) -> &'static str {
-        "kvm"
-    }
-
     fn set_routes(&self, routes: &[Route]) -> Result<(), Errno> {
         let nr = u32::try_from(routes.len()).map_err(|_| Errno::EINVAL)?;
         // `struct kvm_irq_routing`, and the entries behind it.
@@ -73,34 +40,68 @@ impl EventCalls for Kvm {
         retry(|| unsafe { self.calls.set_gsi_routing(header) })
     }
 
-    fn assign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        let resample = if irqfd.resample.is_some() { KVM_IRQFD_FLAG_RESAMPLE } else { 0 };
-        let no_irqbypass = if irqfd.no_irqbypass { KVM_IRQFD_FLAG_NO_IRQBYPASS } else { 0 };
-        self.change_irqfd(irqfd, resample | no_irqbypass)
+    fn change_irqfd(&self, irqfd: &Irqfd, assign: bool) -> Result<(), Errno> {
+        let flag = |on, flag| if on { flag } else { 0 };
+        let flags = if assign {
+            flag(irqfd.resample.is_some(), KVM_IRQFD_FLAG_RESAMPLE)
+                | flag(irqfd.no_irqbypass, KVM_IRQFD_FLAG_NO_IRQBYPASS)
+        } else {
+            KVM_IRQFD_FLAG_DEASSIGN
+        };
+        let argument = kvm_irqfd {
+            fd: word(irqfd.fd),
+            gsi: irqfd.gsi,
+            flags,
+            resamplefd: word(irqfd.resample.unwrap_or(0)),
+            ..Default::default()
+        };
+        retry(|| self.calls.irqfd(&argument))
     }
 
-    fn deassign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.change_irqfd(irqfd, KVM_IRQFD_FLAG_DEASSIGN)
+    fn change_ioeventfd(&self, ioeventfd: &Ioeventfd, assign: bool) -> Result<(), Errno> {
+        let flag = |on, flag| if on { flag } else { 0 };
+        let argument = kvm_ioeventfd {
+            datamatch: ioeventfd.datamatch.unwrap_or(0),
+            addr: ioeventfd.addr,
+            len: ioeventfd.len,
+            fd: ioeventfd.fd,
+            flags: flag(!assign, IOEVENTFD_DEASSIGN)
+                | flag(ioeventfd.bus == Bus::Pio, IOEVENTFD_PIO)
+                | flag(ioeventfd.datamatch.is_some(), IOEVENTFD_DATAMATCH),
+            ..Default::default()
+        };
+        retry(|| self.calls.ioeventfd(&argument))
     }
 
-    fn assign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.change_ioeventfd(ioeventfd, 0)
+    fn change_zone(&self, zone: &Zone, assign: bool) -> Result<(), Errno> {
+        let zone = to_kvm(zone);
+        retry(|| match assign {
+            true => self.calls.register_coalesced_mmio(&zone),
+            false => self.calls.unregister_coalesced_mmio(&zone),
+        })
+    }
+}
+
+impl EventCalls for Kvm {
+    fn limits(&self) -> EventLimits {
+        self.allowed.events
     }
 
-    fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.change_ioeventfd(ioeventfd, IOEVENTFD_DEASSIGN)
+    fn name(&self) -> &'static str {
+        "kvm"
     }
 
-    fn zone_limits(&self) -> ZoneLimits {
-        self.allowed.zones
-    }
-
-    fn register_zone(&self, zone: &Zone) -> Result<(), Errno> {
-        retry(|| self.calls.register_coalesced_mmio(&to_kvm(zone)))
-    }
-
-    fn unregister_zone(&self, zone: &Zone) -> Result<(), Errno> {
-        retry(|| self.calls.unregister_coalesced_mmio(&to_kvm(zone)))
+    fn change(&self, op: &Op) -> Result<(), Errno> {
+        let (part, assign) = match op {
+            Op::Routes { to, .. } => return self.set_routes(to),
+            Op::Assign(part) => (part, true),
+            Op::Deassign(part) => (part, false),
+        };
+        match part {
+            Part::Irqfd(irqfd) => self.change_irqfd(irqfd, assign),
+            Part::Ioeventfd(ioeventfd) => self.change_ioeventfd(ioeventfd, assign),
+            Part::Zone(zone) => self.change_zone(zone, assign),
+        }
     }
 
     fn has_irqchip(&self) -> Option<bool> {

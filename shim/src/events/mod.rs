@@ -24,6 +24,7 @@ mod kvm;
 #[cfg(feature = "model")]
 pub mod model;
 mod op;
+mod part;
 mod plan;
 mod routes;
 mod state;
@@ -39,6 +40,7 @@ pub use gsis::Gsis;
 #[cfg(feature = "model")]
 pub use model::Model;
 pub use op::{Cost, Op, Waits};
+pub use part::Part;
 pub use plan::{Plan, plan, plan_delta};
 pub use routes::Routes;
 pub use state::State;

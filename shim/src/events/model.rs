@@ -4,19 +4,21 @@
 
 mod zones;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
 use super::bus::{IoBus, What};
 use super::calls::EventCalls;
 use super::op::{Op, Waits};
+use super::part::Part;
+use super::routes::Routes;
 use super::state::State;
 use super::types::{Bus, Ioeventfd, Irqfd, Route, RouteTarget};
-use super::zone::{Zone, ZoneWrite};
+use super::zone::ZoneWrite;
 use crate::errno::Errno;
 use crate::fault::{self, Faults, handle};
-use crate::limits::{EventLimits, ZoneLimits};
+use crate::limits::EventLimits;
 
 /// The interrupt controller that a VM has in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,20 @@ pub struct Counts {
     pub waits: Waits,
 }
 
+impl Call {
+    const fn of(op: &Op) -> Self {
+        match op {
+            Op::Routes { .. } => Self::Routing,
+            Op::Assign(Part::Irqfd(_)) => Self::AssignIrqfd,
+            Op::Deassign(Part::Irqfd(_)) => Self::DeassignIrqfd,
+            Op::Assign(Part::Ioeventfd(_)) => Self::AssignIoeventfd,
+            Op::Deassign(Part::Ioeventfd(_)) => Self::DeassignIoeventfd,
+            Op::Assign(Part::Zone(_)) => Self::RegisterZone,
+            Op::Deassign(Part::Zone(_)) => Self::UnregisterZone,
+        }
+    }
+}
+
 impl Counts {
     /// Calls of one kind.
     #[must_use]
@@ -85,15 +101,15 @@ impl Counts {
 /// ```
 /// use kvm_memslots_shim::Errno;
 /// use kvm_memslots_shim::events::model::{Irqchip, Model};
-/// use kvm_memslots_shim::events::{Bus, EventCalls, Ioeventfd};
+/// use kvm_memslots_shim::events::{Bus, EventCalls, Ioeventfd, Op};
 ///
 /// let vm = Model::new(Irqchip::Split);
 /// let kick = Ioeventfd { bus: Bus::Mmio, addr: 0x1000, len: 2, datamatch: Some(1), fd: 7 };
-/// vm.assign_ioeventfd(&kick)?;
+/// vm.change(&Op::Assign(kick.into()))?;
 /// assert_eq!(vm.guest_writes(Bus::Mmio, 0x1000, 2, 1), Some(7));
 /// assert_eq!(vm.guest_writes(Bus::Mmio, 0x1000, 2, 0), None);
 /// let any = Ioeventfd { datamatch: None, ..kick };
-/// assert_eq!(vm.assign_ioeventfd(&any), Err(Errno::EEXIST));
+/// assert_eq!(vm.change(&Op::Assign(any.into())), Err(Errno::EEXIST));
 /// # Ok::<(), Errno>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -104,7 +120,6 @@ handle!(Model, Vm, Counts, Fault);
 #[derive(Debug, Clone)]
 struct Vm {
     limits: EventLimits,
-    zones: ZoneLimits,
     irqchip: Irqchip,
     fds: BTreeMap<RawFd, FdKind>,
     state: State,
@@ -130,8 +145,7 @@ impl Model {
             pio = IoBus::with(&[(0x20, 2), (0xa0, 2), (0x4d0, 2)]);
         }
         Self(Arc::new(Mutex::new(Vm {
-            limits: EventLimits { routes: 4096, no_irqbypass: false, devid: false },
-            zones: ZoneLimits::x86(),
+            limits: EventLimits::x86(),
             irqchip,
             fds: BTreeMap::new(),
             state,
@@ -171,7 +185,7 @@ impl Model {
 impl Vm {
     fn signalled(&self, fd: RawFd) -> Vec<RouteTarget> {
         let Some(id) = self.eventfd(fd).ok() else { return Vec::new() };
-        let irqfd = self.state.irqfds.iter().find(|irqfd| self.eventfd(irqfd.fd) == Ok(id));
+        let irqfd = self.state.irqfds().find(|irqfd| self.eventfd(irqfd.fd) == Ok(id));
         let Some(irqfd) = irqfd else { return Vec::new() };
         let routes = self.state.routes.iter().filter(|route| route.gsi == irqfd.gsi);
         routes.map(|route| route.target).collect()
@@ -188,18 +202,28 @@ impl Vm {
         }
     }
 
-    /// Counts a call, and lets a fault strike it.
-    fn enter(&mut self, call: Call) -> Result<(), Errno> {
+    /// Counts a call, lets a fault strike it, and makes it.
+    fn change(&mut self, op: &Op) -> Result<(), Errno> {
+        let call = Call::of(op);
         *self.counts.calls.entry(call).or_default() += 1;
-        self.faults.strike(call).map_err(|(errno, _)| errno)
+        self.faults.strike(call).map_err(|(errno, _)| errno)?;
+        match op {
+            Op::Routes { to, .. } => self.set_routes(to),
+            Op::Assign(Part::Irqfd(irqfd)) => self.assign_irqfd(irqfd),
+            Op::Deassign(Part::Irqfd(irqfd)) => self.deassign_irqfd(irqfd),
+            Op::Assign(Part::Ioeventfd(ioeventfd)) => self.assign_ioeventfd(ioeventfd),
+            Op::Deassign(Part::Ioeventfd(ioeventfd)) => self.deassign_ioeventfd(ioeventfd),
+            Op::Assign(Part::Zone(zone)) => self.register_zone(zone),
+            Op::Deassign(Part::Zone(zone)) => self.unregister_zone(zone),
+        }
     }
 
     fn done(&mut self, op: &Op) {
         self.counts.waits += op.waits();
         self.state.follow(op);
         match op {
-            Op::AssignIoeventfd(at) => self.bus(at.bus).register(What::Ioeventfd(*at)),
-            Op::DeassignIoeventfd(at) => self.bus(at.bus).unregister(What::Ioeventfd(*at)),
+            Op::Assign(Part::Ioeventfd(at)) => self.bus(at.bus).register(What::Ioeventfd(*at)),
+            Op::Deassign(Part::Ioeventfd(at)) => self.bus(at.bus).unregister(What::Ioeventfd(*at)),
             _ => {}
         }
     }
@@ -248,17 +272,14 @@ fn can_share(one: &RouteTarget, other: &RouteTarget) -> bool {
 }
 
 impl Vm {
-    fn set_routes(&mut self, routes: &[Route]) -> Result<(), Errno> {
-        self.enter(Call::Routing)?;
+    fn set_routes(&mut self, routes: &Routes) -> Result<(), Errno> {
         self.check_routes(routes)?;
-        let (from, to) = (self.state.routes.clone(), routes.iter().copied().collect());
-        self.done(&Op::Routes { from, to });
+        self.done(&Op::Routes { from: self.state.routes.clone(), to: routes.clone() });
         Ok(())
     }
 
     /// `kvm_irqfd_assign()`.
     fn assign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.enter(Call::AssignIrqfd)?;
         if irqfd.no_irqbypass && !self.limits.no_irqbypass {
             return Err(Errno::EINVAL);
         }
@@ -269,29 +290,27 @@ impl Vm {
         }
         let id = self.eventfd(irqfd.fd)?;
         irqfd.resample.map_or(Ok(0), |fd| self.eventfd(fd))?;
-        if self.state.irqfds.iter().any(|other| self.eventfd(other.fd) == Ok(id)) {
+        if self.state.irqfds().any(|other| self.eventfd(other.fd) == Ok(id)) {
             return Err(Errno::EBUSY);
         }
-        self.done(&Op::AssignIrqfd(*irqfd));
+        self.done(&Op::Assign(Part::Irqfd(*irqfd)));
         Ok(())
     }
 
     /// `kvm_irqfd_deassign()`.
     fn deassign_irqfd(&mut self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.enter(Call::DeassignIrqfd)?;
         let id = self.eventfd(irqfd.fd)?;
-        let gone: BTreeSet<Irqfd> = (self.state.irqfds.iter().copied())
+        let gone: Vec<Irqfd> = (self.state.irqfds())
             .filter(|other| other.gsi == irqfd.gsi && self.eventfd(other.fd) == Ok(id))
             .collect();
         for irqfd in gone {
-            self.done(&Op::DeassignIrqfd(irqfd));
+            self.done(&Op::Deassign(Part::Irqfd(irqfd)));
         }
         Ok(())
     }
 
     /// `kvm_assign_ioeventfd()`.
     fn assign_ioeventfd(&mut self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.enter(Call::AssignIoeventfd)?;
         let bad = !matches!(ioeventfd.len, 0 | 1 | 2 | 4 | 8)
             || ioeventfd.addr.checked_add(ioeventfd.len.into()).is_none()
             || (ioeventfd.len == 0 && ioeventfd.datamatch.is_some());
@@ -299,23 +318,22 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         self.eventfd(ioeventfd.fd)?;
-        if self.state.ioeventfds.iter().any(|other| other.collides_with(ioeventfd)) {
+        if self.state.ioeventfds().any(|other| other.collides_with(ioeventfd)) {
             return Err(Errno::EEXIST);
         }
-        self.done(&Op::AssignIoeventfd(*ioeventfd));
+        self.done(&Op::Assign(Part::Ioeventfd(*ioeventfd)));
         Ok(())
     }
 
     /// `kvm_deassign_ioeventfd_idx()`.
     fn deassign_ioeventfd(&mut self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.enter(Call::DeassignIoeventfd)?;
         let id = self.eventfd(ioeventfd.fd)?;
-        let same = |other: &&Ioeventfd| {
+        let same = |other: &Ioeventfd| {
             self.eventfd(other.fd) == Ok(id)
-                && Ioeventfd { fd: 0, ..**other } == Ioeventfd { fd: 0, ..*ioeventfd }
+                && Ioeventfd { fd: 0, ..*other } == Ioeventfd { fd: 0, ..*ioeventfd }
         };
-        let found = self.state.ioeventfds.iter().find(same).copied().ok_or(Errno::ENOENT)?;
-        self.done(&Op::DeassignIoeventfd(found));
+        let found = self.state.ioeventfds().find(same).ok_or(Errno::ENOENT)?;
+        self.done(&Op::Deassign(Part::Ioeventfd(found)));
         Ok(())
     }
 }
@@ -329,36 +347,8 @@ impl EventCalls for Model {
         "model"
     }
 
-    fn set_routes(&self, routes: &[Route]) -> Result<(), Errno> {
-        self.with(|vm| vm.set_routes(routes))
-    }
-
-    fn assign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.with(|vm| vm.assign_irqfd(irqfd))
-    }
-
-    fn deassign_irqfd(&self, irqfd: &Irqfd) -> Result<(), Errno> {
-        self.with(|vm| vm.deassign_irqfd(irqfd))
-    }
-
-    fn assign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.with(|vm| vm.assign_ioeventfd(ioeventfd))
-    }
-
-    fn deassign_ioeventfd(&self, ioeventfd: &Ioeventfd) -> Result<(), Errno> {
-        self.with(|vm| vm.deassign_ioeventfd(ioeventfd))
-    }
-
-    fn zone_limits(&self) -> ZoneLimits {
-        self.with(|vm| vm.zones)
-    }
-
-    fn register_zone(&self, zone: &Zone) -> Result<(), Errno> {
-        self.with(|vm| vm.register_zone(zone))
-    }
-
-    fn unregister_zone(&self, zone: &Zone) -> Result<(), Errno> {
-        self.with(|vm| vm.unregister_zone(zone))
+    fn change(&self, op: &Op) -> Result<(), Errno> {
+        self.with(|vm| vm.change(op))
     }
 
     fn has_irqchip(&self) -> Option<bool> {

@@ -4,9 +4,9 @@ use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign};
 
+use super::part::Part;
 use super::routes::Routes;
-use super::types::{Bus, Ioeventfd, Irqfd};
-use super::zone::Zone;
+use super::types::{Bus, Route};
 
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,18 +18,10 @@ pub enum Op {
         /// The table afterwards.
         to: Routes,
     },
-    /// `KVM_IRQFD`.
-    AssignIrqfd(Irqfd),
-    /// `KVM_IRQFD`, deassign.
-    DeassignIrqfd(Irqfd),
-    /// `KVM_IOEVENTFD`.
-    AssignIoeventfd(Ioeventfd),
-    /// `KVM_IOEVENTFD`, deassign.
-    DeassignIoeventfd(Ioeventfd),
-    /// `KVM_REGISTER_COALESCED_MMIO`.
-    RegisterZone(Zone),
-    /// `KVM_UNREGISTER_COALESCED_MMIO`.
-    UnregisterZone(Zone),
+    /// `KVM_IRQFD`, `KVM_IOEVENTFD`, `KVM_REGISTER_COALESCED_MMIO`.
+    Assign(Part),
+    /// The same with the flag that deassigns, `KVM_UNREGISTER_COALESCED_MMIO`.
+    Deassign(Part),
 }
 
 /// Grace periods that calls wait for, by the rules of Linux 6.18 and later.
@@ -62,17 +54,18 @@ impl AddAssign for Waits {
 }
 
 impl Op {
+    /// These routes and no others, for whoever does not know which there are.
+    pub fn routes(to: impl IntoIterator<Item = Route>) -> Self {
+        Self::Routes { from: Routes::default(), to: to.into_iter().collect() }
+    }
+
     /// The change that takes this one back.
     #[must_use]
     pub fn inverse(&self) -> Self {
         match self {
             Self::Routes { from, to } => Self::Routes { from: to.clone(), to: from.clone() },
-            Self::AssignIrqfd(irqfd) => Self::DeassignIrqfd(*irqfd),
-            Self::DeassignIrqfd(irqfd) => Self::AssignIrqfd(*irqfd),
-            Self::AssignIoeventfd(ioeventfd) => Self::DeassignIoeventfd(*ioeventfd),
-            Self::DeassignIoeventfd(ioeventfd) => Self::AssignIoeventfd(*ioeventfd),
-            Self::RegisterZone(zone) => Self::UnregisterZone(*zone),
-            Self::UnregisterZone(zone) => Self::RegisterZone(*zone),
+            Self::Assign(part) => Self::Deassign(*part),
+            Self::Deassign(part) => Self::Assign(*part),
         }
     }
 
@@ -82,9 +75,11 @@ impl Op {
         let mut cost = Cost { waits: self.waits(), ..Cost::default() };
         match self {
             Self::Routes { .. } => cost.routing_calls = 1,
-            Self::AssignIrqfd(_) | Self::DeassignIrqfd(_) => cost.irqfd_calls = 1,
-            Self::AssignIoeventfd(_) | Self::DeassignIoeventfd(_) => cost.ioeventfd_calls = 1,
-            Self::RegisterZone(_) | Self::UnregisterZone(_) => cost.zone_calls = 1,
+            Self::Assign(part) | Self::Deassign(part) => match part {
+                Part::Ioeventfd(_) => cost.ioeventfd_calls = 1,
+                Part::Zone(_) => cost.zone_calls = 1,
+                Part::Irqfd(_) => cost.irqfd_calls = 1,
+            },
         }
         cost
     }
@@ -94,22 +89,19 @@ impl Op {
     /// ioeventfd or a zone waited for one before Linux 6.18, and for none since.
     #[must_use]
     pub fn waits(&self) -> Waits {
+        let in_calls = |in_calls| Waits { in_calls, ..Waits::default() };
         match self {
+            Self::Assign(Part::Ioeventfd(_) | Part::Zone(_)) => Waits::default(),
+            Self::Assign(Part::Irqfd(irqfd)) => in_calls(irqfd.resample.map_or(0, |_| 1)),
             // Of a zone one for each that it is in, which is itself alone.
-            Self::Routes { .. } | Self::UnregisterZone(_) => {
-                Waits { in_calls: 1, ..Waits::default() }
-            }
-            Self::AssignIrqfd(irqfd) => {
-                Waits { in_calls: irqfd.resample.map_or(0, |_| 1), ..Waits::default() }
-            }
-            Self::DeassignIrqfd(irqfd) => {
+            Self::Routes { .. } | Self::Deassign(Part::Zone(_)) => in_calls(1),
+            Self::Deassign(Part::Irqfd(irqfd)) => {
                 Waits { in_irqfd_shutdown: irqfd.resample.map_or(1, |_| 2), ..Waits::default() }
             }
-            Self::AssignIoeventfd(_) | Self::RegisterZone(_) => Waits::default(),
-            Self::DeassignIoeventfd(ioeventfd) => {
+            Self::Deassign(Part::Ioeventfd(ioeventfd)) => {
                 // Any length on MMIO is on a second bus as well.
                 let buses = if (ioeventfd.bus, ioeventfd.len) == (Bus::Mmio, 0) { 2 } else { 1 };
-                Waits { in_calls: buses, in_ioeventfd_deassign: buses, in_irqfd_shutdown: 0 }
+                Waits { in_ioeventfd_deassign: buses, ..in_calls(buses) }
             }
         }
     }
@@ -170,12 +162,8 @@ impl fmt::Display for Op {
             Self::Routes { to, .. } => {
                 write!(f, "set the interrupt routes, {} of them (KVM_SET_GSI_ROUTING)", to.len())
             }
-            Self::AssignIrqfd(irqfd) => write!(f, "assign the {irqfd}"),
-            Self::DeassignIrqfd(irqfd) => write!(f, "deassign the {irqfd}"),
-            Self::AssignIoeventfd(ioeventfd) => write!(f, "assign the {ioeventfd}"),
-            Self::DeassignIoeventfd(ioeventfd) => write!(f, "deassign the {ioeventfd}"),
-            Self::RegisterZone(zone) => write!(f, "register the {zone}"),
-            Self::UnregisterZone(zone) => write!(f, "unregister the {zone}"),
+            Self::Assign(part) => write!(f, "assign the {part}"),
+            Self::Deassign(part) => write!(f, "deassign the {part}"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::delta::Delta;
 use super::op::{Cost, Op};
+use super::part::Part;
 use super::routes::Routes;
 use super::state::State;
 
@@ -45,17 +46,15 @@ pub fn plan(live: &State, wanted: &State) -> Plan {
 #[must_use]
 pub fn plan_delta(routes: &Routes, delta: &Delta) -> Plan {
     let Delta { gone, come } = delta;
-    let mut ops = Vec::new();
-    ops.extend(gone.ioeventfds.iter().copied().map(Op::DeassignIoeventfd));
-    ops.extend(gone.zones.iter().copied().map(Op::UnregisterZone));
-    ops.extend(gone.irqfds.iter().copied().map(Op::DeassignIrqfd));
+    let mut ops: Vec<Op> = gone.assigned.iter().copied().map(Op::Deassign).collect();
     let taken = ops.len();
     if !(gone.routes.is_empty() && come.routes.is_empty()) {
         let to = routes.changed(&gone.routes, &come.routes);
         ops.push(Op::Routes { from: routes.clone(), to });
     }
-    ops.extend(come.irqfds.iter().copied().map(Op::AssignIrqfd));
-    ops.extend(come.ioeventfds.iter().copied().map(Op::AssignIoeventfd));
-    ops.extend(come.zones.iter().copied().map(Op::RegisterZone));
+    for irqfds in [true, false] {
+        let those = come.assigned.iter().filter(|part| matches!(part, Part::Irqfd(_)) == irqfds);
+        ops.extend(those.copied().map(Op::Assign));
+    }
     Plan { ops, gone: taken }
 }

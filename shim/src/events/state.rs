@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::op::Op;
+use super::part::Part;
 use super::routes::Routes;
 use super::types::{Ioeventfd, Irqfd};
 use super::zone::Zone;
@@ -12,12 +13,8 @@ use super::zone::Zone;
 pub struct State {
     /// The routes.
     pub routes: Routes,
-    /// The irqfds.
-    pub irqfds: BTreeSet<Irqfd>,
-    /// The ioeventfds.
-    pub ioeventfds: BTreeSet<Ioeventfd>,
-    /// The coalesced zones.
-    pub zones: BTreeSet<Zone>,
+    /// Irqfds, ioeventfds and coalesced zones.
+    pub assigned: BTreeSet<Part>,
 }
 
 impl State {
@@ -26,9 +23,7 @@ impl State {
     pub fn without(&self, other: &Self) -> Self {
         Self {
             routes: self.routes.without(&other.routes),
-            irqfds: &self.irqfds - &other.irqfds,
-            ioeventfds: &self.ioeventfds - &other.ioeventfds,
-            zones: &self.zones - &other.zones,
+            assigned: &self.assigned - &other.assigned,
         }
     }
 
@@ -36,12 +31,32 @@ impl State {
     pub fn follow(&mut self, op: &Op) {
         match op {
             Op::Routes { to, .. } => self.routes = to.clone(),
-            Op::AssignIrqfd(irqfd) => _ = self.irqfds.insert(*irqfd),
-            Op::DeassignIrqfd(irqfd) => _ = self.irqfds.remove(irqfd),
-            Op::AssignIoeventfd(ioeventfd) => _ = self.ioeventfds.insert(*ioeventfd),
-            Op::DeassignIoeventfd(ioeventfd) => _ = self.ioeventfds.remove(ioeventfd),
-            Op::RegisterZone(zone) => _ = self.zones.insert(*zone),
-            Op::UnregisterZone(zone) => _ = self.zones.remove(zone),
+            Op::Assign(part) => _ = self.assigned.insert(*part),
+            Op::Deassign(part) => _ = self.assigned.remove(part),
         }
+    }
+
+    /// The irqfds.
+    pub fn irqfds(&self) -> impl Iterator<Item = Irqfd> + '_ {
+        self.assigned.iter().filter_map(|part| match part {
+            Part::Irqfd(irqfd) => Some(*irqfd),
+            _ => None,
+        })
+    }
+
+    /// The ioeventfds.
+    pub fn ioeventfds(&self) -> impl Iterator<Item = Ioeventfd> + '_ {
+        self.assigned.iter().filter_map(|part| match part {
+            Part::Ioeventfd(ioeventfd) => Some(*ioeventfd),
+            _ => None,
+        })
+    }
+
+    /// The coalesced zones.
+    pub fn zones(&self) -> impl Iterator<Item = Zone> + '_ {
+        self.assigned.iter().filter_map(|part| match part {
+            Part::Zone(zone) => Some(*zone),
+            _ => None,
+        })
     }
 }

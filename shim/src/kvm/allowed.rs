@@ -27,7 +27,6 @@ const MAX_IRQ_ROUTES: u32 = 4096;
 pub(crate) struct Allowed {
     pub(crate) limits: Limits,
     pub(crate) events: EventLimits,
-    pub(crate) zones: ZoneLimits,
     pub(super) support: Support,
     pub(super) trap: TrapSupport,
     pub(super) no_irqbypass: NoIrqBypass,
@@ -70,12 +69,12 @@ impl Allowed {
             },
             no_irqbypass: no_irqbypass == NoIrqBypass::Present,
             devid: cap(KVM_CAP_MSI_DEVID) != 0,
+            zones: ZoneLimits {
+                ring_page: Some(cap(KVM_CAP_COALESCED_MMIO)).filter(|page| *page != 0),
+                pio: cap(KVM_CAP_COALESCED_PIO) != 0,
+            },
         };
-        let zones = ZoneLimits {
-            ring_page: Some(cap(KVM_CAP_COALESCED_MMIO)).filter(|page| *page != 0),
-            pio: cap(KVM_CAP_COALESCED_PIO) != 0,
-        };
-        Self { limits, events, zones, support, trap, no_irqbypass }
+        Self { limits, events, support, trap, no_irqbypass }
     }
 }
 

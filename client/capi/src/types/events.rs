@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 
 use kvm_bindings::kvm_irq_routing_entry;
 use kvm_memslots::Vm;
-use kvm_memslots::backend::EventState;
+use kvm_memslots::backend::{EventPart, EventState};
 use kvm_memslots::device::{Bus, Ioeventfd, Irqfd, Zone, ZoneWrite};
 
 use crate::constants::{
@@ -31,14 +31,14 @@ record!(CEventLimits, "kvm_memslots_event_limits");
 
 impl From<&Vm> for CEventLimits {
     fn from(vm: &Vm) -> Self {
-        let (events, zones) = (vm.event_limits(), vm.zone_limits());
+        let events = vm.event_limits();
         Self {
             size: size_of::<Self>(),
             routes: events.routes,
             flags: flag(events.no_irqbypass, KVM_MEMSLOTS_HAS_NO_IRQBYPASS)
                 | flag(events.devid, KVM_MEMSLOTS_HAS_MSI_DEVID)
-                | flag(zones.ring_page.is_some(), KVM_MEMSLOTS_HAS_ZONES)
-                | flag(zones.pio, KVM_MEMSLOTS_HAS_PIO_ZONES),
+                | flag(events.zones.ring_page.is_some(), KVM_MEMSLOTS_HAS_ZONES)
+                | flag(events.zones.pio, KVM_MEMSLOTS_HAS_PIO_ZONES),
         }
     }
 }
@@ -170,14 +170,12 @@ impl CEventState {
         for route in &state.routes {
             tell(self.route, self.opaque, &route.to_kvm());
         }
-        for irqfd in &state.irqfds {
-            tell(self.irqfd, self.opaque, &irqfd.into());
-        }
-        for ioeventfd in &state.ioeventfds {
-            tell(self.ioeventfd, self.opaque, &ioeventfd.into());
-        }
-        for zone in &state.zones {
-            tell(self.zone, self.opaque, &zone.into());
+        for part in &state.assigned {
+            match part {
+                EventPart::Irqfd(irqfd) => tell(self.irqfd, self.opaque, &irqfd.into()),
+                EventPart::Ioeventfd(at) => tell(self.ioeventfd, self.opaque, &at.into()),
+                EventPart::Zone(zone) => tell(self.zone, self.opaque, &zone.into()),
+            }
         }
     }
 }

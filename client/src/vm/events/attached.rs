@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Ioeventfd, Irqfd, Route, Zone};
+use kvm_memslots_shim::events::{Ioeventfd, Irqfd, Part, Route, Zone};
 
-use super::claims::OnBus;
 use crate::RegionId;
 use crate::device::{Coalesced, Device, DevicePart, Event, Kick, Line, Place, Vector};
 
@@ -44,17 +43,17 @@ impl Attached {
         &'a self,
         of: Option<RegionId>,
         gpa_of: GpaOf<'a>,
-    ) -> impl Iterator<Item = (DevicePart, OnBus)> + 'a {
+    ) -> impl Iterator<Item = (DevicePart, Part)> + 'a {
         let doorbells = self.kicks.iter().enumerate().filter_map(move |(index, kick)| {
             let (bus, addr) = kick.doorbell.place.of(of, gpa_of)?;
             let (len, datamatch) = (kick.doorbell.len, kick.doorbell.value);
             let bell = Ioeventfd { bus, addr, len, datamatch, fd: event_fd(&kick.event) };
-            Some((DevicePart::Ioeventfd { index }, OnBus::Doorbell(bell)))
+            Some((DevicePart::Ioeventfd { index }, bell.into()))
         });
         let zones = self.zones.iter().enumerate().filter_map(move |(index, zone)| {
             let (bus, addr) = zone.place.of(of, gpa_of)?;
             addr.checked_add(zone.len.into())?;
-            Some((DevicePart::Zone { index }, OnBus::Zone(Zone { bus, addr, len: zone.len })))
+            Some((DevicePart::Zone { index }, Zone { bus, addr, len: zone.len }.into()))
         });
         doorbells.chain(zones)
     }

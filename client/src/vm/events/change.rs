@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvm_memslots_shim::events::{Gsis, Op, Plan, Route, Routes, State, plan_delta};
 
-use super::claims::{Claims, OnBus};
+use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
 use super::work::{Blame, Subject, Work};
 use crate::RegionId;
@@ -38,12 +38,7 @@ impl EventChange {
     /// Whom a call is about, to explain a refusal.
     pub(in crate::vm) fn blame(&self, op: &Op) -> Blame {
         let is = |(subject, _): &&(Subject, Blame)| match (op, subject) {
-            (Op::AssignIrqfd(a) | Op::DeassignIrqfd(a), Subject::Irqfd(b)) => a == b,
-            (
-                Op::AssignIoeventfd(a) | Op::DeassignIoeventfd(a),
-                Subject::OnBus(OnBus::Doorbell(b)),
-            ) => a == b,
-            (Op::RegisterZone(a) | Op::UnregisterZone(a), Subject::OnBus(OnBus::Zone(b))) => a == b,
+            (Op::Assign(a) | Op::Deassign(a), Subject::Part(b)) => a == b,
             (Op::Routes { from, to }, Subject::Route(route)) => {
                 from.contains(route) != to.contains(route)
             }
@@ -83,19 +78,11 @@ impl EventChange {
                     surplus.routes = live.routes.without(&self.routes_before);
                     missing.routes = self.routes_before.without(&live.routes);
                 }
-                Op::AssignIrqfd(at) if live.irqfds.contains(at) => _ = surplus.irqfds.insert(*at),
-                Op::DeassignIrqfd(at) if !live.irqfds.contains(at) => {
-                    missing.irqfds.insert(*at);
+                Op::Assign(part) if live.assigned.contains(part) => {
+                    surplus.assigned.insert(*part);
                 }
-                Op::AssignIoeventfd(at) if live.ioeventfds.contains(at) => {
-                    surplus.ioeventfds.insert(*at);
-                }
-                Op::DeassignIoeventfd(at) if !live.ioeventfds.contains(at) => {
-                    missing.ioeventfds.insert(*at);
-                }
-                Op::RegisterZone(at) if live.zones.contains(at) => _ = surplus.zones.insert(*at),
-                Op::UnregisterZone(at) if !live.zones.contains(at) => {
-                    missing.zones.insert(*at);
+                Op::Deassign(part) if !live.assigned.contains(part) => {
+                    missing.assigned.insert(*part);
                 }
                 _ => {}
             }

@@ -92,7 +92,7 @@ impl<'t> EventDraft<'t> {
             check_kick(kick).map_err(|kind| of(kind, DevicePart::Ioeventfd { index }))?;
         }
         for (index, zone) in device.zones.iter().enumerate() {
-            check_coalesced(zone, self.state.zone_limits)
+            check_coalesced(zone, self.state.limits.zones)
                 .map_err(|kind| of(kind, DevicePart::Zone { index }))?;
         }
         for (index, line) in device.lines.iter().enumerate() {

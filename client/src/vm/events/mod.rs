@@ -19,7 +19,7 @@ pub(super) use draft::EventDraft;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use kvm_memslots_shim::events::{EventLimits, Gsis, Op, Route, State, ZoneLimits};
+use kvm_memslots_shim::events::{EventLimits, Gsis, Op, Route, State};
 
 use self::check::check_routes;
 use self::claims::Claims;
@@ -42,7 +42,6 @@ pub(super) struct Replaced {
 #[derive(Debug)]
 pub(super) struct EventState {
     pub(super) limits: EventLimits,
-    zone_limits: ZoneLimits,
     pub(super) no_irqbypass: bool,
     /// What KVM has.
     pub(super) live: State,
@@ -68,7 +67,7 @@ pub(super) struct EventState {
 
 impl EventState {
     pub(super) fn new(
-        (limits, zone_limits): (EventLimits, ZoneLimits),
+        limits: EventLimits,
         no_irqbypass: bool,
         routes: impl IntoIterator<Item = Route>,
         reserved: Vec<RangeInclusive<u32>>,
@@ -86,7 +85,6 @@ impl EventState {
         }
         Ok(Self {
             limits,
-            zone_limits,
             no_irqbypass: no_irqbypass && limits.no_irqbypass,
             live: State { routes: own_routes.iter().copied().collect(), ..State::default() },
             own_routes,

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Delta, Irqfd, Parts, Route, State};
+use kvm_memslots_shim::events::{Delta, Part, Parts, Route, State};
 
 use super::attached::{Attached, GpaOf};
-use super::claims::{Claims, OnBus, Owner};
+use super::claims::{Claims, Owner};
 use super::draft::{Edit, Edited, EventDraft};
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Trigger, Vector};
@@ -21,8 +21,7 @@ pub(in crate::vm) type Blame = (Arc<str>, DevicePart, Option<usize>);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Subject {
     Route(Route),
-    Irqfd(Irqfd),
-    OnBus(OnBus),
+    Part(Part),
 }
 
 /// A change while it is worked out.
@@ -78,8 +77,8 @@ impl<'d, 't> Work<'d, 't> {
                     }
                     if *assigned && device.defers {
                         for (part, what) in device.on_bus(None, &after) {
-                            what.insert_into(&mut work.delta.come);
-                            work.note(Subject::OnBus(what), device, part, number);
+                            work.delta.come.assigned.insert(what);
+                            work.note(Subject::Part(what), device, part, number);
                         }
                     }
                 }
@@ -120,8 +119,8 @@ impl<'d, 't> Work<'d, 't> {
             let (route, irqfd) = device.of_line(line, self.draft.state.no_irqbypass);
             let parts = if comes { &mut self.delta.come } else { &mut self.shared };
             parts.routes.extend(route);
-            parts.irqfds.insert(irqfd);
-            self.note(Subject::Irqfd(irqfd), device, part, number);
+            parts.assigned.insert(irqfd.into());
+            self.note(Subject::Part(irqfd.into()), device, part, number);
             if let Some(route) = route {
                 self.note(Subject::Route(route), device, part, number);
             }
@@ -140,12 +139,12 @@ impl<'d, 't> Work<'d, 't> {
         let (route, irqfd) = device.of_vector(vector, self.draft.state.no_irqbypass);
         let parts = if comes { &mut self.delta.come } else { &mut self.delta.gone };
         parts.routes.extend(route);
-        parts.irqfds.extend(irqfd);
+        parts.assigned.extend(irqfd.map(Part::from));
         if let Some(route) = route {
             self.note(Subject::Route(route), device, part, number);
         }
         if let Some(irqfd) = irqfd {
-            self.note(Subject::Irqfd(irqfd), device, part, number);
+            self.note(Subject::Part(irqfd.into()), device, part, number);
         }
     }
 
@@ -183,8 +182,8 @@ impl<'d, 't> Work<'d, 't> {
             claims.insert(what, (id, part));
             if !device.defers {
                 let parts = if comes { &mut self.delta.come } else { &mut self.delta.gone };
-                what.insert_into(parts);
-                self.note(Subject::OnBus(what), device, part, number);
+                parts.assigned.insert(what);
+                self.note(Subject::Part(what), device, part, number);
             }
         }
         Ok(())
@@ -202,14 +201,8 @@ impl<'d, 't> Work<'d, 't> {
         Ok(())
     }
 
-    fn taken(&self, what: OnBus, (id, part): Owner, (other, other_part): Owner) -> Error {
-        let other = self.draft.name(other);
-        let kind = match what {
-            OnBus::Doorbell(ioeventfd) => {
-                ErrorKind::IoeventfdTaken { ioeventfd, other, other_part }
-            }
-            OnBus::Zone(zone) => ErrorKind::ZoneTaken { zone, other, other_part },
-        };
+    fn taken(&self, what: Part, (id, part): Owner, (other, other_part): Owner) -> Error {
+        let kind = ErrorKind::EventTaken { what, other: self.draft.name(other), other_part };
         let error = Error::from(kind).of_device(&self.draft.name(id), Some(part));
         match self.draft.edits.get(&id) {
             Some(edit) => error.in_change(edit.number),
@@ -234,16 +227,17 @@ impl<'d, 't> Work<'d, 't> {
                     if let Some(route) = route {
                         shared.routes.remove(&route);
                     }
-                    shared.irqfds.remove(&irqfd);
+                    shared.assigned.remove(&irqfd.into());
                 }
             }
             self.delta.gone.routes.append(&mut shared.routes);
-            self.delta.gone.irqfds.append(&mut shared.irqfds);
+            self.delta.gone.assigned.append(&mut shared.assigned);
         }
         self.delta.cancel();
         let Delta { come, .. } = &mut self.delta;
         come.routes.retain(|route| !state.live.routes.contains(route));
-        come.irqfds.retain(|irqfd| !state.live.irqfds.contains(irqfd));
+        let is_there = |part: &Part| state.live.assigned.contains(part);
+        come.assigned.retain(|part| !matches!(part, Part::Irqfd(_)) || !is_there(part));
     }
 
     /// All that KVM is to have.
@@ -257,28 +251,25 @@ impl<'d, 't> Work<'d, 't> {
             for (index, vector) in super::draft::vectors(device, altered).enumerate() {
                 let (route, irqfd) = device.of_vector(vector, draft.state.no_irqbypass);
                 routes.extend(route);
-                wanted.irqfds.extend(irqfd);
-                if let Some(irqfd) = irqfd {
+                if let Some(irqfd) = irqfd.map(Part::from) {
+                    wanted.assigned.insert(irqfd);
                     let part = DevicePart::Vector { index };
-                    self.note(Subject::Irqfd(irqfd), device, part, number);
+                    self.note(Subject::Part(irqfd), device, part, number);
                 }
             }
             for line in &device.lines {
                 let (route, irqfd) = device.of_line(line, draft.state.no_irqbypass);
                 routes.extend(route);
-                wanted.irqfds.insert(irqfd);
+                wanted.assigned.insert(irqfd.into());
                 let part = DevicePart::Line { gsi: line.gsi };
-                self.note(Subject::Irqfd(irqfd), device, part, number);
+                self.note(Subject::Part(irqfd.into()), device, part, number);
             }
             let assigned =
                 edit.is_some_and(|e| matches!(e.what, Edited::Altered { assigned: true, .. }));
             if assigned || !device.defers {
                 for (part, what) in device.on_bus(None, gpa_of) {
-                    match what {
-                        OnBus::Doorbell(bell) => _ = wanted.ioeventfds.insert(bell),
-                        OnBus::Zone(zone) => _ = wanted.zones.insert(zone),
-                    }
-                    self.note(Subject::OnBus(what), device, part, number);
+                    wanted.assigned.insert(what);
+                    self.note(Subject::Part(what), device, part, number);
                 }
             }
         }

@@ -2,25 +2,18 @@
 
 use std::os::fd::RawFd;
 
-use super::{Call, Model, Vm};
+use super::{Model, Vm};
 use crate::errno::Errno;
 use crate::events::bus::What;
 use crate::events::op::Op;
+use crate::events::part::Part;
 use crate::events::types::Bus;
 use crate::events::zone::{Zone, ZoneWrite};
-use crate::limits::ZoneLimits;
 
 /// `KVM_COALESCED_MMIO_MAX` with pages of 4 KiB, less the one that stays free.
 const RING: usize = 169;
 
 impl Model {
-    /// The same, of a kernel that allows this of zones.
-    #[must_use]
-    pub fn with_zone_limits(self, limits: ZoneLimits) -> Self {
-        self.with(|vm| vm.zones = limits);
-        self
-    }
-
     /// What is in the ring, which is empty then.
     #[must_use]
     pub fn take_ring(&self) -> Vec<ZoneWrite> {
@@ -48,33 +41,31 @@ impl Model {
 impl Vm {
     /// `kvm_vm_ioctl_register_coalesced_mmio()`.
     pub(super) fn register_zone(&mut self, zone: &Zone) -> Result<(), Errno> {
-        self.enter(Call::RegisterZone)?;
         self.check_zone(zone)?;
         if self.bus(zone.bus).is_full() {
             return Err(Errno::ENOSPC);
         }
         self.bus(zone.bus).register(What::Zone(*zone));
-        self.done(&Op::RegisterZone(*zone));
+        self.done(&Op::Assign(Part::Zone(*zone)));
         Ok(())
     }
 
     /// `kvm_vm_ioctl_unregister_coalesced_mmio()`.
     pub(super) fn unregister_zone(&mut self, zone: &Zone) -> Result<(), Errno> {
-        self.enter(Call::UnregisterZone)?;
         self.check_zone(zone)?;
-        let is_in = |there: &&Zone| there.bus == zone.bus && there.has(zone.addr, zone.len);
-        let gone: Vec<Zone> = self.state.zones.iter().filter(is_in).copied().collect();
+        let is_in = |there: &Zone| there.bus == zone.bus && there.has(zone.addr, zone.len);
+        let gone: Vec<Zone> = self.state.zones().filter(is_in).collect();
         for zone in gone {
             self.bus(zone.bus).unregister(What::Zone(zone));
-            self.done(&Op::UnregisterZone(zone));
+            self.done(&Op::Deassign(Part::Zone(zone)));
         }
         Ok(())
     }
 
     const fn check_zone(&self, zone: &Zone) -> Result<(), Errno> {
-        match (self.zones.ring_page, zone.bus) {
+        match (self.limits.zones.ring_page, zone.bus) {
             (None, _) => Err(Errno::ENOTTY),
-            (Some(_), Bus::Pio) if !self.zones.pio => Err(Errno::EINVAL),
+            (Some(_), Bus::Pio) if !self.limits.zones.pio => Err(Errno::EINVAL),
             _ => Ok(()),
         }
     }

@@ -180,7 +180,7 @@ fn the_flag_for_irqfds_is_not_believed_on_a_claim() {
 
 #[test]
 fn limits_of_zones_are_what_the_capabilities_say() {
-    let zones = |caps: &[_]| open(Fake::new(caps, absent)).0.zone_limits();
+    let zones = |caps: &[_]| EventCalls::limits(&open(Fake::new(caps, absent)).0).zones;
     assert_eq!(zones(&[]), ZoneLimits { ring_page: None, pio: false });
     let both = zones(&[(KVM_CAP_COALESCED_MMIO, 2), (KVM_CAP_COALESCED_PIO, 1)]);
     assert_eq!(both, ZoneLimits { ring_page: Some(2), pio: true });

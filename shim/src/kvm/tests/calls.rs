@@ -4,7 +4,7 @@ use kvm_memslots_uapi::kvm_userspace_memory_regions;
 
 use super::fake::{Fake, absent, claiming, honest, open, slot};
 use crate::errno::Errno;
-use crate::events::{Bus, EventCalls, Ioeventfd, Irqfd, Msi, Route, Zone};
+use crate::events::{self, Bus, EventCalls, Ioeventfd, Irqfd, Msi, Route, Zone};
 use crate::kvm::Kvm;
 use crate::kvm::retry::ATTEMPTS;
 use crate::limits::Limits;
@@ -33,14 +33,14 @@ fn the_entry_that_is_blamed_is_one_that_was_sent() {
 fn a_table_of_routes_is_laid_out_as_the_kernel_reads_it() {
     let (vm, kernel) = open(Fake::new(&[], absent));
     let msi = Msi { address: 0x1_fee0_0000, data: 5, devid: Some(7) };
-    vm.set_routes(&[Route::irqchip(3, 2, 1), Route::msi(9, msi)]).unwrap();
+    change(&vm, &events::Op::routes([Route::irqchip(3, 2, 1), Route::msi(9, msi)])).unwrap();
     let expected = [
         &[2, 0][..],
         &[3, 1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0],
         &[9, 2, 1, 0, 0xfee0_0000, 1, 5, 7, 0, 0, 0, 0],
     ];
     assert_eq!(kernel.look().routes, expected.concat());
-    vm.set_routes(&[]).unwrap();
+    change(&vm, &events::Op::routes([])).unwrap();
     assert_eq!(kernel.look().routes, [0, 0]);
 }
 
@@ -49,18 +49,22 @@ const ZONE: Zone = Zone { bus: Bus::Mmio, addr: 0x1000, len: 0x1000 };
 const IOEVENTFD: Ioeventfd =
     Ioeventfd { bus: Bus::Mmio, addr: 0x1000, len: 4, datamatch: None, fd: 3 };
 
+fn change(vm: &Kvm, op: &events::Op) -> Result<(), Errno> {
+    EventCalls::change(vm, op)
+}
+
 /// A call and what the fake writes down for it.
 type Call = (&'static str, fn(&Kvm) -> Result<(), Errno>);
 
 /// Each call that a signal can interrupt.
 const CALLS: [Call; 14] = [
     // SAFETY: a fake maps nothing.
-    ("region", |vm| unsafe { vm.change(0, &Op::Create(slot(1))) }),
+    ("region", |vm| unsafe { MemoryCalls::change(vm, 0, &Op::Create(slot(1))) }),
     ("region2", |vm| {
         let memfd = GuestMemfd { fd: 3, offset: 0 };
         let mapping = slot(1).mapping.with_guest_memfd(memfd).unwrap();
         // SAFETY: a fake maps nothing.
-        unsafe { vm.change(0, &Op::Create(Slot { mapping, ..slot(1) })) }
+        unsafe { MemoryCalls::change(vm, 0, &Op::Create(Slot { mapping, ..slot(1) })) }
     }),
     ("regions", |vm| vm.check_all(0, &[Op::Create(slot(1))]).map_err(|refused| refused.errno)),
     ("regions", |vm| {
@@ -70,14 +74,14 @@ const CALLS: [Call; 14] = [
     }),
     ("get", |vm| vm.dirty_log(0, &slot(64), &mut [0])),
     ("clear", |vm| vm.clear_dirty_log(0, &slot(64), 0, 64, &[0])),
-    ("routing", |vm| vm.set_routes(&[Route::irqchip(0, 0, 0)])),
-    ("routing", |vm| vm.set_routes(&[])),
-    ("irqfd", |vm| vm.assign_irqfd(&IRQFD)),
-    ("irqfd", |vm| vm.deassign_irqfd(&IRQFD)),
-    ("ioeventfd", |vm| vm.assign_ioeventfd(&IOEVENTFD)),
-    ("ioeventfd", |vm| vm.deassign_ioeventfd(&IOEVENTFD)),
-    ("zone", |vm| vm.register_zone(&ZONE)),
-    ("zone", |vm| vm.unregister_zone(&ZONE)),
+    ("routing", |vm| change(vm, &events::Op::routes([Route::irqchip(0, 0, 0)]))),
+    ("routing", |vm| change(vm, &events::Op::routes([]))),
+    ("irqfd", |vm| change(vm, &events::Op::Assign(IRQFD.into()))),
+    ("irqfd", |vm| change(vm, &events::Op::Deassign(IRQFD.into()))),
+    ("ioeventfd", |vm| change(vm, &events::Op::Assign(IOEVENTFD.into()))),
+    ("ioeventfd", |vm| change(vm, &events::Op::Deassign(IOEVENTFD.into()))),
+    ("zone", |vm| change(vm, &events::Op::Assign(ZONE.into()))),
+    ("zone", |vm| change(vm, &events::Op::Deassign(ZONE.into()))),
 ];
 
 #[test]
