@@ -1,9 +1,13 @@
 //! Doorbells of BARs move with them, and windows leave out what is to exit.
 #![allow(clippy::unwrap_used)]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+#[path = "common/host.rs"]
+mod host;
+
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use host::eventfd;
 use kvm_memslots::backend::model::events::{Call, Fault};
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::device::{Bus, Device, Doorbell};
@@ -30,14 +34,6 @@ struct Nic {
     id: FunctionId,
     hva: u64,
     fds: Vec<Arc<OwnedFd>>,
-}
-
-fn eventfd() -> OwnedFd {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: the descriptor is new, and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn window(gpa: u64, size: u64, hva: u64) -> RegionSpec {

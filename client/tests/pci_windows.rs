@@ -2,11 +2,14 @@
 //! is refused, and nobody else's trouble. Nothing of it needs KVM.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/host.rs"]
+mod host;
+
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use host::{Peek, eventfd, numbered, page_size};
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
 use kvm_memslots::window::{Contents, Gap, Window, WindowErrorKind, WindowSpec};
@@ -19,31 +22,6 @@ const PAGES: u64 = 16;
 const OUTSIDE: u64 = 0x20_0000_0000;
 /// Pages of each BAR; one after the other in a file whose pages hold 1, 2, ...
 const SIZES: [u64; 3] = [4, 2, 1];
-
-fn page_size() -> u64 {
-    // SAFETY: takes a number.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(size).unwrap()
-}
-
-fn numbered() -> File {
-    // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
-    // SAFETY: a new descriptor.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    for page in 1..=16 {
-        file.write_all(&vec![page; page_size() as usize]).unwrap();
-    }
-    file
-}
-
-fn eventfd() -> OwnedFd {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: the descriptor is new, and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
 
 fn memory(gpa: u64, pages: u64) -> RegionSpec {
     let size = pages * page_size();
@@ -63,6 +41,7 @@ struct World {
     window: Window,
     bars: PciBars,
     file: Arc<File>,
+    peek: Peek,
 }
 
 impl World {
@@ -77,7 +56,7 @@ impl World {
         c.map(window.region());
         vm.apply(c).unwrap();
         let bars = PciBars::new(40).in_window(window.clone());
-        Self { vm, model, window, bars, file: Arc::new(numbered()) }
+        Self { vm, model, window, bars, file: Arc::new(numbered(16)), peek: Peek::new() }
     }
 
     fn add(&mut self, bar: BarSpec) -> FunctionId {
@@ -96,25 +75,6 @@ impl World {
         self.bars.note_write(id, 0x10, &gpa.to_le_bytes()).unwrap();
         let report = self.bars.config_write(&self.vm, id, 4, &[u8::from(decodes) << 1]).unwrap();
         report.map_or(0, |report| report.calls())
-    }
-
-    /// The first byte of each page of the window, if it is mapped.
-    fn look(&self) -> Vec<Option<u8>> {
-        let first = self.window.backing().hva();
-        let peek = |page| {
-            let mut byte = 0_u8;
-            let at = std::ptr::with_exposed_provenance_mut::<libc::c_void>(
-                (first + page * page_size()) as usize,
-            );
-            let from = libc::iovec { iov_base: at, iov_len: 1 };
-            let to = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-            let process = libc::pid_t::try_from(std::process::id()).unwrap();
-            // SAFETY: the kernel reads a byte, wherever it is, and writes this one.
-            let read =
-                unsafe { libc::process_vm_readv(process, &raw const to, 1, &raw const from, 1, 0) };
-            (read == 1).then_some(byte)
-        };
-        (0..PAGES).map(peek).collect()
     }
 
     fn refused(&self, id: FunctionId) -> Option<Errno> {
@@ -139,33 +99,33 @@ fn a_bar_comes_goes_and_moves_in_a_window_without_a_call() {
     let slots = world.model.slot_count(0);
     assert_eq!(world.put(four, WINDOW, true), 0);
     assert_eq!(world.put(two, WINDOW + 6 * page, true), 0);
-    assert_eq!(world.look(), with(&[(0, 4, 0), (6, 2, 4)]));
+    assert_eq!(world.peek.pages(&world.window), with(&[(0, 4, 0), (6, 2, 4)]));
     let [(0, placement)] = world.bars.placed(two, Some(0))[..] else { panic!("one window") };
     assert_eq!((placement.offset, placement.len), (6 * page, 2 * page));
     assert_eq!((placement.file_offset, placement.access), (Some(4 * page), Access::ReadWrite));
     assert_eq!(world.put(four, WINDOW, false), 0);
-    assert_eq!(world.look(), with(&[(6, 2, 4)]));
+    assert_eq!(world.peek.pages(&world.window), with(&[(6, 2, 4)]));
     // They swap places, in one set.
     world.put(four, WINDOW + 4 * page, true);
     for (id, gpa) in [(four, WINDOW), (two, WINDOW + 4 * page)] {
         world.bars.note_write(id, 0x10, &gpa.to_le_bytes()).unwrap();
     }
     assert!(world.bars.sync(&world.vm).unwrap().is_none());
-    assert_eq!(world.look(), with(&[(0, 4, 0), (4, 2, 4)]));
+    assert_eq!(world.peek.pages(&world.window), with(&[(0, 4, 0), (4, 2, 4)]));
     assert_eq!(world.model.slot_count(0), slots);
     // Out of it, into a slot, and back.
     assert_eq!(world.put(four, OUTSIDE, true), 1);
-    assert_eq!(world.look(), with(&[(4, 2, 4)]));
+    assert_eq!(world.peek.pages(&world.window), with(&[(4, 2, 4)]));
     assert_eq!(world.bars.regions(four, Some(0)).len(), 1);
     assert_eq!(world.put(four, WINDOW + 8 * page, true), 1);
     assert!(world.bars.regions(four, Some(0)).is_empty());
-    assert_eq!(world.look(), with(&[(4, 2, 4), (8, 4, 0)]));
+    assert_eq!(world.peek.pages(&world.window), with(&[(4, 2, 4), (8, 4, 0)]));
     // The VMM's descriptor may be gone by now.
-    world.file = Arc::new(numbered());
+    world.file = Arc::new(numbered(16));
     assert_eq!(world.put(two, WINDOW, true), 0);
     world.bars.remove(&world.vm, two).unwrap();
     world.bars.reset(&world.vm, four).unwrap();
-    assert_eq!(world.look(), with(&[]));
+    assert_eq!(world.peek.pages(&world.window), with(&[]));
     assert!(world.window.placed().is_empty());
 }
 
@@ -189,7 +149,7 @@ fn what_can_not_be_placed_is_that_bars_trouble() {
         let refusal = world.bars.refusal(id, Some(0)).unwrap();
         assert_eq!(refusal.errno(), errno, "{refusal}");
         assert!(refusal.to_string().contains(text), "{text:?} is not in {refusal}");
-        assert_eq!(world.look(), with(&[(0, 4, 0)]));
+        assert_eq!(world.peek.pages(&world.window), with(&[(0, 4, 0)]));
         // It comes right when the guest moves it.
         assert_eq!(world.put(id, OUTSIDE, true), 1);
         assert_eq!(world.refused(id), None);
@@ -205,7 +165,7 @@ fn what_can_not_be_placed_is_that_bars_trouble() {
     assert_eq!(world.refused(two), None);
     world.window.remove(9 * page, page).unwrap();
     world.bars.sync(&world.vm).unwrap();
-    assert_eq!(world.look(), with(&[(0, 2, 4), (8, 4, 0)]));
+    assert_eq!(world.peek.pages(&world.window), with(&[(0, 2, 4), (8, 4, 0)]));
     // Somebody else removes what is a BAR's.
     world.window.remove(9 * page, page).unwrap();
     world.put(good, WINDOW + 8 * page, false);
@@ -223,7 +183,7 @@ fn without_slots_what_is_outside_exits() {
     assert_eq!(world.bars.base(good, Some(0)), Some(OUTSIDE));
     assert_eq!(world.put(bell, OUTSIDE + (1 << 20), true), 1);
     assert_eq!(world.put(good, WINDOW, true), 0);
-    assert_eq!((world.refused(good), world.look()), (None, with(&[(0, 4, 0)])));
+    assert_eq!((world.refused(good), world.peek.pages(&world.window)), (None, with(&[(0, 4, 0)])));
 }
 
 /// A config write: of which function, and where its BAR is to be then, in pages
@@ -261,7 +221,7 @@ proptest! {
                     parts.push((at - 8, SIZES[n], from[n]));
                 }
             }
-            prop_assert_eq!(world.look(), with(&parts));
+            prop_assert_eq!(world.peek.pages(&world.window), with(&parts));
             for (n, id) in ids.iter().enumerate() {
                 let regions = world.bars.regions(*id, Some(0)).len();
                 let there = wanted[n].is_some_and(|at| !(8..8 + PAGES).contains(&at));

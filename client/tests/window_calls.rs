@@ -2,9 +2,10 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-use std::fs::File;
-use std::os::fd::FromRawFd;
+#[path = "common/host.rs"]
+mod host;
 
+use host::memfd;
 use kvm_memslots::at;
 use kvm_memslots::window::{CheckedFile, Contents, Edit, Window, WindowSpec};
 
@@ -33,15 +34,6 @@ const NOTHING: *mut libc::c_void = std::ptr::null_mut();
 fn mark() {
     // SAFETY: takes a number.
     unsafe { libc::syscall(MARK, 0) };
-}
-
-fn memfd(flags: libc::c_uint, len: u64) -> File {
-    // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"window".as_ptr(), flags) };
-    // SAFETY: a new descriptor.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(len).unwrap();
-    file
 }
 
 /// The calls between each two marks of what a child does.

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::needless_for_each, clippy::ignored_unit_patterns)]
 
 mod fork;
+#[path = "../common/host.rs"]
+mod host;
 mod observers;
 mod panics;
 mod reentrancy;

@@ -3,7 +3,6 @@
 //! the next set.
 
 use std::collections::BTreeMap;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +14,7 @@ use kvm_memslots::device::{Device, DeviceId, Doorbell, Msi};
 use kvm_memslots::{Backing, Changes, Errno, Limits, RegionId, RegionSpec, Vm, at};
 use proptest::prelude::*;
 
+use crate::host::eventfd;
 use crate::rig::{HVA, Owned, PAGE, Script, open};
 
 const PAGES: u64 = 24;
@@ -110,13 +110,6 @@ impl tracing::Subscriber for Subscriber {
     fn enter(&self, _: &tracing::span::Id) {}
 
     fn exit(&self, _: &tracing::span::Id) {}
-}
-
-fn eventfd() -> OwnedFd {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    // SAFETY: the descriptor is new, and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 struct World {

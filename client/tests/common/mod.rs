@@ -3,6 +3,7 @@
 
 #[macro_use]
 pub mod fixture;
+pub mod host;
 pub mod naive;
 mod reference;
 

@@ -1,11 +1,5 @@
 //! Devices whose memory is in a window: all or nothing with the rest of the set.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::net::UnixStream;
-use std::ptr::with_exposed_provenance;
-
 use kvm_memslots::backend::model::{events, memory};
 use kvm_memslots::device::{Device, DeviceId, DevicePart};
 use kvm_memslots::window::{
@@ -13,6 +7,7 @@ use kvm_memslots::window::{
 };
 use kvm_memslots::{Changes, Errno, Error, ErrorKind, RegionId, RegionSpec, at};
 
+use crate::host::{Peek, numbered};
 use crate::rig::{Rig, device};
 
 const PAGE: u64 = 0x1000;
@@ -26,16 +21,7 @@ struct Windowed {
     rig: Rig,
     window: Window,
     file: CheckedFile,
-    pipe: (UnixStream, UnixStream),
-}
-
-fn numbered() -> File {
-    // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"bars".as_ptr(), 0) };
-    // SAFETY: a new descriptor.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    (1..=PAGES as u8).for_each(|n| file.write_all(&[n; PAGE as usize]).unwrap());
-    file
+    peek: Peek,
 }
 
 impl Windowed {
@@ -44,8 +30,8 @@ impl Windowed {
         let window = Window::new(WindowSpec::new(at(WINDOW, PAGES * PAGE))).unwrap();
         let span = at(WINDOW, window.size());
         rig.apply(|c| c.map(RegionSpec::ram(span, window.backing()).alone())).unwrap();
-        let file = CheckedFile::new(numbered()).unwrap();
-        Self { rig, window, file, pipe: UnixStream::pair().unwrap() }
+        let file = CheckedFile::new(numbered(PAGES as u8)).unwrap();
+        Self { rig, window, file, peek: Peek::new() }
     }
 
     /// Pages `from` and the next of the file, at page `page` of the window.
@@ -71,15 +57,7 @@ impl Windowed {
 
     /// What is placed, what each page of the window holds, and what KVM has.
     fn seen(&self) -> (Vec<Placement>, Vec<Option<u8>>, crate::rig::Seen) {
-        let base = self.window.backing().hva();
-        let peek = |page| {
-            let from = with_exposed_provenance::<u8>((base + page * PAGE) as usize);
-            // SAFETY: the kernel reads a byte, wherever it is.
-            let put = unsafe { libc::write(self.pipe.1.as_raw_fd(), from.cast(), 1) };
-            let mut byte = [0];
-            (put == 1).then(|| (&self.pipe.0).read_exact(&mut byte).unwrap()).map(|()| byte[0])
-        };
-        (self.window.placed(), (0..PAGES).map(peek).collect(), self.rig.seen())
+        (self.window.placed(), self.peek.pages(&self.window), self.rig.seen())
     }
 
     /// What is in the window is this: page of the window, page of the file.

@@ -4,6 +4,8 @@
 mod bad_input;
 mod doorbells;
 mod faults;
+#[path = "../common/host.rs"]
+mod host;
 mod in_window;
 mod lifecycle;
 mod random;

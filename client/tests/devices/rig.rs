@@ -1,6 +1,5 @@
 //! A VM on models, and devices for it.
 
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_memslots::backend::{EventModel, EventState, Irqchip, MemoryModel};
@@ -10,17 +9,11 @@ use kvm_memslots::{
     Slot, Vm, at,
 };
 
+pub(crate) use crate::host::eventfd;
+
 pub(crate) const BAR: u64 = 0xe000_0000;
 pub(crate) const BAR_SIZE: u64 = 0x4000;
 pub(crate) const HVA: u64 = 0x7f00_0000_0000;
-
-pub(crate) fn eventfd() -> OwnedFd {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    assert!(fd >= 0);
-    // SAFETY: the descriptor is new, and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
 
 pub(crate) fn msi(vector: u32) -> Msi {
     Msi { address: 0xfee0_0000, data: vector, devid: None }

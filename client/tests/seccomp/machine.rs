@@ -1,7 +1,6 @@
 //! A VM in such a process, and what it is made of.
 
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
@@ -60,25 +59,6 @@ pub(crate) fn pages(count: u64, never_faults: bool) -> Backing {
     assert_ne!(at, libc::MAP_FAILED);
     let hva = at.expose_provenance() as u64;
     Backing::owned(Arc::new(Pages { hva, len, never_faults }), 0)
-}
-
-/// Shared memory of so many pages.
-pub(crate) fn memfd(pages: u64) -> File {
-    // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: the descriptor is new, and nobody else's.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(pages * PAGE).unwrap();
-    file
-}
-
-pub(crate) fn eventfd() -> OwnedFd {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: the descriptor is new, and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Whether this VM takes devices: a split irqchip is x86's.

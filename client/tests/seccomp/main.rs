@@ -2,6 +2,8 @@
 //! behind a filter that lets nothing else through, in a process of its own.
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)]
 
+#[path = "../common/host.rs"]
+mod host;
 mod jail;
 mod machine;
 
@@ -9,6 +11,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use host::{eventfd, memfd};
 use jail::{SKIP, STOPPED, end, in_child, only, run};
 use kvm_memslots::backend::OpenError;
 use kvm_memslots::deferred::Deferred;
@@ -17,7 +20,7 @@ use kvm_memslots::pci::{BarSpec, FunctionSpec, PciBars};
 use kvm_memslots::seccomp::{APPLY, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RING, SERVE, WINDOW};
 use kvm_memslots::window::{CheckedFile, Contents, Edit, Window, WindowPart, WindowSpec};
 use kvm_memslots::{Changes, Error, ErrorKind, RegionId, RegionSpec, Vm, at};
-use machine::{PAGE, borrowed, eventfd, has_irqchip, make_manual, memfd, open, pages, vm_fd};
+use machine::{PAGE, borrowed, has_irqchip, make_manual, open, pages, vm_fd};
 
 /// Changes of every kind. What is mapped at the end.
 fn change(vm: &Vm, events: Option<[OwnedFd; 2]>) -> RegionId {
@@ -138,7 +141,7 @@ fn placing() {
     run("placing", || {
         let fd = vm_fd();
         let vm = open(&fd);
-        let file = Arc::new(memfd(16));
+        let file = Arc::new(memfd(0, 16 * PAGE));
         only(&[WINDOW, APPLY]);
         let span = at(0x1_0000_0000, 16 * PAGE);
         let window = Window::new(WindowSpec::new(span).huge_pages()).unwrap();
@@ -171,7 +174,7 @@ fn attaching_in_a_window() {
         let fd = vm_fd();
         let vm = open(&fd);
         // Shared memory is placed directly, other files by way of elsewhere.
-        let files = [memfd(16), File::open("/proc/self/exe").unwrap()];
+        let files = [memfd(0, 16 * PAGE), File::open("/proc/self/exe").unwrap()];
         only(&[WINDOW, APPLY]);
         let files = files.map(|file| CheckedFile::new(file).unwrap());
         let span = at(0x1_0000_0000, 16 * PAGE);

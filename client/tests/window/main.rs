@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr::with_exposed_provenance;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use common::host::{Peek, numbered, numbered_with, page_size};
 use common::{map_all, vm};
 use kvm_memslots::window::{
     CheckedFile, Contents, Edit, Found, Gap, Window, WindowErrorKind, WindowSpec,

@@ -1,65 +1,16 @@
 //! A window, what it is to be like, and a look at it.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::net::UnixStream;
-use std::ptr::with_exposed_provenance;
-
 use kvm_memslots::window::{Gap, Window, WindowError, WindowErrorKind, WindowSpec};
 use kvm_memslots::{Access, at};
 use proptest::prelude::*;
 
+use crate::common::host::page_size;
+
 pub(crate) const PAGES: u64 = 16;
 pub(crate) const GPA: u64 = 0x10_0000;
 
-pub(crate) fn page_size() -> u64 {
-    // SAFETY: takes a number.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(size).unwrap()
-}
-
-/// A file whose pages are filled with 1, 2, ...; its seals are fixed.
-pub(crate) fn numbered(pages: u8) -> File {
-    numbered_with(0, pages)
-}
-
-pub(crate) fn numbered_with(flags: libc::c_uint, pages: u8) -> File {
-    // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"window".as_ptr(), flags) };
-    // SAFETY: a new descriptor.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    for page in 1..=pages {
-        file.write_all(&vec![page; page_size() as usize]).unwrap();
-    }
-    file
-}
-
 pub(crate) fn window(gap: Gap) -> Window {
     Window::new(WindowSpec::new(at(GPA, PAGES * page_size())).gap(gap)).unwrap()
-}
-
-/// Reads host memory as the kernel does, which no fault harms.
-pub(crate) struct Peek(UnixStream, UnixStream);
-
-impl Peek {
-    pub(crate) fn new() -> Self {
-        let (from, to) = UnixStream::pair().unwrap();
-        Self(from, to)
-    }
-
-    /// The first byte of each page, if it can be read.
-    pub(crate) fn pages(&self, window: &Window) -> Vec<Option<u8>> {
-        let first = window.backing().hva();
-        let peek = |page| {
-            let from = with_exposed_provenance::<u8>((first + page * page_size()) as usize);
-            // SAFETY: the kernel reads a byte, wherever it is.
-            let put = unsafe { libc::write(self.1.as_raw_fd(), from.cast(), 1) };
-            let mut byte = [0];
-            (put == 1).then(|| (&self.0).read_exact(&mut byte).unwrap()).map(|()| byte[0])
-        };
-        (0..window.size() / page_size()).map(peek).collect()
-    }
 }
 
 /// One step of a set, in pages; where it wants what is not there it is refused.
