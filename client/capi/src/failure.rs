@@ -134,12 +134,13 @@ fn flags(kind: &ErrorKind) -> u32 {
         ErrorKind::Stuck { .. } => KVM_MEMSLOTS_ERROR_STUCK | KVM_MEMSLOTS_ERROR_KVM,
         ErrorKind::Refused { .. }
         | ErrorKind::RefusedWhole { .. }
-        | ErrorKind::DirtyLog { .. }
         | ErrorKind::EventRefused { .. }
         | ErrorKind::NoRing { .. }
         | ErrorKind::Open(OpenError::Duplicate { .. } | OpenError::NotAVm { .. }) => {
             KVM_MEMSLOTS_ERROR_KVM
         }
+        // KVM has no ENOMEM for a dirty log: it was not asked.
+        ErrorKind::DirtyLog { errno, .. } if *errno != Errno::ENOMEM => KVM_MEMSLOTS_ERROR_KVM,
         ErrorKind::Window(error) => window_flags(error.kind()),
         ErrorKind::Gate(_) | ErrorKind::Observer(_) => KVM_MEMSLOTS_ERROR_CALLBACK,
         _ => 0,
@@ -149,6 +150,17 @@ fn flags(kind: &ErrorKind) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_kvm_said_of_a_dirty_log_is_kvms() {
+        let range = kvm_memslots::Range::new(0, 0x1000).expect("not empty");
+        let mapping = kvm_memslots::Mapping::new(range, 0x1000, kvm_memslots::Kind::Ram);
+        let slot = kvm_memslots::Slot { id: 0, mapping: mapping.expect("does not wrap") };
+        for (errno, whose) in [(Errno::ENOENT, KVM_MEMSLOTS_ERROR_KVM), (Errno::ENOMEM, 0)] {
+            let error = Error::from(ErrorKind::DirtyLog { slot, errno });
+            assert_eq!(Failure::from(&error).about.flags, whose, "{error}");
+        }
+    }
 
     #[test]
     fn a_change_is_named_once_and_counted_on() {

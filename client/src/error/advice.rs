@@ -57,6 +57,7 @@ pub(super) fn dirty_advice(errno: Errno) -> &'static str {
     match errno {
         Errno::ENXIO => ": this VM has a dirty ring, which replaces the bitmap",
         Errno::ENOENT => ": KVM does not log this slot; was it changed behind the library's back?",
+        Errno::ENOMEM => ": this process has no memory for it; KVM was not asked",
         _ => "",
     }
 }

@@ -301,7 +301,8 @@ pub enum ErrorKind {
         errno: Errno,
     },
     /// The dirty log could not be read or cleared. Nothing is lost: what was
-    /// read before is reported by the next call.
+    /// read before is reported by the next call. With `ENOMEM` KVM was not asked, as
+    /// this process has no memory for the log of the slot.
     #[error("the dirty log of {slot}: {errno}{}", dirty_advice(*.errno))]
     DirtyLog {
         /// The slot.
