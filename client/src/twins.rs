@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_memslots_shim::Errno;
+use kvm_memslots_shim::kvm::compare_files;
 use thiserror::Error;
 
 use crate::device::{Device, DevicePart};
@@ -79,9 +80,9 @@ pub fn find<'d>(devices: impl IntoIterator<Item = &'d Device>) -> Result<Option<
     // In the kernel's order, so that each is compared with few.
     let mut sorted: Vec<(&Device, DevicePart, RawFd)> = Vec::new();
     for new in all {
-        let mut failed = compare(new.2, new.2).err();
+        let mut failed = compare_files(new.2, new.2).err();
         let place = sorted.binary_search_by(|(.., fd)| {
-            compare(*fd, new.2).unwrap_or_else(|errno| {
+            compare_files(*fd, new.2).unwrap_or_else(|errno| {
                 failed = Some(errno);
                 Ordering::Less
             })
@@ -102,19 +103,4 @@ pub fn find<'d>(devices: impl IntoIterator<Item = &'d Device>) -> Result<Option<
         }
     }
     Ok(None)
-}
-
-/// The kernel's order of two open files.
-fn compare(one: RawFd, other: RawFd) -> Result<Ordering, Errno> {
-    /// `linux/kcmp.h`.
-    const KCMP_FILE: libc::c_long = 0;
-    let process = libc::c_long::from(std::process::id());
-    let [one, other] = [one, other].map(libc::c_long::from);
-    // SAFETY: takes numbers only, and compares.
-    match unsafe { libc::syscall(libc::SYS_kcmp, process, process, KCMP_FILE, one, other) } {
-        0 => Ok(Ordering::Equal),
-        1 => Ok(Ordering::Less),
-        2 => Ok(Ordering::Greater),
-        _ => Err(Errno::last()),
-    }
 }

@@ -75,6 +75,22 @@ impl Mapping {
         Some(Self { range, hva, memfd_offset: 0, memfd: 0, flags: 0, kind })
     }
 
+    /// All that a mapping is; `None` if any of its addresses wraps.
+    #[must_use]
+    pub const fn from_parts(
+        range: Range,
+        hva: u64,
+        kind: Kind,
+        flags: MemFlags,
+        memfd: Option<GuestMemfd>,
+    ) -> Option<Self> {
+        match (Self::new(range, hva, kind), memfd) {
+            (Some(plain), None) => Some(plain.with_flags(flags)),
+            (Some(plain), Some(memfd)) => plain.with_flags(flags).with_guest_memfd(memfd),
+            (None, _) => None,
+        }
+    }
+
     /// The same, with these flags. [`MemFlags::GUEST_MEMFD`] in them has no
     /// say: [`with_guest_memfd`](Self::with_guest_memfd) sets it.
     #[must_use]

@@ -1,7 +1,7 @@
 //! Rust's names in a message, as C has them.
 
 /// A phrase of `kvm-memslots`, and what C reads.
-const NAMES: [(&str, &str); 17] = [
+const NAMES: [(&str, &str); 15] = [
     ("a Vm on this VM already; share that one (Arc<Vm>)", "this VM open already; share that"),
     ("Executor::Auto", "KVM_MEMSLOTS_EXECUTOR_AUTO"),
     ("HolePolicy::Gate", "KVM_MEMSLOTS_HOLES_GATE"),
@@ -16,8 +16,6 @@ const NAMES: [(&str, &str); 17] = [
     ("; unmap the region instead, or let RomDevice choose", "; unmap the region instead"),
     ("is another PciBars'", "is of another kvm_memslots_pci"),
     ("placing it is unsafe: Contents::device", "it is KVM_MEMSLOTS_CONTENTS_DEVICE"),
-    ("FunctionId(", "PCI function ("),
-    ("DeviceId(", "device ("),
     ("map it alone()", "map it with KVM_MEMSLOTS_ALONE"),
 ];
 

@@ -119,7 +119,7 @@ impl PciBars {
         function.check()?;
         function.cut(vm.limits().page_size);
         function.windows().try_for_each(|window| vm.check_spec(window))?;
-        let id = FunctionId::new();
+        let id = FunctionId::next();
         for (bar, spec) in function.by_index() {
             for (n, window) in spec.windows.iter().enumerate() {
                 self.shelf.learn((id, bar, Item::Window(n)), window);

@@ -59,7 +59,7 @@ pub(super) fn ring(
         if all.contains_key(&bar) && !silent.contains(&bar) {
             continue;
         }
-        let device = Device::new(format!("the doorbells of {:?}", bar.0));
+        let device = Device::new(format!("the doorbells of {}", bar.0));
         let device = if defers { device.defer_ioeventfds() } else { device };
         let events = functions.get(&bar.0).map(|function| function.bells(bar.1));
         let mut events = events.into_iter().flatten();

@@ -11,7 +11,7 @@ use crate::window::{WindowError, WindowErrorKind};
 #[non_exhaustive]
 pub enum PciError {
     /// The function was removed, or is of another [`PciBars`](super::PciBars).
-    #[error("{0:?} is not here: it was removed, or is another PciBars'")]
+    #[error("{0} is not here: it was removed, or is another PciBars'")]
     UnknownFunction(FunctionId),
     /// There are 6 BARs, of a bridge 2; one of 64 bits takes two.
     #[error("there is no room for BAR {index}: a function has {registers} of 32 bits")]

@@ -40,13 +40,8 @@ impl Checks<'_> {
         if spec.span.size > len {
             return Err(ErrorKind::OutsideBacking { region: described(), hva, len }.into());
         }
-        let plain = Range::new(spec.span.gpa, spec.span.size)
-            .and_then(|range| Mapping::new(range, hva, spec.kind))
-            .map(|mapping| mapping.with_flags(spec.flags & !MemFlags::GUEST_MEMFD));
-        let mapping = plain.and_then(|mapping| match guest_memfd {
-            Some(memfd) => mapping.with_guest_memfd(memfd),
-            None => Some(mapping),
-        });
+        let mapping = Range::new(spec.span.gpa, spec.span.size)
+            .and_then(|range| Mapping::from_parts(range, hva, spec.kind, spec.flags, guest_memfd));
         let Some(mapping) = mapping else { return Err(wraps(described(), Part::Hva)) };
         let mut record = Record {
             mapping,

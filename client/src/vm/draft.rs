@@ -136,7 +136,9 @@ impl<'t> Draft<'t> {
             return Err(ErrorKind::OutsideBacking { region: described(), hva, len }.into());
         }
         let mapping = Range::new(old.range().gpa(), size)
-            .and_then(|range| with_range(&old, range))
+            .and_then(|range| {
+                Mapping::from_parts(range, old.hva(), old.kind(), old.flags(), old.guest_memfd())
+            })
             .ok_or_else(|| wraps(described(), Part::Hva))?;
         let mut extra = record.extra.as_deref().cloned().unwrap_or_default();
         // What is the caller's to keep need not be kept once it is unmapped.
@@ -394,14 +396,4 @@ fn cut(from: Option<(u32, Range)>, offset: u64) -> [Option<(u32, Range)>; 2] {
 fn overlap(edit: &Edit, record: &Record, other: Box<Described>) -> Error {
     let region = record.described(edit.id);
     Error::from(ErrorKind::Overlap { region, other }).in_change(edit.change)
-}
-
-/// The same memory from its start on, more or less of it.
-fn with_range(mapping: &Mapping, range: Range) -> Option<Mapping> {
-    let resized = Mapping::new(range, mapping.hva(), mapping.kind())?;
-    let resized = match mapping.guest_memfd() {
-        Some(memfd) => resized.with_guest_memfd(memfd)?,
-        None => resized,
-    };
-    Some(resized.with_flags(mapping.flags()))
 }

@@ -73,19 +73,15 @@ impl Regions {
     pub(crate) fn mapping(&self, index: u32) -> Mapping {
         let entry = self.entry(index);
         let flags = MemFlags::from_bits_retain(u32::from(entry.flags));
-        let plain = Range::new(entry.gpa, entry.size)
-            .and_then(|range| Mapping::new(range, entry.hva, entry.kind));
         let memfd = if flags.contains(MemFlags::GUEST_MEMFD) {
             self.extra(index).and_then(|extra| extra.memfd)
         } else {
             None
         };
-        let mapping = plain.and_then(|mapping| match memfd {
-            Some(memfd) => mapping.with_guest_memfd(memfd),
-            None => Some(mapping),
-        });
+        let mapping = Range::new(entry.gpa, entry.size)
+            .and_then(|range| Mapping::from_parts(range, entry.hva, entry.kind, flags, memfd));
         // It was a mapping when it was put in.
-        mapping.unwrap_or_else(|| unreachable!("an entry that is no mapping")).with_flags(flags)
+        mapping.unwrap_or_else(|| unreachable!("an entry that is no mapping"))
     }
 
     pub(crate) fn range(&self, index: u32) -> Range {

@@ -46,15 +46,11 @@ impl SlotTable {
         } else {
             None
         };
-        let plain = Range::new(packed.gpa, packed.size)
-            .and_then(|range| Mapping::new(range, packed.hva, packed.kind));
-        let mapping = plain.and_then(|mapping| match memfd {
-            Some(memfd) => mapping.with_guest_memfd(memfd),
-            None => Some(mapping),
-        });
+        let mapping = Range::new(packed.gpa, packed.size)
+            .and_then(|range| Mapping::from_parts(range, packed.hva, packed.kind, flags, memfd));
         // It was a mapping when it was put in.
         let mapping = mapping.unwrap_or_else(|| unreachable!("a slot that is no mapping"));
-        Slot { id, mapping: mapping.with_flags(flags) }
+        Slot { id, mapping }
     }
 
     pub(crate) fn insert(&mut self, slot: &Slot) {

@@ -179,9 +179,10 @@ fn check<W: Clone>(
         let (low, high) = (&come[first].1, &come[second].1);
         let (window, offset) = high.key();
         if low.key().0 == window && low.placement().end() > offset {
-            return match first > second {
-                true => taken(first, high.placement()),
-                false => taken(second, low.placement()),
+            return if first > second {
+                taken(first, high.placement())
+            } else {
+                taken(second, low.placement())
             };
         }
     }

@@ -75,9 +75,12 @@ impl Kvm {
 
     fn change_zone(&self, zone: &Zone, assign: bool) -> Result<(), Errno> {
         let zone = to_kvm(zone);
-        retry(|| match assign {
-            true => self.calls.register_coalesced_mmio(&zone),
-            false => self.calls.unregister_coalesced_mmio(&zone),
+        retry(|| {
+            if assign {
+                self.calls.register_coalesced_mmio(&zone)
+            } else {
+                self.calls.unregister_coalesced_mmio(&zone)
+            }
         })
     }
 }

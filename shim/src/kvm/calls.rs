@@ -1,5 +1,6 @@
 //! The ioctls of a VM fd, one method each.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -13,6 +14,7 @@ use kvm_memslots_uapi::{
 };
 use libc::c_int;
 
+use super::files::compare_files;
 #[cfg(target_arch = "x86_64")]
 use super::requests::KVM_GET_IRQCHIP;
 use super::requests::{
@@ -162,21 +164,14 @@ fn new_vm() -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(vm) })
 }
 
-/// `linux/kcmp.h`.
-const KCMP_FILE: libc::c_long = 0;
-
 impl VmCalls for OwnedFd {
     fn scratch_vm(&self) -> Result<Box<dyn VmCalls>, Errno> {
         new_vm().map(|vm| Box::new(vm) as _)
     }
 
     fn same_file(&self, other: BorrowedFd<'_>) -> Option<bool> {
-        let process = libc::c_long::from(std::process::id());
-        let [own, other] = [self.as_raw_fd(), other.as_raw_fd()].map(libc::c_long::from);
-        // SAFETY: takes numbers only, and compares.
-        let order =
-            unsafe { libc::syscall(libc::SYS_kcmp, process, process, KCMP_FILE, own, other) };
-        (order >= 0).then_some(order == 0)
+        let order = compare_files(self.as_raw_fd(), other.as_raw_fd());
+        order.ok().map(Ordering::is_eq)
     }
 
     fn api_version(&self) -> Result<c_int, Errno> {

@@ -3,6 +3,7 @@
 mod allowed;
 mod calls;
 mod error;
+mod files;
 mod open;
 mod quirks;
 pub mod requests;
@@ -14,6 +15,7 @@ mod trap;
 mod vm;
 
 pub use error::OpenError;
+pub use files::compare_files;
 pub use quirks::QUIRK_SLOT_ZAP_ALL;
 pub(crate) use retry::retry;
 pub use vm::{Kvm, KvmOptions};

@@ -194,13 +194,11 @@ impl Vm {
 fn slot_of(region: &kvm_userspace_memory_region2) -> Option<Slot> {
     let flags = MemFlags::from_bits_truncate(region.flags);
     let range = Range::new(region.guest_phys_addr, region.memory_size)?;
-    let mapping = Mapping::new(range, region.userspace_addr, Kind::Ram)?.with_flags(flags);
-    let memfd = GuestMemfd {
+    let memfd = flags.contains(MemFlags::GUEST_MEMFD).then(|| GuestMemfd {
         fd: i32::from_ne_bytes(region.guest_memfd.to_ne_bytes()),
         offset: region.guest_memfd_offset,
-    };
-    let private = flags.contains(MemFlags::GUEST_MEMFD);
-    let mapping = if private { mapping.with_guest_memfd(memfd)? } else { mapping };
+    });
+    let mapping = Mapping::from_parts(range, region.userspace_addr, Kind::Ram, flags, memfd)?;
     Some(Slot { id: region.slot as u16, mapping })
 }
 
