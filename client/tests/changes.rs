@@ -98,7 +98,7 @@ proptest! {
                 match vm.apply(c) {
                     Ok(_) => {}
                     Err(error) => {
-                        let ErrorKind::Hole { region, named, .. } = error.kind() else {
+                        let ErrorKind::Hole { named, .. } = error.kind() else {
                             panic!("{policy:?}: {error}");
                         };
                         prop_assert!(batch.is_none(), "{}", error);
@@ -106,7 +106,7 @@ proptest! {
                             HolePolicy::Refuse => {}
                             HolePolicy::Named => {
                                 prop_assert!(!named, "{}", error);
-                                let id = region.as_ref().unwrap().id;
+                                let id = error.region().unwrap().id;
                                 let find = |all: &Reference| {
                                     all.regions.iter().find(|r| r.id == id).copied()
                                 };

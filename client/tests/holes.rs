@@ -140,8 +140,8 @@ fn what_shares_a_slot_is_not_touched_for_another_while_vcpus_run() {
             let (vm, model, ids) = permanent(policy, None);
             let slots = model.slots(0);
             let error = vm.apply(changes(|c| change(c, ids[1]))).unwrap_err();
-            let ErrorKind::Hole { region, named, .. } = error.kind() else { panic!("{error}") };
-            assert!(!named && region.as_ref().unwrap().id != ids[1], "{what}: {error}");
+            let ErrorKind::Hole { named, .. } = error.kind() else { panic!("{error}") };
+            assert!(!named && error.region().unwrap().id != ids[1], "{what}: {error}");
             assert!(error.to_string().contains("permanent"), "{error}");
             assert_eq!((model.slots(0), cost(&model)), (slots, (0, 0)), "{what}");
         }

@@ -3,12 +3,6 @@
 use kvm_memslots_shim::Errno;
 use kvm_memslots_shim::events::{self, State};
 
-use super::described::Described;
-
-pub(super) fn of(region: Option<&Described>) -> String {
-    region.map_or_else(|| String::from("no region of this VM"), ToString::to_string)
-}
-
 pub(super) fn count(state: &State) -> usize {
     state.routes.len() + state.assigned.len()
 }

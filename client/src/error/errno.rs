@@ -1,34 +1,10 @@
-//! What of an error a program can go by.
+//! The errno of each kind.
 
 use kvm_memslots_shim::{Errno, OpenError};
 
-use super::described::Described;
 use super::kind::ErrorKind;
 
 impl ErrorKind {
-    pub(super) fn region(&self) -> Option<&Described> {
-        match self {
-            Self::Empty { region }
-            | Self::Unaligned { region, .. }
-            | Self::Wraps { region, .. }
-            | Self::Overlap { region, .. }
-            | Self::OutsideBacking { region, .. }
-            | Self::ReadOnlyBacking { region }
-            | Self::ReadOnlyUnsupported { region }
-            | Self::GuestMemfdUnsupported { region }
-            | Self::GuestMemfdFlags { region, .. }
-            | Self::TrapUnsupported { region }
-            | Self::NotAlone { region }
-            | Self::NotDeferrable { region, .. }
-            | Self::SplitOutside { region, .. }
-            | Self::NotLogged { region }
-            | Self::NoMemory { region, .. }
-            | Self::NoSuchPages { region, .. } => Some(region),
-            Self::Hole { region, .. } | Self::Refused { region, .. } => region.as_deref(),
-            _ => None,
-        }
-    }
-
     pub(super) fn errno(&self) -> Errno {
         match self {
             Self::Open(OpenError::Duplicate { errno, .. } | OpenError::NotAVm { errno, .. })

@@ -7,14 +7,14 @@ use kvm_memslots_shim::uapi::probe::Mismatch;
 use kvm_memslots_shim::{Errno, MemFlags, OpenError, Range, Slot};
 use thiserror::Error as ThisError;
 
-use super::advice::{advice, count, dirty_advice, event_advice, hole_advice, of, slots_advice};
+use super::advice::{advice, count, dirty_advice, event_advice, hole_advice, slots_advice};
 use super::described::{Described, Part};
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart};
 use crate::gate::GateError;
 use crate::window::WindowError;
 
-/// What is wrong.
+/// What is wrong: with a region where the error [names one](super::Error::region).
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -71,16 +71,11 @@ pub enum ErrorKind {
     Forked,
 
     /// A region of no bytes.
-    #[error("{region}: the size is 0; to remove a region, unmap it")]
-    Empty {
-        /// The region.
-        region: Box<Described>,
-    },
+    #[error("the size is 0; to remove a region, unmap it")]
+    Empty,
     /// An address or a size that is not a multiple of the page size.
-    #[error("{region}: {part} {value:#x} is not a multiple of the page size, {page_size:#x}")]
+    #[error("{part} {value:#x} is not a multiple of the page size, {page_size:#x}")]
     Unaligned {
-        /// The region.
-        region: Box<Described>,
         /// Which number.
         part: Part,
         /// Its value.
@@ -89,88 +84,61 @@ pub enum ErrorKind {
         page_size: u64,
     },
     /// `address + size` does not fit 64 bits.
-    #[error("{region}: {part} plus size wraps around the 64-bit address space")]
+    #[error("{part} plus size wraps around the 64-bit address space")]
     Wraps {
-        /// The region.
-        region: Box<Described>,
         /// Which address.
         part: Part,
     },
     /// The guest addresses are taken.
-    #[error("{region} overlaps {other}; unmap or shrink that first, in the same set of changes")]
+    #[error("overlaps {other}; unmap or shrink that first, in the same set of changes")]
     Overlap {
-        /// The region that was to be mapped, to grow or to move.
-        region: Box<Described>,
         /// The region that is there.
         other: Box<Described>,
     },
     /// The region is larger than its backing.
-    #[error("{region}: its backing is {len:#x} bytes at HVA {hva:#x}")]
+    #[error("its backing is {len:#x} bytes at HVA {hva:#x}")]
     OutsideBacking {
-        /// The region.
-        region: Box<Described>,
         /// Where the backing starts.
         hva: u64,
         /// Its size in bytes.
         len: u64,
     },
     /// A writable region of memory that the guest may only read.
-    #[error("{region}: its backing is read-only (Access::Read), so the region has to be")]
-    ReadOnlyBacking {
-        /// The region.
-        region: Box<Described>,
-    },
+    #[error("its backing is read-only (Access::Read), so the region has to be")]
+    ReadOnlyBacking,
     /// KVM here has no read-only slots.
-    #[error("{region}: this KVM has no read-only memslots (KVM_CAP_READONLY_MEM)")]
-    ReadOnlyUnsupported {
-        /// The region.
-        region: Box<Described>,
-    },
+    #[error("this KVM has no read-only memslots (KVM_CAP_READONLY_MEM)")]
+    ReadOnlyUnsupported,
     /// KVM here has no `guest_memfd`.
-    #[error("{region}: this KVM has no guest_memfd memslots (KVM_CAP_GUEST_MEMFD)")]
-    GuestMemfdUnsupported {
-        /// The region.
-        region: Box<Described>,
-    },
+    #[error("this KVM has no guest_memfd memslots (KVM_CAP_GUEST_MEMFD)")]
+    GuestMemfdUnsupported,
     /// KVM does not allow these flags on a region with a `guest_memfd`.
     #[error(
-        "{region}: KVM allows no dirty logging, read-only or trapping on a guest_memfd region, \
+        "KVM allows no dirty logging, read-only or trapping on a guest_memfd region, \
          asked for {flags:?}"
     )]
     GuestMemfdFlags {
-        /// The region.
-        region: Box<Described>,
         /// The flags that are not allowed.
         flags: MemFlags,
     },
     /// KVM here has no trap flag.
     #[error(
-        "{region}: this KVM's slots can't trap (KVM_CAP_MEM_TRAP, tried only where \
+        "this KVM's slots can't trap (KVM_CAP_MEM_TRAP, tried only where \
          Builder::allow_scratch_vm was called); unmap the region instead, or let RomDevice choose"
     )]
-    TrapUnsupported {
-        /// The region.
-        region: Box<Described>,
-    },
+    TrapUnsupported,
     /// A trap flag for a region that may share its slot.
-    #[error("{region}: only a region with a slot of its own can trap; map it alone()")]
-    NotAlone {
-        /// The region.
-        region: Box<Described>,
-    },
+    #[error("only a region with a slot of its own can trap; map it alone()")]
+    NotAlone,
     /// A region whose accesses nobody can serve from host memory.
-    #[error("{region} can't be deferrable: {why}")]
+    #[error("can't be deferrable: {why}")]
     NotDeferrable {
-        /// The region.
-        region: Box<Described>,
         /// What is in the way.
         why: &'static str,
     },
     /// A split that leaves nothing on one side.
-    #[error("{region}: can't be split at offset {offset:#x}, only between 0 and its size")]
+    #[error("can't be split at offset {offset:#x}, only between 0 and its size")]
     SplitOutside {
-        /// The region.
-        region: Box<Described>,
         /// The offset in bytes.
         offset: u64,
     },
@@ -200,27 +168,20 @@ pub enum ErrorKind {
         id: DeviceId,
     },
     /// The region's writes are not logged.
-    #[error("{region}: dirty logging is off; switch it on first (Changes::set_log_dirty)")]
-    NotLogged {
-        /// The region.
-        region: Box<Described>,
-    },
+    #[error("dirty logging is off; switch it on first (Changes::set_log_dirty)")]
+    NotLogged,
     /// There is no memory for as many bits as the region has pages.
     #[error(
-        "{region}: no memory for its dirty log, {bytes} bytes; ask for parts of it \
+        "no memory for its dirty log, {bytes} bytes; ask for parts of it \
          (Vm::dirty_log_of), and switch logging off before it is moved"
     )]
     NoMemory {
-        /// The region.
-        region: Box<Described>,
         /// What its dirty log takes.
         bytes: u64,
     },
     /// Pages that the region does not have.
-    #[error("{region}: pages {first} to {end} were asked for, it has {pages}")]
+    #[error("pages {first} to {end} were asked for, it has {pages}")]
     NoSuchPages {
-        /// The region.
-        region: Box<Described>,
         /// The first page asked for.
         first: u64,
         /// The one behind the last.
@@ -256,8 +217,7 @@ pub enum ErrorKind {
     /// Guest pages that stay mapped would be unmapped for a moment, and the hole
     /// policy does not allow that.
     #[error(
-        "GPA {range} would be unmapped for a moment ({count} such ranges), {}; {}",
-        of(.region.as_deref()),
+        "GPA {range} would be unmapped for a moment ({count} such ranges); {}",
         hole_advice(*.named)
     )]
     Hole {
@@ -265,8 +225,6 @@ pub enum ErrorKind {
         range: Range,
         /// How many ranges there are.
         count: usize,
-        /// The region there.
-        region: Option<Box<Described>>,
         /// Whether that is a region which the changes name.
         named: bool,
     },
@@ -276,18 +234,15 @@ pub enum ErrorKind {
     /// An observer refused.
     #[error("an observer of the layout refused: {0}")]
     Observer(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// KVM refused a memslot call; everything before it was undone.
+    /// KVM refused a memslot call; everything before it was undone. Where several
+    /// regions share a slot, the one to blame was found by asking KVM for each.
     #[error(
-        "KVM refused to change GPA {range}, {}: {errno}{}; the layout is what it was",
-        of(.region.as_deref()),
+        "KVM refused to change GPA {range}: {errno}{}; the layout is what it was",
         advice(*.errno, *.in_the_way)
     )]
     Refused {
         /// The guest addresses of what was refused.
         range: Range,
-        /// The region there. Where several share a slot, it was found by asking
-        /// KVM for each.
-        region: Option<Box<Described>>,
         /// KVM's errno.
         errno: Errno,
         /// A slot of KVM's own that is there, as far as its address tells.

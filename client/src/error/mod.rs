@@ -25,6 +25,7 @@ struct Inner {
     change: Option<usize>,
     device: Option<Arc<str>>,
     part: Option<DevicePart>,
+    region: Option<Box<Described>>,
     kind: ErrorKind,
 }
 
@@ -57,7 +58,7 @@ impl Error {
     /// The region that is to blame.
     #[must_use]
     pub fn region(&self) -> Option<&Described> {
-        self.0.kind.region()
+        self.0.region.as_deref()
     }
 
     /// KVM's errno where KVM refused something; else what says best what was
@@ -72,6 +73,11 @@ impl Error {
         self
     }
 
+    pub(crate) fn of_region(mut self, region: Option<Box<Described>>) -> Self {
+        self.0.region = region;
+        self
+    }
+
     pub(crate) fn of_device(mut self, device: &Arc<str>, part: Option<DevicePart>) -> Self {
         self.0.device.get_or_insert_with(|| Arc::clone(device));
         self.0.part = self.0.part.or(part);
@@ -81,7 +87,15 @@ impl Error {
 
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
-        Self(Box::new(Inner { change: None, device: None, part: None, kind }))
+        let (change, device, part, region) = (None, None, None, None);
+        Self(Box::new(Inner { change, device, part, region, kind }))
+    }
+}
+
+impl ErrorKind {
+    /// Wrong with this region.
+    pub(crate) fn of(self, region: Box<Described>) -> Error {
+        Error::from(self).of_region(Some(region))
     }
 }
 
@@ -93,7 +107,7 @@ impl From<OpenError> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { change, device, part, kind } = &*self.0;
+        let Inner { change, device, part, region, kind } = &*self.0;
         if let Some(change) = change {
             write!(f, "change {change}: ")?;
         }
@@ -103,6 +117,9 @@ impl fmt::Display for Error {
                 Some(part) => write!(f, ", {part}: ")?,
                 None => f.write_str(": ")?,
             }
+        }
+        if let Some(region) = region {
+            write!(f, "{region}: ")?;
         }
         kind.fmt(f)
     }

@@ -73,7 +73,7 @@ impl Vm {
             Some(part) => (Some(part.region), part.change),
             None => (None, None),
         };
-        let error: Error = ErrorKind::Refused { range, region, errno, in_the_way }.into();
+        let error = Error::from(ErrorKind::Refused { range, errno, in_the_way }).of_region(region);
         match change {
             Some(change) => error.in_change(change),
             None => error,

@@ -38,7 +38,7 @@ impl Checks<'_> {
         let Backing { hva, len, guest_memfd, .. } = spec.backing;
         self.numbers(spec.span, hva, guest_memfd, described)?;
         if spec.span.size > len {
-            return Err(ErrorKind::OutsideBacking { region: described(), hva, len }.into());
+            return Err(ErrorKind::OutsideBacking { hva, len }.of(described()));
         }
         let mapping = Range::new(spec.span.gpa, spec.span.size)
             .and_then(|range| Mapping::from_parts(range, hva, spec.kind, spec.flags, guest_memfd));
@@ -81,7 +81,7 @@ impl Checks<'_> {
     ) -> Result<(), Error> {
         // KVM takes size 0 for a delete.
         if size == 0 {
-            return Err(ErrorKind::Empty { region: described() }.into());
+            return Err(ErrorKind::Empty.of(described()));
         }
         let page_size = self.limits.page_size;
         let memfd_offset = memfd.map_or(0, |memfd| memfd.offset);
@@ -93,8 +93,7 @@ impl Checks<'_> {
         ];
         for (part, value) in parts {
             if value % page_size != 0 {
-                let region = described();
-                return Err(ErrorKind::Unaligned { region, part, value, page_size }.into());
+                return Err(ErrorKind::Unaligned { part, value, page_size }.of(described()));
             }
             if part != Part::Size && value.checked_add(size).is_none() {
                 return Err(wraps(described(), part));
@@ -113,36 +112,36 @@ impl Checks<'_> {
         let deferrable = record.deferral != Deferral::Never;
         let too_large = record.range().size() > self.limits.slot_bytes();
         let refused = if flags.contains(MemFlags::READONLY) && !self.limits.readonly {
-            ErrorKind::ReadOnlyUnsupported { region: described() }
+            ErrorKind::ReadOnlyUnsupported
         } else if !flags.contains(MemFlags::READONLY) && record.access() == Access::Read {
-            ErrorKind::ReadOnlyBacking { region: described() }
+            ErrorKind::ReadOnlyBacking
         } else if flags.contains(MemFlags::TRAP) && !self.limits.trap {
-            ErrorKind::TrapUnsupported { region: described() }
+            ErrorKind::TrapUnsupported
         } else if flags.contains(MemFlags::GUEST_MEMFD) {
             let no_memfd = MemFlags::READONLY | MemFlags::LOG_DIRTY_PAGES | MemFlags::TRAP;
             if !self.limits.guest_memfd {
-                ErrorKind::GuestMemfdUnsupported { region: described() }
+                ErrorKind::GuestMemfdUnsupported
             } else if flags.intersects(no_memfd) {
-                ErrorKind::GuestMemfdFlags { region: described(), flags: flags & no_memfd }
+                ErrorKind::GuestMemfdFlags { flags: flags & no_memfd }
             } else if deferrable {
                 let why = "its private memory is out of the VMM's reach";
-                ErrorKind::NotDeferrable { region: described(), why }
+                ErrorKind::NotDeferrable { why }
             } else {
                 return Ok(());
             }
         } else if flags.contains(MemFlags::TRAP) && deferrable {
             let why = "it is to trap, and its exits would be served from memory";
-            ErrorKind::NotDeferrable { region: described(), why }
+            ErrorKind::NotDeferrable { why }
         } else if flags.contains(MemFlags::LOG_DIRTY_PAGES) && deferrable && too_large {
             let why = "its writes are logged, and it is larger than a slot";
-            ErrorKind::NotDeferrable { region: described(), why }
+            ErrorKind::NotDeferrable { why }
         } else {
             return Ok(());
         };
-        Err(refused.into())
+        Err(refused.of(described()))
     }
 }
 
 pub(super) fn wraps(region: Box<Described>, part: Part) -> Error {
-    ErrorKind::Wraps { region, part }.into()
+    ErrorKind::Wraps { part }.of(region)
 }

@@ -133,7 +133,7 @@ impl<'t> Draft<'t> {
         )?;
         if size > record.reach() {
             let (hva, len) = (old.hva(), record.reach());
-            return Err(ErrorKind::OutsideBacking { region: described(), hva, len }.into());
+            return Err(ErrorKind::OutsideBacking { hva, len }.of(described()));
         }
         let mapping = Range::new(old.range().gpa(), size)
             .and_then(|range| {
@@ -155,8 +155,8 @@ impl<'t> Draft<'t> {
         let (at, whole) = self.current(id)?;
         let page_size = self.checks.limits.page_size;
         if offset % page_size != 0 {
-            let (region, part) = (whole.described(id), Part::SplitOffset);
-            return Err(ErrorKind::Unaligned { region, part, value: offset, page_size }.into());
+            let (part, value) = (Part::SplitOffset, offset);
+            return Err(ErrorKind::Unaligned { part, value, page_size }.of(whole.described(id)));
         }
         if self.edit_of(upper).is_some() || self.regions.find(upper).is_some() {
             return Err(ErrorKind::Twice { what: upper.to_string().into() }.into());
@@ -169,7 +169,7 @@ impl<'t> Draft<'t> {
             Some((low, high))
         };
         let Some((low, high)) = parts() else {
-            return Err(ErrorKind::SplitOutside { region: whole.described(id), offset }.into());
+            return Err(ErrorKind::SplitOutside { offset }.of(whole.described(id)));
         };
         let origin = Some(whole.origin().unwrap_or(id));
         let part = |mapping, skip, reach| {
@@ -195,10 +195,10 @@ impl<'t> Draft<'t> {
         self.checks.kind(&record, || record.described(id))?;
         if of.contains(MemFlags::TRAP) {
             if !self.checks.limits.trap {
-                return Err(ErrorKind::TrapUnsupported { region: record.described(id) }.into());
+                return Err(ErrorKind::TrapUnsupported.of(record.described(id)));
             }
             if !record.alone {
-                return Err(ErrorKind::NotAlone { region: record.described(id) }.into());
+                return Err(ErrorKind::NotAlone.of(record.described(id)));
             }
         }
         self.set(at, Some(record));
@@ -394,6 +394,5 @@ fn cut(from: Option<(u32, Range)>, offset: u64) -> [Option<(u32, Range)>; 2] {
 }
 
 fn overlap(edit: &Edit, record: &Record, other: Box<Described>) -> Error {
-    let region = record.described(edit.id);
-    Error::from(ErrorKind::Overlap { region, other }).in_change(edit.change)
+    ErrorKind::Overlap { other }.of(record.described(edit.id)).in_change(edit.change)
 }

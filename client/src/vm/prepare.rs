@@ -230,7 +230,8 @@ impl Vm {
                         .map(|(edit, record)| record.described(edit.id)),
                 };
                 let (range, count) = (*hole, plan.holes.len());
-                return Err(ErrorKind::Hole { range, count, region, named }.into());
+                let hole = Error::from(ErrorKind::Hole { range, count, named });
+                return Err(hole.of_region(region));
             }
         }
         Ok(None)

@@ -125,7 +125,7 @@ impl Vm {
         let record: Record = tables.regions.record(index);
         let described = || record.described(id);
         if !record.mapping.is_logged() {
-            return Err(ErrorKind::NotLogged { region: described() }.into());
+            return Err(ErrorKind::NotLogged.of(described()));
         }
         let page_size = self.limits().page_size;
         let whole = record.range();
@@ -139,8 +139,8 @@ impl Vm {
                     Range::between(whole.gpa().checked_add(first)?, whole.gpa().checked_add(last)?)
                 };
                 let Some(range) = part().filter(|_| end <= pages) else {
-                    let region = described();
-                    return Err(ErrorKind::NoSuchPages { region, first: start, end, pages }.into());
+                    let outside = ErrorKind::NoSuchPages { first: start, end, pages };
+                    return Err(outside.of(described()));
                 };
                 range
             }
@@ -227,8 +227,7 @@ impl Vm {
 pub(super) fn no_memory(tables: &Tables, id: RegionId, pages: u64) -> Error {
     match tables.regions.find(id) {
         Some(index) => {
-            let (region, bytes) = (tables.regions.described(index), pages.div_ceil(8));
-            ErrorKind::NoMemory { region, bytes }.into()
+            ErrorKind::NoMemory { bytes: pages.div_ceil(8) }.of(tables.regions.described(index))
         }
         None => ErrorKind::UnknownRegion { id }.into(),
     }
