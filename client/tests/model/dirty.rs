@@ -1,12 +1,10 @@
 //! Sharing slots is invisible in the dirty log, and costs no dirty page.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{
-    Gate, PAGE, PAGES, Reference, Step, batched, changes, limits, map_all, on_model, ram, step,
+use crate::common::{
+    self, Gate, PAGE, PAGES, Reference, Step, batched, changes, limits, map_all, on_model, ram,
+    step,
 };
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{Call, DirtyTracking, Fault, ModelConfig};

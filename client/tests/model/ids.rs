@@ -1,11 +1,7 @@
 //! Names of another VM, of a set that was dropped, used twice; sets applied twice.
-#![allow(clippy::unwrap_used)]
 
-#[macro_use]
-mod common;
-
-use common::fixture::{Fixture, look};
-use common::{HVA, PAGE, changes, map_all, memory, ram};
+use crate::common::fixture::{Fixture, look};
+use crate::common::{HVA, PAGE, changes, map_all, memory, ram};
 use kvm_memslots::device::Device;
 use kvm_memslots::{Changes, DirtyBitmap, Errno, ErrorKind, RegionId};
 

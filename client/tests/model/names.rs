@@ -1,12 +1,9 @@
 //! Finding regions and slots: by name, tag, guest and host address and slot page,
 //! over what is applied and over a set of changes.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use common::{HVA, PAGE, changes, map_all, memory, on_model, ram};
+use crate::common::{self, HVA, PAGE, changes, map_all, memory, on_model, ram};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::device::Device;
 use kvm_memslots::{

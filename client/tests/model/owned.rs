@@ -1,11 +1,8 @@
 //! Memory that regions own is held for as long as KVM maps it, and no longer.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{HVA, PAGE, Paper, changes, map_all, on_model, ram};
+use crate::common::{HVA, PAGE, Paper, changes, map_all, on_model, ram};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{Call, Fault};
 use kvm_memslots::{Backing, Changes, Errno, ErrorKind, HolePolicy, Limits, RegionSpec, Vm, at};

@@ -1,13 +1,10 @@
 //! Dirty logs of regions that share slots: what is asked of KVM, parts of a
 //! region, last bits, and dirty rings.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::{Gate, HVA, PAGE, changes, limits, map_all, memory, on_model, ram};
+use crate::common::{self, Gate, HVA, PAGE, changes, limits, map_all, memory, on_model, ram};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{DirtyTracking, Fault, ModelConfig};
 use kvm_memslots::{

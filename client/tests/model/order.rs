@@ -1,13 +1,10 @@
 //! The order of a VM's start: what is said of it, and when.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{HVA, PAGE, ram};
+use crate::common::{HVA, PAGE, ram};
 use kvm_memslots::backend::{BatchRefusal, EventModel, Irqchip, MemoryCalls, MemoryModel, Op};
 use kvm_memslots::device::{Bus, Device, Doorbell};
 use kvm_memslots::{Access, Backing, Builder, Changes, Errno, Limits, RegionSpec, Slot, Vm, at};

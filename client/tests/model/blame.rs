@@ -1,12 +1,11 @@
 //! What KVM refuses: the error names the region that is to blame, also inside a
 //! slot that several share, and nothing has changed.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Gate, HVA, PAGE, Paper, batched, changes, map_all, memory, on_model, ram};
+use crate::common::{
+    self, Gate, HVA, PAGE, Paper, batched, changes, map_all, memory, on_model, ram,
+};
 use kvm_memslots::backend::model::memory::{Call, Fault, ModelConfig};
 use kvm_memslots::backend::{MemoryCalls, MemoryModel, Op};
 use kvm_memslots::{

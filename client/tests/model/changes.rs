@@ -1,11 +1,9 @@
 //! Any sequence of sets of changes ends in exactly the wanted layout, costs no
 //! more than a loop of ioctls, and can fail anywhere without a trace.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::naive::Loop;
-use common::{
+use crate::common;
+use crate::common::naive::Loop;
+use crate::common::{
     HVA, PAGE, Reference, Step, assert_same_slots, batched, changes, cost, guest_pages, limits,
     map_all, on_model, policies, ram, sets, step,
 };

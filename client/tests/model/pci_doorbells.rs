@@ -1,5 +1,4 @@
 //! Doorbells of BARs move with them, and windows leave out what is to exit.
-#![allow(clippy::unwrap_used)]
 
 #[path = "common/host.rs"]
 mod host;

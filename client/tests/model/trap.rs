@@ -1,9 +1,6 @@
 //! The trap flag of a region.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{HVA, PAGE, changes, map_all, memory, ram, vm};
+use crate::common::{HVA, PAGE, changes, map_all, memory, ram, vm};
 use kvm_memslots::backend::model::memory::GuestAccess;
 use kvm_memslots::{ErrorKind, Limits, MemFlags, RegionSpec, at};
 

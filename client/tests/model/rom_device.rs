@@ -1,9 +1,6 @@
 //! ROM devices on the model: the three ways to flip, and what each costs.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{HVA, cost, on_model};
+use crate::common::{self, HVA, cost, on_model};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{Fault, GuestAccess};
 use kvm_memslots::deferred::{Deferral, Policy};

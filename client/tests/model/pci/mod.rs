@@ -1,6 +1,5 @@
 //! After any config writes exactly the windows are mapped that the registers
 //! say, and changes are only made where that changes something.
-#![allow(clippy::unwrap_used)]
 
 mod world;
 

@@ -1,11 +1,9 @@
 //! How regions are put into slots where those are few, small, or not to be
 //! touched.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{
-    HVA, PAGE, assert_same_slots, batched, changes, cost, map_all, memory, on_model, policies, ram,
+use crate::common::{
+    self, HVA, PAGE, assert_same_slots, batched, changes, cost, map_all, memory, on_model,
+    policies, ram,
 };
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::GuestAccess;

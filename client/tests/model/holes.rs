@@ -1,13 +1,11 @@
 //! What the documentation says of hole policies, sentence by sentence, against a
 //! loop of ioctls.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::naive::Loop;
-use common::{
+use crate::common;
+use crate::common::naive::Loop;
+use crate::common::{
     Gate, HVA, PAGE, Reference, Step, assert_same_slots, batched, changes, cost, guest_pages,
     limits, map_all, memory, on_model, policies, ram,
 };

@@ -1,12 +1,9 @@
 //! What one guest's BAR asks too much of is that BAR's trouble: slots that there are
 //! not, memory that shares its slot, an observer that does not want it there.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{HVA, PAGE, assert_same_slots, memory, on_model};
+use crate::common::{self, HVA, PAGE, assert_same_slots, memory, on_model};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};

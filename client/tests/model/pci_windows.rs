@@ -1,6 +1,5 @@
 //! Memory of BARs that the guest puts in a window is placed there; what can't be
 //! is refused, and nobody else's trouble. Nothing of it needs KVM.
-#![allow(clippy::unwrap_used)]
 
 #[path = "common/host.rs"]
 mod host;

@@ -2,13 +2,10 @@
 //! is in a log, or in the last pages of a report.
 //!
 //! `MEMSLOTS_DIRTY_SEED` makes other ones, `MEMSLOTS_DIRTY_CASES` makes it longer.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use common::{PAGE, PAGES, Reference, Reg, Step, batched, limits, on_model, step};
+use crate::common::{self, PAGE, PAGES, Reference, Reg, Step, batched, limits, on_model, step};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{Call, Fault};
 use kvm_memslots::{
