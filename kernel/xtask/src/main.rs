@@ -4,10 +4,12 @@ mod api;
 mod apt;
 mod docs;
 mod kernel;
+mod log;
 mod machine;
 mod results;
 mod run;
 mod rustc;
+mod tally;
 mod test;
 mod workspace;
 

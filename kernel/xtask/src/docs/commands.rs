@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::page::Page;
-use crate::test::Log;
+use crate::log::Log;
 use crate::workspace::{cargo, target};
 
 /// A command of this project's own, as its parser gets it.

@@ -14,7 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::test::{Log, Outcome};
+use crate::log::{Log, Outcome};
 use crate::workspace::root;
 use page::Page;
 

@@ -32,9 +32,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::log::Outcome;
 use crate::run;
-use crate::test::Outcome;
-use crate::test::tally::Tally;
+use crate::tally::Tally;
 pub(crate) use args::Args;
 use args::{Bench, Boot, Check, Litmus, Memslots, Processors, Qemu, Stage, Test, Uefi, Which};
 use boot::Guest;

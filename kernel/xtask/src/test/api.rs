@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 
-use super::{Log, Outcome};
 use crate::api::{self, Api};
+use crate::log::{Log, Outcome};
 
 /// Fails where a crate's list is not of what the crate is.
 pub(super) fn check(log: &mut Log) -> Result<Outcome> {

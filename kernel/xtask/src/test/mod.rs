@@ -2,25 +2,26 @@
 
 mod api;
 mod msrv;
+mod programs;
+mod step;
 mod steps;
-pub(crate) mod tally;
 mod tools;
 
-use std::collections::VecDeque;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
+use crate::log::{Log, Outcome};
 use crate::machine::Machine;
 use crate::run;
-use tally::Tally;
+use crate::tally::Tally;
+use step::Step;
 
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out what takes long: the MSRV, the packages and the kernel
+    /// The host's tests only: no fuzzing, rustdoc, oldest Rust, packages or kernel
     #[arg(long)]
     quick: bool,
 
@@ -29,87 +30,9 @@ pub(crate) struct Args {
     steps: Vec<String>,
 }
 
-/// A check.
-pub(crate) struct Step {
-    pub(crate) name: &'static str,
-    /// What is checked.
-    pub(crate) what: &'static str,
-    /// How long it takes roughly, the first time and where nothing is to build.
-    pub(crate) seconds: (u32, u32),
-    /// Whether `--quick` leaves it out.
-    pub(crate) slow: bool,
-    /// An error is a failed check.
-    pub(crate) run: fn(&mut Log) -> Result<Outcome>,
-}
-
-/// How a check that did not fail ended.
-pub(crate) enum Outcome {
-    /// It ran.
-    Done,
-    /// It could not run, for this reason.
-    Skipped(String),
-}
-
 /// Every check, in the order in which they run: what fails fast first.
 fn all() -> impl Iterator<Item = Step> {
     steps::STEPS.into_iter()
-}
-
-/// Where a check runs its programs: their output is shown as it comes, and
-/// read for test results.
-pub(crate) struct Log {
-    tally: Tally,
-    /// Where lines are shown.
-    show: fn(&str),
-    /// The last lines that the step showed, at most [`LAST`].
-    last: VecDeque<String>,
-}
-
-/// How many lines of a failed step the summary repeats: what a reader sees of
-/// a long log is often its end only.
-const LAST: usize = 15;
-
-impl Log {
-    fn new(show: fn(&str)) -> Self {
-        Self { tally: Tally::default(), show, last: VecDeque::new() }
-    }
-
-    /// Runs `command`.
-    ///
-    /// # Errors
-    /// If it can't be run or does not succeed.
-    pub(crate) fn command(&mut self, command: &mut Command) -> Result<()> {
-        if run::colours() {
-            command.env("CARGO_TERM_COLOR", "always");
-        }
-        self.say(&format!("$ {}", run::shown(command)));
-        let status = run::streamed(command, |line| {
-            let plain = run::plain(line);
-            if self.tally.line(&plain).is_worth_showing() {
-                (self.show)(line);
-                remember(&mut self.last, &plain);
-            }
-        })?;
-        if !status.success() {
-            bail!("{} ended with {status}", run::shown(command));
-        }
-        Ok(())
-    }
-
-    /// Shows a line of the check's own.
-    pub(crate) fn say(&mut self, line: &str) {
-        self.tally.line(line);
-        (self.show)(line);
-        remember(&mut self.last, line);
-    }
-}
-
-/// Keeps `line` among the last [`LAST`].
-pub(crate) fn remember(last: &mut VecDeque<String>, line: &str) {
-    if last.len() == LAST {
-        last.pop_front();
-    }
-    last.push_back(line.to_owned());
 }
 
 /// What became of a check.
@@ -237,6 +160,10 @@ fn summarise(done: &[Done], tally: &Tally, changed: &[String]) {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use anyhow::Result;
+
     use super::*;
 
     /// Runs a step that runs a script; its verdict and what was counted.
@@ -289,15 +216,6 @@ mod tests {
             // --quick is for what is quick.
             assert!(step.slow || step.seconds.1 <= 300, "{}", step.name);
         }
-    }
-
-    #[test]
-    fn the_last_lines_are_kept() {
-        let mut log = Log::new(|_| {});
-        assert!(script(&mut log, "seq 40; echo no >&2; exit 1").is_err());
-        let last: Vec<&str> = log.last.iter().map(String::as_str).collect();
-        assert_eq!(last.len(), LAST);
-        assert!(last.contains(&"no") && last.contains(&"40"), "{last:?}");
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Log, Outcome};
 use crate::apt;
+use crate::log::{Log, Outcome};
 use crate::rustc::{self, Rustc, starts_with_version};
 use crate::workspace::{Package, cargo, packages, target};
 

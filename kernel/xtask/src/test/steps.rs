@@ -7,8 +7,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Log, Outcome, Step, api, msrv};
+use super::step::Step;
+use super::{api, msrv, programs};
 use crate::docs;
+use crate::log::{Log, Outcome};
 use crate::workspace::{Package, cargo, git, packages, root, target};
 
 /// Seconds are those of 2 cores.
@@ -32,7 +34,7 @@ pub(super) const STEPS: [Step; 12] = [
         name: "fuzz",
         what: "random input for a minute, MEMSLOTS_FUZZ_SECONDS for longer",
         seconds: (70, 65),
-        slow: false,
+        slow: true,
         run: fuzz,
     },
     Step {
@@ -60,14 +62,14 @@ pub(super) const STEPS: [Step; 12] = [
         name: "doc",
         what: "the documentation of the code",
         seconds: (25, 1),
-        slow: false,
+        slow: true,
         run: doc,
     },
     Step {
         name: "api",
         what: "what the published crates offer, against the lists of it",
         seconds: (20, 5),
-        slow: false,
+        slow: true,
         run: api::check,
     },
     Step {
@@ -121,10 +123,8 @@ fn client_tests(log: &mut Log) -> Result<Outcome> {
 }
 
 fn cargo_test(log: &mut Log, what: &[&str]) -> Result<Outcome> {
-    let targets = ["--lib", "--bins", "--tests", "--examples"];
-    // Without --show-output a test that passes can't say that it skipped.
-    let args = ["--no-fail-fast", "--", "--show-output"];
-    run_tests(log, cargo().arg("test").args(what).args(targets).args(args))
+    programs::run(log, &[what, &["--lib", "--bins", "--tests", "--examples"]].concat())?;
+    Ok(Outcome::Done)
 }
 
 /// What reads bytes from outside, and programs with the preload library, with

@@ -9,8 +9,8 @@ use super::beside::Lines;
 use super::list::{Again, DERAILED};
 use crate::kernel::boot::{Ended, Guest, Hang, Job};
 use crate::kernel::initrd::Program;
-use crate::test::remember;
-use crate::test::tally::Tally;
+use crate::log::remember;
+use crate::tally::Tally;
 
 /// What the kernel's selftests end with when they can't run.
 const KSFT_SKIP: i32 = 4;

@@ -12,7 +12,7 @@ use super::{Case, Processors};
 use crate::kernel::boot::Guest;
 use crate::kernel::initrd::Program;
 use crate::run;
-use crate::test::tally::Tally;
+use crate::tally::Tally;
 
 /// How many setups of a test may fail: of a kernel that does not boot, all do,
 /// and there would be no end.

@@ -18,7 +18,7 @@ use super::record::Record;
 use super::target::{Arch, Target};
 use super::{Processors, selftests};
 use crate::run;
-use crate::test::tally::Tally;
+use crate::tally::Tally;
 use list::{Again, SELFTESTS, TESTS};
 
 /// A test in a guest of its own.
