@@ -23,8 +23,8 @@ pub(super) enum Stage {
     Fetch(Which),
     /// Build the kernel
     Build(Which),
-    /// Check the series as its maintainers would: checkpatch, each patch built,
-    /// warnings, sparse
+    /// Check the series as its maintainers would: checkpatch, each patch built on
+    /// those before it, warnings, sparse
     Check(Check),
     /// Boot the kernel in QEMU, run a program in it, end with its status
     Boot(Boot),
@@ -67,6 +67,17 @@ pub(super) struct Which {
     pub(super) slow_gp: bool,
 }
 
+/// What of it to do, and where what was found goes.
+#[derive(ClapArgs)]
+pub(super) struct Chosen {
+    /// Write what was found to `kernel/results`
+    #[arg(long)]
+    pub(super) record: bool,
+    /// Tests, rows or patches that have this in their names only [default: all]
+    #[arg(value_name = "PART")]
+    pub(super) filters: Vec<String>,
+}
+
 #[derive(ClapArgs)]
 pub(super) struct Boot {
     #[command(flatten)]
@@ -86,38 +97,24 @@ pub(super) struct Boot {
 pub(super) struct Test {
     #[command(flatten)]
     pub(super) which: Which,
-    /// Write what was found to `kernel/results`
-    #[arg(long)]
-    pub(super) record: bool,
+    #[command(flatten)]
+    pub(super) chosen: Chosen,
     #[command(flatten)]
     pub(super) qemu: Qemu,
-    /// Run the tests that have this in their names only [default: all]
-    #[arg(value_name = "PART")]
-    pub(super) filters: Vec<String>,
 }
 
 #[derive(ClapArgs)]
 pub(super) struct Check {
     #[command(flatten)]
     pub(super) which: Which,
-    /// Write what was found to `kernel/results`
-    #[arg(long)]
-    pub(super) record: bool,
-    /// Check the patches that have this in their names only, each on top of
-    /// those before it, e.g. `0017` [default: all]
-    #[arg(value_name = "PATCH")]
-    pub(super) filters: Vec<String>,
+    #[command(flatten)]
+    pub(super) chosen: Chosen,
 }
 
 #[derive(ClapArgs)]
 pub(super) struct Litmus {
-    /// Write what was found to `kernel/results`
-    #[arg(long)]
-    pub(super) record: bool,
-    /// Of `kernel/litmus`, the tests that have this in their names only
-    /// [default: all]
-    #[arg(value_name = "PART")]
-    pub(super) filters: Vec<String>,
+    #[command(flatten)]
+    pub(super) chosen: Chosen,
 }
 
 #[derive(ClapArgs)]
@@ -135,17 +132,13 @@ pub(super) struct Memslots {
 pub(super) struct Bench {
     #[command(flatten)]
     pub(super) which: Which,
-    /// Write what was found to `kernel/results`
-    #[arg(long)]
-    pub(super) record: bool,
+    #[command(flatten)]
+    pub(super) chosen: Chosen,
     #[command(flatten)]
     pub(super) qemu: Qemu,
     /// Runs of each row that are measured; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) runs: u32,
-    /// Rows of the table that have this in their names only [default: all]
-    #[arg(value_name = "PART")]
-    pub(super) filters: Vec<String>,
     /// Arguments for `memslots bench`: run that instead of the table
     #[arg(last = true, value_name = "ARGS")]
     pub(super) args: Vec<String>,
@@ -162,17 +155,13 @@ pub(super) struct Uefi {
     /// Boots of each way; medians count
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) runs: u32,
-    /// Write what was found to `kernel/results`
-    #[arg(long, conflicts_with = "json")]
-    pub(super) record: bool,
     /// JSON instead of the table, as the last line
-    #[arg(long)]
+    #[arg(long, conflicts_with = "record")]
     pub(super) json: bool,
     #[command(flatten)]
     pub(super) qemu: Qemu,
-    /// Ways that have this in their names only [default: all]
-    #[arg(value_name = "PART")]
-    pub(super) filters: Vec<String>,
+    #[command(flatten)]
+    pub(super) chosen: Chosen,
 }
 
 /// How to boot.

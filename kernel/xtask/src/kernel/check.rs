@@ -25,8 +25,8 @@ const SPARSE: &str = "CHECK=sparse -D__typeof_unqual__=__typeof__";
 
 /// Checks the patches of `target`'s series that `args` names.
 pub(super) fn run(target: &Target, args: &super::Check) -> Result<ExitCode> {
-    let filters = args.filters.as_slice();
-    let record = Record::begin(args.record, "check", target, filters)?;
+    let filters = args.chosen.filters.as_slice();
+    let record = Record::begin(&args.chosen, "check", target)?;
     if target.vanilla || target.ksrc.is_some() {
         bail!("it is the series that is checked: not with --vanilla or KSRC");
     }

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::args::Chosen;
 use super::series::Series;
 use super::target::{self, Target};
 use super::tools;
@@ -27,16 +28,15 @@ impl Record {
     /// # Errors
     /// If the tree is not one that others have: no record is made of that.
     pub(super) fn begin(
-        wanted: bool,
+        chosen: &Chosen,
         command: &'static str,
         target: &Target,
-        filters: &[String],
     ) -> Result<Option<Self>> {
-        if wanted && target.ksrc.is_some() {
+        if chosen.record && target.ksrc.is_some() {
             bail!("--record is for a kernel of the lab, not for KSRC");
         }
-        let filters = filters.to_vec();
-        Ok(wanted.then(|| Self { command, filters, load: load() }))
+        let filters = chosen.filters.clone();
+        Ok(chosen.record.then(|| Self { command, filters, load: load() }))
     }
 
     /// Writes `found`, in Markdown, about `target`.
@@ -180,9 +180,19 @@ mod tests {
         }
     }
 
+    fn begin(
+        record: bool,
+        command: &'static str,
+        target: &Target,
+        filters: &[&str],
+    ) -> Result<Option<Record>> {
+        let filters = filters.iter().map(|&filter| filter.to_owned()).collect();
+        Record::begin(&Chosen { record, filters }, command, target)
+    }
+
     #[test]
     fn a_record_says_how_to_make_it_again() {
-        let record = Record::begin(true, "bench", &target(), &[]).unwrap().unwrap();
+        let record = begin(true, "bench", &target(), &[]).unwrap().unwrap();
         let asked = record.asked(&target());
         assert_eq!(
             asked,
@@ -196,16 +206,15 @@ mod tests {
     #[test]
     fn commands_that_have_a_kernel_of_their_own() {
         let vanilla = Target { vanilla: true, series: None, ..target() };
-        let asked =
-            |command| Record::begin(true, command, &vanilla, &[]).unwrap().unwrap().asked(&vanilla);
+        let asked = |command| begin(true, command, &vanilla, &[]).unwrap().unwrap().asked(&vanilla);
         assert_eq!(asked("litmus"), "cargo xtask kernel litmus --record");
         assert_eq!(asked("uefi"), "cargo xtask kernel uefi --record --linux 6.12");
     }
 
     #[test]
     fn a_part_has_a_file_of_its_own() {
-        let filters = ["selftest irqfd".to_owned()];
-        let part = Record::begin(true, "test", &target(), &filters).unwrap().unwrap();
+        let filters = ["selftest irqfd"];
+        let part = begin(true, "test", &target(), &filters).unwrap().unwrap();
         assert!(part.path(&target()).ends_with("test-6.12-x86_64-waits-selftest-irqfd.md"));
         assert!(part.asked(&target()).ends_with(" --series waits 'selftest irqfd'"));
     }
@@ -213,8 +222,8 @@ mod tests {
     #[test]
     fn no_record_of_somebodys_tree() {
         let own = Target { ksrc: Some("/linux".into()), ..target() };
-        assert!(Record::begin(true, "test", &own, &[]).is_err());
-        assert!(Record::begin(false, "test", &own, &[]).unwrap().is_none());
+        assert!(begin(true, "test", &own, &[]).is_err());
+        assert!(begin(false, "test", &own, &[]).unwrap().is_none());
     }
 
     #[test]

@@ -47,16 +47,17 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
     if target.vanilla {
         bail!("the tables are about the series, which this kernel does not have: bench -- ARGS");
     }
-    let record = Record::begin(args.record, "bench", target, &args.filters)?;
+    let record = Record::begin(&args.chosen, "bench", target)?;
+    let filters = &args.chosen.filters;
     // What a series stands on has a table of its own.
     let batch = target.series.is_none_or(|series| series == Series::Batch);
-    let boots = if batch { rows::boots(&args.filters) } else { Vec::new() };
+    let boots = if batch { rows::boots(filters) } else { Vec::new() };
     let told = told::of(target)?;
     let asked: Vec<&Told> =
-        told.iter().copied().filter(|told| wanted(&told.name(), &args.filters)).collect();
-    let work = if batch { instructions::work(&args.filters) } else { Vec::new() };
+        told.iter().copied().filter(|told| wanted(&told.name(), filters)).collect();
+    let work = if batch { instructions::work(filters) } else { Vec::new() };
     if boots.is_empty() && asked.is_empty() && work.is_empty() {
-        if args.filters.is_empty() {
+        if filters.is_empty() {
             run::say("nothing of this series is measured on this architecture");
             return Ok(ExitCode::SUCCESS);
         }

@@ -28,10 +28,10 @@ pub(super) const LINUX: &str = "6.12";
 
 /// Runs the tests of `kernel/litmus` that `args` names, and the kernel's own.
 pub(super) fn run(target: &Target, args: &super::Litmus) -> Result<ExitCode> {
-    let record = Record::begin(args.record, "litmus", target, &args.filters)?;
+    let record = Record::begin(&args.chosen, "litmus", target)?;
     let ours = tests(&workspace::root().join("kernel/litmus"))?;
     let ours: Vec<&PathBuf> =
-        ours.iter().filter(|path| test::wanted(&name(path), &args.filters)).collect();
+        ours.iter().filter(|path| test::wanted(&name(path), &args.chosen.filters)).collect();
     if ours.is_empty() {
         bail!("no litmus test is called so");
     }

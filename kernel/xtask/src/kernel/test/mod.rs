@@ -123,8 +123,8 @@ pub(super) fn run(
     guest: &Guest,
     args: &super::Test,
 ) -> Result<ExitCode> {
-    let record = Record::begin(args.record, "test", target, &args.filters)?;
-    let mut cases = cases(target, &args.filters)?;
+    let record = Record::begin(&args.chosen, "test", target)?;
+    let mut cases = cases(target, &args.chosen.filters)?;
     if cases.is_empty() {
         bail!("no test of this kernel is called so");
     }

@@ -26,14 +26,15 @@ const SLOW_GP: &str = "srcutree.lab_expedited_ms=16";
 
 /// Boots all ways, those of a kernel in one boot of it, and compares.
 pub(super) fn run(target: &Target, args: &Uefi) -> Result<ExitCode> {
-    let record = Record::begin(args.record, "uefi", target, &args.filters)?;
+    let record = Record::begin(&args.chosen, "uefi", target)?;
     let mut files = vmm::files(Arch::Arm64)?;
     let content = SCRIPT.as_bytes().to_owned();
     files.push(GuestFile { path: "bin/uefi".to_owned(), content, executable: true });
     let mut boots = Vec::new();
     for vanilla in [true, false] {
-        let wanted =
-            |way: &&Way| way.vanilla == vanilla && super::test::wanted(way.name, &args.filters);
+        let wanted = |way: &&Way| {
+            way.vanilla == vanilla && super::test::wanted(way.name, &args.chosen.filters)
+        };
         let ways: Vec<&Way> = WAYS.iter().filter(wanted).collect();
         if !ways.is_empty() {
             boots.extend(boot(&kernel(target, vanilla)?, args, &ways, files.clone())?);
