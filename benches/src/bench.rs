@@ -100,7 +100,7 @@ impl Bench {
     }
 
     fn shape(&self, scenario: &Scenario, vcpus: usize) -> Shape {
-        let name = scenario.workload.name();
+        let name = scenario.workload.to_string();
         Shape {
             what: format!("{name}, {}", beside(vcpus, self.busy)),
             size: scenario.regions as u64,
@@ -109,7 +109,7 @@ impl Bench {
                 ("scenario", name.into()),
                 ("regions", scenario.regions.into()),
                 ("vcpus", vcpus.into()),
-                ("busy", (vcpus > 0).then(|| self.busy.name()).into()),
+                ("busy", (vcpus > 0).then(|| self.busy.to_string()).into()),
                 ("executor", self.target.to_string().into()),
             ],
         }

@@ -17,6 +17,7 @@ pub mod start;
 pub mod strategy;
 mod timed;
 pub mod trace;
+pub mod way;
 pub mod window;
 
 /// The example in the repository's README compiles.

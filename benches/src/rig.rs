@@ -1,7 +1,6 @@
 //! A VM, or the model of one, on which a strategy makes the changes of a
 //! scenario.
 
-use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use crate::scenario::{Scenario, Step, Workload};
 use crate::strategy::{
     Apply, Bells, Enabled, Gathered, PerRegion, Sets, Spent, Strategy, StrategyError,
 };
+use crate::way::shown_by_name;
 use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Prober, Work};
 use kvm_memslots_kit::host::{HostMemory, Pages};
 use kvm_memslots_kit::machine::new_vm;
@@ -37,15 +37,6 @@ impl Busy {
         match self {
             Self::Fault => Work::FaultIn { bytes: 16 << 20, pages: Pages::Small },
             Self::Spin => Work::Spin,
-        }
-    }
-
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Fault => "fault",
-            Self::Spin => "spin",
         }
     }
 }
@@ -76,14 +67,8 @@ pub enum Target {
     Model,
 }
 
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Kvm => "kvm",
-            Self::Model => "model",
-        })
-    }
-}
+shown_by_name!(Busy);
+shown_by_name!(Target);
 
 impl Target {
     /// What a new VM allows. The model has the batch ioctl.

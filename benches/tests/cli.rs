@@ -381,6 +381,12 @@ fn without_kvm_the_model_takes_over_and_says_so() {
     }
     assert!(String::from_utf8_lossy(&output.stderr).contains("model"));
 
+    // No time of the model is shown: the library's own work is not what it saves.
+    let Some(output) = without_kvm(test, "singly --regions 12 --runs 3") else { return };
+    let table = stdout(&output);
+    assert!(table.contains("12 planned"), "{table}");
+    assert!(![" us ", " ms ", "x ("].iter().any(|time| table.contains(time)), "{table}");
+
     let Some(output) = without_kvm(test, "doctor") else { return };
     assert!(stdout(&output).contains("none: "));
 

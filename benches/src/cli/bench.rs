@@ -53,14 +53,10 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     }
     let output = args.output.prepare()?;
     let about = About {
-        title: "What KVM memslot changes cost",
-        head: None,
-        columns: &bench::COLUMNS,
         model: bench.target == Target::Model,
-        runs: args.runs,
         pin: !args.no_pin,
         calls: counter(bench.target),
-        machine: None,
+        ..About::of("What KVM memslot changes cost", &bench::COLUMNS, args.runs)
     };
     output.compare(about, |session| bench.run(session))
 }

@@ -18,14 +18,12 @@ pub(super) fn density(args: &DensityArgs) -> Result<(), Failure> {
     need_kvm(&[])?;
     let output = args.output.prepare()?;
     let about = About {
-        title: "What assigning irqfds costs beside other VMs",
-        head: None,
-        columns: &density::COLUMNS,
-        model: false,
-        runs: args.density.rounds,
         pin: false,
-        calls: None,
-        machine: None,
+        ..About::of(
+            "What assigning irqfds costs beside other VMs",
+            &density::COLUMNS,
+            args.density.rounds,
+        )
     };
     output.compare(about, |session| density::density(&args.density, session))
 }

@@ -34,14 +34,9 @@ pub(super) fn flash(args: &FlashArgs) -> Result<(), Failure> {
     need_kvm(&args.vcpus)?;
     let output = args.output.prepare()?;
     let about = About {
-        title: "What a guest that programs flash costs",
-        head: None,
-        columns: &flash::COLUMNS,
-        model: false,
-        runs: args.runs,
         pin: false,
         calls: counter(Target::Kvm),
-        machine: None,
+        ..About::of("What a guest that programs flash costs", &flash::COLUMNS, args.runs)
     };
     output.compare(about, |session| {
         args.vcpus.iter().try_for_each(|count| {

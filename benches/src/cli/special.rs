@@ -48,14 +48,13 @@ fn devices(Shown { what, output }: &Shown<Devices>) -> Result<(), Failure> {
     need_kvm(&what.vcpus)?;
     let output = output.prepare()?;
     let about = About {
-        title: "What attaching and detaching devices costs",
-        head: None,
-        columns: if what.profile { &devices::PROFILE } else { &devices::COLUMNS },
-        model: false,
-        runs: what.runs,
-        pin: true,
         calls: counted_by(&BY_THREAD),
         machine: GraceCounter::first_of(&[Method::InvokeCallbacks], new_vm).ok(),
+        ..About::of(
+            "What attaching and detaching devices costs",
+            if what.profile { &devices::PROFILE } else { &devices::COLUMNS },
+            what.runs,
+        )
     };
     output.compare(about, |session| devices::devices(what, session))
 }
@@ -64,14 +63,12 @@ fn start(Shown { what, output }: &Shown<Start>) -> Result<(), Failure> {
     need_kvm(&[])?;
     let output = output.prepare()?;
     let about = About {
-        title: "What setting a VM up costs",
-        head: None,
-        columns: if what.profile { &start::PROFILE } else { &start::COLUMNS },
-        model: false,
-        runs: what.runs,
-        pin: true,
         calls: counted_by(&BY_THREAD),
-        machine: None,
+        ..About::of(
+            "What setting a VM up costs",
+            if what.profile { &start::PROFILE } else { &start::COLUMNS },
+            what.runs,
+        )
     };
     output.compare(about, |session| start::start(what, session))
 }
@@ -80,14 +77,8 @@ fn windows(Shown { what, output }: &Shown<Windows>) -> Result<(), Failure> {
     need_kvm(&what.vcpus)?;
     let output = output.prepare()?;
     let about = About {
-        title: "What blobs that come and go cost",
-        head: None,
-        columns: &window::COLUMNS,
-        model: false,
-        runs: what.runs,
-        pin: true,
         calls: counter(Target::Kvm),
-        machine: None,
+        ..About::of("What blobs that come and go cost", &window::COLUMNS, what.runs)
     };
     output.compare(about, |session| window::windows(what, session))
 }

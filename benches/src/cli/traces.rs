@@ -92,14 +92,9 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
     let bursts = replay.bursts(&made).len();
     let (source, calls) = (trace.source, trace.calls.len());
     let about = About {
-        title: "What a VMM's memslot calls cost",
         head: Some(format!("{calls} calls from {source}, {bursts} bursts, replayed back to back")),
-        columns: &replay::COLUMNS,
-        model: false,
-        runs: args.runs,
-        pin: true,
         calls: counter(Target::Kvm),
-        machine: None,
+        ..About::of("What a VMM's memslot calls cost", &replay::COLUMNS, args.runs)
     };
     output.compare(about, |session| replay.run(&trace, session))
 }

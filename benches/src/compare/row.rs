@@ -107,6 +107,12 @@ impl Row {
         self.more.get(key)?.as_u64()
     }
 
+    /// The row without the times of its runs, for a reader whom they would mislead.
+    #[must_use]
+    pub fn without_times(self) -> Self {
+        Self { wall_ns: None, ratios: BTreeMap::new(), ..self }
+    }
+
     /// Says of the samples of each name what half of them, 99 of 100 and all of them
     /// took at most: `NAME_p50_ns`, `NAME_p99_ns`, `NAME_max_ns`.
     pub fn summarize(&mut self, names: &[&'static str]) {

@@ -68,16 +68,7 @@ mod tests {
     use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
     fn call(slot: u32, size: u64) -> Call {
-        Call {
-            line: 1,
-            began: None,
-            ended: None,
-            thread: None,
-            after_run: false,
-            implied: false,
-            errno: 0,
-            region: kvm_userspace_memory_region2 { slot, memory_size: size, ..Default::default() },
-        }
+        Call::of(1, kvm_userspace_memory_region2 { slot, memory_size: size, ..Default::default() })
     }
 
     #[test]

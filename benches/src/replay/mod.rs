@@ -14,7 +14,6 @@ pub use commits::Commits;
 pub use memory::TracedMemory;
 pub use one_space::one_address_space;
 
-use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -26,6 +25,7 @@ use thiserror::Error;
 use crate::compare::{Session, Shape, Stop, Taken, Watch};
 use crate::report::Column;
 use crate::trace::{Call, Trace, bursts};
+use crate::way::shown_by_name;
 use kvm_memslots_kit::machine::new_vm;
 use kvm_memslots_kit::raw::{OnKvm, RawCalls};
 
@@ -45,18 +45,6 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PerRegion => "per-region",
-            Self::Shim => "shim",
-            Self::Trap => "trap",
-            Self::Deferred => "deferred",
-            Self::Batch => "batch",
-        }
-    }
-
     /// What has to be said about its numbers.
     const fn note(self) -> Option<&'static str> {
         match self {
@@ -80,11 +68,7 @@ impl Strategy {
     }
 }
 
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+shown_by_name!(Strategy);
 
 /// What calls cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

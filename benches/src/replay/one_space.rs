@@ -48,21 +48,13 @@ mod tests {
     use crate::trace::Source;
 
     fn call(slot: u32, gpa: u64, size: u64) -> Call {
-        Call {
-            line: 1,
-            began: None,
-            ended: None,
-            thread: None,
-            after_run: false,
-            implied: false,
-            errno: 0,
-            region: kvm_userspace_memory_region2 {
-                slot,
-                guest_phys_addr: gpa,
-                memory_size: size,
-                ..Default::default()
-            },
-        }
+        let region = kvm_userspace_memory_region2 {
+            slot,
+            guest_phys_addr: gpa,
+            memory_size: size,
+            ..Default::default()
+        };
+        Call::of(1, region)
     }
 
     fn of(calls: &[Call]) -> Result<Vec<(u32, u64)>, ReplayError> {

@@ -13,10 +13,9 @@ mod resize;
 pub use hotplug::BARS;
 pub use resize::REQUESTS_PER_CYCLE;
 
-use std::fmt;
-
 use kvm_memslots::{Kind, MemFlags};
 
+use crate::way::shown_by_name;
 use kvm_memslots_kit::host::SMALL_PAGE;
 
 /// Names a region of one scenario: small numbers, never used again for another
@@ -162,24 +161,6 @@ impl Workload {
     /// The largest size of any: names and guest addresses end there.
     pub const MOST_REGIONS: usize = 1 << 24;
 
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sparse => "sparse",
-            Self::Contiguous => "contiguous",
-            Self::Boot => "boot",
-            Self::Hotplug => "hotplug",
-            Self::Resize => "resize",
-            Self::DirtyLog => "dirty-log",
-            Self::DirtyLogOn => "dirty-log-on",
-            Self::Delete => "delete",
-            Self::Singly => "singly",
-            Self::Pci => "pci",
-            Self::PciDoorbells => "pci-doorbells",
-        }
-    }
-
     /// The size that is used where none is given. Idle, 9000 regions are what
     /// the report of 2022 that this project starts from had, and the others are
     /// of the size of a large, but ordinary VM; with busy vCPUs, where a call
@@ -226,11 +207,7 @@ impl Workload {
     }
 }
 
-impl fmt::Display for Workload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+shown_by_name!(Workload);
 
 /// Hands out names and host memory while a scenario is put together.
 #[derive(Debug, Default)]

@@ -12,13 +12,13 @@ pub use gathered::Gathered;
 pub use per_region::{PerRegion, SetRegion};
 pub use sets::Sets;
 
-use std::fmt;
 use std::time::Duration;
 
 use kvm_memslots::Errno;
 use thiserror::Error;
 
 use crate::scenario::{Change, Step};
+use crate::way::shown_by_name;
 
 /// A way to make changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
@@ -62,25 +62,9 @@ impl Strategy {
     pub const fn has_library(self) -> bool {
         matches!(self, Self::Shim | Self::Batch | Self::Deferred)
     }
-
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PerRegion => "per-region",
-            Self::Shim => "shim",
-            Self::Batch => "batch",
-            Self::RawBatch => "raw-batch",
-            Self::Deferred => "deferred",
-        }
-    }
 }
 
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+shown_by_name!(Strategy);
 
 /// What changes cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -66,16 +66,8 @@ mod tests {
     use super::*;
 
     fn call(slot: u32, size: u64, at: u64) -> Call {
-        Call {
-            line: 1,
-            began: None,
-            ended: Some(at),
-            thread: Some(1),
-            after_run: false,
-            implied: false,
-            errno: 0,
-            region: kvm_userspace_memory_region2 { slot, memory_size: size, ..Default::default() },
-        }
+        let region = kvm_userspace_memory_region2 { slot, memory_size: size, ..Default::default() };
+        Call { ended: Some(at), thread: Some(1), ..Call::of(1, region) }
     }
 
     fn lengths(calls: &[Call]) -> Vec<usize> {

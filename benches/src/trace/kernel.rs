@@ -116,14 +116,10 @@ impl Parser {
         }
         let first = *self.first.get_or_insert(kernel.at);
         let call = Call {
-            line: line.number,
             began: Some(kernel.at.saturating_sub(first)),
-            ended: None,
             thread: Some(kernel.thread),
             after_run: self.ran.remove(&kernel.thread),
-            implied: false,
-            errno: 0,
-            region,
+            ..Call::of(line.number, region)
         };
         match self.pending.insert(kernel.thread, call) {
             None => Ok(()),

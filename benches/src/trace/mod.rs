@@ -78,6 +78,21 @@ pub struct Call {
 }
 
 impl Call {
+    /// A call with this argument that succeeded, of which nothing else is known.
+    #[must_use]
+    pub const fn of(line: u64, region: kvm_userspace_memory_region2) -> Self {
+        Self {
+            line,
+            began: None,
+            ended: None,
+            thread: None,
+            after_run: false,
+            implied: false,
+            errno: 0,
+            region,
+        }
+    }
+
     /// Address space and slot, as KVM takes them.
     #[must_use]
     pub const fn id(&self) -> u32 {

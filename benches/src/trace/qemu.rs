@@ -90,15 +90,12 @@ impl Parser {
         let first = self.first.or(prefix.at);
         self.first = first;
         let call = Call {
-            line,
-            began: None,
             // The event is after the ioctl (`kvm_set_user_memory_region()`).
             ended: prefix.at.zip(first).map(|(at, first)| at.saturating_sub(first)),
             thread: prefix.thread,
             after_run: self.ran.remove(&prefix.thread),
-            implied: false,
             errno: ret.saturating_neg(),
-            region,
+            ..Call::of(line, region)
         };
         if ret == 0 {
             self.calls.extend(self.implied_delete(&call));

@@ -165,14 +165,12 @@ impl Parser {
         }
         let took = end.name("took").and_then(|took| clock::seconds(took.as_str()));
         self.calls.push(Call {
-            line: line.number,
             began,
             ended: began.zip(took).map(|(began, took)| began + took).or(resumed),
             thread,
             after_run: self.ran.remove(&thread),
-            implied: false,
             errno,
-            region,
+            ..Call::of(line.number, region)
         });
         Ok(())
     }

@@ -51,16 +51,7 @@ fn live(model: &Model) -> Vec<kvm_userspace_memory_region2> {
 }
 
 fn call(line: u64, at: u64, region: kvm_userspace_memory_region2) -> Call {
-    Call {
-        line,
-        began: Some(at),
-        ended: Some(at),
-        thread: None,
-        after_run: false,
-        implied: false,
-        errno: 0,
-        region,
-    }
+    Call { began: Some(at), ended: Some(at), ..Call::of(line, region) }
 }
 
 /// Slots 0 to 2 come and go at a few places, as KVM allows it; many of them
