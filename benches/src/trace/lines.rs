@@ -81,7 +81,10 @@ impl Lines {
         }
         bytes.pop_if(|last| *last == b'\r');
         // What a guest prints may be in any encoding.
-        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let text = String::from_utf8_lossy(&bytes);
+        // The mark that some editors put at the start of a file.
+        let text = text.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(&text);
+        let text = text.to_owned();
         Ok(Some(Line { number, text, ended }))
     }
 }

@@ -36,7 +36,7 @@ static CALL: LazyLock<Regex> = LazyLock::new(|| {
 /// The result and how long it took.
 static END: LazyLock<Regex> = LazyLock::new(|| {
     regex(
-        r"^ ?\)\s*= (?<ret>-?\d+|\?)(?:<[^>]*>)?(?: (?<errno>E\w+))?(?: \([^)]*\))?(?: <(?<took>\d+(?:\.\d+)?)>)?\s*$",
+        r"^ ?\)\s*= (?<ret>-?\d+|\?)(?:<[^>]*>)?(?: (?<errno>E\w+))?(?: \([^)]*\))*(?: <(?<took>\d+(?:\.\d+)?)>)?\s*$",
     )
 });
 
@@ -166,7 +166,7 @@ impl Parser {
         let took = end.name("took").and_then(|took| clock::seconds(took.as_str()));
         self.calls.push(Call {
             began,
-            ended: began.zip(took).map(|(began, took)| began + took).or(resumed),
+            ended: began.zip(took).map(|(began, took)| began.saturating_add(took)).or(resumed),
             thread,
             after_run: self.ran.remove(&thread),
             errno,

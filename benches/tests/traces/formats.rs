@@ -1,7 +1,7 @@
 //! The same two calls in the words of each tool: what is not a call does no
 //! harm, and what can't be read is named.
 
-use kvm_memslots_bench::trace::{Problem, Source, Trace};
+use kvm_memslots_bench::trace::{Problem, Source, Trace, write};
 
 use super::import_text;
 
@@ -112,6 +112,9 @@ fn strace_with_stacks_names_and_durations() {
         ("-N -yy", format!("{}\n{}\n", named(CREATE), named(DELETE))),
         ("-T=s", format!("{CREATE} <0>\n{DELETE} <0>\n")),
         ("-T=ns", format!("{CREATE} <0.000102262>\n{DELETE} <0.000108812>\n")),
+        // What nobody waits for: the sum of both is more than there is.
+        ("-ttt -T", format!("1.000000 {CREATE}\n2.000000 {DELETE} <18446744073.5>\n")),
+        ("-e inject", format!("{CREATE} (DELAYED)\n{DELETE} (flags 0) (INJECTED)\n")),
         ("a process attached", format!("{CREATE}\n{attached}\n")),
         ("-n, resumed", resumed(CREATE, " <0>") + &resumed(DELETE, "")),
         (
@@ -125,6 +128,19 @@ fn strace_with_stacks_names_and_durations() {
         ),
     ] {
         check(&read(&text, name), Source::Strace, name);
+    }
+}
+
+/// An editor saved it: with a mark at its start, and its own ends of lines.
+#[test]
+fn what_an_editor_makes_of_a_trace_is_one() {
+    let log = format!("{CREATE}\n{DELETE}\n");
+    let mut trace = Vec::new();
+    write(&read(&log, "as it was"), &mut trace).unwrap();
+    let trace = String::from_utf8(trace).unwrap();
+    for text in [log, trace] {
+        let saved = format!("\u{feff}{}", text.replace('\n', "\r\n"));
+        check(&read(&saved, "saved"), Source::Strace, &saved);
     }
 }
 
