@@ -96,7 +96,8 @@ fn calls(work: impl FnOnce()) -> Option<Vec<Vec<libc::c_long>>> {
 
 #[test]
 fn each_operation_makes_the_calls_that_are_documented() {
-    use libc::{SYS_fcntl as FCNTL, SYS_mmap as MMAP, SYS_mremap as MREMAP, SYS_munmap as MUNMAP};
+    use libc::{SYS_fcntl as FCNTL, SYS_madvise as MADVISE, SYS_mmap as MMAP};
+    use libc::{SYS_mremap as MREMAP, SYS_munmap as MUNMAP};
     let test = "each_operation_makes_the_calls_that_are_documented";
     // SAFETY: takes a number.
     let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
@@ -125,12 +126,14 @@ fn each_operation_makes_the_calls_that_are_documented() {
             edit.place(0, page, Contents::anonymous());
             window.apply(&edit).unwrap();
         });
-        part(&|| {
-            let mut edit = Edit::new();
-            edit.remove(0, page);
-            edit.place(page, page, Contents::anonymous());
-            window.apply(&edit).unwrap();
-        });
+        for (from, to) in [(0, page), (page, 0)] {
+            part(&|| {
+                let mut edit = Edit::new();
+                edit.remove(from, page);
+                edit.place(to, page, Contents::anonymous());
+                window.apply(&edit).unwrap();
+            });
+        }
     });
     let Some(mut counted) = counted else {
         eprintln!("SKIPPED {test}: no ptrace");
@@ -140,7 +143,7 @@ fn each_operation_makes_the_calls_that_are_documented() {
     for first in [0, 3] {
         assert_ne!(counted[first].remove(0), MMAP);
     }
-    let expected: [&[libc::c_long]; 9] = [
+    let expected: [&[libc::c_long]; 10] = [
         &[FCNTL, MMAP],
         &[MMAP],
         &[MMAP],
@@ -149,6 +152,8 @@ fn each_operation_makes_the_calls_that_are_documented() {
         &[MMAP],
         &[MMAP],
         &[MMAP],
+        // The first of several.
+        &[MMAP, MADVISE, MADVISE, MREMAP, MMAP, MMAP, MUNMAP],
         &[MREMAP, MMAP, MMAP, MUNMAP],
     ];
     assert_eq!(counted, expected);

@@ -5,6 +5,7 @@ use kvm_memslots_shim::Errno;
 use super::contents::{Contents, What};
 use super::error::{WindowError, WindowErrorKind};
 use super::host::{self, Failed, Named, Reservation, Scratch};
+use super::spare::Spare;
 use super::table::{Cut, Placement, Table};
 
 /// Places and removals that are done together, or not at all:
@@ -96,6 +97,8 @@ impl Step<'_> {
 pub(super) struct State {
     pub(super) table: Table,
     pub(super) holes: Vec<(u64, u64)>,
+    /// From the first set on that may have to be undone.
+    spare: Option<Spare>,
 }
 
 /// A set that is being applied.
@@ -110,28 +113,29 @@ pub(super) struct Applying<'a> {
 #[derive(Default)]
 struct Undo {
     aside: Vec<(Placement, Scratch)>,
-    /// The ranges that were placed.
-    placed: Vec<Placement>,
+    /// The ranges that were placed; of a mapping, where that was.
+    placed: Vec<(Placement, Option<u64>)>,
     /// What nothing can put back.
     gone: Vec<Placement>,
 }
 
 impl Applying<'_> {
     /// `scratches`: what [`Step::prepare`] made of each.
-    pub(super) fn apply(&mut self, scratches: Vec<Option<Scratch>>) -> Result<(), WindowError> {
+    pub(super) fn apply(&mut self, mut scratches: Vec<Option<Scratch>>) -> Result<(), WindowError> {
         self.mend_holes()?;
         let cuts = self.enter()?;
         let mut undo = Undo::default();
-        let done = self.execute(&cuts, scratches, &mut undo);
+        let done = self.execute(&cuts, &mut scratches, &mut undo);
         match done {
             Ok(()) => {
                 undo.aside.into_iter().for_each(|(_, scratch)| scratch.discard());
                 Ok(())
             }
             Err((index, kind)) => {
+                self.state.spare = None;
                 self.leave(&cuts);
                 let step = self.steps[index];
-                Err(step.wrong(index, self.undo(undo, kind)))
+                Err(step.wrong(index, self.undo(undo, scratches, kind)))
             }
         }
     }
@@ -193,12 +197,15 @@ impl Applying<'_> {
     fn execute(
         &mut self,
         cuts: &[Cut],
-        mut scratches: Vec<Option<Scratch>>,
+        scratches: &mut [Option<Scratch>],
         undo: &mut Undo,
     ) -> Result<(), (usize, WindowErrorKind)> {
         let refused = |index, (call, errno)| (index, WindowErrorKind::Refused { call, errno });
         // One call leaves everything as it was by itself.
-        let is_one = self.steps.len() == 1 || self.is_swap(&scratches);
+        let is_one = self.steps.len() == 1 || self.is_swap(scratches);
+        if self.state.spare.is_none() && !(is_one && self.takes_nothing()) {
+            self.state.spare = Some(Spare::new().map_err(|failed| refused(0, failed))?);
+        }
         if !is_one {
             let removals = self.steps.iter().enumerate().filter(|(_, s)| s.contents.is_none());
             for ((index, _), cut) in removals.zip(cuts) {
@@ -223,7 +230,10 @@ impl Applying<'_> {
             let (offset, len) = (step.offset, step.len);
             let protection = contents.protection();
             let placed = match (scratches[index].take(), contents.what) {
-                (Some(scratch), _) => self.host.place(offset, scratch),
+                (Some(scratch), _) => self.host.place(offset, scratch).map_err(|(failed, back)| {
+                    scratches[index] = Some(back);
+                    failed
+                }),
                 (None, What::File { fd, offset: from, .. }) => {
                     self.host.place_memory(offset, len, protection, (fd, from))
                 }
@@ -235,7 +245,11 @@ impl Applying<'_> {
                 }
                 return Err(refused(index, failed));
             }
-            undo.placed.push(step.placement(contents));
+            let from = match contents.what {
+                What::Mapping { hva } => Some(hva),
+                _ => None,
+            };
+            undo.placed.push((step.placement(contents), from));
             if self.huge {
                 self.host.advise_huge(offset, len);
             }
@@ -250,6 +264,12 @@ impl Applying<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing is taken from elsewhere, where it may have to go back.
+    fn takes_nothing(&self) -> bool {
+        let taken = |what| matches!(what, What::Mapping { .. });
+        !self.steps.iter().filter_map(|step| step.contents).any(|contents| taken(contents.what))
     }
 
     /// Whether one call puts something in the place of all that is removed.
@@ -274,14 +294,26 @@ impl Applying<'_> {
         })
     }
 
-    fn undo(&mut self, undo: Undo, kind: WindowErrorKind) -> WindowErrorKind {
+    fn undo(
+        &mut self,
+        undo: Undo,
+        mut scratches: Vec<Option<Scratch>>,
+        kind: WindowErrorKind,
+    ) -> WindowErrorKind {
+        // What takes the most room comes last.
+        scratches.retain(|scratch| scratch.as_ref().is_some_and(Scratch::is_taken));
         let (mut lost, mut gone, mut left) = (undo.gone.clone(), undo.gone, Vec::new());
-        for placement in undo.placed {
+        let (moved, new): (Vec<_>, Vec<_>) =
+            undo.placed.into_iter().partition(|(_, from)| from.is_some());
+        for (placement, from) in new.into_iter().chain(moved) {
             let Placement { offset, len, .. } = placement;
+            let back = from.map(|home| self.host.take_back(offset, len, home));
             if self.host.clear(offset, len).is_err() && !self.mend(offset, len) {
                 left.push(placement);
             }
+            drop(back);
         }
+        drop(scratches);
         for (what, scratch) in undo.aside {
             if scratch.go_home().is_err() {
                 if self.host.clear(what.offset, what.len).is_ok()
@@ -316,10 +348,11 @@ impl Applying<'_> {
 }
 
 /// What of a removal nothing takes the place of.
-fn gaps(step: &Step<'_>, placed: &[Placement]) -> Vec<(u64, u64)> {
+fn gaps(step: &Step<'_>, placed: &[(Placement, Option<u64>)]) -> Vec<(u64, u64)> {
     let end = step.offset + step.len;
+    let placed = placed.iter().map(|(placement, _)| placement);
     let mut placed: Vec<&Placement> =
-        placed.iter().filter(|p| p.offset < end && p.end() > step.offset).collect();
+        placed.filter(|p| p.offset < end && p.end() > step.offset).collect();
     placed.sort_unstable_by_key(|placement| placement.offset);
     let mut gaps = Vec::new();
     let mut at = step.offset;

@@ -24,7 +24,7 @@ const ANONYMOUS: c_int = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 /// Which call failed, and how.
 pub(super) type Failed = (&'static str, Errno);
 
-fn address(result: *mut libc::c_void, call: &'static str) -> Result<u64, Failed> {
+pub(super) fn address(result: *mut libc::c_void, call: &'static str) -> Result<u64, Failed> {
     if result == libc::MAP_FAILED {
         return Err((call, Errno::last()));
     }
@@ -32,7 +32,7 @@ fn address(result: *mut libc::c_void, call: &'static str) -> Result<u64, Failed>
 }
 
 /// Addresses of this process.
-fn pointer(hva: u64) -> *mut libc::c_void {
+pub(super) fn pointer(hva: u64) -> *mut libc::c_void {
     with_exposed_provenance_mut(hva as usize)
 }
 
@@ -144,6 +144,11 @@ impl Scratch {
             }
             Err(failed) => Err((failed, self)),
         }
+    }
+
+    /// Whether it was taken from somewhere.
+    pub(super) const fn is_taken(&self) -> bool {
+        self.home.is_some()
     }
 
     /// Puts it back where it was taken from.
@@ -272,14 +277,14 @@ impl Reservation {
         self.anonymous(offset, len, self.gap, MAP_FIXED)
     }
 
-    /// Places a mapping, which is as long as the range.
-    pub(super) fn place(&self, offset: u64, what: Scratch) -> Result<(), Failed> {
-        self.at(offset, what.len)?;
+    /// Places a mapping, which is as long as the range; where that fails, it is the
+    /// caller's again.
+    pub(super) fn place(&self, offset: u64, what: Scratch) -> Result<(), (Failed, Scratch)> {
+        if let Err(failed) = self.at(offset, what.len) {
+            return Err((failed, what));
+        }
         // SAFETY: as in `anonymous`.
-        unsafe { what.move_to(self.base + offset) }.map_err(|(failed, what)| {
-            drop(what);
-            failed
-        })
+        unsafe { what.move_to(self.base + offset) }
     }
 
     /// Sets aside what is in a range: dropped, it is there again.
@@ -289,14 +294,32 @@ impl Reservation {
         unsafe { Scratch::taken_from(self.base + offset, len) }
     }
 
+    /// The same of what was placed from a mapping: dropped, it is that again.
+    pub(super) fn take_back(&self, offset: u64, len: u64, home: u64) -> Result<Scratch, Failed> {
+        let mut taken = self.set_aside(offset, len)?;
+        taken.home = Some(home);
+        Ok(taken)
+    }
+
     /// After a call that failed: makes a gap of the range if nothing is mapped
     /// there any more, and says whether it has. An error: it is not mapped.
     pub(super) fn mend(&self, offset: u64, len: u64) -> Result<bool, Failed> {
         match self.anonymous(offset, len, self.gap, MAP_FIXED_NOREPLACE) {
             Ok(()) => Ok(true),
             Err((_, Errno::EEXIST)) => Ok(false),
+            // A process that has no room for a mapping hears that first (`do_mmap()`).
+            Err(_) if self.is_mapped(offset, len) => Ok(false),
             Err(failed) => Err(failed),
         }
+    }
+
+    /// Whether something is mapped to all of a range.
+    fn is_mapped(&self, offset: u64, len: u64) -> bool {
+        let Ok(at) = self.at(offset, len) else { return false };
+        // SAFETY: changes nothing: it looks whether there are mappings
+        // (`MS_ASYNC`).
+        let looked = unsafe { libc::msync(at, len as usize, libc::MS_ASYNC) };
+        (looked == 0 || Errno::last() != Errno::ENOMEM) && !faults::is_hole(at)
     }
 
     /// Asks for huge pages, as far as the kernel has them.
@@ -335,6 +358,10 @@ mod faults {
 
     pub(super) const fn replaces(_: *mut libc::c_void, how: libc::c_int) -> libc::c_int {
         how
+    }
+
+    pub(super) const fn is_hole(_: *mut libc::c_void) -> bool {
+        false
     }
 }
 
@@ -400,6 +427,10 @@ pub(super) mod faults {
             }
         }
         Err(Errno::ENOMEM)
+    }
+
+    pub(super) fn is_hole(at: *mut libc::c_void) -> bool {
+        with(|faults| faults.holes.contains(&at.addr()))
     }
 
     /// A hole is filled where nothing must be replaced.

@@ -95,9 +95,10 @@
 //! | a window with [huge pages](WindowSpec::huge_pages) | `madvise` more for each |
 //! | [`Window::remove`] | `mmap` |
 //! | removals in sets of several | `mremap`, `munmap` more for each placement |
+//! | the first set of several, the first [`Contents::mapping`], and each after one that failed | `mmap`, 2 `madvise` more |
 //! | something in the place of something else, by a set of those two | those of the place |
-//! | anything that fails | those, `munmap` and `mmap` |
-//! | the end | `munmap` |
+//! | anything that fails | those, `munmap`, `mmap` and `msync` |
+//! | the end | up to 2 `munmap` |
 //!
 //! # When a call fails
 //! `mmap` with `MAP_FIXED` unmaps first and may fail then. Contents of a
@@ -108,8 +109,12 @@
 //! made a gap right away, without replacing what another thread's `mmap` may have
 //! been given in between (`MAP_FIXED_NOREPLACE`, Linux 4.17). The kernel checks
 //! its limits (`vm.max_map_count`, overcommit) before it unmaps, so that this
-//! takes a kernel out of memory. A placement takes up to 2 of the process's
-//! mappings: what a guest can ask for should be bounded.
+//! takes a kernel out of memory.
+//!
+//! A placement takes up to 2 of the process's mappings, and so does removing a part
+//! of one, which can fail for that: what a guest can ask for should be bounded. From
+//! the first set on that may have to be undone, a window keeps 5 mappings of no use,
+//! which make room for undoing it.
 
 mod contents;
 mod edit;
@@ -119,6 +124,7 @@ mod host;
 #[cfg(all(test, feature = "model"))]
 mod in_sets;
 mod part;
+mod spare;
 mod steps;
 mod table;
 #[cfg(test)]

@@ -314,3 +314,38 @@ fn what_is_no_span_is_named_with_what_it_should_be() {
         }
     }
 }
+
+/// What was moved into the window when another step of the set fails is the
+/// caller's again.
+#[test]
+fn memory_that_was_moved_goes_home() {
+    let rig = filled();
+    let page = rig.page as usize;
+    let (access, how) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, at addresses that the kernel chooses.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), page, access, how, -1, 0) };
+    assert!(at != libc::MAP_FAILED);
+    let byte = at.cast::<u8>();
+    // SAFETY: in the mapping.
+    unsafe { byte.write(0x77) };
+    let mut edit = Edit::new();
+    // SAFETY: nobody relies on what is in the mapping.
+    let mapping = unsafe { Contents::mapping(at.expose_provenance() as u64) };
+    edit.place(12 * rig.page, rig.page, mapping);
+    edit.place(14 * rig.page, rig.page, Contents::anonymous());
+    for fates in [[Fate::Fails, Fate::Passes], [Fate::Passes, Fate::Fails]] {
+        faults::set(fates);
+        assert!(matches!(
+            rig.window.apply(&edit).map_err(|error| error.kind().clone()),
+            Err(WindowErrorKind::Refused { .. })
+        ));
+        faults::set([]);
+        rig.assert_true();
+        assert_eq!(rig.window.at(12 * rig.page), None);
+        // SAFETY: in the mapping, that stayed where it is.
+        assert_eq!(unsafe { byte.read() }, 0x77, "{fates:?}");
+    }
+    // SAFETY: the mapping of this test.
+    unsafe { libc::munmap(at, page) };
+}
