@@ -199,18 +199,20 @@ impl Vm {
     ) {
         let Some(change) = &prepared.events else { return };
         let gone = change.plan.ops[..change.plan.gone].iter().rev();
-        let back: Vec<events::Op> = gone.map(events::Op::inverse).collect();
-        if let Err(failed) = events::execute(&*self.events, &mut commit.events.live, &back) {
+        // Each by itself: what can be taken back is.
+        for back in gone.map(events::Op::inverse) {
+            let live = &mut commit.events.live;
+            let done = events::execute(&*self.events, live, std::slice::from_ref(&back));
+            let Err(failed) = done else { continue };
             panics.keep(failed.panic);
-            if let events::Why::Stuck { unsure, .. } = &failed.why {
-                note_unsure(commit, prepared, unsure);
-            }
-            let (events::Why::Refused { errno, .. } | events::Why::Stuck { errno, .. }) =
-                failed.why
-            else {
-                return;
-            };
-            undone.failed(errno);
+            undone.failed(match failed.why {
+                events::Why::Refused { errno, .. } => errno,
+                events::Why::Stuck { errno, unsure, .. } => {
+                    note_unsure(commit, prepared, &unsure);
+                    errno
+                }
+                _ => Errno::EIO,
+            });
             in_limbo(commit, prepared);
         }
     }

@@ -69,9 +69,10 @@ impl Vm {
         self.apply_with(changes, |_| Promotion::default())
     }
 
-    /// The same, if there are any.
+    /// The same, if there are any, or if a set before could not be undone.
     pub(crate) fn apply_if_any(&self, changes: Changes) -> Result<Option<Report>, Error> {
-        if changes.is_empty() { Ok(None) } else { self.apply(changes).map(Some) }
+        let settled = || self.enter().map_or(true, |committing| committing.commit.is_settled());
+        if changes.is_empty() && settled() { Ok(None) } else { self.apply(changes).map(Some) }
     }
 
     /// The same, with waiting regions mapped along that `promote` chooses.

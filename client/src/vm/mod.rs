@@ -145,6 +145,12 @@ pub(crate) struct Commit {
 }
 
 impl Commit {
+    /// Whether KVM and windows have what they should, as far as is known.
+    fn is_settled(&self) -> bool {
+        let memory = self.spaces.iter().all(|space| !space.unsettled);
+        memory && !self.events.unsettled && !self.placed.is_astray()
+    }
+
     /// How many slots can still be made.
     pub(crate) fn free_slots(&self, as_id: u16) -> usize {
         let space = self.spaces.get(usize::from(as_id));

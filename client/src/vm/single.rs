@@ -32,17 +32,11 @@ impl Vm {
         left: &mut Left,
         panics: &mut Panics,
     ) -> Option<Result<Report, Error>> {
-        let settled = commit.spaces.iter().all(|space| !space.unsettled);
         let followed = match change {
             Change::Map(id, _) | Change::Unmap(id) => commit.events.follows(*id),
             _ => false,
         };
-        if !settled
-            || followed
-            || !self.observers.is_empty()
-            || commit.events.unsettled
-            || commit.placed.is_astray()
-        {
+        if !commit.is_settled() || followed || !self.observers.is_empty() {
             return None;
         }
         let single = match change {

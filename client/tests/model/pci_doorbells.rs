@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use host::eventfd;
 use kvm_memslots::backend::model::events::{Call, Fault};
+use kvm_memslots::backend::model::memory;
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::device::{Bus, Device, Doorbell};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
@@ -117,6 +118,25 @@ fn a_bar_moves_with_its_doorbells() {
     world.bars.remove(&world.vm, nic.id).unwrap().unwrap();
     assert_eq!((world.bells(), world.vm.devices().len()), (0, 0));
     assert!(nic.fds.iter().all(|fd| Arc::strong_count(fd) == 1));
+}
+
+/// The guest moves a BAR, which fails and can't be undone, and back: nothing is to
+/// change, but for what is missing.
+#[test]
+fn what_could_not_be_undone_comes_right_where_nothing_is_to_change() {
+    let mut world = World::new();
+    let nic = world.nic(0);
+    world.note(&nic, 0x18, X);
+    world.write(&nic, 4, 2).unwrap();
+    world.memory.inject(memory::Fault::nth(1, Errno::ENOMEM));
+    world.events.inject(Fault::nth(1, Errno::ENOMEM).only(Call::AssignIoeventfd));
+    let moved = world.bars.config_write(&world.vm, nic.id, 0x18, &(Y as u32).to_le_bytes());
+    moved.unwrap_err();
+    assert_eq!(world.bells(), 3, "what can be undone is");
+    let back = world.write(&nic, 0x18, X).unwrap();
+    assert_eq!((back.calls(), world.bells()), (1, 4));
+    world.assert_at(&nic, X);
+    assert!(world.bars.sync(&world.vm).unwrap().is_none());
 }
 
 #[test]
