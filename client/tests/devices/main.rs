@@ -8,6 +8,7 @@ mod faults;
 mod host;
 mod in_window;
 mod lifecycle;
+mod programs;
 mod random;
 mod rig;
 mod twins;

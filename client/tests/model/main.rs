@@ -17,6 +17,7 @@ mod order;
 mod owned;
 mod pci;
 mod pci_doorbells;
+mod pci_random;
 mod pci_short;
 mod pci_windows;
 mod rom_device;
