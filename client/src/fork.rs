@@ -29,8 +29,9 @@ unsafe impl Sync for Page {}
 
 fn page() -> Option<&'static Page> {
     PAGE.get_or_init(|| {
-        let (access, kind) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // It is written at once.
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         // SAFETY: a new mapping of a page at least, which takes no other's place.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, kind, -1, 0) };
         if at == libc::MAP_FAILED {

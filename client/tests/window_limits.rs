@@ -6,15 +6,17 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-#[path = "window/rig.rs"]
-#[allow(dead_code)]
-mod rig;
+#[path = "common/host.rs"]
+mod host;
 
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
-use kvm_memslots::window::{CheckedFile, Contents, Edit, Gap, Placement, Window, WindowErrorKind};
-use rig::{Peek, numbered, numbered_with, page_size, window};
+use host::{Peek, numbered, numbered_with, page_size};
+use kvm_memslots::at;
+use kvm_memslots::window::{
+    CheckedFile, Contents, Edit, Gap, Placement, Window, WindowErrorKind, WindowSpec,
+};
 
 /// Mappings that can't be merged, as many as there is room for.
 struct Full {
@@ -97,7 +99,8 @@ impl World {
     }
 
     fn window(&self, gap: Gap) -> Window {
-        let window = window(gap);
+        let range = at(0x10_0000, 16 * page_size());
+        let window = Window::new(WindowSpec::new(range).gap(gap)).unwrap();
         window.place(0, 3 * page_size(), Contents::checked(&self.plain, 0)).unwrap();
         window
     }

@@ -6,6 +6,7 @@ use kvm_memslots_shim::events;
 use kvm_memslots_shim::memory::{self, Done, Op, Plan, SavedDirty};
 use kvm_memslots_shim::{Errno, Kind, Mapping, Range, Slot};
 
+use super::events::Devices;
 use super::prepare::{Prepared, Work};
 use super::{Commit, Panics, Vm, placed};
 use crate::dirty::DirtyState;
@@ -63,7 +64,8 @@ impl Vm {
                 }
                 Err(failed) => {
                     panics.keep(failed.panic);
-                    return Err(events_failed(commit, prepared, failed.why, Undone::default()));
+                    let (devices, undone) = (&self.tables().devices, Undone::default());
+                    return Err(events_failed(commit, prepared, devices, failed.why, undone));
                 }
             }
         }
@@ -132,7 +134,8 @@ impl Vm {
                     let works = prepared.works.len();
                     self.take_back(commit, prepared, works, &mut dirty, &mut undone, panics);
                     self.take_events_back(commit, prepared, &mut undone, panics);
-                    return Err(events_failed(commit, prepared, failed.why, undone));
+                    let devices = &self.tables().devices;
+                    return Err(events_failed(commit, prepared, devices, failed.why, undone));
                 }
             }
         }
@@ -338,6 +341,7 @@ pub(super) fn or_stuck(
 fn events_failed(
     commit: &mut Commit,
     prepared: &Prepared,
+    devices: &Devices,
     why: events::Why,
     mut undone: Undone,
 ) -> Error {
@@ -351,7 +355,7 @@ fn events_failed(
         }
         other => return ErrorKind::Internal(other.to_string()).into(),
     };
-    let blame = prepared.events.as_ref().map(|change| change.blame(&op));
+    let blame = prepared.events.as_ref().map(|change| change.blame(&op, &commit.events, devices));
     let mut error: Error = ErrorKind::EventRefused { op: Box::new(op), errno }.into();
     if let Some((device, part, number)) = blame {
         if !device.is_empty() {

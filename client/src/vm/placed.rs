@@ -179,6 +179,9 @@ impl<'t> PlacedDraft<'t> {
 
     /// What it all comes to.
     pub(super) fn finish(self) -> Result<PlacedChange, Error> {
+        if self.edits.is_empty() {
+            return Ok(PlacedChange::default());
+        }
         let (mut gone, mut come) = (Vec::new(), Vec::new());
         for (id, (change, now)) in &self.edits {
             let (before, now) = (self.placed.devices.get(id), now.as_ref());

@@ -1,12 +1,9 @@
 //! Doorbells of BARs move with them, and windows leave out what is to exit.
 
-#[path = "common/host.rs"]
-mod host;
-
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use host::eventfd;
+use crate::common::host::eventfd;
 use kvm_memslots::backend::model::events::{Call, Fault};
 use kvm_memslots::backend::model::memory;
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};

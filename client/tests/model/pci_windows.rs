@@ -1,14 +1,11 @@
 //! Memory of BARs that the guest puts in a window is placed there; what can't be
 //! is refused, and nobody else's trouble. Nothing of it needs KVM.
 
-#[path = "common/host.rs"]
-mod host;
-
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use host::{Peek, eventfd, numbered, page_size};
+use crate::common::host::{Peek, eventfd, numbered, page_size};
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
 use kvm_memslots::window::{Contents, Gap, Window, WindowErrorKind, WindowSpec};

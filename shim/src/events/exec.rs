@@ -31,11 +31,14 @@ pub fn execute(calls: &dyn EventCalls, live: &mut State, ops: &[Op]) -> Result<D
     let start = Instant::now();
     let mut cost = Cost::default();
     for (index, op) in ops.iter().enumerate() {
-        if let Err(refusal) = make(calls, live, op) {
+        if let Err(refusal) = call(calls, op) {
+            live.follow_all(&ops[..index]);
+            refusal.unsettles(live, op);
             return Err(give_up(calls, live, &ops[..index], op, refusal));
         }
         cost += op.cost();
     }
+    live.follow_all(ops);
     Ok(Done { cost, elapsed: start.elapsed() })
 }
 
@@ -45,28 +48,40 @@ struct Refusal {
     panic: Option<Panic>,
 }
 
-/// Makes a call, which `live` follows. What may have been carried out is not in
-/// it afterwards.
-fn make(calls: &dyn EventCalls, live: &mut State, op: &Op) -> Result<(), Refusal> {
-    let answer = guarded(|| calls.change(op));
-    match answer {
-        Ok(Ok(())) => {
-            live.follow(op);
-            Ok(())
+impl Refusal {
+    /// What may have been carried out is not in `live` afterwards.
+    fn unsettles(&self, live: &mut State, op: &Op) {
+        if self.panic.is_none() {
+            return;
         }
-        Ok(Err(errno)) => Err(Refusal { errno, panic: None }),
-        Err(panic) => {
-            match op {
-                Op::Routes { to, .. } => {
-                    let kept = live.routes.iter().filter(|route| to.contains(route));
-                    live.routes = kept.copied().collect();
-                }
-                Op::Deassign(_) => live.follow(op),
-                Op::Assign(_) => {}
+        match op {
+            Op::Routes { to, .. } => {
+                let kept = live.routes.iter().filter(|route| to.contains(route));
+                live.routes = kept.copied().collect();
             }
-            Err(Refusal { errno: Errno::EIO, panic: Some(panic) })
+            Op::Deassign(_) => live.follow(op),
+            Op::Assign(_) => {}
         }
     }
+}
+
+fn call(calls: &dyn EventCalls, op: &Op) -> Result<(), Refusal> {
+    let answer = guarded(|| calls.change(op));
+    match answer {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(errno)) => Err(Refusal { errno, panic: None }),
+        Err(panic) => Err(Refusal { errno: Errno::EIO, panic: Some(panic) }),
+    }
+}
+
+/// Makes a call, which `live` follows.
+fn make(calls: &dyn EventCalls, live: &mut State, op: &Op) -> Result<(), Refusal> {
+    let answer = call(calls, op);
+    match &answer {
+        Ok(()) => live.follow(op),
+        Err(refusal) => refusal.unsettles(live, op),
+    }
+    answer
 }
 
 /// Takes `done` back, last first. Goes on after a refusal: what can be taken

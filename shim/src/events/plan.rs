@@ -46,7 +46,8 @@ pub fn plan(live: &State, wanted: &State) -> Plan {
 #[must_use]
 pub fn plan_delta(routes: &Routes, delta: &Delta) -> Plan {
     let Delta { gone, come } = delta;
-    let mut ops: Vec<Op> = gone.assigned.iter().copied().map(Op::Deassign).collect();
+    let mut ops = Vec::with_capacity(gone.assigned.len() + come.assigned.len() + 1);
+    ops.extend(gone.assigned.iter().copied().map(Op::Deassign));
     let taken = ops.len();
     if !(gone.routes.is_empty() && come.routes.is_empty()) {
         let to = routes.changed(&gone.routes, &come.routes);

@@ -23,6 +23,11 @@ impl Routes {
     #[must_use]
     pub fn changed(&self, gone: &BTreeSet<Route>, come: &BTreeSet<Route>) -> Self {
         let mut table = Vec::with_capacity(self.len() + come.len());
+        if gone.is_empty() && self.last() < come.first() {
+            table.extend_from_slice(self);
+            table.extend(come);
+            return Self(Arc::new(table));
+        }
         let mut rest = &self.0[..];
         for route in gone.union(come) {
             let (before, from) = rest.split_at(rest.partition_point(|old| old < route));

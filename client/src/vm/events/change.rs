@@ -8,7 +8,7 @@ use kvm_memslots_shim::events::{Gsis, Op, Plan, Route, Routes, State, plan_delta
 
 use super::claims::Claims;
 use super::draft::{Edit, Edited, EventDraft};
-use super::work::{Blame, Subject, Work};
+use super::work::Work;
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart, Event, Trigger};
 use crate::error::{Error, ErrorKind};
@@ -29,30 +29,11 @@ pub(in crate::vm) struct EventChange {
     /// Triggers of vectors that are masked, and that are no longer.
     holds: Vec<Arc<Trigger>>,
     releases: Vec<Arc<Trigger>>,
-    subjects: Vec<(Subject, Blame)>,
     /// Of the VMM's own routes.
-    own_routes_change: Option<usize>,
+    pub(super) own_routes_change: Option<usize>,
 }
 
 impl EventChange {
-    /// Whom a call is about, to explain a refusal.
-    pub(in crate::vm) fn blame(&self, op: &Op) -> Blame {
-        let is = |(subject, _): &&(Subject, Blame)| match (op, subject) {
-            (Op::Assign(a) | Op::Deassign(a), Subject::Part(b)) => a == b,
-            (Op::Routes { from, to }, Subject::Route(route)) => {
-                from.contains(route) != to.contains(route)
-            }
-            _ => false,
-        };
-        match (self.subjects.iter().find(is), op) {
-            (Some((_, (name, _, number))), Op::Routes { .. }) => {
-                (Arc::clone(name), DevicePart::Routes, *number)
-            }
-            (Some((_, blame)), _) => blame.clone(),
-            (None, _) => ("".into(), DevicePart::Routes, self.own_routes_change),
-        }
-    }
-
     /// Eventfds of devices and vectors that come.
     pub(in crate::vm) fn new_events(&self) -> Vec<Event> {
         let mut events = Vec::new();
@@ -141,7 +122,7 @@ impl EventDraft<'_> {
                 None => error,
             });
         };
-        let Work { delta, gone, come, holds, releases, subjects, .. } = work;
+        let Work { delta, gone, come, holds, releases, .. } = work;
         let own_routes_change = self.own_routes.as_ref().map(|(number, _)| *number);
         Ok(Some(EventChange {
             plan: plan_delta(&self.state.live.routes, &delta),
@@ -154,7 +135,6 @@ impl EventDraft<'_> {
             come,
             holds,
             releases,
-            subjects,
             own_routes_change,
         }))
     }

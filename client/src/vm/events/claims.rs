@@ -2,9 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use kvm_memslots_shim::events::{Ioeventfd, Part, Zone};
+use kvm_memslots_shim::events::{Ioeventfd, Part, Parts, Route, Zone};
 
 use crate::device::{DeviceId, DevicePart};
+
+/// [`Parts`] while they come together: hundreds are sorted at once for less than one
+/// by one.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    pub(super) routes: Vec<Route>,
+    pub(super) assigned: Vec<Part>,
+}
+
+impl From<Lists> for Parts {
+    fn from(Lists { routes, assigned }: Lists) -> Self {
+        Self { routes: routes.into_iter().collect(), assigned: assigned.into_iter().collect() }
+    }
+}
 
 /// Whose it is.
 pub(super) type Owner = (DeviceId, DevicePart);
@@ -26,6 +40,11 @@ impl Claims {
 
     pub(super) fn contains(&self, part: &Part) -> bool {
         self.0.contains_key(part)
+    }
+
+    /// Whose this is.
+    pub(super) fn owner(&self, part: &Part) -> Option<Owner> {
+        self.0.get(part).copied()
     }
 
     pub(super) fn follow(&mut self, gone: &Self, come: &Self) {

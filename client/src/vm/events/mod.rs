@@ -6,6 +6,7 @@
 //! in place.
 
 mod attached;
+mod blame;
 mod change;
 mod check;
 mod claims;

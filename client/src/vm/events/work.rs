@@ -6,28 +6,20 @@ use std::sync::Arc;
 use kvm_memslots_shim::events::{Delta, Part, Parts, Route, State};
 
 use super::attached::{Attached, GpaOf};
-use super::claims::{Claims, Owner};
-use super::draft::{Edit, Edited, EventDraft};
+use super::claims::{Claims, Lists, Owner};
+use super::draft::{Edited, EventDraft};
 use crate::RegionId;
-use crate::device::{DeviceId, DevicePart, Trigger, Vector};
+use crate::device::{DeviceId, Trigger, Vector};
 use crate::error::{Error, ErrorKind};
 use crate::vm::draft::Draft;
-
-/// Whom a call is about: the name of a device, its part, and the change that is
-/// to blame.
-pub(in crate::vm) type Blame = (Arc<str>, DevicePart, Option<usize>);
-
-/// What a call is about.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Subject {
-    Route(Route),
-    Part(Part),
-}
 
 /// A change while it is worked out.
 pub(super) struct Work<'d, 't> {
     pub(super) draft: &'d EventDraft<'t>,
+    /// What it comes to, once it is [finished](Self::finish).
     pub(super) delta: Delta,
+    goes: Lists,
+    comes: Lists,
     /// What goes, unless somebody else has it as well.
     shared: Parts,
     /// What goes and comes on a bus, also of devices whose calls are left to later.
@@ -35,7 +27,6 @@ pub(super) struct Work<'d, 't> {
     pub(super) come: Claims,
     pub(super) holds: Vec<Arc<Trigger>>,
     pub(super) releases: Vec<Arc<Trigger>>,
-    pub(super) subjects: Vec<(Subject, Blame)>,
 }
 
 impl<'d, 't> Work<'d, 't> {
@@ -47,39 +38,38 @@ impl<'d, 't> Work<'d, 't> {
         let mut work = Self {
             draft,
             delta: Delta::default(),
+            goes: Lists::default(),
+            comes: Lists::default(),
             shared: Parts::default(),
             gone: Claims::default(),
             come: Claims::default(),
             holds: Vec::new(),
             releases: Vec::new(),
-            subjects: Vec::new(),
         };
         let before = |id| memory.regions.find(id).map(|index| memory.regions.range(index).gpa());
         let after = |id| memory.record(id).map(|record| record.range().gpa());
         for (id, edit) in &draft.edits {
-            let number = Some(edit.number);
             let applied = draft.devices.get(id);
             match (&edit.what, applied) {
                 (Edited::New(device), _) => {
-                    work.whole(device, number, true);
-                    work.on_bus(*id, device, None, number, &after, true)?;
+                    work.whole(device, true);
+                    work.on_bus(*id, device, None, &after, true)?;
                 }
                 (Edited::Gone, Some(device)) => {
-                    work.whole(device, number, false);
-                    work.on_bus(*id, device, None, number, &before, false)?;
+                    work.whole(device, false);
+                    work.on_bus(*id, device, None, &before, false)?;
                 }
                 (Edited::Altered { vectors, assigned }, Some(device)) => {
                     for (index, vector) in vectors {
                         let Some(old) = device.vectors.get(*index) else { continue };
-                        work.vector(device, *index, old, number, false);
-                        work.vector(device, *index, vector, number, true);
+                        work.vector(device, old, false);
+                        work.vector(device, vector, true);
                         work.switch(Some(old), Some(vector));
                     }
                     if *assigned && device.defers {
-                        for (part, what) in device.on_bus(None, &after) {
-                            work.delta.come.assigned.insert(what);
-                            work.note(Subject::Part(what), device, part, number);
-                        }
+                        work.comes
+                            .assigned
+                            .extend(device.on_bus(None, &after).map(|(_, what)| what));
                     }
                 }
                 _ => {}
@@ -89,18 +79,17 @@ impl<'d, 't> Work<'d, 't> {
             let followers = draft.state.followers.get(region).into_iter().flatten();
             for id in followers {
                 let Some(device) = draft.devices.get(id) else { continue };
-                let number = match draft.edits.get(id) {
-                    Some(Edit { what: Edited::New(_) | Edited::Gone, .. }) => continue,
-                    edit => edit.map(|edit| edit.number),
-                };
-                let of = Some(*region);
-                work.on_bus(*id, device, of, number, &before, false)?;
-                work.on_bus(*id, device, of, number, &after, true)?;
+                let edit = draft.edits.get(id).map(|edit| &edit.what);
+                if matches!(edit, Some(Edited::New(_) | Edited::Gone)) {
+                    continue;
+                }
+                work.on_bus(*id, device, Some(*region), &before, false)?;
+                work.on_bus(*id, device, Some(*region), &after, true)?;
             }
         }
         if let Some((_, new)) = &draft.own_routes {
             work.shared.routes.extend(draft.state.own_routes.difference(new));
-            work.delta.come.routes.extend(new);
+            work.comes.routes.extend(new);
         }
         work.check_claims()?;
         work.finish(&after);
@@ -108,44 +97,29 @@ impl<'d, 't> Work<'d, 't> {
     }
 
     /// The vectors and lines of a device that comes or goes.
-    fn whole(&mut self, device: &Attached, number: Option<usize>, comes: bool) {
-        for (index, vector) in device.vectors.iter().enumerate() {
-            self.vector(device, index, vector, number, comes);
+    fn whole(&mut self, device: &Attached, comes: bool) {
+        for vector in &device.vectors {
+            self.vector(device, vector, comes);
             let (old, new) = if comes { (None, Some(vector)) } else { (Some(vector), None) };
             self.switch(old, new);
         }
         for line in &device.lines {
-            let part = DevicePart::Line { gsi: line.gsi };
             let (route, irqfd) = device.of_line(line, self.draft.state.no_irqbypass);
-            let parts = if comes { &mut self.delta.come } else { &mut self.shared };
-            parts.routes.extend(route);
-            parts.assigned.insert(irqfd.into());
-            self.note(Subject::Part(irqfd.into()), device, part, number);
-            if let Some(route) = route {
-                self.note(Subject::Route(route), device, part, number);
+            if comes {
+                self.comes.routes.extend(route);
+                self.comes.assigned.push(irqfd.into());
+            } else {
+                self.shared.routes.extend(route);
+                self.shared.assigned.insert(irqfd.into());
             }
         }
     }
 
-    fn vector(
-        &mut self,
-        device: &Attached,
-        index: usize,
-        vector: &Vector,
-        number: Option<usize>,
-        comes: bool,
-    ) {
-        let part = DevicePart::Vector { index };
+    fn vector(&mut self, device: &Attached, vector: &Vector, comes: bool) {
         let (route, irqfd) = device.of_vector(vector, self.draft.state.no_irqbypass);
-        let parts = if comes { &mut self.delta.come } else { &mut self.delta.gone };
-        parts.routes.extend(route);
-        parts.assigned.extend(irqfd.map(Part::from));
-        if let Some(route) = route {
-            self.note(Subject::Route(route), device, part, number);
-        }
-        if let Some(irqfd) = irqfd {
-            self.note(Subject::Part(irqfd.into()), device, part, number);
-        }
+        let lists = if comes { &mut self.comes } else { &mut self.goes };
+        lists.routes.extend(route);
+        lists.assigned.extend(irqfd.map(Part::from));
     }
 
     /// What becomes of a vector's trigger.
@@ -169,7 +143,6 @@ impl<'d, 't> Work<'d, 't> {
         id: DeviceId,
         device: &Attached,
         of: Option<RegionId>,
-        number: Option<usize>,
         gpa_of: GpaOf<'_>,
         comes: bool,
     ) -> Result<(), Error> {
@@ -181,9 +154,8 @@ impl<'d, 't> Work<'d, 't> {
             }
             claims.insert(what, (id, part));
             if !device.defers {
-                let parts = if comes { &mut self.delta.come } else { &mut self.delta.gone };
-                parts.assigned.insert(what);
-                self.note(Subject::Part(what), device, part, number);
+                let lists = if comes { &mut self.comes } else { &mut self.goes };
+                lists.assigned.push(what);
             }
         }
         Ok(())
@@ -218,6 +190,9 @@ impl<'d, 't> Work<'d, 't> {
             self.delta = Delta::between(&state.live, &wanted);
             return;
         }
+        let [gone, come] =
+            [&mut self.goes, &mut self.comes].map(|lists| std::mem::take(lists).into());
+        self.delta = Delta { gone, come };
         if !self.shared.is_empty() {
             let mut shared = std::mem::take(&mut self.shared);
             shared.routes.retain(|route| !self.draft.own_routes().contains(route));
@@ -235,49 +210,41 @@ impl<'d, 't> Work<'d, 't> {
         }
         self.delta.cancel();
         let Delta { come, .. } = &mut self.delta;
-        come.routes.retain(|route| !state.live.routes.contains(route));
-        let is_there = |part: &Part| state.live.assigned.contains(part);
-        come.assigned.retain(|part| !matches!(part, Part::Irqfd(_)) || !is_there(part));
+        // What is new mostly comes behind what is there.
+        if come.routes.first() <= state.live.routes.last() {
+            come.routes.retain(|route| !state.live.routes.contains(route));
+        }
+        let is_irqfd = |part: &&Part| matches!(part, Part::Irqfd(_));
+        if come.assigned.iter().find(is_irqfd) <= state.live.assigned.last() {
+            let is_there = |part: &Part| state.live.assigned.contains(part);
+            come.assigned.retain(|part| !is_irqfd(&part) || !is_there(part));
+        }
     }
 
     /// All that KVM is to have.
-    fn wanted(&mut self, gpa_of: GpaOf<'_>) -> State {
+    fn wanted(&self, gpa_of: GpaOf<'_>) -> State {
         let draft = self.draft;
         let mut routes: BTreeSet<Route> = draft.own_routes().clone();
         let mut wanted = State::default();
         for (id, device, altered) in draft.views() {
             let edit = draft.edits.get(&id);
-            let number = edit.map(|edit| edit.number);
-            for (index, vector) in super::draft::vectors(device, altered).enumerate() {
+            for vector in super::draft::vectors(device, altered) {
                 let (route, irqfd) = device.of_vector(vector, draft.state.no_irqbypass);
                 routes.extend(route);
-                if let Some(irqfd) = irqfd.map(Part::from) {
-                    wanted.assigned.insert(irqfd);
-                    let part = DevicePart::Vector { index };
-                    self.note(Subject::Part(irqfd), device, part, number);
-                }
+                wanted.assigned.extend(irqfd.map(Part::from));
             }
             for line in &device.lines {
                 let (route, irqfd) = device.of_line(line, draft.state.no_irqbypass);
                 routes.extend(route);
                 wanted.assigned.insert(irqfd.into());
-                let part = DevicePart::Line { gsi: line.gsi };
-                self.note(Subject::Part(irqfd.into()), device, part, number);
             }
             let assigned =
                 edit.is_some_and(|e| matches!(e.what, Edited::Altered { assigned: true, .. }));
             if assigned || !device.defers {
-                for (part, what) in device.on_bus(None, gpa_of) {
-                    wanted.assigned.insert(what);
-                    self.note(Subject::Part(what), device, part, number);
-                }
+                wanted.assigned.extend(device.on_bus(None, gpa_of).map(|(_, what)| what));
             }
         }
         wanted.routes = routes.into_iter().collect();
         wanted
-    }
-
-    fn note(&mut self, what: Subject, device: &Attached, part: DevicePart, number: Option<usize>) {
-        self.subjects.push((what, (Arc::clone(&device.name), part, number)));
     }
 }
