@@ -63,6 +63,16 @@ impl Changes {
         Self { list: Vec::new() }
     }
 
+    /// Those that may run somebody's code when they are dropped.
+    pub(crate) fn that_own(mut self) -> Vec<Change> {
+        self.list.retain(|change| match change {
+            Change::Map(_, spec) => spec.backing.owner.is_some(),
+            Change::Replace(..) | Change::Attach(..) | Change::VectorFd(..) => true,
+            _ => false,
+        });
+        self.list
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -33,11 +33,11 @@ impl Garbage {
         panics.drop_all(left.extras);
         // The short way leaves nothing else.
         let Some(prepared) = prepared else { return };
-        panics.drop_all(left.edits);
+        panics.drop_all(left.edits.into_iter().filter_map(Edit::into_extra).collect());
         panics.drop_all(left.memory);
         panics.drop_all(left.devices);
         panics.drop_all(left.events);
-        panics.drop_all(prepared.edits);
+        panics.drop_all(prepared.edits.into_iter().filter_map(Edit::into_extra).collect());
     }
 }
 
@@ -111,7 +111,7 @@ impl Vm {
             Err(error) => tracing::warn!(%error, "not applied"),
         });
         garbage.drop_all(&mut panics);
-        panics.drop_all(changes.list);
+        panics.drop_all(changes.that_own());
         panics.resume();
         result
     }

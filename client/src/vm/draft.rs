@@ -1,15 +1,14 @@
 //! The regions as they will be: a set of changes, held against what is applied.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use kvm_memslots_shim::{Mapping, MemFlags, Range};
 
 use super::check::{Checks, wraps};
+use super::index::Index;
 use super::record::{Deferral, Extra, Record};
 use super::regions::Regions;
 use crate::backing::Backing;
-use crate::by_id::ById;
 use crate::changes::Change;
 use crate::error::{Described, Error, ErrorKind, Part};
 use crate::{RegionId, RegionSpec, Span};
@@ -41,13 +40,11 @@ impl Edit {
     pub(super) fn is_part(&self) -> bool {
         self.now.as_ref().is_some_and(|now| now.origin().is_some())
     }
-}
 
-/// Edits by name, once there are more than a few.
-#[derive(Debug, Default)]
-struct Index {
-    by_id: ById<u64, usize>,
-    hidden: HashSet<u32>,
+    /// All of it that may run somebody's code when it is dropped.
+    pub(super) fn into_extra(self) -> Option<Arc<Extra>> {
+        self.now?.extra
+    }
 }
 
 /// The regions as they will be. Pure: nothing is changed.
@@ -55,6 +52,7 @@ pub(super) struct Draft<'t> {
     pub(super) regions: &'t Regions,
     checks: Checks<'t>,
     pub(super) edits: Vec<Edit>,
+    /// Once there are more than a few.
     index: Option<Box<Index>>,
     /// The edits that are of a region that will be there, by address space and
     /// guest address; known when it is [sealed](Self::seal).
@@ -247,8 +245,8 @@ impl<'t> Draft<'t> {
             let now = self.edits[*at].now.as_ref();
             now.map(|record| (record.as_id, record.range().gpa()))
         };
-        let mut sorted: Vec<usize> =
-            (0..self.edits.len()).filter(|at| self.edits[*at].now.is_some()).collect();
+        let mut sorted: Vec<usize> = Vec::with_capacity(self.edits.len());
+        sorted.extend((0..self.edits.len()).filter(|at| self.edits[*at].now.is_some()));
         if !sorted.is_sorted_by_key(key) {
             sorted.sort_unstable_by_key(key);
         }
@@ -266,7 +264,11 @@ impl<'t> Draft<'t> {
                 let [(edit, record), (other, there)] = pair;
                 return Err(overlap(edit, record, there.described(other.id)));
             }
-            let there = self.regions.in_the_way(as_id, range, |index| !self.hides(index));
+            // Where it was, there is no other.
+            let stays = edit.index.is_some_and(|index| self.regions.range(index) == range);
+            let hides = |index| self.hides(index);
+            let there =
+                if stays { None } else { self.regions.in_the_way(as_id, range, |i| !hides(i)) };
             if let Some(index) = there {
                 return Err(overlap(edit, record, self.regions.described(index)));
             }
@@ -287,8 +289,8 @@ impl<'t> Draft<'t> {
             return Ok(at);
         }
         let Some(index) = self.regions.find(id) else { return unknown() };
-        let now = Some(self.regions.record(index));
-        let (from, index) = (Some((index, self.regions.range(index))), Some(index));
+        let now = self.regions.record(index);
+        let (from, index, now) = (Some((index, now.range())), Some(index), Some(now));
         Ok(self.push(Edit { id, index, from, now, change: 0, is_new: false, rebuild: false }))
     }
 
@@ -316,7 +318,7 @@ impl<'t> Draft<'t> {
 
     fn edit_of(&self, id: RegionId) -> Option<usize> {
         match &self.index {
-            Some(index) => index.by_id.get(&id.to_raw()).copied(),
+            Some(index) => index.find(id),
             None => self.edits.iter().position(|edit| edit.id == id),
         }
     }
@@ -324,7 +326,7 @@ impl<'t> Draft<'t> {
     /// Whether the set has something to say about a region that is applied.
     pub(super) fn hides(&self, region: u32) -> bool {
         match &self.index {
-            Some(index) => index.hidden.contains(&region),
+            Some(index) => index.hides(region),
             None => self.edits.iter().any(|edit| edit.index == Some(region)),
         }
     }
@@ -361,22 +363,17 @@ impl<'t> Draft<'t> {
 
     fn push(&mut self, edit: Edit) -> usize {
         let at = self.edits.len();
+        if let Some(index) = &mut self.index {
+            index.enter(at, edit.id, edit.index);
+        }
         self.edits.push(Edit { change: self.change, ..edit });
-        if self.index.is_some() {
-            self.enter(at);
-        } else if self.edits.len() > FEW {
-            let mut index = Box::<Index>::default();
-            index.by_id.reserve(self.edits.capacity());
+        if self.index.is_none() && self.edits.len() > FEW {
+            let mut index = Box::new(Index::new(self.edits.capacity()));
+            let edits = self.edits.iter().enumerate();
+            edits.for_each(|(at, edit)| index.enter(at, edit.id, edit.index));
             self.index = Some(index);
-            (0..self.edits.len()).for_each(|at| self.enter(at));
         }
         at
-    }
-
-    fn enter(&mut self, at: usize) {
-        let (Some(index), edit) = (&mut self.index, &self.edits[at]) else { return };
-        index.by_id.insert(edit.id.to_raw(), at);
-        index.hidden.extend(edit.index);
     }
 
     fn set(&mut self, at: usize, now: Option<Record>) {

@@ -51,6 +51,15 @@ impl Entry {
         self.bits & bit != 0
     }
 
+    /// Whether both are found by the same, but for what is beside them.
+    pub(super) const fn is_found_like(&self, other: &Self) -> bool {
+        self.gpa == other.gpa
+            && self.size == other.size
+            && self.hva == other.hva
+            && self.as_id == other.as_id
+            && (self.bits ^ other.bits) & (DEFERRABLE | WAITS) == 0
+    }
+
     pub(super) const fn overlaps(&self, range: Range) -> bool {
         // An entry was a valid range once: nothing overflows.
         self.gpa < range.end() && range.gpa() < self.gpa + self.size

@@ -10,6 +10,7 @@ mod dirty;
 mod draft;
 mod entry;
 mod events;
+mod index;
 mod lookup;
 mod order;
 mod panics;

@@ -215,8 +215,9 @@ impl Planner<'_> {
     fn whole(&self) -> Window {
         let shares = self.rules.shares();
         let kept = self.regions.iter(self.as_id).filter(|index| !self.draft.hides(*index));
-        let mut wanted: Vec<Extent> =
-            kept.filter_map(|index| self.regions.extent(index, shares)).collect();
+        let count = self.regions.len(self.as_id) + self.draft.edits.len();
+        let mut wanted: Vec<Extent> = Vec::with_capacity(count);
+        wanted.extend(kept.filter_map(|index| self.regions.extent(index, shares)));
         let old = wanted.len();
         let mine = self.draft.edits.iter().filter_map(|edit| Some((edit, edit.now.as_ref()?)));
         let mine = mine.filter(|(_, record)| record.as_id == self.as_id);
@@ -225,7 +226,9 @@ impl Planner<'_> {
             wanted.sort_by_key(|extent| extent.mapping.range());
         }
         self.join_parts(&mut wanted);
-        Window { live: self.slots.iter().collect(), wanted, whole: true }
+        let mut live = Vec::with_capacity(self.slots.len());
+        live.extend(self.slots.iter());
+        Window { live, wanted, whole: true }
     }
 
     /// Makes one of the parts of a region that was split which are alike: where they

@@ -85,7 +85,9 @@ impl Regions {
     }
 
     pub(crate) fn range(&self, index: u32) -> Range {
-        self.mapping(index).range()
+        let entry = self.entry(index);
+        let range = Range::new(entry.gpa, entry.size);
+        range.unwrap_or_else(|| unreachable!("an entry that is no mapping"))
     }
 
     pub(crate) fn record(&self, index: u32) -> Record {
@@ -273,6 +275,16 @@ impl Regions {
     /// Changes a region, whose new addresses are free. All that are to move have
     /// to have [left](Self::leave) before the first is set.
     pub(crate) fn set(&mut self, index: u32, record: &Record) -> Option<Arc<Extra>> {
+        let (before, now) = (*self.entry(index), Entry::new(self.id(index), record));
+        let extra = match (self.extra(index), &record.extra) {
+            (None, None) => true,
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            _ => false,
+        };
+        if extra && before.is_found_like(&now) {
+            self.entries[index as usize] = now;
+            return None;
+        }
         let old = self.unindex(index);
         let entry = Entry::new(self.id(index), record);
         let there = std::mem::replace(&mut self.entries[index as usize], entry).gpa == entry.gpa;

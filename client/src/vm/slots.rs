@@ -105,15 +105,30 @@ impl SlotTable {
             [Op::Delete(slot)] => return self.remove(slot),
             _ => {}
         }
-        for slot in ops.iter().filter_map(Op::before) {
+        let elsewhere = || ops.iter().filter(|op| !matches!(op, Op::SetFlags { .. }));
+        for slot in elsewhere().filter_map(Op::before) {
             self.remove(&slot);
         }
         // All at once.
         if let Some(last) = ops.iter().map(Op::slot_id).max() {
             self.room_for(last.into());
         }
-        for slot in ops.iter().filter_map(Op::after) {
+        for slot in elsewhere().filter_map(Op::after) {
             self.insert(&slot);
+        }
+        for op in ops {
+            if let Op::SetFlags { from, .. } = op {
+                self.set_flags(from, op);
+            }
+        }
+    }
+
+    fn set_flags(&mut self, from: &Slot, op: &Op) {
+        let Some(after) = op.after() else { return };
+        let there = self.slots.get_mut(usize::from(from.id));
+        match there.filter(|there| there.size > 0 && there.gpa == from.mapping.range().gpa()) {
+            Some(there) => there.flags = after.mapping.flags().bits() as u16,
+            None => self.insert(&after),
         }
     }
 

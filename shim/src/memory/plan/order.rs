@@ -26,7 +26,8 @@ pub(super) fn ops(
     }
     let fated = || live.iter().zip(fates).enumerate();
 
-    let mut ops: Vec<Op> = Vec::with_capacity(pieces.len());
+    let changed = fates.iter().filter(|fate| **fate != Fate::Stays).count();
+    let mut ops: Vec<Op> = Vec::with_capacity(changed + pieces.len());
     ops.extend(
         fated()
             .filter(|(index, (_, fate))| **fate == Fate::Goes && !is(&moved_slots, *index))
