@@ -1,6 +1,6 @@
 //! The functions of a VM and the windows that are mapped.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use kvm_memslots_shim::Range;
 
@@ -21,7 +21,8 @@ use crate::{Changes, RegionId, RegionSpec, Report, Vm};
 #[derive(Default)]
 struct Wanted<'s> {
     claims: Claims,
-    windows: BTreeMap<Key, (Range, &'s Window)>,
+    /// By key.
+    windows: Vec<(Key, Range, &'s Window)>,
     parts: BTreeMap<Key, WindowPart>,
     bells: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
     /// What can't be.
@@ -34,7 +35,7 @@ struct Wanted<'s> {
 pub struct PciBars {
     end: u64,
     functions: BTreeMap<FunctionId, Registers>,
-    mapped: HashMap<Key, RegionId>,
+    mapped: BTreeMap<Key, RegionId>,
     bells: BTreeMap<BarKey, Bells>,
     shelf: Shelf,
     refused: Refusals,
@@ -54,7 +55,7 @@ impl PciBars {
         Self {
             end,
             functions: BTreeMap::new(),
-            mapped: HashMap::new(),
+            mapped: BTreeMap::new(),
             bells: BTreeMap::new(),
             shelf: Shelf::default(),
             refused: Refusals::default(),
@@ -295,20 +296,21 @@ impl PciBars {
                 continue;
             }
             let is = |id: &RegionId| vm.range_of(*id);
+            let at = |key: &Key| windows.binary_search_by_key(key, |(key, ..)| *key).ok();
             let gone: Vec<(Key, RegionId)> = self
                 .mapped
                 .iter()
-                .filter(|(key, id)| is(id) != windows.get(*key).map(|(range, _)| *range))
+                .filter(|(key, id)| is(id) != at(key).map(|at| windows[at].1))
                 .map(|(key, id)| (*key, *id))
                 .collect();
-            let left: HashSet<Key> = gone.iter().map(|(key, _)| *key).collect();
+            let left = |key: &Key| gone.binary_search_by_key(key, |(key, _)| *key).is_ok();
             let mut changes = Changes::new();
             // Somebody else may have unmapped it.
             let there = gone.iter().filter(|(_, id)| is(id).is_some());
             there.for_each(|(_, id)| changes.unmap(*id));
             let mut made: Vec<(Key, Range, RegionId)> = Vec::new();
-            for (key, (range, window)) in &windows {
-                if left.contains(key) || !self.mapped.contains_key(key) {
+            for (key, range, window) in &windows {
+                if left(key) || !self.mapped.contains_key(key) {
                     // The guest moves each by itself, which is to be possible.
                     let permanent = window.permanent && vm.may_replace()?;
                     let span = (*range).into();
@@ -372,7 +374,9 @@ impl PciBars {
     /// What is to be mapped where, as the registers alone say, and what KVM
     /// refused there before.
     fn wanted(&self, vm: &Vm) -> Wanted<'_> {
-        let ours: HashSet<RegionId> = self.mapped.values().copied().collect();
+        let mut ours: Vec<RegionId> = self.mapped.values().copied().collect();
+        ours.sort_unstable();
+        let ours = |id| ours.binary_search(&id).is_ok();
         let mut wanted = Wanted::default();
         for (key, range, place) in places(&self.functions) {
             if self.refused.has(&key) {
@@ -389,8 +393,8 @@ impl PciBars {
                         }
                     } else if self.shelf.has_all {
                         wanted.refused.push((key, range, PciError::NoSlot));
-                    } else if !vm.is_taken(spec.as_id, range, &ours) && wanted.claims.claim(range) {
-                        wanted.windows.insert(key, (range, spec));
+                    } else if !vm.is_taken(spec.as_id, range, ours) && wanted.claims.claim(range) {
+                        wanted.windows.push((key, range, spec));
                     }
                 }
                 Place::Doorbell(..) if self.shelf.find(vm, 0, range).is_some() => {

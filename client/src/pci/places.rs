@@ -29,7 +29,7 @@ pub(super) enum Place<'s> {
 }
 
 /// The windows and doorbells of BARs that are somewhere, in the order in which
-/// they count.
+/// they count, which is that of their keys.
 pub(super) fn places(
     functions: &BTreeMap<FunctionId, Registers>,
 ) -> impl Iterator<Item = (Key, Range, Place<'_>)> + '_ {

@@ -1,7 +1,5 @@
 //! Looking regions, slots and devices up.
 
-use std::collections::HashSet;
-
 use kvm_memslots_shim::events::{EventLimits, State};
 use kvm_memslots_shim::{Range, Slot};
 
@@ -167,10 +165,15 @@ impl Vm {
         tables.regions.find(id).map(|index| tables.regions.range(index))
     }
 
-    /// Whether a region that is none of these is in `range`.
-    pub(crate) fn is_taken(&self, as_id: u16, range: Range, ours: &HashSet<RegionId>) -> bool {
+    /// Whether a region that is not `ours` is in `range`.
+    pub(crate) fn is_taken(
+        &self,
+        as_id: u16,
+        range: Range,
+        ours: impl Fn(RegionId) -> bool,
+    ) -> bool {
         let tables = self.tables();
         let mut there = tables.regions.overlapping(as_id, range);
-        there.any(|index| !ours.contains(&tables.regions.id(index)))
+        there.any(|index| !ours(tables.regions.id(index)))
     }
 }
