@@ -7,7 +7,9 @@ pub mod host;
 pub mod machine;
 pub mod pin;
 pub mod raw;
+pub mod usage;
 pub mod userfault;
+pub mod warm;
 
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {

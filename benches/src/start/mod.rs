@@ -52,6 +52,9 @@ pub struct Start {
     /// Say where the time goes: in calls of which kind, and in none.
     #[arg(long)]
     pub profile: bool,
+    /// Have the time of a process's first use of its code in it.
+    #[arg(long)]
+    pub cold: bool,
     /// How often: samples are those of all runs.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,

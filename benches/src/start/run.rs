@@ -1,8 +1,9 @@
 //! Runs the comparisons.
 
 use super::ways::Setup;
+use super::worker::Told;
 use super::{Start, StartError, Way, worker};
-use crate::compare::{Lap, Session, Shape, Stop, Taken, Watch, ways};
+use crate::compare::{Lap, Session, Shape, Stop, Taken, Watch, percentile, ways};
 use crate::devices::Spent;
 use crate::report::Column;
 use crate::timed::Times;
@@ -23,7 +24,7 @@ pub const COLUMNS: [Column; 11] = [
 ];
 
 /// Those of `--profile`: medians over the VMs.
-pub const PROFILE: [Column; 11] = [
+pub const PROFILE: [Column; 13] = [
     Column::Size("at once"),
     Column::Way("way"),
     Column::SaidTime("setup p50", "setup_p50_ns"),
@@ -34,6 +35,8 @@ pub const PROFILE: [Column; 11] = [
     Column::SaidTime("irqfds", "in_irqfds_p50_ns"),
     Column::SaidTime("ioeventfds", "in_ioeventfds_p50_ns"),
     Column::SaidTime("no call", "in_none_p50_ns"),
+    Column::SaidTime("on a CPU", "cpu_p50_ns"),
+    Column::Said("page faults", "page_faults"),
     Column::Ratio("against FC", "firecracker"),
 ];
 
@@ -54,6 +57,11 @@ pub fn start(args: &Start, session: &mut Session<'_>) -> Result<(), StartError> 
             row.summarize(&["create", "setup"]);
             if args.profile {
                 row.summarize(&Times::names());
+                row.summarize(&["cpu"]);
+                let mut faults = row.pools.get("faults").cloned().unwrap_or_default();
+                faults.sort_unstable();
+                let median = (!faults.is_empty()).then(|| percentile(&faults, 50));
+                row.more.insert("page_faults".to_owned(), median.into());
             }
         }
         session.say(rows);
@@ -86,7 +94,8 @@ fn run(args: &Start, at_once: u32, way: Way, watch: &mut Watch<'_>) -> Result<Ta
             Setup::new(way, args.shape, args.profile)?.run(|change| lap = watch.lap(change).1)?;
         return Ok(taken(lap, &done.spent));
     }
-    let measured = worker::measure(at_once, way, args.shape, args.profile)?;
+    let Start { shape, profile, cold, .. } = *args;
+    let measured = worker::measure(at_once, &Told { way, profile, cold, shape })?;
     let setups: Vec<u64> = measured.iter().map(|vm| vm.setup_ns).collect();
     let creates = measured.iter().map(|vm| vm.create_ns).collect();
     let mean = Lap::of_nanos(setups.iter().sum::<u64>() / (setups.len() as u64).max(1));
@@ -94,6 +103,8 @@ fn run(args: &Start, at_once: u32, way: Way, watch: &mut Watch<'_>) -> Result<Ta
     let mut pools = vec![("setup", setups), ("create", creates)];
     if args.profile {
         pools.extend(measured.iter().flat_map(|vm| vm.times.pools(vm.setup_ns)));
+        pools.push(("cpu", measured.iter().map(|vm| vm.cpu_ns).collect()));
+        pools.push(("faults", measured.iter().map(|vm| vm.faults).collect()));
     }
     Ok(Taken { pools, ..taken(mean, &spent) })
 }

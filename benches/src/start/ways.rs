@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvm_ioctls::VmFd;
-use kvm_memslots::device::{DeviceId, Route};
+use kvm_memslots::device::Route;
 use kvm_memslots::{Access, Backing, Changes, RegionSpec, Vm, at};
 
 use super::steps::{Parts, Step};
@@ -15,6 +15,7 @@ use crate::devices::{Apply, Board, BoardDevice, ByHand, CallOrder, Devices, Spen
 use crate::rig::Busy;
 use crate::timed::{self, Clock, Kind, Times};
 use kvm_memslots_kit::machine::new_vm;
+use kvm_memslots_kit::usage::Usage;
 
 /// How a VM is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -87,8 +88,9 @@ pub(super) struct Setup {
     way: Way,
     parts: Parts,
     board: Board,
-    /// Devices that came with the memory.
-    early: Vec<DeviceId>,
+    /// The library's sets of changes, as far as they are to come; else empty.
+    memory: Changes,
+    devices: Changes,
     /// If it is asked where the time goes.
     clock: Option<Clock>,
 }
@@ -100,10 +102,10 @@ pub(super) struct Done {
     pub(super) spent: Spent,
     /// Nothing, if that was not asked for.
     pub(super) times: Times,
-    // In this order.
-    _library: Option<Vm>,
-    _vm: Arc<VmFd>,
-    _setup: Setup,
+    /// What the thread used of its machine for the setup.
+    pub(super) usage: Usage,
+    /// Dropped in this order.
+    _kept: (Option<Vm>, Arc<VmFd>, Setup),
 }
 
 impl Setup {
@@ -127,7 +129,11 @@ impl Setup {
         };
         let board = Board::new(&devices).map_err(StartError::Parts)?;
         let clock = profile.then(Clock::default);
-        Ok(Self { way, parts, board, early: Vec::new(), clock })
+        let (memory, devices) = match way.by_hand() {
+            Some(_) => (Changes::new(), Changes::new()),
+            None => sets(&parts, &board),
+        };
+        Ok(Self { way, parts, board, memory, devices, clock })
     }
 
     /// Makes the VM, and all steps; `around` does the latter.
@@ -137,6 +143,7 @@ impl Setup {
         let create_ns = start.elapsed().as_nanos() as u64;
         let (way, mut library, mut spent, mut setup_ns) = (self.way, None, Spent::default(), 0);
         let mut outcome: Result<(), StartError> = Ok(());
+        let before = Usage::of_thread();
         around(&mut || {
             let start = Instant::now();
             outcome = way.steps().iter().try_for_each(|step| {
@@ -147,20 +154,11 @@ impl Setup {
             });
             setup_ns = start.elapsed().as_nanos() as u64;
         });
+        let usage = Usage::of_thread().since(before);
         outcome?;
         let times = self.clock.as_ref().map(Clock::take).unwrap_or_default();
-        Ok(Done { create_ns, setup_ns, spent, times, _library: library, _vm: vm, _setup: self })
-    }
-
-    /// All devices, as far as they can come before the interrupt controller.
-    fn attach(&self, changes: &mut Changes, early: bool) -> Vec<DeviceId> {
-        let attach = |(index, device): (usize, &BoardDevice)| {
-            // SAFETY: the board is dropped after the VM, no vCPU of which ever
-            // runs.
-            let device = unsafe { device.setup(index, early) };
-            changes.attach(if early { device.defer_ioeventfds() } else { device })
-        };
-        self.board.devices.iter().enumerate().map(attach).collect()
+        let kept = (library, vm, self);
+        Ok(Done { create_ns, setup_ns, spent, times, usage, _kept: kept })
     }
 
     fn step(&mut self, step: Step, vm: &VmFd, library: &mut Option<Vm>) -> io::Result<Spent> {
@@ -171,33 +169,11 @@ impl Setup {
                 let mut by_hand = by_hand.beside(first_slot, self.way.routes());
                 by_hand.attach(&self.board, 0..self.board.devices.len())
             }
-            (Step::Devices, None) => {
-                let mut changes = Changes::new();
-                if self.early.is_empty() {
-                    self.attach(&mut changes, false);
-                }
-                for (id, device) in self.early.iter().zip(&self.board.devices) {
-                    for vector in 0..device.interrupts.len() {
-                        changes.set_vector(*id, vector, Some(BoardDevice::msi(vector)));
-                    }
-                }
-                changes.assign_deferred();
-                apply(library.as_ref(), changes)
-            }
+            (Step::Devices, None) => apply(library.as_ref(), std::mem::take(&mut self.devices)),
             (Step::Memory, None) => {
                 let builder = Vm::builder().own_routes(self.way.routes());
                 let opened = library.insert(timed::open(builder, vm, self.clock.clone())?);
-                let mut changes = Changes::new();
-                for (gpa, size, hva) in self.parts.regions() {
-                    // SAFETY: the parts are dropped after the VM, no vCPU of
-                    // which ever runs.
-                    let backing = unsafe { Backing::borrowed(*hva, *size, Access::ReadWrite) };
-                    changes.map(RegionSpec::ram(at(*gpa, *size), backing));
-                }
-                if self.board.devices.iter().any(|device| !device.bars.is_empty()) {
-                    self.early = self.attach(&mut changes, true);
-                }
-                apply(Some(&*opened), changes)
+                apply(Some(&*opened), std::mem::take(&mut self.memory))
             }
             _ => {
                 let kind = match step {
@@ -218,6 +194,33 @@ impl Setup {
             }
         }
     }
+}
+
+/// What the library is asked for: memory, with the devices as far as they can come
+/// before the interrupt controller, and the rest. They hold the memory of neither
+/// the parts nor the board, and are applied by a [`Setup`] that does.
+fn sets(parts: &Parts, board: &Board) -> (Changes, Changes) {
+    let (mut memory, mut devices) = (Changes::new(), Changes::new());
+    for (gpa, size, hva) in parts.regions() {
+        // SAFETY: the parts are dropped after the VM, no vCPU of which ever runs.
+        let backing = unsafe { Backing::borrowed(*hva, *size, Access::ReadWrite) };
+        memory.map(RegionSpec::ram(at(*gpa, *size), backing));
+    }
+    let early = board.devices.iter().any(|device| !device.bars.is_empty());
+    for (index, device) in board.devices.iter().enumerate() {
+        // SAFETY: the board is dropped after the VM, no vCPU of which ever runs.
+        let whole = unsafe { device.setup(index, early) };
+        if !early {
+            devices.attach(whole);
+            continue;
+        }
+        let id = memory.attach(whole.defer_ioeventfds());
+        for vector in 0..device.interrupts.len() {
+            devices.set_vector(id, vector, Some(BoardDevice::msi(vector)));
+        }
+    }
+    devices.assign_deferred();
+    (memory, devices)
 }
 
 fn apply(vm: Option<&Vm>, changes: Changes) -> io::Result<Spent> {

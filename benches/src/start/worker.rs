@@ -11,6 +11,8 @@ use crate::devices::Spent;
 use crate::fleet::{self, Fleet};
 use crate::timed::Times;
 use kvm_memslots_kit::pin::Pinned;
+use kvm_memslots_kit::usage::Usage;
+use kvm_memslots_kit::warm;
 
 /// The hidden subcommand that this is.
 const SUBCOMMAND: &str = "start-worker";
@@ -18,16 +20,26 @@ const SUBCOMMAND: &str = "start-worker";
 /// What a worker is told.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Worker {
-    #[arg(long, value_enum)]
-    way: Way,
     /// Stay on one CPU.
     #[arg(long)]
     pin: bool,
+    #[command(flatten)]
+    told: Told,
+}
+
+/// What all workers are told.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Told {
+    #[arg(long, value_enum)]
+    pub(super) way: Way,
     /// Say where the time goes.
     #[arg(long)]
-    profile: bool,
+    pub(super) profile: bool,
+    /// Have the first use of code in the time.
+    #[arg(long)]
+    pub(super) cold: bool,
     #[command(flatten)]
-    shape: Shape,
+    pub(super) shape: Shape,
 }
 
 /// What a worker measured.
@@ -41,28 +53,36 @@ pub(super) struct Measured {
     pub(super) spent: Spent,
     /// Where the setup's time went, if that was asked for.
     pub(super) times: Times,
+    /// Page faults in it.
+    pub(super) faults: u64,
+    /// How long the thread was on a CPU for it.
+    pub(super) cpu_ns: u64,
 }
 
 /// A worker's process.
 #[must_use]
 pub fn worker(args: Worker) -> ExitCode {
+    let Worker { pin, told } = args;
+    let prepare = || {
+        let setup = Setup::new(told.way, told.shape, told.profile)?;
+        if !told.cold {
+            warm::code().map_err(StartError::Parts)?;
+        }
+        Ok(setup)
+    };
     let work = |setup: Setup| {
-        let _pinned = args.pin.then(Pinned::to_first_cpu);
+        let _pinned = pin.then(Pinned::to_first_cpu);
         let done = setup.run(|change| change())?;
         let (create_ns, setup_ns) = (done.create_ns, done.setup_ns);
-        let (spent, times) = (done.spent, done.times);
-        Ok::<_, StartError>((Measured { create_ns, setup_ns, spent, times }, done))
+        let (spent, times, Usage { faults, cpu_ns }) = (done.spent, done.times, done.usage);
+        Ok::<_, StartError>((Measured { create_ns, setup_ns, spent, times, faults, cpu_ns }, done))
     };
-    fleet::member(|| Setup::new(args.way, args.shape, args.profile), work)
+    fleet::member(prepare, work)
 }
 
 /// Sets VMs up at the same time.
-pub(super) fn measure(
-    at_once: u32,
-    way: Way,
-    shape: Shape,
-    profile: bool,
-) -> Result<Vec<Measured>, StartError> {
+pub(super) fn measure(at_once: u32, told: &Told) -> Result<Vec<Measured>, StartError> {
+    let Told { way, profile, cold, shape } = told;
     let mut args = vec![SUBCOMMAND.to_owned(), "--way".to_owned(), way.name().to_owned()];
     let numbers = [
         ("--devices", shape.devices),
@@ -72,8 +92,8 @@ pub(super) fn measure(
         ("--vcpus", shape.vcpus),
     ];
     args.extend(numbers.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_string()]));
-    args.extend(profile.then(|| "--profile".to_owned()));
     // What else one VM's time depends on.
-    args.extend((at_once == 1).then(|| "--pin".to_owned()));
+    let flags = [("--profile", *profile), ("--cold", *cold), ("--pin", at_once == 1)];
+    args.extend(flags.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()));
     Ok(Fleet::start(at_once, &args)?.go()?)
 }
