@@ -4,6 +4,8 @@
 mod counts;
 mod crates;
 mod guest;
+#[cfg(test)]
+mod guides;
 mod host;
 mod lab;
 mod qemu;
@@ -130,6 +132,7 @@ fn all(args: &Args) -> Result<ExitCode> {
         ("way", args.way.map(|way| way.name().to_owned())),
         ("kernel", args.kernel.map(|kernel| kernel.option().to_owned())),
         ("resets", (args.resets != RESETS).then(|| args.resets.to_string())),
+        ("icount", args.qemu.icount.then(String::new)),
     ];
     let record = Record::begin(vmm.name(), &options);
     let mut measured: Vec<Measured> = Vec::new();

@@ -18,7 +18,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Of a command that begins now, with these `options`.
+    /// Of a command that begins now, with these `options`; a switch has an empty value.
     pub(super) fn begin(vmm: &'static str, options: &[(&str, Option<String>)]) -> Self {
         Self { vmm, asked: asked(vmm, options), load: record::load() }
     }
@@ -39,9 +39,9 @@ impl Record {
     fn path(&self) -> PathBuf {
         let words = self.asked.split_once("--record").map_or("", |(_, options)| options);
         let mut name = format!("vmm-{}", self.vmm);
-        for word in words.split_whitespace().filter(|word| !word.starts_with("--")) {
+        for option in words.split("--").skip(1) {
             name.push('-');
-            name.push_str(word);
+            name.push_str(option.split_whitespace().last().unwrap_or_default());
         }
         workspace::root().join(format!("kernel/results/{name}.md"))
     }
@@ -51,7 +51,7 @@ fn asked(vmm: &str, options: &[(&str, Option<String>)]) -> String {
     let mut asked = format!("cargo xtask vmm {vmm} --record");
     for (name, value) in options {
         if let Some(value) = value {
-            let _ = write!(asked, " --{name} {value}");
+            let _ = write!(asked, " {}", format!("--{name} {value}").trim_end());
         }
     }
     asked
@@ -71,5 +71,10 @@ mod tests {
         assert_eq!(asked, "cargo xtask vmm qemu --record --kernel host");
         assert!(path.ends_with("kernel/results/vmm-qemu-host.md"), "{}", path.display());
         assert!(of(&[]).1.ends_with("kernel/results/vmm-qemu.md"));
+        let lab = ("kernel", Some("lab-patched".to_owned()));
+        let (asked, path) = of(&[lab, ("resets", None), ("icount", Some(String::new()))]);
+        assert_eq!(asked, "cargo xtask vmm qemu --record --kernel lab-patched --icount");
+        let ends = "kernel/results/vmm-qemu-lab-patched-icount.md";
+        assert!(path.ends_with(ends), "{}", path.display());
     }
 }

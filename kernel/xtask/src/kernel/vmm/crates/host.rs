@@ -15,9 +15,9 @@ use crate::kernel::vmm::table::Measured;
 use crate::kernel::vmm::which::{Kernel, Way};
 use crate::run;
 
-/// Each way is run so often, in turn; counts are of the last, the time to set up is
-/// the least: in some runs of either way a call that has nothing to do with memory
-/// or devices (`KVM_REINJECT_CONTROL`) waits for 16 ms.
+/// Each way is run so often, in turn, but what is timed without strace once. Counts are of the
+/// last, the time to set up is the least: in some runs of either way a call that has nothing to do
+/// with memory or devices (`KVM_REINJECT_CONTROL`) waits for 16 ms.
 const RUNS: usize = 9;
 
 /// Runs each of `built`.
@@ -27,9 +27,10 @@ pub(super) fn run(
     guest: &VmmGuest,
 ) -> Result<Vec<Measured>> {
     host::available()?;
+    let runs = if spec.timed { 1 } else { RUNS };
     let mut rows = Vec::new();
     let mut set_up = vec![Vec::new(); built.len()];
-    for _ in 0..RUNS {
+    for _ in 0..runs {
         rows.clear();
         for ((way, program), times) in built.iter().zip(&mut set_up) {
             let row = one(spec, *way, program, guest)?;

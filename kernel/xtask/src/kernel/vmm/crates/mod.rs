@@ -53,20 +53,31 @@ impl Spec {
         if on == Kernel::Host {
             return host::run(self, built, &guest);
         }
-        let files = vec![
+        let mut files = vec![
             lab::script("vmm", SCRIPT),
             lab::script("vmm-boot", self.lab),
             lab::file("vmm/kernel", &guest.kernel)?,
             lab::file("vmm/initrd", &guest.initrd)?,
         ];
         let programs: Vec<PathBuf> = built.iter().map(|(_, path)| path.clone()).collect();
-        let all: Vec<String> = built.iter().map(|(way, _)| format!("vmm {}", way.name())).collect();
+        let mut all: Vec<String> =
+            built.iter().map(|(way, _)| format!("vmm {}", way.name())).collect();
+        // Other times of the lab are those of an emulator.
+        let timed = self.timed && qemu.icount && built.len() == Way::ALL.len();
+        if timed {
+            files.push(lab::script("vmm-timed", timed::SCRIPT));
+            all.push(format!("vmm-timed {}", timed::PAIRS_IN_LAB));
+        }
         let lines = lab::run(on, ["sh", "-c", &all.join(" && ")], &programs, files, qemu)?;
         let measured = |way: Way| {
             let mut row = Measured::new(way, on, "");
             said::read(&mut row, way.name(), &lines);
             row
         };
-        Ok(built.iter().map(|(way, _)| measured(*way)).collect())
+        let mut rows: Vec<Measured> = built.iter().map(|(way, _)| measured(*way)).collect();
+        if let (true, Some(last)) = (timed, rows.last_mut()) {
+            last.remarks = timed::compared(&lines)?;
+        }
+        Ok(rows)
     }
 }

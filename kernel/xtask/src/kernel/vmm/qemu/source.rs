@@ -54,7 +54,11 @@ pub(super) fn base() -> PathBuf {
 
 /// The version in all its parts, of the source that is there.
 pub(in crate::kernel::vmm) fn version() -> Result<String> {
-    let path = base().join("source/VERSION");
+    version_in(&base().join("source"))
+}
+
+fn version_in(source: &Path) -> Result<String> {
+    let path = source.join("VERSION");
     let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     // Debian's has an epoch.
     Ok(text.trim().rsplit(':').next().unwrap_or_default().to_owned())
@@ -95,9 +99,12 @@ pub(in crate::kernel::vmm) fn built(way: Way) -> Result<PathBuf> {
     ninja.current_dir(&build).arg(PROGRAM).env("PATH", path()?);
     let log = base.join(format!("build-{}.log", way.name()));
     logged::run(&format!("building QEMU, {}", way.name()), &mut ninja, &log, false)?;
+    // What another command runs stays whole.
+    let new = base.join("qemu-new");
     let mut strip = Command::new("strip");
-    strip.arg("-o").args([&program, &linked]);
+    strip.arg("-o").args([&new, &linked]);
     logged::run("stripping it", &mut strip, &log, true)?;
+    fs::rename(&new, &program).with_context(|| format!("{}", program.display()))?;
     if way == Way::Today {
         fs::write(&stamp, today).with_context(|| format!("{}", stamp.display()))?;
     }
@@ -134,14 +141,13 @@ fn fetch(base: &Path, source: &Path) -> Result<()> {
     let unpacking = base.join("unpacking");
     let _ = fs::remove_dir_all(&unpacking);
     apt.source("qemu", &unpacking)?;
-    let devices = unpacking.join("configs/devices/x86_64-softmmu/memslots.mak");
-    fs::write(&devices, DEVICES).with_context(|| format!("{}", devices.display()))?;
-    fs::rename(&unpacking, source).with_context(|| format!("{}", source.display()))?;
-    let is = version()?;
+    let is = version_in(&unpacking)?;
     if !is.starts_with(&format!("{VERSION}.")) {
         bail!("{suite} has QEMU {is}, and kernel/vmm/qemu.patch is for {VERSION}");
     }
-    Ok(())
+    let devices = unpacking.join("configs/devices/x86_64-softmmu/memslots.mak");
+    fs::write(&devices, DEVICES).with_context(|| format!("{}", devices.display()))?;
+    fs::rename(&unpacking, source).with_context(|| format!("{}", source.display()))
 }
 
 /// The suite that `release`, an `os-release`, is of.
@@ -181,6 +187,8 @@ fn library(prefix: &Path) -> Result<()> {
     make.arg("-C").arg(workspace::root().join("client/capi")).arg("install");
     make.arg(format!("prefix={}", prefix.display()));
     make.arg(format!("TARGET={}", workspace::target().display()));
+    // Headers that stay as they are have nothing compiled again.
+    make.arg("INSTALL=install -C");
     logged::run("installing the C library", &mut make, &prefix.with_extension("log"), false)
 }
 
