@@ -22,32 +22,26 @@ fn checked(what: &str, done: i32) -> i32 {
     done
 }
 
-/// Seccomp has the first `KVM_RUN` end the process.
+/// The process's `ioctl`, instead of libc's: the first `KVM_RUN` ends what is timed. (The lab's
+/// kernel has no filters of seccomp that could.)
 mod timed {
-    use std::ffi::{c_int, c_ulong, c_void};
+    use std::ffi::{c_int, c_long, c_ulong, c_void};
     use std::io::Write as _;
     use std::sync::atomic::{AtomicI64, Ordering};
 
-    const SIGSYS: c_int = 31;
+    const SYS_IOCTL: c_long = 16;
+    const KVM_RUN: c_ulong = 0xae80;
     const CLOCK_MONOTONIC: c_int = 1;
     const CLOCK_PROCESS_CPUTIME_ID: c_int = 2;
-    const PR_SET_SECCOMP: c_int = 22;
-    const PR_SET_NO_NEW_PRIVS: c_int = 38;
 
     unsafe extern "C" {
-        fn prctl(option: c_int, ...) -> c_int;
-        fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
+        fn syscall(number: c_long, ...) -> c_long;
         fn clock_gettime(clock: c_int, time: *mut [i64; 2]) -> c_int;
         fn write(fd: c_int, text: *const c_void, len: usize) -> isize;
         fn _exit(status: c_int) -> !;
     }
 
-    #[repr(C)]
-    struct Insn(u16, u8, u8, u32);
-
-    #[repr(C)]
-    struct Program(u16, *const Insn);
-
+    /// 0 if it is not timed.
     static START: AtomicI64 = AtomicI64::new(0);
 
     fn now(clock: c_int) -> i64 {
@@ -57,10 +51,14 @@ mod timed {
         time[0] * 1_000_000_000 + time[1]
     }
 
-    extern "C" fn first_run(_: c_int) {
-        let (since, used) = (now(CLOCK_MONOTONIC), now(CLOCK_PROCESS_CPUTIME_ID));
+    pub fn begin() {
+        START.store(now(CLOCK_MONOTONIC), Ordering::Relaxed);
+    }
+
+    fn first_run(start: i64) -> ! {
+        let (since, used) = (now(CLOCK_MONOTONIC) - start, now(CLOCK_PROCESS_CPUTIME_ID));
         let mut text = [b' '; 64];
-        let _ = writeln!(&mut text[..63], "timed {} {used}", since - START.load(Ordering::Relaxed));
+        let _ = writeln!(&mut text[..63], "timed {since} {used}");
         // SAFETY: the text is there, and nothing follows.
         unsafe {
             write(2, text.as_ptr().cast(), text.len());
@@ -68,25 +66,16 @@ mod timed {
         }
     }
 
-    pub fn begin() {
-        // linux/filter.h: of ioctl (16) with the request KVM_RUN (0xae80), trap; allow all else.
-        let filter = [
-            Insn(0x20, 0, 0, 0),
-            Insn(0x15, 0, 3, 16),
-            Insn(0x20, 0, 0, 24),
-            Insn(0x15, 0, 1, 0xae80),
-            Insn(0x06, 0, 0, 0x0003_0000),
-            Insn(0x06, 0, 0, 0x7fff_0000),
-        ];
-        let program = Program(filter.len() as u16, filter.as_ptr());
-        START.store(now(CLOCK_MONOTONIC), Ordering::Relaxed);
-        // SAFETY: the kernel copies the filter.
-        let done = unsafe {
-            signal(SIGSYS, first_run);
-            prctl(PR_SET_NO_NEW_PRIVS, 1 as c_ulong, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong);
-            prctl(PR_SET_SECCOMP, 2 as c_ulong, &raw const program)
-        };
-        super::checked("seccomp", done);
+    /// # Safety
+    /// As of libc's, whose third argument is a word or absent.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int {
+        let start = START.load(Ordering::Relaxed);
+        if request == KVM_RUN && start != 0 {
+            first_run(start);
+        }
+        // SAFETY: as the caller says.
+        unsafe { syscall(SYS_IOCTL, fd, request, argument) as c_int }
     }
 }
 

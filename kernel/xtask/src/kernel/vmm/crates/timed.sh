@@ -2,9 +2,10 @@
 # Says what both ways take to their first KVM_RUN, in turn: vmm-timed PAIRS
 . /bin/vmm-boot
 timers= limit=600
+export KRUN_RUN_TIMED=1
 one() {
 	way=$1
-	KRUN_RUN_TIMED=1 boot </dev/null 2>&1 | sed -n "s/^timed/VMM $way &/p"
+	boot </dev/null 2>&1 | sed -n "s/^timed/VMM $way &/p"
 }
 # Who is first reads the files.
 one today >/dev/null
