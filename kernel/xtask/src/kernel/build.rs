@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::make::Make;
 use super::target::Target;
-use super::{config, patch, target, tools};
+use super::{config, lock, patch, target, tools};
 use crate::run;
 
 /// A kernel that is built.
@@ -19,15 +19,18 @@ pub(super) struct Kernel {
 }
 
 /// Builds the kernel of `target`, unless it is built.
+///
+/// In a tree with another series that is a matter of the files that differ, and
+/// of what includes them.
 pub(super) fn kernel(target: &Target) -> Result<Kernel> {
     tools::for_build(target.arch)?;
-    let source = patch::patched(target)?;
-    let make =
-        Make::new(target, source, target.dir().join("build"), target.dir().join("build.log"))?;
-    let (goal, image) = target.arch.image();
-    let kernel = Kernel { image: make.build.join(image), make };
+    let _lock = lock::wait(&target.tree())?;
+    let (dir, build) = (target.dir(), target.tree().join("build"));
+    let make = Make::new(target, patch::source(target)?, build, dir.join("build.log"))?;
+    let (goal, made) = target.arch.image();
+    let kernel = Kernel { image: dir.join(goal), make };
 
-    let stamp = target.dir().join("built.stamp");
+    let stamp = dir.join("built.stamp");
     let hash = format!("{:016x} {:016x}\n", patch::hash(target)?, config::hash(target)?);
     let built = fs::read_to_string(&stamp).is_ok_and(|is| is == hash) && kernel.image.exists();
     // Of a tree of somebody's own only make knows what has changed.
@@ -36,11 +39,12 @@ pub(super) fn kernel(target: &Target) -> Result<Kernel> {
     }
     let _ = fs::remove_file(&stamp);
     let _ = fs::remove_file(kernel.make.log());
+    patch::apply(target)?;
     config::configure(target, &kernel.make)?;
     kernel.make.run(&format!("building Linux {}", target.name()), &[goal])?;
-    if !kernel.image.exists() {
-        bail!("make {goal} made no {}", kernel.image.display());
-    }
+    let made = kernel.make.build.join(made);
+    fs::copy(&made, &kernel.image)
+        .with_context(|| format!("make {goal} made no {}", made.display()))?;
     fs::write(&stamp, hash).context("built.stamp")?;
     run::say(&format!("built {}", target::shown(&kernel.image)));
     Ok(kernel)

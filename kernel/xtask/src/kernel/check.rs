@@ -12,7 +12,7 @@ use super::patch::{self, Patch, Tree};
 use super::record::Record;
 use super::target::{Arch, Target};
 use super::test::wanted;
-use super::{config, logged, selftests, source, target, tools};
+use super::{config, lock, logged, selftests, source, target, tools};
 use crate::run;
 
 /// What `checkpatch.pl` is not asked about: the source has no history in which
@@ -48,7 +48,8 @@ pub(super) fn run(target: &Target, args: &super::Check) -> Result<ExitCode> {
         bail!("no patch of this series is called so");
     }
     // A tree of its own, so that what is built for other commands stays.
-    let dir = target::dir().join(format!("check-{}", target.name()));
+    let dir = target::dir().join(format!("check-{}", target.tree_name()));
+    let _lock = lock::wait(&dir)?;
     let tree = Tree { pristine: source::pristine(&target.version)?, dir: dir.clone() };
     let make = Make::new(target, tree.source(), dir.join("build"), dir.join("check.log"))?;
 
@@ -86,7 +87,7 @@ pub(super) fn run(target: &Target, args: &super::Check) -> Result<ExitCode> {
     let verdict = verdict(target, wanted.len(), sparse, &wrong);
     run::say(&verdict);
     if let Some(record) = record {
-        record.write(target, &tree.source(), &format!("```text\n{verdict}\n```"))?;
+        record.write(target, &format!("```text\n{verdict}\n```"))?;
     }
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

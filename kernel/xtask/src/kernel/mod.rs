@@ -12,6 +12,7 @@ mod cross;
 mod elf;
 mod initrd;
 mod litmus;
+mod lock;
 mod logged;
 mod make;
 mod patch;
@@ -62,8 +63,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn fetch(which: &Which) -> Result<ExitCode> {
-    let source = patch::patched(&which.target()?)?;
-    run::say(&format!("source: {}", source.display()));
+    let target = which.target()?;
+    let _lock = lock::wait(&target.tree())?;
+    patch::apply(&target)?;
+    run::say(&format!("source: {}", patch::source(&target)?.display()));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -37,19 +37,26 @@ impl Patch {
     }
 }
 
-/// The source tree of `target` with the series applied, or without it as
-/// `target` says. `KSRC` is as it is.
-pub(super) fn patched(target: &Target) -> Result<PathBuf> {
-    if let Some(ksrc) = &target.ksrc {
-        let ksrc = fs::canonicalize(ksrc).with_context(|| format!("KSRC={}", ksrc.display()))?;
-        source::check(&ksrc)?;
-        return Ok(ksrc);
+/// Where the source tree of `target` is, with whatever series.
+pub(super) fn source(target: &Target) -> Result<PathBuf> {
+    match &target.ksrc {
+        Some(_) => source::unpatched(target),
+        None => Ok(tree(target)?.source()),
     }
-    let series = patches(target)?;
-    let pristine = source::pristine(&target.version)?;
-    let tree = Tree { pristine, dir: target.dir() };
-    tree.apply(&series)?;
-    Ok(tree.source())
+}
+
+/// Makes [`source`] what `target` says, with the series or without. `KSRC` is
+/// as it is. It stays so for as long as nobody else gets a
+/// [`lock`](super::lock::wait) on the tree.
+pub(super) fn apply(target: &Target) -> Result<()> {
+    if target.ksrc.is_some() {
+        return Ok(());
+    }
+    tree(target)?.apply(&patches(target)?)
+}
+
+fn tree(target: &Target) -> Result<Tree> {
+    Ok(Tree { pristine: source::pristine(&target.version)?, dir: target.tree() })
 }
 
 /// What `target` is patched with, in order.

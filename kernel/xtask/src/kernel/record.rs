@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use super::args::Chosen;
 use super::series::Series;
 use super::target::{self, Target};
-use super::tools;
+use super::{source, tools};
 use crate::{run, workspace};
 
 /// What a file says beside what was found.
@@ -40,10 +40,10 @@ impl Record {
     }
 
     /// Writes `found`, in Markdown, about `target`.
-    pub(super) fn write(&self, target: &Target, source: &Path, found: &str) -> Result<()> {
+    pub(super) fn write(&self, target: &Target, found: &str) -> Result<()> {
         let path = self.path(target);
         let facts = [
-            ("kernel", kernel(target, source)?),
+            ("kernel", kernel(target)?),
             ("machine", machine()),
             ("QEMU", first_line(tools::qemu(target.arch), &["--version"])),
             ("compiler", first_line(&format!("{}gcc", target.arch.cross()), &["--version"])),
@@ -110,8 +110,8 @@ pub(super) fn text(asked: &str, facts: &[(&str, String)], found: &str) -> String
 }
 
 /// The version in all its parts, as the source's Makefile has it.
-fn kernel(target: &Target, source: &Path) -> Result<String> {
-    let path = source.join("Makefile");
+fn kernel(target: &Target) -> Result<String> {
+    let path = source::unpatched(target)?.join("Makefile");
     let makefile = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     let with: Vec<&str> = target.with()?.into_iter().map(Series::name).collect();
     let with = if with.is_empty() { "no series".to_owned() } else { with.join(", ") };

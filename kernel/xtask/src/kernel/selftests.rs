@@ -9,13 +9,16 @@ use super::build::Kernel;
 use super::initrd::Program;
 use super::make::Make;
 use super::target::{Arch, Target};
-use super::{logged, tools};
+use super::{lock, logged, patch, tools};
 
 /// Where the kernel's tree has them.
 const FOLDER: &str = "tools/testing/selftests/kvm";
 
 /// Builds the tests called `names` of the kernel's folder of KVM's selftests.
 pub(super) fn build(target: &Target, kernel: &Kernel, names: &[&str]) -> Result<Vec<Program>> {
+    // Another kernel may have been built there since.
+    let _lock = lock::wait(&target.tree())?;
+    patch::apply(target)?;
     let folder = kernel.make.source.join(FOLDER);
     let places: Vec<PathBuf> =
         names.iter().map(|name| place(&folder, target.arch, name)).collect::<Result<_>>()?;

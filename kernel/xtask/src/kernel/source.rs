@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::target::Target;
 use super::{logged, target};
 use crate::{apt, run};
 
@@ -27,6 +28,14 @@ pub(super) fn pristine(version: &str) -> Result<PathBuf> {
         })?;
     }
     Ok(dir)
+}
+
+/// What `target` is patched from; of `KSRC`, that.
+pub(super) fn unpatched(target: &Target) -> Result<PathBuf> {
+    let Some(ksrc) = &target.ksrc else { return pristine(&target.version) };
+    let ksrc = fs::canonicalize(ksrc).with_context(|| format!("KSRC={}", ksrc.display()))?;
+    check(&ksrc)?;
+    Ok(ksrc)
 }
 
 /// Whether `dir` is a kernel's source tree.

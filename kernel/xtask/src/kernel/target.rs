@@ -95,14 +95,21 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Names its folder: `6.12-x86_64-debug`.
-    pub(super) fn name(&self) -> String {
+    /// Names what it shares with kernels that differ in their patches:
+    /// `6.12-x86_64-debug`.
+    pub(super) fn tree_name(&self) -> String {
         let mut name = if self.ksrc.is_some() { "ksrc".to_owned() } else { self.version.clone() };
         name.push('-');
         name.push_str(self.arch.name());
         if self.debug {
             name.push_str("-debug");
         }
+        name
+    }
+
+    /// Names its folder: `6.12-x86_64-debug-vanilla`.
+    pub(super) fn name(&self) -> String {
+        let mut name = self.tree_name();
         if self.vanilla && self.ksrc.is_none() {
             name.push_str("-vanilla");
         }
@@ -116,7 +123,13 @@ impl Target {
         name
     }
 
-    /// Where its source, its build and its logs are kept.
+    /// Where its source is kept, and what is compiled of it. What belongs to
+    /// one kernel alone is in [`dir`](Self::dir).
+    pub(super) fn tree(&self) -> PathBuf {
+        dir().join(self.tree_name())
+    }
+
+    /// Where it is kept itself, with its selftests and its logs.
     pub(super) fn dir(&self) -> PathBuf {
         dir().join(self.name())
     }
@@ -185,6 +198,14 @@ mod tests {
         assert_eq!(Target { slow_gp: true, ..target() }.name(), "6.12-x86_64-slow-gp");
         let batch = Target { series: Some(Series::Batch), ..target() };
         assert_eq!(batch.name(), "6.12-x86_64-batch");
+    }
+
+    #[test]
+    fn what_differs_in_patches_only_shares_a_tree() {
+        let patched = Target { slow_gp: true, series: Some(Series::Batch), ..target() };
+        let vanilla = Target { vanilla: true, ..target() };
+        assert_eq!((patched.tree(), vanilla.tree()), (target().tree(), target().tree()));
+        assert_ne!(Target { debug: true, ..target() }.tree(), target().tree());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::record::Record;
 use super::series::Series;
 use super::target::Target;
 use super::test::wanted;
-use super::{build, patch, selftests, target};
+use super::{build, selftests, target};
 use crate::run;
 use instructions::Counted;
 use load::Load;
@@ -123,7 +123,7 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
         bail!("no figures from: {}", failed.join(", "));
     }
     if let Some(record) = record {
-        record.write(target, &patch::patched(target)?, &found)?;
+        record.write(target, &found)?;
     }
     Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -62,7 +62,7 @@ pub(super) fn run(target: &Target, args: &super::Litmus) -> Result<ExitCode> {
     let found = rows.join("\n");
     say::say(&found);
     if let Some(record) = record {
-        record.write(target, &source, &found)?;
+        record.write(target, &found)?;
     }
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

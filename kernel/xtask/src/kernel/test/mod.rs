@@ -139,7 +139,7 @@ pub(super) fn run(
     if let Some(record) = record {
         let lines: Vec<String> = done.into_iter().chain(tally.lines()).collect();
         let found = format!("```text\n{}\n```", lines.join("\n"));
-        record.write(target, &kernel.make.source, &found)?;
+        record.write(target, &found)?;
     }
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

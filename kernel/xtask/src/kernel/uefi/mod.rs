@@ -14,7 +14,7 @@ use super::boot::{Guest, Job};
 use super::initrd::{Command, GuestFile};
 use super::record::Record;
 use super::target::{Arch, Target};
-use super::{Uefi, build, patch};
+use super::{Uefi, build};
 use crate::run;
 use table::{Boot, Table};
 use ways::{WAYS, Way};
@@ -61,7 +61,7 @@ pub(super) fn run(target: &Target, args: &Uefi) -> Result<ExitCode> {
         let missed = missed.iter().map(|missed| format!("\nNOT AS WANTED {missed}"));
         let missed: String = missed.collect();
         let found = format!("{boots}\n\n{}{missed}", table.text().trim_end());
-        record.write(target, &patch::patched(target)?, &found)?;
+        record.write(target, &found)?;
     }
     Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
