@@ -78,6 +78,8 @@ fn parse_packages(metadata: &[u8]) -> Result<Vec<Package>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -98,6 +100,27 @@ mod tests {
             [package("a", true, Some("1.85")), package("b", false, None), package("c", true, None)]
         );
         assert!(parse_packages(b"{}").is_err());
+    }
+
+    /// Packages with the features that a build of `what` gives them.
+    fn with_features(what: &[&str]) -> BTreeSet<String> {
+        let mut tree = cargo();
+        tree.args(["tree", "--offline", "--prefix", "none", "--format", "{p} [{f}]"]).args(what);
+        let output = tree.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+    }
+
+    /// Else `cargo xtask test` begins by building this program and what it stands
+    /// on, and builds both again as a part of the workspace.
+    #[test]
+    fn this_is_built_once() {
+        let alone = with_features(&["--package", "kvm-memslots-xtask", "--edges", "normal,build"]);
+        let all = ["--workspace", "--all-features", "--edges", "normal,build,dev"];
+        let all = with_features(&all);
+        let other: Vec<_> = alone.difference(&all).collect();
+        assert!(other.is_empty(), "features that only kernel/xtask/Cargo.toml has: {other:?}");
     }
 
     #[test]

@@ -76,8 +76,12 @@ fn without_links_out(name: &str, text: &str) -> String {
             continue;
         }
         out += &text[done..range.start];
-        let (words, path) = (&text[range.start + 1..range.start + end], target.display());
-        let _ = write!(out, "{words} (`{path}`)");
+        let (words, path) = (&text[range.start + 1..range.start + end], target.to_string_lossy());
+        let _ = if words.trim_matches('`') == path {
+            write!(out, "`{path}`")
+        } else {
+            write!(out, "{words} (`{path}`)")
+        };
         done = range.end;
     }
     out + &text[done..]
@@ -99,13 +103,15 @@ mod tests {
             without_links_out("p.md", "[C](../client/capi/README.md)."),
             "C (`client/capi/README.md`)."
         );
+        let named = without_links_out("p.md", "[kernel/README.md](../kernel/README.md)");
+        assert_eq!(named, "`kernel/README.md`");
     }
 
     #[test]
     fn every_chapter_is_translated() {
-        let chapter = |path: &str, sub: Value| serde_json::json!({"Chapter": {"content": "[x](../../x)", "path": path, "sub_items": sub}});
+        let chapter = |path: &str, sub: Value| serde_json::json!({"Chapter": {"content": "[y](../../x)", "path": path, "sub_items": sub}});
         let mut book = serde_json::json!({"sections": [chapter("a/b.md", Value::Array(vec![chapter("a/c.md", Value::Null)]))]});
         chapters(&mut book);
-        assert_eq!(book.to_string().matches("x (`x`)").count(), 2);
+        assert_eq!(book.to_string().matches("y (`x`)").count(), 2);
     }
 }

@@ -1,15 +1,14 @@
 //! Figures in prose, which some file of results has to have.
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
 use super::page::Page;
 use super::{is_results, root};
 
-/// Pages in which each figure is of a file of results.
-const HELD: [&str; 2] = ["README.md", "docs/guide"];
+/// Letters to a mailing list, which stand by themselves.
+const LETTERS: &str = "kernel/reports";
 
 /// Directories of such files.
 const RESULTS: [&str; 2] = ["benches/results", "kernel/results"];
@@ -29,12 +28,8 @@ pub(super) fn faults(pages: &[Page]) -> Result<Vec<String>> {
             known.extend(figures(&text));
         }
     }
-    let held = |page: &&Page| is_held(&page.name) && !is_results(&page.name);
+    let held = |page: &&Page| !is_results(&page.name) && !page.name.starts_with(LETTERS);
     Ok(pages.iter().filter(held).flat_map(|page| faults_of(page, &known)).collect())
-}
-
-fn is_held(page: &Path) -> bool {
-    HELD.iter().any(|held| page.starts_with(held))
 }
 
 fn faults_of(page: &Page, known: &HashSet<String>) -> Vec<String> {

@@ -6,6 +6,7 @@ pub(crate) mod book;
 mod commands;
 mod figures;
 mod links;
+mod manifests;
 mod page;
 mod sentences;
 
@@ -25,6 +26,7 @@ pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
     faults.extend(not_in_book(&pages));
     faults.extend(sentences::faults(&pages));
     faults.extend(figures::faults(&pages)?);
+    faults.extend(manifests::faults(&pages)?);
     faults.extend(commands::faults(&pages, log)?);
     for fault in &faults {
         log.say(fault);
