@@ -13,7 +13,7 @@ use crate::abi::{CHECK_EXTENSION, CREATE_VM, ENABLE_CAP, SET_REGION, SET_REGION2
 use crate::decide::region::Region;
 use crate::vm::machine::Vm;
 use crate::vm::memslots::Kvm;
-use crate::{mark, sys};
+use crate::{mark, numbers, sys};
 
 /// Where descriptors of this library's own are, out of the way of those of
 /// the VMM, for which some count on the lowest free number.
@@ -27,17 +27,33 @@ pub(crate) struct Asked(pub(crate) c_int);
 pub(crate) struct Unasked(pub(crate) &'static Vm);
 
 impl Unasked {
-    fn with<R>(&self, call: impl FnOnce(&Asked) -> Result<R, c_int>) -> Result<R, c_int> {
-        let held = sys::duplicate(self.0.fd(), HIGH).or_else(|_| sys::duplicate(self.0.fd(), 3))?;
-        let done = if mark::is(held, self.0.mark_of(None)) {
-            call(&Asked(held))
-        } else {
-            Err(libc::EBADF)
-        };
-        // SAFETY: made above.
-        unsafe { sys::close(held) };
-        done
+    fn with<R>(&self, call: impl Fn(&Asked) -> Result<R, c_int>) -> Result<R, c_int> {
+        let (vm, mark) = (self.0, self.0.mark_of(None));
+        by_number(vm.fd(), mark, &call).unwrap_or_else(|| {
+            let number = numbers::find(mark).ok_or(libc::EBADF)?;
+            vm.is_at(number);
+            by_number(number, mark, &call).unwrap_or(Err(libc::EBADF))
+        })
     }
+}
+
+/// The call by a number, if that is the VM with this mark.
+fn by_number<R>(
+    number: c_int,
+    mark: i64,
+    call: impl Fn(&Asked) -> Result<R, c_int>,
+) -> Option<Result<R, c_int>> {
+    let held = match sys::duplicate(number, HIGH).or_else(|_| sys::duplicate(number, 3)) {
+        Ok(held) => held,
+        // There is no number left. The VMM's own may be another VM's between these
+        // two calls; not to map a slot that the guest executes from is the end of it.
+        Err(libc::EMFILE) => return mark::is(number, mark).then(|| call(&Asked(number))),
+        Err(_) => return None,
+    };
+    let done = mark::is(held, mark).then(|| call(&Asked(held)));
+    // SAFETY: made above.
+    unsafe { sys::close(held) };
+    done
 }
 
 impl Kvm for Unasked {

@@ -33,6 +33,7 @@ mod lock;
 mod mark;
 mod memory;
 mod next;
+mod numbers;
 mod process;
 mod root;
 mod run;

@@ -163,12 +163,37 @@ pub(crate) fn now() -> u64 {
     (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
-/// The start of a file.
-pub(crate) fn read_file(path: &std::ffi::CStr, into: &mut [u8]) -> Result<usize, c_int> {
-    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as usize;
+/// Opens what is there.
+pub(crate) fn open(path: &std::ffi::CStr, flags: c_int) -> Result<c_int, c_int> {
+    let flags = (flags | libc::O_RDONLY | libc::O_CLOEXEC) as usize;
     let args = [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags, 0, 0, 0];
     // SAFETY: the path is a C string.
-    let fd = unsafe { call(libc::SYS_openat, args) }?;
+    unsafe { call(libc::SYS_openat, args) }.map(|fd| fd as c_int)
+}
+
+/// The next entries of a directory: bytes of `struct linux_dirent64`.
+pub(crate) fn entries(dir: c_int, into: &mut [u8]) -> Result<usize, c_int> {
+    let args = [dir as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0];
+    // SAFETY: as many bytes as there are.
+    unsafe { call(libc::SYS_getdents64, args) }
+}
+
+/// What a link in a directory says.
+pub(crate) fn link<'a>(
+    dir: c_int,
+    name: &std::ffi::CStr,
+    into: &'a mut [u8],
+) -> Result<&'a [u8], c_int> {
+    let (at, bytes) = (into.as_mut_ptr() as usize, into.len());
+    let args = [dir as usize, name.as_ptr() as usize, at, bytes, 0, 0];
+    // SAFETY: a C string, and as many bytes as there are.
+    let length = unsafe { call(libc::SYS_readlinkat, args) }?;
+    into.get(..length).ok_or(libc::ENAMETOOLONG)
+}
+
+/// The start of a file.
+pub(crate) fn read_file(path: &std::ffi::CStr, into: &mut [u8]) -> Result<usize, c_int> {
+    let fd = open(path, 0)? as usize;
     let mut done = 0;
     let result = loop {
         let left = &mut into[done..];

@@ -149,6 +149,11 @@ impl Vm {
         self.fd.load(Ordering::Acquire)
     }
 
+    /// It has this number by now.
+    pub(crate) fn is_at(&self, fd: c_int) {
+        self.fd.store(fd, Ordering::Release);
+    }
+
     /// What there is of it, for the statistics.
     pub(crate) fn with_state<R>(&self, what: impl FnOnce(&mut State) -> R) -> R {
         self.state.with(what)

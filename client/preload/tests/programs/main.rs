@@ -143,6 +143,32 @@ fn a_vm_that_is_inherited_is_left_alone() {
     assert_eq!(second["vms"], 1, "{second}");
 }
 
+/// A slot has to be mapped when the VM has another number than when it was deferred,
+/// or when there is no number left.
+#[test]
+fn a_guest_executes_whatever_became_of_the_vms_number() {
+    let name = "a_guest_executes_whatever_became_of_the_vms_number";
+    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
+    for part in ["executes-moved", "executes-full"] {
+        let run = |library: Option<&Path>| {
+            let dir = tempfile::tempdir().unwrap();
+            // What it says is written when there is a number again.
+            let mut command = player(&std::env::current_exe().unwrap(), part, dir.path());
+            if let Some(library) = library {
+                command.env("LD_PRELOAD", library);
+            }
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", shown(&output));
+            said(dir.path())
+        };
+        let without = run(None);
+        if !without.starts_with("executed: 0 0") {
+            return skip(name, &without);
+        }
+        assert_eq!(run(Some(&library)), without, "{part}");
+    }
+}
+
 /// `AT_SECURE`: a program that has more rights than its user is left alone. The
 /// dynamic linker does not preload there, so the program loads the library itself.
 #[test]

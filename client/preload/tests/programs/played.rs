@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::ptr;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_regs, kvm_run, kvm_sregs, kvm_userspace_memory_region};
 
 /// Set for it: the part, where it says what, the library that it is to load.
 pub(crate) const PART: &str = "PRELOAD_PART";
@@ -17,7 +17,14 @@ const FD: &str = "PRELOAD_FD";
 
 const CREATE_VM: c_ulong = 0xae01;
 const SET_REGION: c_ulong = 0x4020_ae46;
+const CREATE_VCPU: c_ulong = 0xae41;
+const RUN: c_ulong = 0xae80;
+const SET_REGS: c_ulong = 0x4090_ae82;
+const GET_SREGS: c_ulong = 0x8138_ae83;
+const SET_SREGS: c_ulong = 0x4138_ae84;
 const PAGE: usize = 4096;
+/// Where the slot is.
+const SLOT: u64 = 0x10_0000;
 
 type Ioctl = unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int;
 
@@ -28,6 +35,15 @@ pub(crate) fn play(part: &str) {
         "loads" => loads(),
         "churns" => churn(libc::ioctl).map(|_| "churned".to_owned()),
         "inherits" => inherits(),
+        "executes-moved" => executes(|vm| {
+            // SAFETY: numbers of its own, here and below.
+            let moved = unsafe { libc::fcntl(vm, libc::F_DUPFD_CLOEXEC, 40) };
+            // SAFETY: as above.
+            unsafe { libc::close(vm) };
+            assert!(moved >= 40);
+        }),
+        // SAFETY: a number, the lowest that is free.
+        "executes-full" => executes(|_| numbers_below(Some(unsafe { libc::dup(0) }))),
         "inherited" => inherited(),
         other => panic!("{other}"),
     };
@@ -38,6 +54,17 @@ pub(crate) fn play(part: &str) {
 
 fn say(text: &str) {
     std::fs::write(std::env::var_os(SAID).unwrap(), text).unwrap();
+}
+
+/// A slot that comes, or goes the next time.
+fn slot(at: *mut c_void, flip: u64) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot: 1,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: SLOT,
+        memory_size: if flip % 2 == 0 { PAGE as u64 } else { 0 },
+        userspace_addr: at as u64,
+    }
 }
 
 /// A VM whose slot comes and goes, without a vCPU; why not, where there is none.
@@ -57,18 +84,65 @@ fn churn(ioctl: Ioctl) -> Result<c_int, String> {
     // SAFETY: a new mapping.
     let at = unsafe { libc::mmap(ptr::null_mut(), PAGE, libc::PROT_READ, flags, -1, 0) };
     for flip in 0..20 {
-        let mut region = kvm_userspace_memory_region {
-            slot: 1,
-            flags: KVM_MEM_READONLY,
-            guest_phys_addr: 0x10_0000,
-            memory_size: if flip % 2 == 0 { PAGE as u64 } else { 0 },
-            userspace_addr: at as u64,
-        };
+        let mut region = slot(at, flip);
         // SAFETY: the structure that the request takes, of memory that stays.
         let result = unsafe { ioctl(vm, SET_REGION, &raw mut region) };
         assert_eq!(result, 0, "{}", failed("the slot"));
     }
     Ok(vm)
+}
+
+/// There are numbers for descriptors below `end`, which is given back, or as many as
+/// there can be.
+fn numbers_below(end: Option<c_int>) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a structure to be filled in.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = end.map_or(limit.rlim_max, |end| end as u64);
+    if let Some(end) = end {
+        // SAFETY: the program's own.
+        unsafe { libc::close(end) };
+    }
+    // SAFETY: a structure.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+}
+
+/// A guest that executes from a slot that came and went, when `what` has been done
+/// to the VM.
+fn executes(what: impl FnOnce(c_int)) -> Result<String, String> {
+    let vm = churn(libc::ioctl)?;
+    let call = |fd, request: c_ulong, arg: *mut c_void| {
+        // SAFETY: what the requests below take.
+        unsafe { libc::ioctl(fd, request, arg) }
+    };
+    let vcpu = call(vm, CREATE_VCPU, ptr::null_mut());
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let (shared, own) = (libc::MAP_SHARED, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, here and below.
+    let run = unsafe { libc::mmap(ptr::null_mut(), 3 * PAGE, access, shared, vcpu, 0) };
+    // SAFETY: as above.
+    let code = unsafe { libc::mmap(ptr::null_mut(), PAGE, access, own, -1, 0) };
+    if vcpu < 0 || run == libc::MAP_FAILED || code == libc::MAP_FAILED {
+        return Err(format!("no vCPU: {}", io::Error::last_os_error()));
+    }
+    // SAFETY: `hlt`, in the page.
+    unsafe { code.cast::<u8>().write(0xf4) };
+    let mut sregs = kvm_sregs::default();
+    let mut regs = kvm_regs { rip: 0, rflags: 2, ..Default::default() };
+    let mut done = call(vcpu, GET_SREGS, (&raw mut sregs).cast());
+    (sregs.cs.base, sregs.cs.selector) = (SLOT, 0);
+    done |= call(vcpu, SET_SREGS, (&raw mut sregs).cast());
+    done |= call(vcpu, SET_REGS, (&raw mut regs).cast());
+    for flip in 0..21 {
+        let mut region = slot(code, flip);
+        done |= call(vm, SET_REGION, (&raw mut region).cast());
+    }
+    what(vm);
+    let result = call(vcpu, RUN, ptr::null_mut());
+    numbers_below(None);
+    // SAFETY: mapped above; the vCPU is this thread's.
+    let reason = unsafe { (*run.cast::<kvm_run>()).exit_reason };
+    Ok(format!("executed: {done} {result} exit {reason}"))
 }
 
 /// A VM of whose slots one is away, which the next program of this process has.
