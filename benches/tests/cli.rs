@@ -222,6 +222,22 @@ fn two_address_spaces_are_replayed_in_one_when_told_so() {
 }
 
 #[test]
+fn a_trace_of_refusals_is_nothing_to_replay() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("refused.log");
+    let call =
+        "kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x1000 ua=0x7f0000000000 ret=-22\n";
+    std::fs::write(&file, call).unwrap();
+    let replayed = memslots(&format!("replay {}", file.display()));
+    let stderr = String::from_utf8_lossy(&replayed.stderr);
+    assert!(
+        !replayed.status.success() && stderr.contains("all of the trace's 1 calls"),
+        "{stderr}"
+    );
+    assert!(replayed.stdout.is_empty());
+}
+
+#[test]
 fn on_kvm_the_kernel_confirms_the_plan() {
     let test = "on_kvm_the_kernel_confirms_the_plan";
     if vm_or_skip(test).is_none() {

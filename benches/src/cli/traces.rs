@@ -11,7 +11,7 @@ use super::progress::spinner;
 use super::shown::{About, OutputArgs};
 use super::{Failure, counter, need_kvm};
 use crate::compare::ways;
-use crate::replay::{self, CHURN_AFTER, Replay, Strategy};
+use crate::replay::{self, CHURN_AFTER, Replay, ReplayError, Strategy};
 use crate::rig::Target;
 use crate::trace::{self, BURST_GAP};
 
@@ -81,6 +81,9 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
     let mut trace = read(&args.trace, args.vm)?;
     if args.one_address_space {
         trace = replay::one_address_space(&trace)?;
+    }
+    if trace.made().next().is_none() {
+        return Err(ReplayError::Nothing { calls: trace.calls.len() }.into());
     }
     need_kvm(&[])?;
     let replay = Replay {

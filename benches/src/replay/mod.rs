@@ -117,6 +117,12 @@ pub enum ReplayError {
     /// No VM.
     #[error("no VM: {0}")]
     NoVm(io::Error),
+    /// A trace of refusals.
+    #[error("KVM refused all of the trace's {calls} calls when it was made: nothing to replay")]
+    Nothing {
+        /// How many.
+        calls: usize,
+    },
     /// The trace needs what this VM does not have.
     #[error("line {line}: {needs}, which this machine's VMs do not have{}", hint(.needs))]
     Beyond {
