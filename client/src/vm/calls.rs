@@ -50,27 +50,18 @@ impl Vm {
     pub(super) fn make_calls(
         &self,
         commit: &mut Commit,
-        prepared: &mut Prepared,
+        prepared: &Prepared,
         mut dirty: Option<&mut DirtyState>,
         panics: &mut Panics,
     ) -> Result<Made, Error> {
         let mut made = Made::default();
-        if let Some(change) = &prepared.events {
-            let gone = &change.plan.ops[..change.plan.gone];
-            match events::execute(&*self.events, &mut commit.events.live, gone) {
-                Ok(done) => {
-                    made.events += done.cost;
-                    made.events_elapsed += done.elapsed;
-                }
-                Err(failed) => {
-                    panics.keep(failed.panic);
-                    let (devices, undone) = (&self.tables().devices, Undone::default());
-                    return Err(events_failed(commit, prepared, devices, failed.why, undone));
-                }
-            }
+        let ops = prepared.events.as_ref().map(|change| change.plan.ops.split_at(change.plan.gone));
+        let (gone, come) = ops.unwrap_or_default();
+        if let Err(why) = self.make_events(commit, gone, &mut made, panics) {
+            let devices = &self.tables().devices;
+            return Err(events_failed(commit, prepared, devices, why, Undone::default()));
         }
-        for at in 0..prepared.works.len() {
-            let work = &prepared.works[at];
+        for (at, work) in prepared.works.iter().enumerate() {
             // SAFETY: the plan creates, moves and, on undo, creates again only
             // slots over regions. Whoever mapped those promised that their
             // memory stays until a change that unmaps them has been applied
@@ -78,68 +69,70 @@ impl Vm {
             // the edits or `limbo` hold until then.
             let result =
                 unsafe { self.execute(work.as_id, &work.plan, prepared.paused, &mut dirty) };
-            match result {
+            let failed = match result {
                 Ok(done) => {
                     made.memory.ioctls += done.ioctls;
                     made.memory.grace_periods += done.grace_periods;
                     made.memory.elapsed += done.elapsed;
+                    continue;
                 }
-                Err(failed) => {
-                    panics.keep(failed.panic);
-                    let mut undone = Undone::default();
-                    if let memory::Why::Stuck { undo_errno, live, unsure, .. } = &failed.why {
-                        undone.failed(*undo_errno);
-                        let live: Vec<Slot> = live.clone();
-                        self.adopt(commit, prepared, at, &live, unsure);
-                        undone
-                            .live
-                            .extend(live.iter().map(|slot| (prepared.works[at].as_id, *slot)));
-                    }
-                    self.take_back(commit, prepared, at, &mut dirty, &mut undone, panics);
-                    self.take_events_back(commit, prepared, &mut undone, panics);
-                    let work = &prepared.works[at];
-                    let asked = undone.errno.is_none().then_some(&mut *commit);
-                    let error = self.explain(prepared, work, &failed.why, asked);
-                    if commit.spaces.iter().any(|space| !space.unsure.is_empty()) {
-                        keep_new_memory(commit, prepared);
-                    }
-                    return Err(or_stuck(commit, prepared, error, undone));
-                }
-            }
-        }
-        if let Err(placed::Refused { error, undone: errors }) =
-            commit.placed.execute(&prepared.placed)
-        {
+                Err(failed) => failed,
+            };
+            panics.keep(failed.panic);
             let mut undone = Undone::default();
-            undone.failed_in_windows(errors);
-            let works = prepared.works.len();
-            self.take_back(commit, prepared, works, &mut dirty, &mut undone, panics);
-            self.take_events_back(commit, prepared, &mut undone, panics);
+            if let memory::Why::Stuck { undo_errno, live, unsure, .. } = &failed.why {
+                undone.failed(*undo_errno);
+                self.adopt(commit, prepared, at, live, unsure);
+                undone.live.extend(live.iter().map(|slot| (work.as_id, *slot)));
+            }
+            self.take_back(commit, prepared, at, &mut dirty, &mut undone, panics);
+            let asked = undone.errno.is_none().then_some(&mut *commit);
+            let error = self.explain(prepared, work, &failed.why, asked);
+            if commit.spaces.iter().any(|space| !space.unsure.is_empty()) {
+                keep_new_memory(commit, prepared);
+            }
             return Err(or_stuck(commit, prepared, error, undone));
         }
-        if let Some(change) = &prepared.events {
-            let come = &change.plan.ops[change.plan.gone..];
-            match events::execute(&*self.events, &mut commit.events.live, come) {
-                Ok(done) => {
-                    made.events += done.cost;
-                    made.events_elapsed += done.elapsed;
-                }
-                Err(failed) => {
-                    panics.keep(failed.panic);
-                    let mut undone = Undone::default();
-                    if matches!(failed.why, events::Why::Stuck { .. }) {
-                        commit.events.unsettled = true;
-                    }
-                    undone.failed_in_windows(commit.placed.undo(&prepared.placed));
-                    let works = prepared.works.len();
-                    self.take_back(commit, prepared, works, &mut dirty, &mut undone, panics);
-                    self.take_events_back(commit, prepared, &mut undone, panics);
-                    let devices = &self.tables().devices;
-                    return Err(events_failed(commit, prepared, devices, failed.why, undone));
-                }
+        let all = prepared.works.len();
+        if let Err(refused) = commit.placed.execute(&prepared.placed) {
+            let placed::Refused { error, undone: errors } = refused;
+            let mut undone = Undone::default();
+            undone.failed_in_windows(errors);
+            self.take_back(commit, prepared, all, &mut dirty, &mut undone, panics);
+            return Err(or_stuck(commit, prepared, error, undone));
+        }
+        if let Err(why) = self.make_events(commit, come, &mut made, panics) {
+            let mut undone = Undone::default();
+            if matches!(why, events::Why::Stuck { .. }) {
+                commit.events.unsettled = true;
             }
+            undone.failed_in_windows(commit.placed.undo(&prepared.placed));
+            self.take_back(commit, prepared, all, &mut dirty, &mut undone, panics);
+            let devices = &self.tables().devices;
+            return Err(events_failed(commit, prepared, devices, why, undone));
         }
         Ok(made)
+    }
+
+    #[allow(clippy::result_large_err)] // Twice a change.
+    fn make_events(
+        &self,
+        commit: &mut Commit,
+        ops: &[events::Op],
+        made: &mut Made,
+        panics: &mut Panics,
+    ) -> Result<(), events::Why> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let done = events::execute(&*self.events, &mut commit.events.live, ops);
+        let done = done.map_err(|failed| {
+            panics.keep(failed.panic);
+            failed.why
+        })?;
+        made.events += done.cost;
+        made.events_elapsed += done.elapsed;
+        Ok(())
     }
 
     /// Carries a plan out, and keeps the dirty pages that KVM has forgotten.
@@ -164,7 +157,7 @@ impl Vm {
         result
     }
 
-    /// Takes the first `done` plans back.
+    /// Takes the first `done` plans back, and brings back the events that went.
     fn take_back(
         &self,
         commit: &mut Commit,
@@ -191,6 +184,7 @@ impl Vm {
             self.adopt(commit, prepared, at, &live, &unsure);
             undone.live.extend(live.into_iter().map(|slot| (*as_id, slot)));
         }
+        self.take_events_back(commit, prepared, undone, panics);
     }
 
     fn take_events_back(

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use kvm_memslots::backend::model::events;
@@ -152,7 +152,7 @@ fn spec(function: usize, file: &File, deferrable: bool) -> FunctionSpec {
         for (n, (offset, size, in_file)) in shape.memory.iter().enumerate() {
             let mut region = memory(*offset, *size, hva(function, index, n));
             if *in_file {
-                let backing = region.backing().clone().with_file(file.as_raw_fd(), 0);
+                let backing = region.backing().clone().with_file(file.try_clone().unwrap(), 0);
                 region = RegionSpec::device(region.span(), backing);
             }
             bar = bar.window(if deferrable { region.deferrable() } else { region });
@@ -379,8 +379,8 @@ impl World {
         let placed = self.window.iter().flat_map(Window::placed);
         let placed = placed.map(|placement| (placement.offset, placement.len)).collect();
         let foreign = self.foreign();
-        let bells = self.events.state().ioeventfds.into_iter();
-        let bells = bells.filter(|bell| !foreign.contains(bell)).collect();
+        let bells = self.events.state();
+        let bells = bells.ioeventfds().filter(|bell| !foreign.contains(bell)).collect();
         let mut refused = BTreeSet::new();
         for (function, shapes) in SHAPES.iter().enumerate() {
             for (bar, shape) in shapes.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! How KVM finds the ioeventfd or the zone for a write, mistakes included
 //! (`kvm_io_bus_register_dev()`, `kvm_io_bus_get_first_dev()`).
 
+use super::part::Part;
 use super::types::Ioeventfd;
 use super::zone::Zone;
 
@@ -9,16 +10,8 @@ use super::zone::Zone;
 struct Device {
     addr: u64,
     len: u64,
-    what: What,
-}
-
-/// What is on a bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
-    /// A device of KVM's own.
-    Own,
-    Ioeventfd(Ioeventfd),
-    Zone(Zone),
+    /// `None`: a device of KVM's own.
+    part: Option<Part>,
 }
 
 /// `NR_IOBUS_DEVS`
@@ -31,20 +24,20 @@ pub(super) struct IoBus(Vec<Device>);
 impl IoBus {
     /// A bus with devices of KVM's own.
     pub(super) fn with(own: &[(u64, u64)]) -> Self {
-        let device = |&(addr, len)| Device { addr, len, what: What::Own };
+        let device = |&(addr, len)| Device { addr, len, part: None };
         Self(own.iter().map(device).collect())
     }
 
     /// Whether there is no room for one more that is no ioeventfd.
     pub(super) fn is_full(&self) -> bool {
-        let counted = |there: &&Device| !matches!(there.what, What::Ioeventfd(_));
+        let counted = |there: &&Device| !matches!(there.part, Some(Part::Ioeventfd(_)));
         self.0.iter().filter(counted).count() > DEVICES - 1
     }
 
-    pub(super) fn register(&mut self, what: What) {
-        let (addr, len) = match what {
-            What::Own => return,
-            What::Ioeventfd(Ioeventfd { addr, len, .. }) | What::Zone(Zone { addr, len, .. }) => {
+    pub(super) fn register(&mut self, part: Part) {
+        let (addr, len) = match part {
+            Part::Irqfd(_) => return,
+            Part::Ioeventfd(Ioeventfd { addr, len, .. }) | Part::Zone(Zone { addr, len, .. }) => {
                 // An `int` to KVM.
                 let sign = if len > Zone::MAX_LEN { u64::MAX << 32 } else { 0 };
                 (addr, sign | u64::from(len))
@@ -52,11 +45,11 @@ impl IoBus {
         };
         let place = self.0.iter().position(|there| compare((there.addr, there.len), addr, len) > 0);
         let place = place.unwrap_or(self.0.len());
-        self.0.insert(place, Device { addr, len, what });
+        self.0.insert(place, Device { addr, len, part: Some(part) });
     }
 
-    pub(super) fn unregister(&mut self, what: What) {
-        self.0.retain(|there| there.what != what);
+    pub(super) fn unregister(&mut self, part: Part) {
+        self.0.retain(|there| there.part != Some(part));
     }
 
     /// What a write goes to: the first that takes it. `ring` is whether the ring
@@ -65,17 +58,17 @@ impl IoBus {
     /// KVM's order is not always sorted: a device that ends where one of length 0
     /// is, and was registered after it, comes behind it. The binary search may then
     /// miss the latter, and a zone that others are in.
-    pub(super) fn write(&self, addr: u64, len: u32, value: u64, ring: bool) -> Option<&What> {
+    pub(super) fn write(&self, addr: u64, len: u32, value: u64, ring: bool) -> Option<Part> {
         let matches = |there: &Device| compare((addr, len.into()), there.addr, there.len);
         let mut index = self.search(matches)?;
         while index > 0 && matches(&self.0[index - 1]) == 0 {
             index -= 1;
         }
         let candidates = self.0[index..].iter().take_while(|there| matches(there) == 0);
-        candidates.map(|there| &there.what).find(|what| match what {
-            What::Own => false,
-            What::Ioeventfd(ioeventfd) => ioeventfd.fires_for(ioeventfd.bus, addr, len, value),
-            What::Zone(zone) => ring && zone.has(addr, len),
+        candidates.filter_map(|there| there.part).find(|part| match part {
+            Part::Ioeventfd(ioeventfd) => ioeventfd.fires_for(ioeventfd.bus, addr, len, value),
+            Part::Zone(zone) => ring && zone.has(addr, len),
+            Part::Irqfd(_) => false,
         })
     }
 

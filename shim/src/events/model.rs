@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
-use super::bus::{IoBus, What};
+use super::bus::IoBus;
 use super::calls::EventCalls;
 use super::op::{Op, Waits};
 use super::part::Part;
@@ -221,10 +221,15 @@ impl Vm {
     fn done(&mut self, op: &Op) {
         self.counts.waits += op.waits();
         self.state.follow(op);
+        let (Op::Assign(part) | Op::Deassign(part)) = op else { return };
+        let bus = match part {
+            Part::Ioeventfd(ioeventfd) => self.bus(ioeventfd.bus),
+            Part::Zone(zone) => self.bus(zone.bus),
+            Part::Irqfd(_) => return,
+        };
         match op {
-            Op::Assign(Part::Ioeventfd(at)) => self.bus(at.bus).register(What::Ioeventfd(*at)),
-            Op::Deassign(Part::Ioeventfd(at)) => self.bus(at.bus).unregister(What::Ioeventfd(*at)),
-            _ => {}
+            Op::Assign(_) => bus.register(*part),
+            _ => bus.unregister(*part),
         }
     }
 

@@ -1,9 +1,8 @@
 //! How a change is worked out, from the devices and vectors that it names.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_memslots_shim::events::{Delta, Part, Parts, Route, State};
+use kvm_memslots_shim::events::{Delta, Part, Parts, State};
 
 use super::attached::{Attached, GpaOf};
 use super::claims::{Claims, Lists, Owner};
@@ -103,6 +102,10 @@ impl<'d, 't> Work<'d, 't> {
             let (old, new) = if comes { (None, Some(vector)) } else { (Some(vector), None) };
             self.switch(old, new);
         }
+        self.lines(device, comes);
+    }
+
+    fn lines(&mut self, device: &Attached, comes: bool) {
         for line in &device.lines {
             let (route, irqfd) = device.of_line(line, self.draft.state.no_irqbypass);
             if comes {
@@ -222,29 +225,23 @@ impl<'d, 't> Work<'d, 't> {
     }
 
     /// All that KVM is to have.
-    fn wanted(&self, gpa_of: GpaOf<'_>) -> State {
+    fn wanted(&mut self, gpa_of: GpaOf<'_>) -> State {
         let draft = self.draft;
-        let mut routes: BTreeSet<Route> = draft.own_routes().clone();
-        let mut wanted = State::default();
+        self.comes = Lists::default();
         for (id, device, altered) in draft.views() {
             let edit = draft.edits.get(&id);
             for vector in super::draft::vectors(device, altered) {
-                let (route, irqfd) = device.of_vector(vector, draft.state.no_irqbypass);
-                routes.extend(route);
-                wanted.assigned.extend(irqfd.map(Part::from));
+                self.vector(device, vector, true);
             }
-            for line in &device.lines {
-                let (route, irqfd) = device.of_line(line, draft.state.no_irqbypass);
-                routes.extend(route);
-                wanted.assigned.insert(irqfd.into());
-            }
+            self.lines(device, true);
             let assigned =
                 edit.is_some_and(|e| matches!(e.what, Edited::Altered { assigned: true, .. }));
             if assigned || !device.defers {
-                wanted.assigned.extend(device.on_bus(None, gpa_of).map(|(_, what)| what));
+                self.comes.assigned.extend(device.on_bus(None, gpa_of).map(|(_, what)| what));
             }
         }
-        wanted.routes = routes.into_iter().collect();
-        wanted
+        let Parts { mut routes, assigned } = std::mem::take(&mut self.comes).into();
+        routes.extend(draft.own_routes());
+        State { routes: routes.into_iter().collect(), assigned }
     }
 }

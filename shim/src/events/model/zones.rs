@@ -4,7 +4,6 @@ use std::os::fd::RawFd;
 
 use super::{Model, Vm};
 use crate::errno::Errno;
-use crate::events::bus::What;
 use crate::events::op::Op;
 use crate::events::part::Part;
 use crate::events::types::Bus;
@@ -27,9 +26,8 @@ impl Model {
         self.with(|vm| {
             let room = vm.ring.len() < RING;
             match vm.bus(bus).write(addr, len, value, room)? {
-                What::Own => None,
-                What::Ioeventfd(ioeventfd) => Some(ioeventfd.fd),
-                What::Zone(_) => {
+                Part::Ioeventfd(ioeventfd) => Some(ioeventfd.fd),
+                Part::Zone(_) | Part::Irqfd(_) => {
                     vm.ring.push(ZoneWrite { bus, addr, len, value });
                     None
                 }
@@ -45,7 +43,6 @@ impl Vm {
         if self.bus(zone.bus).is_full() {
             return Err(Errno::ENOSPC);
         }
-        self.bus(zone.bus).register(What::Zone(*zone));
         self.done(&Op::Assign(Part::Zone(*zone)));
         Ok(())
     }
@@ -56,7 +53,6 @@ impl Vm {
         let is_in = |there: &Zone| there.bus == zone.bus && there.has(zone.addr, zone.len);
         let gone: Vec<Zone> = self.state.zones().filter(is_in).collect();
         for zone in gone {
-            self.bus(zone.bus).unregister(What::Zone(zone));
             self.done(&Op::Deassign(Part::Zone(zone)));
         }
         Ok(())
