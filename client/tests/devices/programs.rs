@@ -25,7 +25,8 @@ fn rig(n: &mut Numbers) -> (Rig, Naive) {
         _ => (Irqchip::Full, Route::x86_defaults()),
     };
     let routes = if n.chance(3) { 24 + own.len() as u32 + 6 } else { 4096 };
-    let limits = EventLimits { routes, no_irqbypass: n.chance(2), devid: n.chance(4) };
+    let limits =
+        EventLimits { routes, no_irqbypass: n.chance(2), devid: n.chance(4), ..EventLimits::x86() };
     let events = EventModel::new(irqchip).with_limits(limits);
     let rig = Rig::on(Limits::x86(), events, |builder| {
         builder.own_routes(own.clone()).no_irqbypass(true).reserve_gsis(30..=31)
@@ -77,7 +78,7 @@ fn run(seed: u64) {
     rig.vm.close().unwrap();
     rig.assert_known();
     let state = rig.events.state();
-    assert!(state.irqfds.is_empty() && state.ioeventfds.is_empty() && state.zones.is_empty());
+    assert!(state.assigned.is_empty());
     assert_eq!(state.routes.to_vec(), naive.own_routes(), "seed {seed}");
     assert!(rig.memory.slots(0).is_empty());
 }

@@ -502,11 +502,11 @@ impl Naive {
     pub(super) fn check(&self, rig: &Rig, what: &str) {
         let state = rig.events.state();
         let bells: BTreeSet<Ioeventfd> = self.bells(false).into_iter().collect();
-        assert_eq!(state.ioeventfds, bells, "{what}");
+        assert_eq!(state.ioeventfds().collect::<BTreeSet<_>>(), bells, "{what}");
         let zones: BTreeSet<Zone> = self.zones(false).into_iter().collect();
-        assert_eq!(state.zones, zones, "{what}");
+        assert_eq!(state.zones().collect::<BTreeSet<_>>(), zones, "{what}");
         let mut routes: BTreeSet<Route> = state.routes.iter().copied().collect();
-        let mut irqfds = state.irqfds.clone();
+        let mut irqfds: BTreeSet<_> = state.irqfds().collect();
         for line in self.devices.values().flat_map(|dev| &dev.lines) {
             let is = |i: &&kvm_memslots::device::Irqfd| i.fd == line.fd;
             let irqfd = irqfds.iter().find(is).copied();
