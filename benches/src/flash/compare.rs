@@ -67,7 +67,7 @@ fn run(
     let vm = new_vm().map_err(DriveError::Vm)?;
     let (driven, lap) = watch.lap(|| drive(&vm, way, cycles, vcpus, Deferral::default()));
     let driven = driven.map_err(|error| match error {
-        DriveError::Slots(error) if matches!(error.kind(), ErrorKind::TrapUnsupported { .. }) => {
+        DriveError::Slots(error) if matches!(error.kind(), ErrorKind::TrapUnsupported) => {
             Stop::Skip("this KVM's slots can't trap".to_owned())
         }
         error => Stop::Fail(error),

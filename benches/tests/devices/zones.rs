@@ -139,7 +139,7 @@ impl Pair {
             Op::Write(write) => self.write(*write, seen),
             Op::Ring(n) => {
                 let live: Vec<Ioeventfd> = self.model.state().ioeventfds().collect();
-                let Some(at) = live.iter().nth(n % live.len().max(1)) else { return Ok(()) };
+                let Some(at) = live.get(n % live.len().max(1)) else { return Ok(()) };
                 let write = GuestWrite { bus: at.bus, addr: at.addr, len: at.len, value: 7 };
                 self.write(write, seen)
             }

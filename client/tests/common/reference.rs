@@ -187,7 +187,7 @@ impl Reference {
                     self.regions[n].reach = pages;
                 }
                 match pages {
-                    0 => Some(|kind| matches!(kind, ErrorKind::Empty { .. })),
+                    0 => Some(|kind| matches!(kind, ErrorKind::Empty)),
                     _ if pages > reach => {
                         Some(|kind| matches!(kind, ErrorKind::OutsideBacking { .. }))
                     }

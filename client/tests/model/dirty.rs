@@ -58,7 +58,7 @@ impl Run {
         let reg = *self.reference.regions.get(n)?;
         if !reg.is_logged() {
             let error = self.vm.dirty_log(reg.id).unwrap_err();
-            assert!(matches!(error.kind(), ErrorKind::NotLogged { .. }), "{error}");
+            assert!(matches!(error.kind(), ErrorKind::NotLogged), "{error}");
             return None;
         }
         let dirty = self.vm.dirty_log(reg.id).unwrap();
