@@ -13,7 +13,8 @@ use super::host::faults::{self, Fate};
 use super::*;
 use crate::backend::{EventModel, Irqchip, MemoryModel};
 use crate::device::{Device, DeviceId, Msi};
-use crate::{Changes, Error, ErrorKind, Limits, RegionId, RegionSpec, Vm, at};
+use crate::pci::{BarSpec, FunctionSpec, PciBars};
+use crate::{Access, Backing, Changes, Error, ErrorKind, Limits, RegionId, RegionSpec, Vm, at};
 
 struct Rig {
     vm: Vm,
@@ -175,4 +176,37 @@ fn a_place_that_fails_leaves_what_was_there() {
             assert_eq!(rig.placed(), [0, 2, 8]);
         }
     }
+}
+
+/// BARs take the same steps, and what is left of them the next sync puts right.
+#[test]
+fn what_is_left_of_bars_is_put_right_by_the_next_sync() {
+    let rig = Rig::new();
+    let (vm, page) = (&rig.vm, rig.page);
+    let mut bars = PciBars::new(40).in_window(rig.window.clone());
+    let ids = [0, 1].map(|n| {
+        // SAFETY: the model touches no memory.
+        let memory = unsafe { Backing::borrowed(0x7000_0000_0000, page, Access::ReadWrite) };
+        let memory = memory.with_file(rig.file.clone(), n * page);
+        let bar = BarSpec::memory64(page).window(RegionSpec::device(at(0, page), memory));
+        bars.add(vm, FunctionSpec::new().bar(0, bar)).unwrap()
+    });
+    let put = |bars: &mut PciBars, pages: [u64; 2]| {
+        for (id, n) in ids.into_iter().zip(pages) {
+            let gpa = 0x10_0000 + n * page;
+            bars.note_write(id, 0x10, &gpa.to_le_bytes()).unwrap();
+            bars.note_write(id, 4, &[2]).unwrap();
+        }
+        bars.sync(vm)
+    };
+    assert!(put(&mut bars, [0, 2]).unwrap().is_none());
+    assert_eq!(rig.placed(), [0, 2]);
+    // Both are removed and one is placed; the other is not, and the one stays.
+    faults::set([Passes, Passes, Passes, Fails, Fails, Passes, Passes]);
+    let error = put(&mut bars, [4, 6]).unwrap_err();
+    assert_eq!((error.errno(), faults::unused()), (Errno::ENOMEM, 0), "{error}");
+    assert_eq!(rig.placed(), [0, 2, 4]);
+    assert!(ids.iter().all(|id| bars.refusal(*id, Some(0)).is_none()));
+    assert!(bars.sync(vm).unwrap().is_none());
+    assert_eq!(rig.placed(), [4, 6]);
 }
