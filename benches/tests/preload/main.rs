@@ -15,8 +15,8 @@ mod vmm;
 use std::path::{Path, PathBuf};
 #[cfg(target_arch = "x86_64")]
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use flash::Flash;
@@ -277,12 +277,21 @@ fn a_vcpu_reads_while_the_slot_churns() {
         let start = flash::GPA + flash::SIZE;
         common::set_slot(&flash.vm, flash::SLOT + 1, start, SMALL_PAGE, &code, KVM_MEM_READONLY);
         let mut vcpu = executed::vcpu(&flash.vm, start, flash::GPA);
-        let done = AtomicBool::new(false);
+        let (done, runs) = (AtomicBool::new(false), AtomicU64::new(0));
+        // On a busy machine the vCPU's thread may sleep through all of it.
+        let let_it_run = || {
+            let (goal, start) = (runs.load(Ordering::Relaxed) + 8, Instant::now());
+            while runs.load(Ordering::Relaxed) < goal && start.elapsed() < Duration::from_mins(1) {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        };
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut newest = 0;
                 while !done.load(Ordering::Relaxed) {
-                    match u64::from_le_bytes(executed::run(&mut vcpu, BUSY).unwrap()) {
+                    let read = u64::from_le_bytes(executed::run(&mut vcpu, BUSY).unwrap());
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    match read {
                         BUSY => {}
                         value => {
                             assert!(value >= newest, "{value} after {newest}");
@@ -296,7 +305,7 @@ fn a_vcpu_reads_while_the_slot_churns() {
                 flash.write(0, &value.to_le_bytes());
                 flash.map();
                 if value % 8 == 0 {
-                    std::thread::sleep(Duration::from_millis(1));
+                    let_it_run();
                 }
             }
             done.store(true, Ordering::Relaxed);
