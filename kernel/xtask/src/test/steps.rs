@@ -11,6 +11,7 @@ use super::step::Step;
 use super::{api, msrv, programs};
 use crate::docs;
 use crate::log::{Log, Outcome};
+use crate::run;
 use crate::workspace::{Package, cargo, git, packages, root, target};
 
 /// Seconds are those of 2 cores.
@@ -54,7 +55,7 @@ pub(super) const STEPS: [Step; 12] = [
     Step {
         name: "docs",
         what: "links, commands, sentences and figures of the pages",
-        seconds: (15, 2),
+        seconds: (5, 2),
         slow: false,
         run: docs::check,
     },
@@ -81,8 +82,8 @@ pub(super) const STEPS: [Step; 12] = [
     },
     Step {
         name: "package",
-        what: "the published crates, built from their packages",
-        seconds: (30, 30),
+        what: "the published crates, built from their packages; the C library, installed",
+        seconds: (60, 60),
         slow: true,
         run: package,
     },
@@ -175,7 +176,7 @@ fn doc(log: &mut Log) -> Result<Outcome> {
 }
 
 /// Packs what goes to a registry and builds it from the packages, each against
-/// the packages of the others.
+/// the packages of the others. Installs the C library.
 fn package(log: &mut Log) -> Result<Outcome> {
     // Before 1.90 a package can't be built against one that is not on the
     // registry yet.
@@ -204,6 +205,14 @@ fn package(log: &mut Log) -> Result<Outcome> {
         package.args(["--package", &member.name]);
     }
     log.command(&mut package)?;
+    // The C library as its page says, with the features that it has by itself.
+    let mut make = Command::new("make");
+    make.arg("--directory").arg(root().join("client/capi")).arg("install");
+    make.arg(format!("TARGET={}", dir.display()))
+        .arg(format!("prefix={}", dir.join("c").display()));
+    if run::exists("make") {
+        log.command(make.env("CARGO_NET_OFFLINE", "true"))?;
+    }
     Ok(Outcome::Done)
 }
 
