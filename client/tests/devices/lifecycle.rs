@@ -134,6 +134,21 @@ fn eventfds_share_an_msi_of_the_vmms_own() {
     assert!(matches!(error.kind(), ErrorKind::GsiTaken { gsi: 5, .. }), "{error}");
 }
 
+/// A line goes on when the VMM takes its route back: no vector gets its GSI.
+#[test]
+fn a_gsi_is_its_lines_whatever_becomes_of_the_route() {
+    let rig = Rig::with(Irqchip::Split, |builder| builder.own_routes([Route::msi(24, msi(0x50))]));
+    let line = rig.attach(Device::new("line").line(24, None, eventfd(), None)).unwrap();
+    rig.apply(|c| c.set_own_routes([])).unwrap();
+    let vector = || Device::new("nic").vector(eventfd(), Some(msi(0x30)));
+    let one = rig.attach(vector()).unwrap();
+    assert_eq!(rig.vm.gsi(one, 0).unwrap(), Some(25));
+    rig.detach(line).unwrap();
+    let two = rig.attach(vector()).unwrap();
+    assert_eq!(rig.vm.gsi(two, 0).unwrap(), Some(24));
+    rig.assert_known();
+}
+
 #[test]
 fn what_is_signalled_goes_where_it_should() {
     let rig = Rig::new();

@@ -206,9 +206,14 @@ impl<'t> EventDraft<'t> {
                 return Err(ErrorKind::GsiTaken { gsi, by }.into());
             }
         }
+        // A line may go on with one of these.
+        let lines: BTreeSet<u32> = self
+            .views()
+            .flat_map(|(_, device, _)| device.lines.iter().map(|line| line.gsi))
+            .collect();
         let old: Vec<u32> = self.own_routes().iter().map(|route| route.gsi).collect();
         for gsi in old {
-            if !self.state.is_reserved(gsi) {
+            if !self.state.is_reserved(gsi) && !lines.contains(&gsi) {
                 self.gsis_mut().give_back(gsi);
             }
         }

@@ -507,12 +507,14 @@ impl Naive {
         assert_eq!(state.zones().collect::<BTreeSet<_>>(), zones, "{what}");
         let mut routes: BTreeSet<Route> = state.routes.iter().copied().collect();
         let mut irqfds: BTreeSet<_> = state.irqfds().collect();
+        let mut lines = BTreeSet::new();
         for line in self.devices.values().flat_map(|dev| &dev.lines) {
             let is = |i: &&kvm_memslots::device::Irqfd| i.fd == line.fd;
             let irqfd = irqfds.iter().find(is).copied();
             let irqfd = irqfd.unwrap_or_else(|| panic!("{what}: no irqfd of {line:?}"));
             assert_eq!((irqfd.gsi, irqfd.resample), (line.gsi, line.resample), "{what}");
             irqfds.remove(&irqfd);
+            lines.insert(irqfd.gsi);
         }
         for line in self.devices.values().flat_map(|dev| &dev.lines) {
             if let Some((chip, pin)) = line.pin {
@@ -525,6 +527,8 @@ impl Naive {
             assert!(state.routes.contains(route), "{what}: no {route}");
             routes.remove(route);
         }
+        let shared = irqfds.iter().find(|irqfd| lines.contains(&irqfd.gsi));
+        assert!(shared.is_none(), "{what}: {shared:?} of a vector is a line's");
         for vector in self.devices.values().flat_map(|dev| &dev.vectors) {
             let raised = rig.events.signalled(vector.fd);
             if let Some(msi) = vector.msi {
