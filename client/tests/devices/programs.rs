@@ -100,7 +100,7 @@ fn inject(rig: &Rig, n: &mut Numbers) {
 }
 
 fn seeds() -> std::ops::Range<u64> {
-    let Ok(seeds) = std::env::var("MEMSLOTS_EVENT_SEEDS") else { return 0..40 };
+    let Ok(seeds) = std::env::var("MEMSLOTS_EVENT_SEEDS") else { return 0..30 };
     let (from, to) = seeds.split_once("..").unwrap();
     from.parse().unwrap()..to.parse().unwrap()
 }
