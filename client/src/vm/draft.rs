@@ -187,10 +187,13 @@ impl<'t> Draft<'t> {
     }
 
     fn set_flags(&mut self, id: RegionId, set: MemFlags, of: MemFlags) -> Result<(), Error> {
-        let (at, mut record) = self.current(id)?;
+        let at = self.touch(id)?;
+        let Some(record) = &mut self.edits[at].now else {
+            return Err(ErrorKind::UnknownRegion { id }.into());
+        };
         let flags = record.mapping.flags() & !of | set;
         record.mapping = record.mapping.with_flags(flags);
-        self.checks.kind(&record, || record.described(id))?;
+        self.checks.kind(record, || record.described(id))?;
         if of.contains(MemFlags::TRAP) {
             if !self.checks.limits.trap {
                 return Err(ErrorKind::TrapUnsupported.of(record.described(id)));
@@ -199,7 +202,6 @@ impl<'t> Draft<'t> {
                 return Err(ErrorKind::NotAlone.of(record.described(id)));
             }
         }
-        self.set(at, Some(record));
         Ok(())
     }
 

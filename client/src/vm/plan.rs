@@ -2,7 +2,7 @@
 //! plan for that.
 
 use kvm_memslots_shim::memory::{Extent, How, Op, Plan, PlanError, Request, plan};
-use kvm_memslots_shim::{Limits, Mapping, Range, Slot, SlotIds};
+use kvm_memslots_shim::{Limits, Mapping, MemFlags, Range, Slot, SlotIds};
 
 use super::draft::{Draft, Edit};
 use super::record::Record;
@@ -99,6 +99,9 @@ impl Planner<'_> {
         if let Some(op) = self.single(space) {
             return Ok(Plan { ops: vec![op], ..Plan::default() });
         }
+        if let Some(ops) = self.flips(space) {
+            return Ok(Plan { ops, ..Plan::default() });
+        }
         let widen = self.rules.limits.page_size;
         let mut window = if space.unsettled { self.whole() } else { self.window(0) };
         let mut result = self.plan_window(&window, space, 0);
@@ -158,16 +161,30 @@ impl Planner<'_> {
             (Some(before), now) => {
                 let slot = self.slots.exactly(before.range())?;
                 let Some(now) = now else { return Some(Op::Delete(slot)) };
-                let flags = now.mapping.flags();
-                let toggled = flags ^ slot.mapping.flags();
-                let same = now.mapping.with_flags(slot.mapping.flags()) == slot.mapping;
-                let in_place = crate::MemFlags::LOG_DIRTY_PAGES | crate::MemFlags::TRAP;
-                let flips = !toggled.is_empty() && in_place.contains(toggled);
-                (same && flips && slot.mapping.guest_memfd().is_none())
-                    .then_some(Op::SetFlags { from: slot, flags })
+                flip(slot, now)
             }
             (None, None) => None,
         }
+    }
+
+    /// The calls that do it, where regions change nothing but flags which KVM
+    /// changes on a live slot, and each has one to itself: a migration's set.
+    fn flips(&self, space: &Space) -> Option<Vec<Op>> {
+        let Draft { edits, sorted, .. } = self.draft;
+        // Who goes has no place among those that are sorted.
+        if space.unsettled || sorted.len() < edits.len() {
+            return None;
+        }
+        let mut ops = Vec::with_capacity(edits.len());
+        for edit in sorted.iter().map(|at| &edits[*at]) {
+            let now = edit.now.as_ref().filter(|_| !edit.rebuild)?;
+            let stays = self.regions.range(edit.index?) == now.range();
+            if now.as_id == self.as_id {
+                let slot = self.slots.exactly(now.range()).filter(|_| stays)?;
+                ops.push(flip(slot, now)?);
+            }
+        }
+        Some(ops)
     }
 
     /// The slots that the edits touch, `widen` bytes around them, and all that is
@@ -294,6 +311,17 @@ impl Planner<'_> {
         let after = edit.now.as_ref().map(Record::range);
         [before, after].into_iter().flatten().filter(move |_| mine)
     }
+}
+
+/// The change of flags that makes a slot what a region is to be, if that is all.
+fn flip(slot: Slot, now: &Record) -> Option<Op> {
+    const IN_PLACE: MemFlags = MemFlags::LOG_DIRTY_PAGES.union(MemFlags::TRAP);
+    let flags = now.mapping.flags();
+    let toggled = flags ^ slot.mapping.flags();
+    let same = now.mapping.with_flags(slot.mapping.flags()) == slot.mapping;
+    let flips = !toggled.is_empty() && IN_PLACE.contains(toggled) && !now.waits();
+    (same && flips && slot.mapping.guest_memfd().is_none())
+        .then_some(Op::SetFlags { from: slot, flags })
 }
 
 /// The address space that an edit is about.

@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::common::{self, Gate, HVA, PAGE, changes, limits, map_all, memory, on_model, ram};
+use crate::common::{
+    self, Gate, HVA, PAGE, assert_same_slots, changes, limits, map_all, memory, on_model, ram,
+};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::backend::model::memory::{DirtyTracking, Fault, ModelConfig};
 use kvm_memslots::{
@@ -342,4 +344,41 @@ fn a_ring_is_harvested_before_slots_go() {
     // A single region that goes by the short way is harvested, too.
     vm.apply(changes(|set| set.unmap(vm.region_at(0, 100 * PAGE).unwrap().id))).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+/// The set that a migration begins with, and others that look like it.
+#[test]
+fn a_set_of_flags_is_a_call_a_slot_and_no_more() {
+    let (vm, model) = plain(Vm::builder());
+    let ids: [RegionId; 20] = map_all(&vm, std::array::from_fn(|n| ram(8 * n as u64, 2)));
+    let log = |on: bool| changes(|c| ids.iter().for_each(|id| c.set_log_dirty(*id, on)));
+    let logged = || vm.slots(0).iter().filter(|slot| slot.mapping.is_logged()).count();
+    let report = vm.apply(log(true)).unwrap();
+    assert_eq!((report.ioctls, report.grace_periods, logged()), (20, 20, 20));
+    assert_same_slots(&vm, &model);
+    // Nothing is to be done, or for some only.
+    assert_eq!(vm.apply(log(true)).unwrap().ioctls, 0);
+    let some = changes(|c| ids[..9].iter().for_each(|id| c.set_log_dirty(*id, false)));
+    assert_eq!((vm.apply(some).unwrap().ioctls, logged()), (9, 11));
+    assert_eq!((vm.apply(log(true)).unwrap().ioctls, logged()), (9, 20));
+
+    // One goes, one moves, two change places: KVM moves those that it can.
+    let mut more = log(false);
+    more.unmap(ids[3]);
+    more.move_to(ids[4], 4096 * PAGE);
+    more.move_to(ids[5], 8 * 6 * PAGE);
+    more.move_to(ids[6], 8 * 5 * PAGE);
+    vm.apply(more).unwrap();
+    assert_eq!((vm.slots(0).len(), logged()), (19, 0));
+    assert_same_slots(&vm, &model);
+    for (id, gpa) in [(ids[4], 4096), (ids[5], 48), (ids[6], 40), (ids[7], 56)] {
+        assert_eq!(vm.region(id).unwrap().range.gpa(), gpa * PAGE);
+    }
+    // All of what there was before, if KVM refuses one.
+    model.inject(Fault::nth(7, Errno::ENOMEM));
+    let again = changes(|c| ids[7..].iter().for_each(|id| c.set_log_dirty(*id, true)));
+    assert_eq!(vm.apply(again.clone()).unwrap_err().errno(), Errno::ENOMEM);
+    assert_eq!(logged(), 0);
+    assert_same_slots(&vm, &model);
+    assert_eq!((vm.apply(again).unwrap().ioctls, logged()), (13, 13));
 }
