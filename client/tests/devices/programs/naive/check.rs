@@ -106,7 +106,9 @@ impl Naive {
                         "{what}: {vector:?} shares"
                     );
                 }
-                (Some(irqfd), None) if vector.trigger.is_some() => _ = irqfds.remove(&irqfd),
+                (Some(irqfd), None) if vector.trigger.is_some() && vector.had => {
+                    irqfds.remove(&irqfd);
+                }
                 _ => {}
             }
         }
