@@ -23,11 +23,13 @@ pub(super) struct Told {
     /// What is compared, with `{}` for the words before the numbers.
     work: &'static str,
     with: With,
-    /// How many times as fast as what it is compared with it has to be.
+    /// How many times as fast as what it is compared with it has to be, or how
+    /// many instructions more it may take, by [`With::VanillaCycles`].
     wanted: f64,
 }
 
-/// What the number of a line is compared with; numbers are microseconds.
+/// What the number of a line is compared with; numbers are microseconds, except
+/// where it says something else.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum With {
     /// The second number of the line.
@@ -38,9 +40,12 @@ pub(super) enum With {
     /// That of the line on a kernel without the series. The number after it is
     /// grace periods, of which there may be none with the series.
     Vanilla,
+    /// The same, of cycles, which are instructions by `icount`, and no grace
+    /// periods.
+    VanillaCycles,
 }
 
-/// A comparison with its figures, in microseconds.
+/// A comparison with its figures, in microseconds or instructions.
 #[derive(Debug, PartialEq)]
 pub(super) struct Compared {
     work: String,
@@ -50,6 +55,8 @@ pub(super) struct Compared {
     wanted: f64,
     /// Of the other and of this, if they are counted.
     grace_periods: Option<[u64; 2]>,
+    /// Whether they are instructions, and `wanted` is the difference.
+    instructions: bool,
 }
 
 const SLEEPING: Told = Told {
@@ -65,7 +72,7 @@ const SLEEPING: Told = Told {
     wanted: 1.0 / 3.0,
 };
 
-static ALL: [Told; 5] = [
+static ALL: [Told; 6] = [
     SLEEPING,
     Told { append: "kvm_amd.npt=0", work: "the same with shadow paging ({})", ..SLEEPING },
     Told {
@@ -88,6 +95,17 @@ static ALL: [Told; 5] = [
         with: With::SecondCounted,
         work: "a flip of KVM_MEM_TRAP among {} slots, against deleting and creating",
         wanted: 10.0,
+        ..SLEEPING
+    },
+    Told {
+        series: Series::Trap,
+        program: "mem_trap_test",
+        args: &["measure"],
+        append: "kvm.force_emulation_prefix=1",
+        line: "An emulated {} takes {} cycles",
+        work: "an emulated {} where nothing traps, against a kernel without any series",
+        with: With::VanillaCycles,
+        wanted: 2.0,
         ..SLEEPING
     },
     Told {
@@ -124,7 +142,7 @@ impl Told {
 
     /// Whether it takes the kernel without the series, too.
     pub(super) fn takes_vanilla(&self) -> bool {
-        self.with == With::Vanilla
+        matches!(self.with, With::Vanilla | With::VanillaCycles)
     }
 
     /// What `lines` tell, and those of a kernel without the series.
@@ -144,17 +162,20 @@ impl Told {
                     grace_periods = count(&words, 5).zip(count(&words, 4)).map(<[u64; 2]>::from);
                     number(&words, 2)?
                 }
-                With::Vanilla => {
+                With::Vanilla | With::VanillaCycles => {
                     let vanilla = vanilla.iter().find(|other| other[0] == words[0])?;
-                    grace_periods = Some([count(vanilla, 2)?, count(&words, 2)?]);
+                    if self.with == With::Vanilla {
+                        grace_periods = Some([count(vanilla, 2)?, count(&words, 2)?]);
+                    }
                     number(vanilla, 1)?
                 }
             };
+            let instructions = self.with == With::VanillaCycles;
             let mut work = self.work.replace("{}", &words[0]);
-            if self.icount {
+            if self.icount && !instructions {
                 work.push_str(", 1 ns an instruction");
             }
-            Some(Compared { work, other, this, wanted: self.wanted, grace_periods })
+            Some(Compared { work, other, this, wanted: self.wanted, grace_periods, instructions })
         });
         let compared: Option<Vec<Compared>> = compared.collect();
         compared
@@ -170,6 +191,9 @@ impl Compared {
     }
 
     pub(super) fn reached(&self) -> bool {
+        if self.instructions {
+            return self.this - self.other <= self.wanted;
+        }
         self.ratio() >= self.wanted && self.grace_periods.is_none_or(|[_, this]| this == 0)
     }
 
@@ -178,14 +202,22 @@ impl Compared {
         let verdict = if self.reached() { "yes" } else { "NO" };
         let grace_periods =
             |nth: usize| self.grace_periods.map_or_else(String::new, |gps| gps[nth].to_string());
+        let took = |number: f64| match self.instructions {
+            true => format!("{number:.0} instructions"),
+            false => format!("{number:.1} us"),
+        };
+        let (ratio, wanted) = match self.instructions {
+            true => (format!("{:+.0}", self.this - self.other), format!("{:+.0}", self.wanted)),
+            false => [self.ratio(), self.wanted].map(super::table::three_digits).into(),
+        };
         vec![
             self.work.clone(),
-            format!("{:.1} us", self.other),
+            took(self.other),
             grace_periods(0),
-            format!("{:.1} us", self.this),
+            took(self.this),
             grace_periods(1),
-            super::table::three_digits(self.ratio()),
-            super::table::three_digits(self.wanted),
+            ratio,
+            wanted,
             verdict.to_owned(),
         ]
     }
@@ -264,5 +296,18 @@ mod tests {
         assert!(irqfds.compared(&this, &[]).is_err());
         let waits = lines(&["  256 irqfds deassigned in 900 us, 1 grace periods"]);
         assert!(!irqfds.compared(&waits, &other).unwrap()[0].reached());
+    }
+
+    #[test]
+    fn instructions_more_than_without_the_series() {
+        let access = ALL.iter().find(|told| told.with == With::VanillaCycles).unwrap();
+        let said = |cycles: u32| lines(&[&format!("An emulated read takes {cycles} cycles")]);
+        let compared = |cycles| access.compared(&said(cycles), &said(5000)).unwrap().remove(0);
+        assert!(compared(5002).reached() && compared(4990).reached());
+        assert!(!compared(5003).reached());
+        assert_eq!(
+            compared(5003).cells()[1..7],
+            ["5000 instructions", "", "5003 instructions", "", "+3", "+2"]
+        );
     }
 }
