@@ -202,13 +202,17 @@ impl Compared {
         let verdict = if self.reached() { "yes" } else { "NO" };
         let grace_periods =
             |nth: usize| self.grace_periods.map_or_else(String::new, |gps| gps[nth].to_string());
-        let took = |number: f64| match self.instructions {
-            true => format!("{number:.0} instructions"),
-            false => format!("{number:.1} us"),
+        let took = |number: f64| {
+            if self.instructions {
+                format!("{number:.0} instructions")
+            } else {
+                format!("{number:.1} us")
+            }
         };
-        let (ratio, wanted) = match self.instructions {
-            true => (format!("{:+.0}", self.this - self.other), format!("{:+.0}", self.wanted)),
-            false => [self.ratio(), self.wanted].map(super::table::three_digits).into(),
+        let (ratio, wanted) = if self.instructions {
+            (format!("{:+.0}", self.this - self.other), format!("{:+.0}", self.wanted))
+        } else {
+            [self.ratio(), self.wanted].map(super::table::three_digits).into()
         };
         vec![
             self.work.clone(),
