@@ -158,6 +158,11 @@ impl Backing {
         self
     }
 
+    /// Whether it holds what may run somebody's code when it is dropped.
+    pub(crate) fn is_somebodys(&self) -> bool {
+        self.owner.is_some() || self.open.is_some()
+    }
+
     /// The descriptor of the file that it is in.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match (&self.open, self.file) {

@@ -66,7 +66,7 @@ impl Changes {
     /// Those that may run somebody's code when they are dropped.
     pub(crate) fn that_own(mut self) -> Vec<Change> {
         self.list.retain(|change| match change {
-            Change::Map(_, spec) => spec.backing.owner.is_some(),
+            Change::Map(_, spec) => spec.backing.is_somebodys(),
             Change::Replace(..) | Change::Attach(..) | Change::VectorFd(..) => true,
             _ => false,
         });

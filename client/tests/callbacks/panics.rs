@@ -3,6 +3,7 @@
 //! the next set.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use kvm_memslots::backend::model::memory::GuestAccess;
 use kvm_memslots::backend::model::{events, memory};
 use kvm_memslots::backend::{EventModel, MemoryModel};
 use kvm_memslots::device::{Device, DeviceId, Doorbell, Msi};
-use kvm_memslots::{Backing, Changes, Errno, Limits, RegionId, RegionSpec, Vm, at};
+use kvm_memslots::{Access, Backing, Changes, Errno, Limits, RegionId, RegionSpec, Vm, at};
 use proptest::prelude::*;
 
 use crate::host::eventfd;
@@ -341,4 +342,36 @@ proptest! {
         }
         world.drop_vm(end);
     }
+}
+
+/// A descriptor that can't be dropped in peace.
+struct Bomb(OwnedFd);
+
+impl AsFd for Bomb {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a bomb");
+    }
+}
+
+#[test]
+fn files_that_panic_when_they_are_dropped_do_so_one_by_one() {
+    let (vm, ..) = open(Limits::x86(), &Arc::default(), false);
+    let mut changes = Changes::new();
+    for page in 0..3 {
+        // SAFETY: only ever mapped into a model, which touches nothing.
+        let backing = unsafe { Backing::borrowed(HVA + page * PAGE, PAGE, Access::ReadWrite) };
+        let backing = backing.with_file(Bomb(eventfd()), 0);
+        changes.map(RegionSpec::ram(at(2 * page * PAGE, PAGE), backing));
+    }
+    // One panic while another unwinds would end the process.
+    let said = catch_unwind(AssertUnwindSafe(|| vm.apply(changes))).unwrap_err();
+    assert_eq!(said.downcast_ref(), Some(&"a bomb"));
+    assert_eq!(vm.regions().len(), 3);
+    vm.apply(Changes::new()).unwrap();
 }
