@@ -27,6 +27,8 @@ struct Wanted<'s> {
     bells: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
     /// What can't be.
     refused: Vec<(Key, Range, PciError)>,
+    /// What something else is in the way of.
+    taken: Vec<(Key, Range)>,
 }
 
 /// Follows the config writes of a VM's PCI functions. For one VM, always the same
@@ -220,7 +222,8 @@ impl PciBars {
 
     /// Why a BAR, for `None` the expansion ROM, is not mapped where it decodes,
     /// or not all of it: of the first of its windows, then of its doorbells, that
-    /// can't be there ([`PciError::Vm`]: what KVM said). Accesses to that exit, or
+    /// can't be there ([`PciError::Vm`]: what KVM said; [`PciError::Taken`]:
+    /// something else is there). Accesses to that exit, or
     /// find the gap of a window. It is tried anew when the BAR moves, and with
     /// [`sync`](Self::sync).
     #[must_use]
@@ -277,8 +280,7 @@ impl PciBars {
     ) -> Result<Option<Report>, PciError> {
         // Until it has worked.
         self.moved = true;
-        // There may be slots by now.
-        self.refused.forget_short();
+        self.refused.forget_passing();
         let mut report = None;
         // Left out one by one, from the last on, as nobody said which it is about.
         let mut suspects: Vec<Key> = Vec::new();
@@ -288,7 +290,7 @@ impl PciBars {
                     places(&self.functions).map(|(key, range, _)| (key, range)).collect();
                 self.refused.keep_where(&at);
             }
-            let Wanted { windows, parts, bells, claims, refused } = self.wanted(vm);
+            let Wanted { windows, parts, bells, claims, refused, taken } = self.wanted(vm);
             if !refused.is_empty() {
                 for (key, at, why) in refused {
                     self.refused.insert(key, at, why);
@@ -360,6 +362,9 @@ impl PciBars {
                     suspects.drain(..).for_each(|key| self.refused.forget(&key));
                 }
                 Ok(()) => {
+                    for (key, range) in taken {
+                        self.refused.insert(key, range, PciError::Taken);
+                    }
                     self.moved = false;
                     return Ok(report);
                 }
@@ -390,11 +395,15 @@ impl PciBars {
                                 Ok(part) => _ = wanted.parts.insert(key, part),
                                 Err(why) => wanted.refused.push((key, range, why)),
                             }
+                        } else {
+                            wanted.taken.push((key, range));
                         }
                     } else if self.shelf.has_all {
                         wanted.refused.push((key, range, PciError::NoSlot));
                     } else if !vm.is_taken(spec.as_id, range, ours) && wanted.claims.claim(range) {
                         wanted.windows.push((key, range, spec));
+                    } else {
+                        wanted.taken.push((key, range));
                     }
                 }
                 Place::Doorbell(..) if self.shelf.find(vm, 0, range).is_some() => {
@@ -406,6 +415,8 @@ impl PciBars {
                     let here = wanted.bells.entry((key.0, key.1)).or_default();
                     if here.iter().any(own) || wanted.claims.claim(range) {
                         here.push((n, ioeventfd));
+                    } else {
+                        wanted.taken.push((key, range));
                     }
                 }
             }

@@ -50,6 +50,16 @@ pub enum PciError {
         /// Where the second one starts.
         offset: u64,
     },
+    /// Two doorbells of a BAR overlap, or there is a write that both are for
+    /// (`ioeventfd_check_collision()` in `virt/kvm/eventfd.c`).
+    #[error(
+        "two doorbells of a BAR overlap, the second one is at {offset:#x}: several are at one \
+         offset only if each has a value or a length of its own, and none of any length"
+    )]
+    DoorbellsOverlap {
+        /// Where the second one starts.
+        offset: u64,
+    },
     /// I/O ports are no memory.
     #[error("an I/O BAR has no memory")]
     WindowInPorts,
@@ -67,6 +77,9 @@ pub enum PciError {
     /// A doorbell that the guest has put where a window is memory.
     #[error("KVM signals no doorbell where a window is memory; move the BAR out of the window")]
     InMemory,
+    /// The guest has put a window or a doorbell on top of something that comes first.
+    #[error("a region that is no BAR is there, or a part of a BAR that comes first; move the BAR")]
+    Taken,
     /// Memory of a BAR that the guest has put outside of all windows.
     #[error("outside of the windows, and PciBars::without_slots allows no slot")]
     NoSlot,
@@ -91,7 +104,7 @@ impl PciError {
             Self::File(kind) => kind.errno(),
             Self::NoFile => Errno::ENODEV,
             Self::NoSlot => Errno::ENOSPC,
-            Self::InMemory => Errno::EEXIST,
+            Self::InMemory | Self::Taken => Errno::EEXIST,
             Self::UnknownFunction(_) => Errno::ENOENT,
             _ => Errno::EINVAL,
         }

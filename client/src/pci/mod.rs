@@ -83,7 +83,7 @@
 //!   BAR, the expansion ROM last. What is mapped depends on the registers
 //!   alone, not on how they came to be so.
 //! - A window or a doorbell that comes later and overlaps is not there at all:
-//!   accesses to it exit. Once what was in its way has gone, it is mapped in the same
+//!   accesses to it exit, and [`PciBars::refusal`] is [`PciError::Taken`]. Once what was in its way has gone, it is mapped in the same
 //!   set ([`PciBars::sync`], where that was not a BAR).
 //!
 //! # What KVM refuses

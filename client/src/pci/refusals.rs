@@ -35,13 +35,15 @@ impl Refusals {
         self.0.remove(key);
     }
 
-    /// Those that there was no slot for may have one now.
-    pub(super) fn forget_short(&mut self) {
-        let short = |why: &PciError| match why {
+    /// Those that there was no slot for may have one now, and what was in the way of
+    /// others may have gone.
+    pub(super) fn forget_passing(&mut self) {
+        let passes = |why: &PciError| match why {
             PciError::Vm(error) => matches!(error.kind(), ErrorKind::TooManySlots { .. }),
+            PciError::Taken => true,
             _ => false,
         };
-        self.0.retain(|_, (_, why)| !short(why));
+        self.0.retain(|_, (_, why)| !passes(why));
     }
 
     /// A part that is somewhere else by now may be there.

@@ -100,7 +100,9 @@ impl BarSpec {
     /// Writes of `len` bytes (0: of any length), and of `value` if there is one,
     /// to this offset signal an eventfd and don't exit, for as long as the BAR
     /// decodes and wherever it is: a doorbell. It moves with the BAR in the same
-    /// set of changes as its windows.
+    /// set of changes as its windows. Doorbells of a BAR don't overlap, but for
+    /// those at one offset that differ in length or value
+    /// ([`PciError::DoorbellsOverlap`]).
     #[must_use]
     pub fn ioeventfd(
         mut self,
@@ -173,6 +175,7 @@ impl BarSpec {
                 return Err(PciError::Outside { offset, size, bar: self.size });
             }
         }
+        self.check_bells()?;
         let mut ranges: Vec<Span> = self.windows.iter().map(RegionSpec::span).collect();
         for Span { gpa, size } in &ranges {
             let inside = gpa.checked_add(*size).is_some_and(|end| end <= self.size);
@@ -186,6 +189,28 @@ impl BarSpec {
             Some(pair) => Err(PciError::WindowsOverlap { offset: pair[1].gpa }),
             None => Ok(()),
         }
+    }
+
+    /// Whether each doorbell, which lies in the BAR, is for writes of its own.
+    fn check_bells(&self) -> Result<(), PciError> {
+        let mut bells: Vec<(u64, u32, Option<u64>)> =
+            self.bells.iter().map(|bell| (bell.offset, bell.len, bell.value)).collect();
+        // Of those at one offset those of any length, then those of any value, come
+        // first, and the longest comes last: neighbours tell.
+        bells.sort_unstable();
+        for pair in bells.windows(2) {
+            let ((at, len, value), (next, next_len, next_value)) = (pair[0], pair[1]);
+            let clash = if at == next {
+                let same_value = value.is_none() || value == next_value;
+                len == 0 || (len == next_len && same_value)
+            } else {
+                at + u64::from(len.max(1)) > next
+            };
+            if clash {
+                return Err(PciError::DoorbellsOverlap { offset: next });
+            }
+        }
+        Ok(())
     }
 }
 

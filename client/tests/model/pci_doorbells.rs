@@ -156,6 +156,8 @@ fn bars_with_doorbells_swap_places_in_one_set_and_one_by_one() {
     world.write(&nics[0], 0x18, X);
     world.assert_at(&nics[0], X);
     assert_eq!((world.bells(), world.bars.regions(nics[1].id, Some(2)).len()), (4, 0));
+    let refusal = world.bars.refusal(nics[1].id, Some(2));
+    assert!(matches!(refusal, Some(PciError::Taken)), "{refusal:?}");
     world.write(&nics[1], 0x18, Y);
     world.assert_at(&nics[0], X);
     world.assert_at(&nics[1], Y);
@@ -307,4 +309,68 @@ fn windows_are_cut_around_what_is_to_exit() {
     assert!(world.bars.add(&world.vm, FunctionSpec::new().bar(0, outside)).is_err());
     let outside = BarSpec::memory32(0x1000).ioeventfd(0xffd, 4, None, eventfd());
     assert!(world.bars.add(&world.vm, FunctionSpec::new().bar(0, outside)).is_err());
+}
+
+/// Two doorbells for the same writes are the VMM's mistake, wherever the guest puts
+/// them.
+#[test]
+fn doorbells_of_a_bar_that_overlap_are_refused_before_there_is_a_guest() {
+    type Bell = (u64, u32, Option<u64>);
+    let mut world = World::new();
+    let mut add = |bells: &[Bell]| {
+        let bell = |bar: BarSpec, (offset, len, value): &Bell| {
+            bar.ioeventfd(*offset, *len, *value, eventfd())
+        };
+        let bar = bells.iter().fold(BarSpec::memory32(0x1000), bell);
+        world.bars.add(&world.vm, FunctionSpec::new().bar(0, bar))
+    };
+    let overlap: [(&[Bell], u64); 8] = [
+        (&[(0, 8, None), (4, 4, None)], 4),
+        (&[(4, 4, None), (0, 8, Some(1))], 4),
+        (&[(0, 1, None), (0, 4, None), (2, 0, None)], 2),
+        (&[(0x20, 4, None), (8, 4, None), (10, 4, None)], 10),
+        (&[(8, 4, None), (8, 4, None)], 8),
+        (&[(8, 4, Some(1)), (8, 4, None), (8, 4, Some(2))], 8),
+        (&[(8, 2, Some(1)), (8, 2, Some(2)), (8, 2, Some(1))], 8),
+        (&[(8, 4, Some(1)), (8, 2, None), (8, 0, None)], 8),
+    ];
+    for (bells, at) in overlap {
+        let error = add(bells).unwrap_err();
+        let told = matches!(error, PciError::DoorbellsOverlap { offset } if offset == at);
+        assert!(told, "{bells:?}: {error}");
+        assert_eq!(error.errno(), Errno::EINVAL);
+    }
+    let apart: [&[Bell]; 4] = [
+        &[(0, 4, None), (4, 4, None), (8, 0, None), (9, 1, None)],
+        &[(8, 2, Some(1)), (8, 2, Some(2)), (8, 2, Some(0))],
+        &[(8, 2, None), (8, 4, None), (8, 8, Some(3))],
+        &[],
+    ];
+    for bells in apart {
+        add(bells).unwrap();
+    }
+}
+
+/// Of two BARs in one place the later one's doorbells are not there: it says so,
+/// for as long as the other one is there.
+#[test]
+fn a_doorbell_on_top_of_another_bar_is_told() {
+    let mut world = World::new();
+    let mut add = |offset| {
+        let bar = BarSpec::memory32(16).ioeventfd(offset, 8, None, eventfd());
+        world.bars.add(&world.vm, FunctionSpec::new().bar(0, bar)).unwrap()
+    };
+    let ids = [add(0), add(4)];
+    for id in ids {
+        world.bars.note_write(id, 0x10, &(X as u32).to_le_bytes()).unwrap();
+        world.bars.config_write(&world.vm, id, 4, &[2]).unwrap();
+    }
+    assert_eq!(world.bells(), 1);
+    assert!(world.bars.refusal(ids[0], Some(0)).is_none());
+    let refusal = world.bars.refusal(ids[1], Some(0)).unwrap();
+    assert!(matches!(refusal, PciError::Taken), "{refusal}");
+    assert_eq!(refusal.errno(), Errno::EEXIST);
+    world.bars.config_write(&world.vm, ids[0], 0x10, &(Y as u32).to_le_bytes()).unwrap();
+    assert_eq!(world.bells(), 2);
+    assert!(ids.iter().all(|id| world.bars.refusal(*id, Some(0)).is_none()));
 }

@@ -310,7 +310,7 @@ impl World {
                         if free && *in_file {
                             claims.push(range);
                             wanted.placed.insert((range.0 - WINDOW.0, *size));
-                        } else if free {
+                        } else {
                             wanted.refused.insert((function, bar));
                         }
                     } else if self.without_slots {
@@ -325,6 +325,8 @@ impl World {
                             claims.push(range);
                             wanted.mapped.insert((range.0, *size, hva(function, bar, n)));
                         }
+                    } else {
+                        wanted.refused.insert((function, bar));
                     }
                 }
                 let mut mine: Vec<u64> = Vec::new();
@@ -343,6 +345,7 @@ impl World {
                     }
                     let again = mine.contains(&range.0);
                     if !again && claims.iter().any(|claim| meet(*claim, range)) {
+                        wanted.refused.insert((function, bar));
                         continue;
                     }
                     if self.foreign().iter().any(|there| there.collides_with(&bell)) {
