@@ -65,19 +65,22 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// Its address, if it has one; with `of`, if it is in that region.
+    /// Its address, if it has one, or `None` for one beyond the last; with `of`, if
+    /// it is in that region.
     pub(crate) fn of(
         self,
         of: Option<RegionId>,
+        len: u32,
         gpa_of: impl Fn(RegionId) -> Option<u64>,
-    ) -> Option<(Bus, u64)> {
-        match self {
+    ) -> Option<(Bus, Option<u64>)> {
+        let (bus, addr) = match self {
             Self::In(region, offset) if of.is_none_or(|of| of == region) => {
-                Some((Bus::Mmio, gpa_of(region)?.checked_add(offset)?))
+                (Bus::Mmio, gpa_of(region)?.checked_add(offset))
             }
-            Self::At(bus, addr) if of.is_none() => Some((bus, addr)),
-            _ => None,
-        }
+            Self::At(bus, addr) if of.is_none() => (bus, Some(addr)),
+            _ => return None,
+        };
+        Some((bus, addr.filter(|addr| addr.checked_add(len.into()).is_some())))
     }
 }
 
@@ -89,8 +92,9 @@ impl Doorbell {
 
     /// That many bytes from the start of a region, wherever it is: it moves with
     /// the region, in the same set of changes, and rings for as long as the
-    /// region is mapped. It may lie behind the region's end: memory need not be
-    /// all of a BAR.
+    /// region is mapped. It may lie behind the region's end, as memory need not be
+    /// all of a BAR, but not behind the last address
+    /// ([`ErrorKind::EventWraps`](crate::ErrorKind::EventWraps)).
     pub const fn in_region(region: RegionId, offset: u64) -> Self {
         Self { place: Place::In(region, offset), len: 0, value: None }
     }

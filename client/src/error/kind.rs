@@ -314,11 +314,17 @@ pub enum ErrorKind {
         /// The value.
         data: u64,
     },
-    /// The address is beyond the last one.
-    #[error("address plus length, {len}, wraps around the 64-bit address space")]
-    IoeventfdWraps {
+    /// An ioeventfd or a zone that ends beyond the last address: by itself, or, where
+    /// the error names a region, where that is.
+    #[error("{start:#x} plus length, {len}, wraps around the 64-bit address space{}",
+        if *.in_region { ", counted from the region's start" } else { "" })]
+    EventWraps {
+        /// Its address, or its offset from the region's start.
+        start: u64,
         /// Bytes.
         len: u32,
+        /// Whether it is in a region.
+        in_region: bool,
     },
     /// Another device's ioeventfd or zone is there: it has some of the same writes, or
     /// would be unregistered together with a zone.
@@ -341,12 +347,6 @@ pub enum ErrorKind {
     /// A zone is too short or too long.
     #[error("a coalesced zone has 1 to {} bytes, not {len}", events::Zone::MAX_LEN)]
     ZoneLength {
-        /// Bytes.
-        len: u32,
-    },
-    /// The zone ends beyond the last address.
-    #[error("address plus length, {len}, wraps around the 64-bit address space")]
-    ZoneWraps {
         /// Bytes.
         len: u32,
     },

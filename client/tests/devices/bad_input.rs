@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use kvm_memslots::backend::model::events::FdKind;
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
-use kvm_memslots::device::{Bus, Device, DevicePart, Doorbell, Event, Msi, Route};
-use kvm_memslots::{Errno, Error, ErrorKind, Limits, RegionId, Vm};
+use kvm_memslots::device::{Bus, Coalesced, Device, DevicePart, Doorbell, Event, Msi, Route};
+use kvm_memslots::{Changes, Errno, Error, ErrorKind, Limits, RegionId, Vm};
 
 use crate::rig::{BAR, Rig, bar, device, eventfd, msi};
 
@@ -92,7 +92,10 @@ fn ioeventfds_that_kvm_does_not_have() {
         assert!(matches!(error.kind(), ErrorKind::IoeventfdValue { .. }), "{error}");
     }
     let error = try_it(8, u64::MAX - 3, None);
-    assert!(matches!(error.kind(), ErrorKind::IoeventfdWraps { .. }), "{error}");
+    assert!(
+        matches!(error.kind(), ErrorKind::EventWraps { len: 8, in_region: false, .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -223,4 +226,57 @@ fn vectors_that_there_are_not() {
     rig.detach(id).unwrap();
     let error = rig.set_vector(id, 0, None).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::UnknownDevice { .. }), "{error}");
+}
+
+/// Behind the region's end is somewhere; behind the last address is nowhere, and
+/// what is there would never ring.
+#[test]
+fn what_is_in_a_region_ends_before_addresses_do() {
+    let rig = Rig::new();
+    let last = u64::MAX - BAR;
+    let with = |part: &dyn Fn(Device, RegionId) -> Device| {
+        let id = RegionId::new();
+        part(Device::new("dev").region(id, bar(BAR, 0x1000).label("BAR 0")), id)
+    };
+    let bell = |offset, len| {
+        move |device: Device, id| {
+            device.ioeventfd(Doorbell::in_region(id, offset).len(len), eventfd())
+        }
+    };
+    let zone = |offset, len| {
+        move |device: Device, id| device.coalesced(Coalesced::in_region(id, offset, len))
+    };
+    let bells = [(u64::MAX, 0), (last + 1, 0), (last - 3, 4)];
+    for (offset, len) in bells {
+        let start = "device \"dev\", ioeventfd 0: RAM \"BAR 0\"";
+        let error = refused(&rig, vec![with(&bell(offset, len))], start);
+        let kind = error.kind();
+        let told = matches!(kind, ErrorKind::EventWraps { start, in_region: true, .. } if *start == offset);
+        assert!(told && error.to_string().contains("size 0x1000"), "{error}");
+        assert!(error.to_string().contains(&format!("{offset:#x}")), "{error}");
+        assert_eq!(error.errno(), Errno::EINVAL);
+    }
+    for (offset, len) in [(last + 1, 8), (last - 3, 4)] {
+        let start = "device \"dev\", coalesced zone 0: RAM \"BAR 0\"";
+        let error = refused(&rig, vec![with(&zone(offset, len))], start);
+        assert!(matches!(error.kind(), ErrorKind::EventWraps { .. }), "{error}");
+    }
+    let id = rig.attach(with(&bell(last - 4, 4))).unwrap();
+    assert_eq!(rig.events.state().ioeventfds().count(), 1);
+    rig.detach(id).unwrap();
+
+    // Where the region is somewhere only later, and where it moves.
+    let id = RegionId::new();
+    rig.attach(bell(last - 0x1000, 4)(Device::new("late"), id)).unwrap();
+    let (seen, start) = (rig.seen(), "device \"late\", ioeventfd 0: RAM");
+    let map = |c: &mut Changes, gpa| c.map_as(id, bar(gpa, 0x1000));
+    let error = rig.apply(|c| map(c, BAR + 0x2000)).unwrap_err();
+    assert!(error.to_string().starts_with(start), "{error}");
+    rig.apply(|c| map(c, BAR)).unwrap();
+    let there = rig.seen();
+    let error = rig.apply(|c| c.move_to(id, BAR + 0x2000)).unwrap_err();
+    assert!(error.to_string().starts_with(start), "{error}");
+    assert_eq!(rig.seen(), there);
+    assert_ne!(seen, there);
+    rig.assert_known();
 }

@@ -38,24 +38,38 @@ impl Attached {
         }
     }
 
-    /// What it has on a bus that has an address: all, or what is in a region.
+    /// What it has on a bus that has an address: all, or what is in a region; `None`
+    /// for what would end beyond the last address.
     pub(super) fn on_bus<'a>(
         &'a self,
         of: Option<RegionId>,
         gpa_of: GpaOf<'a>,
-    ) -> impl Iterator<Item = (DevicePart, Part)> + 'a {
+    ) -> impl Iterator<Item = (DevicePart, Option<Part>)> + 'a {
         let doorbells = self.kicks.iter().enumerate().filter_map(move |(index, kick)| {
-            let (bus, addr) = kick.doorbell.place.of(of, gpa_of)?;
             let (len, datamatch) = (kick.doorbell.len, kick.doorbell.value);
-            let bell = Ioeventfd { bus, addr, len, datamatch, fd: event_fd(&kick.event) };
-            Some((DevicePart::Ioeventfd { index }, bell.into()))
+            let (bus, addr) = kick.doorbell.place.of(of, len, gpa_of)?;
+            let fd = event_fd(&kick.event);
+            let bell = addr.map(|addr| Ioeventfd { bus, addr, len, datamatch, fd }.into());
+            Some((DevicePart::Ioeventfd { index }, bell))
         });
         let zones = self.zones.iter().enumerate().filter_map(move |(index, zone)| {
-            let (bus, addr) = zone.place.of(of, gpa_of)?;
-            addr.checked_add(zone.len.into())?;
-            Some((DevicePart::Zone { index }, Zone { bus, addr, len: zone.len }.into()))
+            let len = zone.len;
+            let (bus, addr) = zone.place.of(of, len, gpa_of)?;
+            let zone = addr.map(|addr| Zone { bus, addr, len }.into());
+            Some((DevicePart::Zone { index }, zone))
         });
         doorbells.chain(zones)
+    }
+
+    /// Where one of its doorbells or zones is, and how long it is.
+    pub(super) fn place_of(&self, part: DevicePart) -> Option<(Place, u32)> {
+        match part {
+            DevicePart::Ioeventfd { index } => {
+                self.kicks.get(index).map(|kick| (kick.doorbell.place, kick.doorbell.len))
+            }
+            DevicePart::Zone { index } => self.zones.get(index).map(|zone| (zone.place, zone.len)),
+            _ => None,
+        }
     }
 
     /// The regions that its doorbells and zones are in.

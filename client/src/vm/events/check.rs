@@ -22,10 +22,7 @@ pub(super) fn check_kick(kick: &Kick) -> Result<(), ErrorKind> {
     if !matches!(len, 0 | 1 | 2 | 4 | 8) {
         return Err(ErrorKind::IoeventfdLength { len });
     }
-    let (Place::At(_, start) | Place::In(_, start)) = kick.doorbell.place;
-    if start.checked_add(len.into()).is_none() {
-        return Err(ErrorKind::IoeventfdWraps { len });
-    }
+    check_end(kick.doorbell.place, len)?;
     // A value that does not fit never matches.
     let fits = |data| len == 8 || (len != 0 && data >> (len * 8) == 0);
     match value.filter(|data| !fits(*data)) {
@@ -44,7 +41,18 @@ pub(super) fn check_coalesced(what: &Coalesced, limits: ZoneLimits) -> Result<()
     if !(1..=Zone::MAX_LEN).contains(&len) {
         return Err(ErrorKind::ZoneLength { len });
     }
-    let (Place::At(_, start) | Place::In(_, start)) = what.place;
     // KVM finds no write in one that ends where addresses do.
-    start.checked_add(len.into()).map(drop).ok_or(ErrorKind::ZoneWraps { len })
+    check_end(what.place, len)
+}
+
+/// Whether it ends before addresses, or offsets, do.
+fn check_end(place: Place, len: u32) -> Result<(), ErrorKind> {
+    let (Place::At(_, start) | Place::In(_, start)) = place;
+    start.checked_add(len.into()).map(drop).ok_or_else(|| wraps(place, len))
+}
+
+/// An ioeventfd or a zone ends beyond the last address.
+pub(super) const fn wraps(place: Place, len: u32) -> ErrorKind {
+    let (Place::At(_, start) | Place::In(_, start)) = place;
+    ErrorKind::EventWraps { start, len, in_region: matches!(place, Place::In(..)) }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use kvm_memslots_shim::events::{Delta, Part, Parts, State};
 
 use super::attached::{Attached, GpaOf};
+use super::check::wraps;
 use super::claims::{Claims, Lists, Owner};
 use super::draft::{Edited, EventDraft};
 use crate::RegionId;
-use crate::device::{DeviceId, Trigger, Vector};
+use crate::device::{DeviceId, Place, Trigger, Vector};
 use crate::error::{Error, ErrorKind};
 use crate::vm::draft::Draft;
 
@@ -45,18 +46,18 @@ impl<'d, 't> Work<'d, 't> {
             holds: Vec::new(),
             releases: Vec::new(),
         };
-        let before = |id| memory.regions.find(id).map(|index| memory.regions.range(index).gpa());
-        let after = |id| memory.record(id).map(|record| record.range().gpa());
+        let before = |id| gpa_before(memory, id);
+        let after = |id| gpa_after(memory, id);
         for (id, edit) in &draft.edits {
             let applied = draft.devices.get(id);
             match (&edit.what, applied) {
                 (Edited::New(device), _) => {
                     work.whole(device, true);
-                    work.on_bus(*id, device, None, &after, true)?;
+                    work.on_bus(*id, device, None, memory, true)?;
                 }
                 (Edited::Gone, Some(device)) => {
                     work.whole(device, false);
-                    work.on_bus(*id, device, None, &before, false)?;
+                    work.on_bus(*id, device, None, memory, false)?;
                 }
                 (Edited::Altered { vectors, assigned }, Some(device)) => {
                     for (index, vector) in vectors {
@@ -68,7 +69,7 @@ impl<'d, 't> Work<'d, 't> {
                     if *assigned && device.defers {
                         work.comes
                             .assigned
-                            .extend(device.on_bus(None, &after).map(|(_, what)| what));
+                            .extend(device.on_bus(None, &after).filter_map(|(_, what)| what));
                     }
                 }
                 _ => {}
@@ -82,8 +83,8 @@ impl<'d, 't> Work<'d, 't> {
                 if matches!(edit, Some(Edited::New(_) | Edited::Gone)) {
                     continue;
                 }
-                work.on_bus(*id, device, Some(*region), &before, false)?;
-                work.on_bus(*id, device, Some(*region), &after, true)?;
+                work.on_bus(*id, device, Some(*region), memory, false)?;
+                work.on_bus(*id, device, Some(*region), memory, true)?;
             }
         }
         if let Some((_, new)) = &draft.own_routes {
@@ -146,10 +147,17 @@ impl<'d, 't> Work<'d, 't> {
         id: DeviceId,
         device: &Attached,
         of: Option<RegionId>,
-        gpa_of: GpaOf<'_>,
+        memory: &Draft<'_>,
         comes: bool,
     ) -> Result<(), Error> {
-        for (part, what) in device.on_bus(of, gpa_of) {
+        let gpa_of = if comes { gpa_after } else { gpa_before };
+        for (part, what) in device.on_bus(of, &|id| gpa_of(memory, id)) {
+            let Some(what) = what else {
+                match device.place_of(part).filter(|_| comes) {
+                    Some((place, len)) => return Err(self.beyond((id, part), place, len, memory)),
+                    None => continue,
+                }
+            };
             let claims = if comes { &mut self.come } else { &mut self.gone };
             let other = if comes { claims.in_the_way(what).next() } else { None };
             if let Some((_, other)) = other {
@@ -176,9 +184,22 @@ impl<'d, 't> Work<'d, 't> {
         Ok(())
     }
 
-    fn taken(&self, what: Part, (id, part): Owner, (other, other_part): Owner) -> Error {
+    /// What ends beyond the last address.
+    fn beyond(&self, owner: Owner, place: Place, len: u32, memory: &Draft<'_>) -> Error {
+        let region = match place {
+            Place::In(region, _) => memory.record(region).map(|record| record.described(region)),
+            Place::At(..) => None,
+        };
+        self.about(owner, Error::from(wraps(place, len)).of_region(region))
+    }
+
+    fn taken(&self, what: Part, owner: Owner, (other, other_part): Owner) -> Error {
         let kind = ErrorKind::EventTaken { what, other: self.draft.name(other), other_part };
-        let error = Error::from(kind).of_device(&self.draft.name(id), Some(part));
+        self.about(owner, kind.into())
+    }
+
+    fn about(&self, (id, part): Owner, error: Error) -> Error {
+        let error = error.of_device(&self.draft.name(id), Some(part));
         match self.draft.edits.get(&id) {
             Some(edit) => error.in_change(edit.number),
             None => error,
@@ -237,11 +258,20 @@ impl<'d, 't> Work<'d, 't> {
             let assigned =
                 edit.is_some_and(|e| matches!(e.what, Edited::Altered { assigned: true, .. }));
             if assigned || !device.defers {
-                self.comes.assigned.extend(device.on_bus(None, gpa_of).map(|(_, what)| what));
+                let on_bus = device.on_bus(None, gpa_of);
+                self.comes.assigned.extend(on_bus.filter_map(|(_, what)| what));
             }
         }
         let Parts { mut routes, assigned } = std::mem::take(&mut self.comes).into();
         routes.extend(draft.own_routes());
         State { routes: routes.into_iter().collect(), assigned }
     }
+}
+
+fn gpa_before(memory: &Draft<'_>, id: RegionId) -> Option<u64> {
+    memory.regions.find(id).map(|index| memory.regions.range(index).gpa())
+}
+
+fn gpa_after(memory: &Draft<'_>, id: RegionId) -> Option<u64> {
+    memory.record(id).map(|record| record.range().gpa())
 }
