@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::note::note;
 use crate::report;
 use crate::rig::Target;
 use bench::BenchArgs;
@@ -109,7 +110,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            eprintln!("memslots: {failure}");
+            note(format_args!("memslots: {failure}"));
             ExitCode::from(if matches!(failure, Failure::Usage(_)) { USAGE } else { 1 })
         }
     }
@@ -150,7 +151,9 @@ fn counter(target: Target) -> Option<GraceCounter> {
 /// worth a word, but no failure.
 fn counted_by(methods: &[Method]) -> Option<GraceCounter> {
     GraceCounter::first_of(methods, new_vm)
-        .inspect_err(|why| eprintln!("memslots: {why}; grace periods are those of the plan"))
+        .inspect_err(|why| {
+            note(format_args!("memslots: {why}; grace periods are those of the plan"));
+        })
         .ok()
 }
 

@@ -56,7 +56,8 @@ pub(crate) fn member<P, M: Serialize, K, E: Display>(
     match done() {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            println!("{why}");
+            // Without it the one who waits for this hears that it ended.
+            let _unheard = writeln!(io::stdout(), "{why}");
             ExitCode::FAILURE
         }
     }

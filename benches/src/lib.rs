@@ -1,6 +1,8 @@
 //! Benchmarks of memslot changes: real guest code, grace periods counted by
 //! the kernel, and the scenarios that the `memslots` command line tool runs.
 
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod bench;
 pub mod cli;
 pub mod compare;
@@ -9,6 +11,7 @@ pub mod devices;
 pub mod doctor;
 pub mod flash;
 pub mod fleet;
+mod note;
 pub mod replay;
 pub mod report;
 pub mod rig;

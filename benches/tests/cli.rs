@@ -544,3 +544,26 @@ fn density_says_how_many_descriptors_it_lacks() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("raise the hard limit"), "{stderr}");
 }
+
+/// A full disk behind stdout or stderr: what failed is said as far as it can be, and
+/// the exit code is the same.
+#[test]
+fn nobody_hears_and_nothing_panics() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let run = |args: &str, out: Stdio, err: Stdio| {
+        let args = args.split_whitespace();
+        let mut command = Command::new(PROGRAM);
+        command.args(args).stdin(Stdio::null()).stdout(out).stderr(err).output().unwrap()
+    };
+    let works = "bench contiguous --regions 8 --runs 1 --executor model";
+    let fails = "replay /no/such/file";
+    for (args, code) in [(works, 0), (fails, 1), ("bench no-such-scenario", 2)] {
+        let output = run(args, Stdio::piped(), full().into());
+        assert_eq!(output.status.code(), Some(code), "{args}: {output:?}");
+    }
+    let output = run(works, full().into(), Stdio::piped());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("memslots: writing the output: "), "{stderr}");
+    assert_eq!(run(works, full().into(), full().into()).status.code(), Some(1));
+}

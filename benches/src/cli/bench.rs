@@ -6,6 +6,7 @@ use super::shown::{About, OutputArgs};
 use super::{Failure, counter, need_kvm};
 use crate::bench::{self, Bench, Sizes};
 use crate::compare::ways;
+use crate::note::note;
 use crate::rig::{Busy, Target};
 use crate::scenario::Workload;
 use crate::strategy::Strategy;
@@ -91,7 +92,9 @@ impl BenchArgs {
                 Err(Failure::Usage(format!("this needs KVM: {why}; --executor model needs none")))
             }
             (None, Err(why)) => {
-                eprintln!("memslots: {why}; running on the model of KVM, where no time is real");
+                note(format_args!(
+                    "memslots: {why}; running on the model of KVM, where no time is real"
+                ));
                 Ok(Target::Model)
             }
             (Some(Target::Model), _) => Ok(Target::Model),
@@ -111,10 +114,10 @@ impl BenchArgs {
         } else if let (Some(strategy), false) =
             (strategies.iter().find(|strategy| strategy.needs_batch()), has_batch)
         {
-            eprintln!(
+            note(format_args!(
                 "memslots: this kernel has no KVM_SET_USER_MEMORY_REGIONS, so {strategy} is \
                  skipped; --executor model shows what it would save"
-            );
+            ));
         }
         Ok(ways(&strategies))
     }

@@ -10,6 +10,7 @@ use super::Failure;
 use super::output::OutputFile;
 use super::progress::spinner;
 use crate::compare::{Row, Session};
+use crate::note::note;
 use crate::report::{self, Column, Report, baseline, table};
 use kvm_memslots_kit::grace::GraceCounter;
 use kvm_memslots_kit::machine::Machine;
@@ -121,7 +122,7 @@ impl Output {
         if let Some(changes) = &changes {
             let text = changes.join("\n");
             if self.json {
-                eprintln!("{text}");
+                note(text);
             } else {
                 writeln!(io::stdout().lock(), "\nSince the baseline:\n{text}")?;
             }

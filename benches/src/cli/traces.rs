@@ -11,6 +11,7 @@ use super::progress::spinner;
 use super::shown::{About, OutputArgs};
 use super::{Failure, counter, need_kvm};
 use crate::compare::ways;
+use crate::note::note;
 use crate::replay::{self, CHURN_AFTER, Replay, ReplayError, Strategy};
 use crate::rig::Target;
 use crate::trace::{self, BURST_GAP};
@@ -68,11 +69,11 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
         Some(file) => file.write(|out| trace::write(&trace, out))?,
     }
     let refused = trace.calls.iter().filter(|call| call.errno != 0).count();
-    eprintln!(
+    note(format_args!(
         "memslots: {} calls from {}, {refused} of them refused by KVM",
         trace.calls.len(),
         trace.source
-    );
+    ));
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use kvm_memslots::backend::EventCalls;
 
 use crate::compare::{Lap, Session, Shape, Stop, Taken, Way};
 use crate::fleet::FleetError;
+use crate::note::note;
 use crate::report::Column;
 use background::Background;
 use vm::Machine;
@@ -130,7 +131,10 @@ pub fn density(args: &Density, session: &mut Session<'_>) -> Result<(), DensityE
     background.make_room(sizes.last().copied().unwrap_or(0))?;
     for size in sizes {
         if let Err(why) = background.grow(size) {
-            eprintln!("memslots: only {} of {size} background VMs fit: {why}", background.len());
+            note(format_args!(
+                "memslots: only {} of {size} background VMs fit: {why}",
+                background.len()
+            ));
         }
         let shape = shape(args, background.len());
         let mut rows = session.rows(&[shape], flags, &[Flag(false)], |flag, _| {
