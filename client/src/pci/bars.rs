@@ -5,31 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 use kvm_memslots_shim::Range;
 
 use super::bells::{BarKey, Bells, bell_range, ring, silence};
-use super::claims::Claims;
 use super::error::PciError;
 use super::id::FunctionId;
-use super::places::{Item, Key, Place, places};
+use super::places::{Item, Key, places};
 use super::refusals::{Refusals, blamed, is_about_one};
 use super::registers::{Decoded, Registers};
 use super::shelf::Shelf;
-use super::spec::{FunctionSpec, Window};
+use super::spec::FunctionSpec;
+use super::wanted::Wanted;
 use crate::device::Ioeventfd;
-use crate::window::{self, Placement, WindowPart};
+use crate::window::{self, Placement};
 use crate::{Changes, RegionId, RegionSpec, Report, Vm};
-
-/// What is to be.
-#[derive(Default)]
-struct Wanted<'s> {
-    claims: Claims,
-    /// By key.
-    windows: Vec<(Key, Range, &'s Window)>,
-    parts: BTreeMap<Key, WindowPart>,
-    bells: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
-    /// What can't be.
-    refused: Vec<(Key, Range, PciError)>,
-    /// What something else is in the way of.
-    taken: Vec<(Key, Range)>,
-}
 
 /// Follows the config writes of a VM's PCI functions. For one VM, always the same
 /// one.
@@ -290,7 +276,8 @@ impl PciBars {
                     places(&self.functions).map(|(key, range, _)| (key, range)).collect();
                 self.refused.keep_where(&at);
             }
-            let Wanted { windows, parts, bells, claims, refused, taken } = self.wanted(vm);
+            let Wanted { windows, parts, bells, claims, refused, taken } =
+                Wanted::of(&self.functions, &self.mapped, &self.refused, &self.shelf, vm);
             if !refused.is_empty() {
                 for (key, at, why) in refused {
                     self.refused.insert(key, at, why);
@@ -374,54 +361,5 @@ impl PciBars {
 
     fn registers(&mut self, function: FunctionId) -> Result<&mut Registers, PciError> {
         self.functions.get_mut(&function).ok_or(PciError::UnknownFunction(function))
-    }
-
-    /// What is to be mapped where, as the registers alone say, and what KVM
-    /// refused there before.
-    fn wanted(&self, vm: &Vm) -> Wanted<'_> {
-        let mut ours: Vec<RegionId> = self.mapped.values().copied().collect();
-        ours.sort_unstable();
-        let ours = |id| ours.binary_search(&id).is_ok();
-        let mut wanted = Wanted::default();
-        for (key, range, place) in places(&self.functions) {
-            if self.refused.has(&key) {
-                continue;
-            }
-            match place {
-                Place::Window(spec) => {
-                    if let Some(at) = self.shelf.find(vm, spec.as_id, range) {
-                        if wanted.claims.claim(range) {
-                            match self.shelf.part(key, spec, at) {
-                                Ok(part) => _ = wanted.parts.insert(key, part),
-                                Err(why) => wanted.refused.push((key, range, why)),
-                            }
-                        } else {
-                            wanted.taken.push((key, range));
-                        }
-                    } else if self.shelf.has_all {
-                        wanted.refused.push((key, range, PciError::NoSlot));
-                    } else if !vm.is_taken(spec.as_id, range, ours) && wanted.claims.claim(range) {
-                        wanted.windows.push((key, range, spec));
-                    } else {
-                        wanted.taken.push((key, range));
-                    }
-                }
-                Place::Doorbell(..) if self.shelf.find(vm, 0, range).is_some() => {
-                    wanted.refused.push((key, range, PciError::InMemory));
-                }
-                Place::Doorbell(n, ioeventfd) => {
-                    // Several may be at one address, told apart by value.
-                    let own = |(_, other): &(usize, Ioeventfd)| other.addr == ioeventfd.addr;
-                    let here = wanted.bells.entry((key.0, key.1)).or_default();
-                    if here.iter().any(own) || wanted.claims.claim(range) {
-                        here.push((n, ioeventfd));
-                    } else {
-                        wanted.taken.push((key, range));
-                    }
-                }
-            }
-        }
-        wanted.bells.retain(|_, bells| !bells.is_empty());
-        wanted
     }
 }

@@ -137,6 +137,7 @@ mod refusals;
 mod registers;
 mod shelf;
 mod spec;
+mod wanted;
 
 pub use bars::PciBars;
 pub use error::PciError;

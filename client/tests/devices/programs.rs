@@ -5,6 +5,7 @@
 //! `MEMSLOTS_EVENT_SEEDS=0..100000` runs more.
 
 mod naive;
+mod numbers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,7 +15,8 @@ use kvm_memslots::backend::{EventLimits, EventModel, Irqchip};
 use kvm_memslots::device::Route;
 use kvm_memslots::{Changes, Errno, Limits};
 
-use self::naive::{Naive, Numbers};
+use self::naive::Naive;
+use self::numbers::Numbers;
 use crate::rig::Rig;
 
 const STEPS: u64 = 40;

@@ -5,6 +5,9 @@
 //!
 //! `MEMSLOTS_PCI_SEEDS=0..100000` runs more.
 
+mod naive;
+mod shapes;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::FromRawFd;
@@ -14,13 +17,13 @@ use kvm_memslots::backend::model::events;
 use kvm_memslots::backend::model::memory::{Fault, ModelConfig};
 use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
-use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
+use kvm_memslots::pci::{FunctionId, PciBars};
 use kvm_memslots::window::{Window, WindowSpec};
-use kvm_memslots::{
-    Access, Backing, Changes, Errno, HolePolicy, Limits, Range, RegionId, RegionSpec, Slot, Vm, at,
-};
+use kvm_memslots::{Changes, Errno, HolePolicy, Limits, Range, RegionId, Slot, Vm, at};
 
-const HVA: u64 = 0x7000_0000_0000;
+use self::naive::{Naive, Setting, Wanted};
+use self::shapes::{HVA, Kind, SHAPES, memory, spec};
+
 const RAM: u64 = 0x10_0000;
 /// What comes and goes, and is no BAR.
 const OTHER: (u64, u64) = (0x20_2000, 0x1000);
@@ -47,172 +50,6 @@ impl Numbers {
     fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize]
     }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Low,
-    High,
-    Rom,
-}
-
-/// A BAR: its register; its memory, by offset, length and whether it is in a file; its
-/// doorbells, by offset, length and value.
-struct Shape {
-    register: usize,
-    kind: Kind,
-    size: u64,
-    memory: &'static [(u64, u64, bool)],
-    bells: &'static [(u64, u32, Option<u64>)],
-}
-
-const SHAPES: [&[Shape]; 3] = [
-    &[
-        Shape {
-            register: 0x10,
-            kind: Kind::Low,
-            size: 0x4000,
-            memory: &[(0, 0x1000, true), (0x2000, 0x2000, false)],
-            bells: &[(0x1000, 2, Some(0)), (0x1000, 2, Some(1)), (0x1004, 0, None)],
-        },
-        Shape {
-            register: 0x18,
-            kind: Kind::High,
-            size: 0x1_0000,
-            memory: &[(0, 0x1_0000, true)],
-            bells: &[],
-        },
-        Shape {
-            register: 0x30,
-            kind: Kind::Rom,
-            size: 0x1000,
-            memory: &[(0, 0x1000, true)],
-            bells: &[],
-        },
-    ],
-    &[
-        Shape {
-            register: 0x10,
-            kind: Kind::High,
-            size: 0x4000,
-            memory: &[(0x1000, 0x3000, true)],
-            // The last one is in the memory.
-            bells: &[(0, 4, None), (8, 0, None), (0x2000, 4, None)],
-        },
-        Shape {
-            register: 0x20,
-            kind: Kind::Low,
-            size: 16,
-            memory: &[],
-            bells: &[(0, 8, Some(7)), (8, 1, None)],
-        },
-    ],
-    &[
-        Shape {
-            register: 0x10,
-            kind: Kind::High,
-            size: 0x2000,
-            memory: &[(0x1000, 0x1000, false)],
-            bells: &[(0x10, 8, None)],
-        },
-        Shape {
-            register: 0x38,
-            kind: Kind::Rom,
-            size: 0x2000,
-            memory: &[(0, 0x2000, true)],
-            bells: &[],
-        },
-    ],
-];
-
-fn hva(function: usize, bar: usize, window: usize) -> u64 {
-    HVA + ((function * 16 + bar * 4 + window) as u64) * 0x10_0000
-}
-
-fn fd(function: usize, bar: usize, bell: usize) -> i32 {
-    i32::try_from(1000 + function * 16 + bar * 4 + bell).unwrap()
-}
-
-fn memory(gpa: u64, size: u64, hva: u64) -> RegionSpec {
-    // SAFETY: the model touches no memory.
-    RegionSpec::device(at(gpa, size), unsafe { Backing::borrowed(hva, size, Access::ReadWrite) })
-}
-
-fn spec(function: usize, file: &File, deferrable: bool) -> FunctionSpec {
-    let mut spec = FunctionSpec::new();
-    if function == 2 {
-        spec = spec.bridge();
-    }
-    for (index, shape) in SHAPES[function].iter().enumerate() {
-        let mut bar = match shape.kind {
-            Kind::Low => BarSpec::memory32(shape.size),
-            Kind::High => BarSpec::memory64(shape.size),
-            Kind::Rom => BarSpec::rom(shape.size),
-        };
-        for (n, (offset, size, in_file)) in shape.memory.iter().enumerate() {
-            let mut region = memory(*offset, *size, hva(function, index, n));
-            if *in_file {
-                let backing = region.backing().clone().with_file(file.try_clone().unwrap(), 0);
-                region = RegionSpec::device(region.span(), backing);
-            }
-            bar = bar.window(if deferrable { region.deferrable() } else { region });
-        }
-        for (n, (offset, len, value)) in shape.bells.iter().enumerate() {
-            bar = bar.ioeventfd(*offset, *len, *value, fd(function, index, n));
-        }
-        spec = match shape.kind {
-            Kind::Rom => spec.rom(bar),
-            _ => spec.bar((shape.register - 0x10) / 4, bar),
-        };
-    }
-    spec
-}
-
-/// A function as bytes, and where each BAR was before the last write.
-struct Naive {
-    config: [u8; 64],
-    bases: Vec<Option<u64>>,
-}
-
-impl Naive {
-    fn new(function: usize) -> Self {
-        Self { config: [0; 64], bases: vec![None; SHAPES[function].len()] }
-    }
-
-    fn write(&mut self, function: usize, offset: usize, data: &[u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            if let Some(there) = self.config.get_mut(at) {
-                *there = *byte;
-            }
-        }
-        let dword = |at: usize| u32::from_le_bytes(self.config[at..at + 4].try_into().unwrap());
-        for (shape, base) in SHAPES[function].iter().zip(&mut self.bases) {
-            let low = dword(shape.register);
-            let high = if shape.kind == Kind::High { dword(shape.register + 4) } else { 0 };
-            if self.config[4] & 2 == 0 {
-                *base = None;
-            } else if low != u32::MAX && high != u32::MAX {
-                let address = u64::from(high) << 32 | u64::from(low & !(shape.size as u32 - 1));
-                let end = if shape.kind == Kind::High { 1 << PCI_BITS } else { (1 << 32) - 1 };
-                let on = shape.kind != Kind::Rom || low & 1 != 0;
-                let fits = address.checked_add(shape.size).is_some_and(|last| last <= end);
-                *base = (on && address != 0 && fits).then_some(address);
-            }
-        }
-    }
-}
-
-fn meet(a: (u64, u64), b: (u64, u64)) -> bool {
-    a.0 < b.0 + b.1 && b.0 < a.0 + a.1
-}
-
-/// What is to be there.
-#[derive(Debug, Default, PartialEq)]
-struct Wanted {
-    mapped: BTreeSet<(u64, u64, u64)>,
-    placed: BTreeSet<(u64, u64)>,
-    bells: BTreeSet<Ioeventfd>,
-    refused: BTreeSet<(usize, usize)>,
 }
 
 struct World {
@@ -292,75 +129,15 @@ impl World {
     }
 
     fn wanted(&self) -> Wanted {
-        let mut wanted = Wanted::default();
-        let mut claims: Vec<(u64, u64)> = Vec::new();
-        let mut others = vec![(0, RAM)];
-        others.extend(self.other.map(|_| OTHER));
-        others.extend(self.window.as_ref().map(|_| WINDOW));
-        let in_window = |(from, len): (u64, u64)| {
-            self.window.is_some() && from >= WINDOW.0 && from + len <= WINDOW.0 + WINDOW.1
+        let setting = Setting {
+            functions: &self.naive,
+            other: self.other.map(|_| OTHER),
+            window: self.window.as_ref().map(|_| WINDOW),
+            without_slots: self.without_slots,
+            deferrable: self.deferrable,
+            foreign: self.foreign(),
         };
-        for (function, (naive, shapes)) in self.naive.iter().zip(SHAPES).enumerate() {
-            for (bar, (base, shape)) in naive.bases.iter().zip(shapes).enumerate() {
-                let Some(base) = base else { continue };
-                for (n, (offset, size, in_file)) in shape.memory.iter().enumerate() {
-                    let range = (base + offset, *size);
-                    let free = !claims.iter().any(|claim| meet(*claim, range));
-                    if in_window(range) {
-                        if free && *in_file {
-                            claims.push(range);
-                            wanted.placed.insert((range.0 - WINDOW.0, *size));
-                        } else {
-                            wanted.refused.insert((function, bar));
-                        }
-                    } else if self.without_slots {
-                        wanted.refused.insert((function, bar));
-                    } else if free && !others.iter().any(|other| meet(*other, range)) {
-                        let end = range.0 + size;
-                        // What waits for its slot is refused when it gets it, and waits on.
-                        let asks = !self.deferrable;
-                        if asks && (end > 1 << KVM_BITS || meet(range, (APIC, 0x1000))) {
-                            wanted.refused.insert((function, bar));
-                        } else {
-                            claims.push(range);
-                            wanted.mapped.insert((range.0, *size, hva(function, bar, n)));
-                        }
-                    } else {
-                        wanted.refused.insert((function, bar));
-                    }
-                }
-                let mut mine: Vec<u64> = Vec::new();
-                for (n, (offset, len, datamatch)) in shape.bells.iter().enumerate() {
-                    let range = (base + offset, u64::from(*len).max(1));
-                    let bell = Ioeventfd {
-                        bus: Bus::Mmio,
-                        addr: range.0,
-                        len: *len,
-                        datamatch: *datamatch,
-                        fd: fd(function, bar, n),
-                    };
-                    if in_window(range) {
-                        wanted.refused.insert((function, bar));
-                        continue;
-                    }
-                    let again = mine.contains(&range.0);
-                    if !again && claims.iter().any(|claim| meet(*claim, range)) {
-                        wanted.refused.insert((function, bar));
-                        continue;
-                    }
-                    if self.foreign().iter().any(|there| there.collides_with(&bell)) {
-                        wanted.refused.insert((function, bar));
-                        continue;
-                    }
-                    if !again {
-                        claims.push(range);
-                        mine.push(range.0);
-                    }
-                    wanted.bells.insert(bell);
-                }
-            }
-        }
-        wanted
+        setting.wanted()
     }
 
     fn foreign(&self) -> Vec<Ioeventfd> {

@@ -8,42 +8,16 @@ use std::sync::Arc;
 
 use kvm_memslots::backend::EventLimits;
 use kvm_memslots::device::{
-    Bus, Coalesced, Device, DeviceId, Doorbell, Event, Ioeventfd, Msi, Route, RouteTarget, Trigger,
-    Zone,
+    Bus, Coalesced, Device, DeviceId, Doorbell, Event, Msi, Route, RouteTarget, Trigger,
 };
 use kvm_memslots::{Changes, RegionId};
 
+use super::numbers::Numbers;
 use crate::rig::{BAR, BAR_SIZE, bar, msi};
 
 /// Where regions are: some overlap.
 const PLACES: u64 = 7;
 const PAGE: u64 = 0x1000;
-
-/// Pseudorandom, the same everywhere.
-pub(super) struct Numbers(u64);
-
-impl Numbers {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
-    }
-
-    pub(super) fn below(&mut self, end: u64) -> u64 {
-        // xorshift64*
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
-    }
-
-    /// One time of `of`.
-    pub(super) fn chance(&mut self, of: u64) -> bool {
-        self.below(of) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Where {
@@ -420,32 +394,5 @@ impl Naive {
                 format!("move {id} to {to:#x}")
             }
         }
-    }
-
-    fn on_bus(&self, at: Where) -> Option<(Bus, u64)> {
-        match at {
-            Where::At(bus, addr) => Some((bus, addr)),
-            Where::In(region, offset) => Some((Bus::Mmio, self.regions.get(&region)?.0 + offset)),
-        }
-    }
-
-    /// Of all devices, or of those only that don't leave theirs to later.
-    fn bells(&self, all: bool) -> Vec<Ioeventfd> {
-        let devices = self.devices.values().filter(|dev| all || !dev.defers);
-        let bells = devices.flat_map(|dev| &dev.bells);
-        let bells = bells.filter_map(|(at, len, datamatch, fd)| {
-            let (bus, addr) = self.on_bus(*at)?;
-            Some(Ioeventfd { bus, addr, len: *len, datamatch: *datamatch, fd: *fd })
-        });
-        bells.collect()
-    }
-
-    fn zones(&self, all: bool) -> Vec<Zone> {
-        let devices = self.devices.values().filter(|dev| all || !dev.defers);
-        let zones = devices.flat_map(|dev| &dev.zones).filter_map(|(at, len)| {
-            let (bus, addr) = self.on_bus(*at)?;
-            Some(Zone { bus, addr, len: *len })
-        });
-        zones.collect()
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use kvm_memslots::device::{Ioeventfd, Irqfd, Route, RouteTarget, Zone};
+use kvm_memslots::device::{Bus, Ioeventfd, Irqfd, Route, RouteTarget, Zone};
 
-use super::{Naive, PAGE, Vector};
+use super::{Naive, PAGE, Vector, Where};
 use crate::rig::Rig;
 
 impl Naive {
@@ -126,6 +126,33 @@ impl Naive {
             assert_eq!((range.gpa(), range.size()), (*gpa, pages * PAGE), "{what}: {id}");
         }
         assert_eq!(rig.vm.regions().len(), self.regions.len(), "{what}");
+    }
+
+    fn on_bus(&self, at: Where) -> Option<(Bus, u64)> {
+        match at {
+            Where::At(bus, addr) => Some((bus, addr)),
+            Where::In(region, offset) => Some((Bus::Mmio, self.regions.get(&region)?.0 + offset)),
+        }
+    }
+
+    /// Of all devices, or of those only that don't leave theirs to later.
+    fn bells(&self, all: bool) -> Vec<Ioeventfd> {
+        let devices = self.devices.values().filter(|dev| all || !dev.defers);
+        let bells = devices.flat_map(|dev| &dev.bells);
+        let bells = bells.filter_map(|(at, len, datamatch, fd)| {
+            let (bus, addr) = self.on_bus(*at)?;
+            Some(Ioeventfd { bus, addr, len: *len, datamatch: *datamatch, fd: *fd })
+        });
+        bells.collect()
+    }
+
+    fn zones(&self, all: bool) -> Vec<Zone> {
+        let devices = self.devices.values().filter(|dev| all || !dev.defers);
+        let zones = devices.flat_map(|dev| &dev.zones).filter_map(|(at, len)| {
+            let (bus, addr) = self.on_bus(*at)?;
+            Some(Zone { bus, addr, len: *len })
+        });
+        zones.collect()
     }
 }
 
