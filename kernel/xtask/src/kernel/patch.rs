@@ -45,7 +45,7 @@ pub(super) fn source(target: &Target) -> Result<PathBuf> {
     }
 }
 
-/// Makes [`source`] what `target` says, with the series or without. `KSRC` is
+/// Makes [`source()`] what `target` says, with the series or without. `KSRC` is
 /// as it is. It stays so for as long as nobody else gets a
 /// [`lock`](super::lock::wait) on the tree.
 pub(super) fn apply(target: &Target) -> Result<()> {
