@@ -5,6 +5,7 @@
 pub mod fixture;
 pub mod host;
 pub mod naive;
+pub mod numbers;
 mod reference;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,8 @@ mod faults;
 mod host;
 mod in_window;
 mod lifecycle;
+#[path = "../common/numbers.rs"]
+mod numbers;
 mod programs;
 mod random;
 mod rig;

@@ -5,7 +5,6 @@
 //! `MEMSLOTS_EVENT_SEEDS=0..100000` runs more.
 
 mod naive;
-mod numbers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,7 +15,7 @@ use kvm_memslots::device::Route;
 use kvm_memslots::{Changes, Errno, Limits};
 
 use self::naive::Naive;
-use self::numbers::Numbers;
+use crate::numbers::{Numbers, seeds};
 use crate::rig::Rig;
 
 const STEPS: u64 = 40;
@@ -101,12 +100,6 @@ fn inject(rig: &Rig, n: &mut Numbers) {
     });
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let Ok(seeds) = std::env::var("MEMSLOTS_EVENT_SEEDS") else { return 0..30 };
-    let (from, to) = seeds.split_once("..").unwrap();
-    from.parse().unwrap()..to.parse().unwrap()
-}
-
 #[test]
 fn any_program_of_devices_leads_to_what_it_says() {
     std::panic::set_hook(Box::new(|info| {
@@ -114,5 +107,5 @@ fn any_program_of_devices_leads_to_what_it_says() {
             eprintln!("{info}");
         }
     }));
-    seeds().for_each(run);
+    seeds("MEMSLOTS_EVENT_SEEDS", 30).for_each(run);
 }

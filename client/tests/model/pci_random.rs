@@ -23,6 +23,7 @@ use kvm_memslots::{Changes, Errno, HolePolicy, Limits, Range, RegionId, Slot, Vm
 
 use self::naive::{Naive, Setting, Wanted};
 use self::shapes::{HVA, Kind, SHAPES, memory, spec};
+use crate::common::numbers::{Numbers, seeds};
 
 const RAM: u64 = 0x10_0000;
 /// What comes and goes, and is no BAR.
@@ -35,22 +36,6 @@ const WINDOW: (u64, u64) = (0x8_0000_0000, 0x1_0000);
 /// Doorbells of another device.
 const FOREIGN: [(u64, u32); 2] = [(0xe000_1000, 2), (0x20_0010, 8)];
 const STEPS: u64 = 60;
-
-/// Pseudorandom, the same everywhere.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 struct World {
     vm: Vm,
@@ -325,7 +310,7 @@ impl World {
 }
 
 fn run(seed: u64) {
-    let mut n = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d);
+    let mut n = Numbers::new(seed);
     let mut world = World::new(&mut n);
     let mut told = Vec::new();
     for step in 0..STEPS {
@@ -351,13 +336,7 @@ fn run(seed: u64) {
     }
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let Ok(seeds) = std::env::var("MEMSLOTS_PCI_SEEDS") else { return 0..120 };
-    let (from, to) = seeds.split_once("..").unwrap();
-    from.parse().unwrap()..to.parse().unwrap()
-}
-
 #[test]
 fn whatever_a_guest_writes_what_is_there_is_what_the_registers_say() {
-    seeds().for_each(run);
+    seeds("MEMSLOTS_PCI_SEEDS", 120).for_each(run);
 }

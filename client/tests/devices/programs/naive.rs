@@ -12,7 +12,7 @@ use kvm_memslots::device::{
 };
 use kvm_memslots::{Changes, RegionId};
 
-use super::numbers::Numbers;
+use crate::numbers::Numbers;
 use crate::rig::{BAR, BAR_SIZE, bar, msi};
 
 /// Where regions are: some overlap.
