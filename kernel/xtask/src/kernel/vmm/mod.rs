@@ -147,6 +147,7 @@ fn all(args: &Args) -> Result<ExitCode> {
     let version = vmm.version()?;
     let found = table::table(vmm.columns(), &measured);
     run::say(&format!("\n{} {version}:\n\n{found}", vmm.name()));
+    failed.extend(measured.iter().filter_map(Measured::failure));
     if !failed.is_empty() {
         bail!("{}", failed.join("\n"));
     }

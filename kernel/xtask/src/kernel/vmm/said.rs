@@ -23,6 +23,7 @@ pub(super) fn read(row: &mut Measured, name: &str, lines: &[String]) {
             ["lost", number] if *number != "0" => row.notes.push(format!("{number} records lost")),
             ["exits", number] if *number != "0" => row.notes.push(format!("{number} kicks exited")),
             ["note", words @ ..] => row.notes.push(words.join(" ")),
+            ["failed", words @ ..] => row.failed = Some(words.join(" ")),
             _ => {}
         }
     }
@@ -42,7 +43,8 @@ mod tests {
     fn what_the_script_says() {
         let said = "booting\nVMM today up 1234\nVMM today ioctl 0x4040ae79 56\n\
                     VMM ours ioctl 0x4040ae79 7\nVMM today grace 99\nVMM today lost 0\n\
-                    VMM today exits 0\nVMM ours exits 3\nVMM ours note memory is equal\n\
+                    VMM today exits 0\nVMM ours exits 3\nVMM ours note 8 resets\n\
+                    VMM ours failed not seen: it\n\
                     VMM today done 2000\nVMM today said VMM-GUEST done";
         let lines: Vec<String> = said.lines().map(str::to_owned).collect();
         let of = |way: Way| {
@@ -53,9 +55,10 @@ mod tests {
         let row = of(Way::Today);
         assert_eq!((row.up, row.done, row.grace_periods), (Some(12.34), Some(20.0), Some(99)));
         assert_eq!(row.counts.of(Kind::Ioeventfd), 56);
-        assert!(row.notes.is_empty());
+        assert!(row.notes.is_empty() && row.failure().is_none());
         let row = of(Way::Ours);
         assert_eq!(row.counts.of(Kind::Ioeventfd), 7);
-        assert_eq!(row.notes, ["3 kicks exited", "memory is equal"]);
+        assert_eq!(row.notes, ["3 kicks exited", "8 resets"]);
+        assert_eq!(row.failure().as_deref(), Some("lab, ours: not seen: it"));
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Measured {
     /// And until the second.
     pub(super) done: Option<f64>,
     pub(super) notes: Vec<String>,
+    /// Why the run is not what it was to be.
+    pub(super) failed: Option<String>,
     /// What is said below the table.
     pub(super) remarks: Vec<String>,
 }
@@ -47,8 +49,17 @@ impl Measured {
             up: None,
             done: None,
             notes: Vec::new(),
+            failed: None,
             remarks: Vec::new(),
         }
+    }
+
+    /// Why the run, and which, is not what it was to be.
+    pub(super) fn failure(&self) -> Option<String> {
+        let failed = self.failed.as_ref()?;
+        let which = [self.kernel.name(), self.way.name(), self.run];
+        let which: Vec<&str> = which.into_iter().filter(|part| !part.is_empty()).collect();
+        Some(format!("{}: {failed}", which.join(", ")))
     }
 
     fn cells(&self, columns: &Columns) -> Vec<String> {
@@ -60,7 +71,8 @@ impl Measured {
         cells.push(or_none(self.grace_periods.map(|number| number.to_string())));
         let set_up = || or_none(self.set_up.map(|value| format!("{:.1} ms", value * 1e3)));
         cells.extend(columns.set_up.then(set_up));
-        cells.extend([seconds(self.up), seconds(self.done), self.notes.join(", ")]);
+        let notes: Vec<&str> = self.notes.iter().chain(&self.failed).map(String::as_str).collect();
+        cells.extend([seconds(self.up), seconds(self.done), notes.join(", ")]);
         cells
     }
 }

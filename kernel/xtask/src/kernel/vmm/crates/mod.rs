@@ -22,7 +22,7 @@ pub(super) use spec::Spec;
 pub(super) const ALIOTH: &Spec = &alioth::SPEC;
 pub(super) const LIBKRUN: &Spec = &libkrun::SPEC;
 
-const SCRIPT: &str = include_str!("run.sh");
+const SCRIPT: &str = concat!(include_str!("../count.sh"), include_str!("run.sh"));
 
 pub(super) const COLUMNS: Columns = Columns {
     run: None,

@@ -21,20 +21,15 @@ const LONG: Duration = Duration::from_secs(200);
 const PAIRS: usize = 2000;
 
 /// What a run says, in nanoseconds: of the clock, and of processors.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Timed {
-    clock: f64,
-    used: f64,
-}
+type Timed = [f64; 2];
 
 /// Today's run, and ours.
-type Pair = (Timed, Timed);
+type Pair = [Timed; 2];
 
-/// What `ours` takes of what `today` does, in words.
+/// What the second of `built` takes of what the first does, in words.
 pub(super) fn compare(
     spec: &Spec,
-    today: &Path,
-    ours: &Path,
+    built: &[(Way, PathBuf)],
     guest: &VmmGuest,
 ) -> Result<Vec<String>> {
     let name = spec.published.name;
@@ -42,16 +37,13 @@ pub(super) fn compare(
     let mut pairs = Vec::new();
     let start = Instant::now();
     while pairs.is_empty() || (pairs.len() < PAIRS && start.elapsed() < LONG) {
-        let today = || one(spec, Way::Today, today, guest);
-        let ours = || one(spec, Way::Ours, ours, guest);
+        let mut pair = Pair::default();
         // Who is first has what the other left in caches.
-        pairs.push(if pairs.len() % 2 == 0 {
-            let today = today()?;
-            (today, ours()?)
-        } else {
-            let ours = ours()?;
-            (today()?, ours)
-        });
+        for nth in if pairs.len() % 2 == 0 { [0, 1] } else { [1, 0] } {
+            let (way, program) = &built[nth];
+            pair[nth] = one(spec, *way, program, guest)?;
+        }
+        pairs.push(pair);
     }
     Ok(remarks(["time", "processor time"], "ms", &pairs))
 }
@@ -60,10 +52,10 @@ pub(super) fn compare(
 pub(super) fn compared(lines: &[String]) -> Result<Vec<String>> {
     let of = |way: Way| {
         let prefix = format!("VMM {} ", way.name());
-        let all = lines.iter().filter_map(|line| parse(line.strip_prefix(&prefix)?));
-        all.collect::<Vec<Timed>>()
+        lines.iter().filter_map(move |line| parse(line.strip_prefix(&prefix)?))
     };
-    let pairs: Vec<Pair> = of(Way::Today).into_iter().zip(of(Way::Ours)).collect();
+    let [today, ours] = Way::ALL.map(of);
+    let pairs: Vec<Pair> = today.zip(ours).map(<[_; 2]>::from).collect();
     if pairs.len() != PAIRS_IN_LAB {
         bail!("of {PAIRS_IN_LAB} pairs {} said how long they took", pairs.len());
     }
@@ -88,37 +80,35 @@ fn one(spec: &Spec, way: Way, program: &Path, guest: &VmmGuest) -> Result<Timed>
 fn parse(line: &str) -> Option<Timed> {
     let mut words = line.strip_prefix("timed ")?.split_whitespace();
     let mut number = || words.next()?.parse().ok();
-    Some(Timed { clock: number()?, used: number()? })
+    Some([number()?, number()?])
 }
 
 /// A line for the clock, and one for processors.
 fn remarks(names: [&str; 2], unit: &str, pairs: &[Pair]) -> Vec<String> {
-    let of = [|timed: Timed| timed.clock, |timed: Timed| timed.used];
-    let line = |(name, of): (&str, fn(Timed) -> f64)| {
-        let all: Vec<(f64, f64)> = pairs.iter().map(|(a, b)| (of(*a), of(*b))).collect();
-        said(name, unit, &all)
+    let line = |(of, name)| {
+        let pairs: Vec<[f64; 2]> = pairs.iter().map(|pair| pair.map(|timed| timed[of])).collect();
+        said(name, unit, &pairs)
     };
-    names.into_iter().zip(of).map(line).collect()
+    names.into_iter().enumerate().map(line).collect()
 }
 
 /// In millions of what a run says.
-fn said(name: &str, unit: &str, pairs: &[(f64, f64)]) -> String {
-    let sorted = |of: fn(&(f64, f64)) -> f64| {
+fn said(name: &str, unit: &str, pairs: &[[f64; 2]]) -> String {
+    let sorted = |of: fn(&[f64; 2]) -> f64| {
         let mut all: Vec<f64> = pairs.iter().map(of).collect();
         all.sort_by(f64::total_cmp);
         all
     };
-    let (today, ours) = (sorted(|pair| pair.0), sorted(|pair| pair.1));
-    let ratios = sorted(|(today, ours)| ours / today);
-    let (low, high) = ranks(ratios.len());
-    let half = ratios.len() / 2;
+    let [today, ours] = [sorted(|pair| pair[0] / 1e6), sorted(|pair| pair[1] / 1e6)];
+    let ratios = sorted(|[today, ours]| ours / today);
+    let (half, [low, high]) = (ratios.len() / 2, ranks(ratios.len()));
     format!(
         "{name} to the first KVM_RUN, no strace: {:.2} {unit} today, {:.2} {unit} ours, the least \
          {:.2} and {:.2}; of {} pairs ours/today is {:.3} (95 %: {:.3} to {:.3})",
-        today[half] / 1e6,
-        ours[half] / 1e6,
-        today[0] / 1e6,
-        ours[0] / 1e6,
+        today[half],
+        ours[half],
+        today[0],
+        ours[0],
         ratios.len(),
         ratios[half],
         ratios[low],
@@ -127,17 +117,10 @@ fn said(name: &str, unit: &str, pairs: &[(f64, f64)]) -> String {
 }
 
 /// Between these two of `number` sorted values the median of what they are drawn from is, in 95 of
-/// 100 cases: the sign test's interval, by the normal approximation of the binomial.
-fn ranks(number: usize) -> (usize, usize) {
-    #[expect(clippy::cast_precision_loss, reason = "hundreds")]
-    let half = 0.98 * (number as f64).sqrt();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "tens, not below 0"
-    )]
-    let half = half.ceil() as usize;
-    ((number / 2).saturating_sub(half), (number / 2 + half).min(number.saturating_sub(1)))
+/// 100 cases at least: the sign test's interval, which is 0.98 roots to each side.
+fn ranks(number: usize) -> [usize; 2] {
+    let half = number.isqrt() + 1;
+    [(number / 2).saturating_sub(half), (number / 2 + half).min(number.saturating_sub(1))]
 }
 
 #[cfg(test)]
@@ -148,22 +131,23 @@ mod tests {
 
     #[test]
     fn what_the_program_says() {
-        assert_eq!(parse("timed 2500 1000   "), Some(Timed { clock: 2500.0, used: 1000.0 }));
+        assert_eq!(parse("timed 2500 1000   "), Some([2500.0, 1000.0]));
         assert_eq!(parse("timed 2500"), None);
         assert_eq!(parse("seccomp: -1"), None);
     }
 
     #[test]
     fn the_median_of_pairs_and_its_interval() {
-        assert_eq!(ranks(200), (86, 114));
-        assert_eq!(ranks(3), (0, 2));
+        assert_eq!(ranks(200), [85, 115]);
+        assert_eq!(ranks(3), [0, 2]);
         // Ours takes 1 % more, but for a few pairs that something else came in between of.
-        let pairs: Vec<(f64, f64)> =
-            (0..200).map(|nth| (4e6, if nth % 20 == 0 { 9e6 } else { 4.04e6 })).collect();
+        let ours = |nth| if nth % 20 == 0 { 9e6 } else { 4.04e6 };
+        let pairs: Vec<[f64; 2]> = (0..200).map(|nth| [4e6, ours(nth)]).collect();
         let text = said("time", "ms", &pairs);
         assert!(text.contains("4.00 ms today, 4.04 ms ours, the least 4.00 and 4.04"), "{text}");
         assert!(text.contains("is 1.010 (95 %: 1.010 to 1.010)"), "{text}");
     }
+
     #[test]
     fn what_the_lab_says() {
         let mut lines = vec!["booting".to_owned()];

@@ -1,8 +1,8 @@
-#!/bin/sh
 # Runs QEMU and says what that took: vmm WAY RUN PROGRAM FIRMWARE FOLDER
 # Of RUN: resets, SeaBIOS to its prompt, again and again; vga, with a screen
 # that is looked at in a mode with pixels; virtio, SeaBIOS with disks of four queues, and two resets;
-# migrate, a guest that writes, to a file and back; linux, which drives such disks, unplugs them, finds them again.
+# migrate, a guest that writes, to a file and back; ring, the same with a dirty ring; linux, which drives such disks,
+# unplugs them, finds them again.
 # On this machine VMM_STRACE is set, and strace counts; in the lab probes do.
 way=$1 run=$2 program=$3 firmware=$4
 mkdir -p "$5" && cd "$5" || exit
@@ -12,25 +12,20 @@ export TMPDIR="$PWD"
 trap '' PIPE
 name=$way-$run
 resets=${VMM_RESETS:-8}
-tracing=/sys/kernel/tracing
-trace=$tracing/instances/vmm
 size=67108864
-guest="-machine pc,accel=kvm -m 64M -nodefaults -display none -L $firmware/seabios -L $firmware/qemu"
+accel=kvm
+[ "$run" != ring ] || accel=$accel,dirty-ring-size=4096
+guest="-machine pc -accel $accel -m 64M -nodefaults -display none -L $firmware/seabios -L $firmware/qemu"
 
-# Of seconds with two decimals. A number that begins with 0 would be octal.
-now() {
-	read -r up idle </proc/uptime
-	echo $((${up%.*} * 100 + 1${up#*.} - 100))
-}
 note() {
 	echo "VMM $name note $*"
 }
 fail() {
-	note "$*"
+	echo "VMM $name failed $*"
 	tail -n 5 err dbg qmp 2>/dev/null
 	# Killing strace would leave QEMU.
 	[ -z "$pid" ] || quit
-	count
+	[ -n "$VMM_STRACE" ] || counted
 	exit 0
 }
 # The guest's firmware writes to dbg, QEMU's monitor to qmp and reads from fd 3.
@@ -76,14 +71,6 @@ stopped() {
 	await qmp '"id": "status"'
 	grep '"id": "status"' qmp | grep -q '"running": false' || fail "the guest is not stopped"
 }
-# compare FILE FILE: what there is to say of these two.
-compare() {
-	if cmp -s "$1" "$2"; then
-		echo "memory equal"
-	else
-		echo "$(cmp -l "$1" "$2" | wc -l) bytes differ, the first is number $(cmp -l "$1" "$2" | awk 'NR == 1 { print $1 }')"
-	fi
-}
 # disks NUMBER: so many, each with a thread of its own, so that KVM signals its queues' eventfds
 # and is signalled by them.
 disks() {
@@ -103,29 +90,8 @@ reset() {
 	done
 	note "$1 resets"
 }
-# What the kernel counted, if it was asked.
-count() {
-	[ -z "$VMM_STRACE" ] || return 0
-	echo 0 >$trace/events/vmm/enable
-	echo "VMM $name grace $(grep -c ' grace: ' $trace/trace)"
-	echo "VMM $name lost $(sed -n 's/^overrun: //p' $trace/per_cpu/cpu*/stats | sort -n | tail -n 1)"
-	sed -n 's/.* request=\(0x[0-9a-f]*\).*/\1/p' $trace/trace | sort | uniq -c | while read -r times request; do
-		echo "VMM $name ioctl $request $times"
-	done
-}
 
-if [ -z "$VMM_STRACE" ]; then
-	if [ ! -d $trace ]; then
-		echo 'p:vmm/ioctl kvm_vm_ioctl request=$arg2:x32' >$tracing/kprobe_events
-		echo 'p:vmm/grace synchronize_srcu_expedited' >>$tracing/kprobe_events
-		mkdir $trace
-		echo 8192 >$trace/buffer_size_kb
-	fi
-	echo >$trace/trace
-	echo 1 >$trace/events/vmm/enable
-else
-	rm -f "$VMM_STRACE"
-fi
+if [ -n "$VMM_STRACE" ]; then rm -f "$VMM_STRACE"; else count; fi
 prompt='No bootable device'
 begin=$(now)
 case $run in
@@ -176,7 +142,7 @@ vga)
 	[ "$lit" -gt 0 ] || fail "the screen is black"
 	note "5 dumps, $lit bytes lit"
 	;;
-migrate)
+migrate | ring)
 	# mov ax,1000h; l: mov ds,ax; inc word [0]; add ax,100h; cmp ax,9000h; jb l; jmp 0
 	printf '\270\000\020\216\330\377\006\000\000\005\000\001\075\000\220\162\362\353\355' >disk
 	dd if=/dev/zero of=disk bs=1 seek=19 count=491 2>/dev/null
@@ -217,7 +183,7 @@ migrate)
 	done
 	stopped
 	save after
-	found=$(compare before after)
+	cmp -s before after || fail "$(cmp -l before after | wc -l) bytes of memory differ"
 	say '{"execute":"cont"}'
 	await qmp '"event": "RESUME"'
 	sleep 2
@@ -225,7 +191,7 @@ migrate)
 	await qmp '"event": "STOP"'
 	save later
 	! cmp -s after later || fail "the guest does not go on"
-	note "$passes passes, $found, the guest goes on"
+	note "$passes passes, memory equal, the guest goes on"
 	rm -f before after later state
 	;;
 esac
@@ -235,4 +201,4 @@ quit
 	rm "$VMM_STRACE.source"
 }
 echo "VMM $name done $(($(now) - begin))"
-count
+[ -n "$VMM_STRACE" ] || counted
