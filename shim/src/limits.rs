@@ -18,8 +18,6 @@ pub struct Limits {
     pub slot_pages: u64,
     /// Whether slots can be read-only (`KVM_CAP_READONLY_MEM`).
     pub readonly: bool,
-    /// Whether there is `KVM_SET_USER_MEMORY_REGION2` (`KVM_CAP_USER_MEMORY2`).
-    pub region2: bool,
     /// Whether slots can have a `guest_memfd` (`KVM_CAP_GUEST_MEMFD`).
     pub guest_memfd: bool,
     /// The most entries of one batch ioctl; `None` where the kernel lacks it.
@@ -43,7 +41,6 @@ impl Limits {
             page_size: 4096,
             slot_pages: Self::SLOT_PAGES,
             readonly: true,
-            region2: true,
             guest_memfd: false,
             batch: None,
             trap: false,
@@ -78,12 +75,6 @@ impl Limits {
     #[must_use]
     pub const fn with_readonly(self, readonly: bool) -> Self {
         Self { readonly, ..self }
-    }
-
-    /// The same, with or without `KVM_SET_USER_MEMORY_REGION2`.
-    #[must_use]
-    pub const fn with_region2(self, region2: bool) -> Self {
-        Self { region2, ..self }
     }
 
     /// The same, with slots that can have a `guest_memfd`.

@@ -203,8 +203,9 @@ impl Builder {
     /// memory comes first, then these. A `tracing` warning names the call that came
     /// too early, once a VM, and only where a set of changes was slow after it.
     ///
-    /// It costs one `KVM_GET_IRQCHIP` when the VM is opened, on x86; calls that the
-    /// VMM makes after that, other than through this crate, are not noticed.
+    /// It costs one `KVM_GET_IRQCHIP` when the VM is opened, on x86, and nothing where
+    /// no subscriber of `tracing` hears warnings by then. Calls that the VMM makes after
+    /// that, other than through this crate, are not noticed.
     pub fn order_check(mut self, on: bool) -> Self {
         self.order_check = on;
         self
@@ -293,8 +294,9 @@ impl Builder {
             self.reserved_gsis,
             self.first_gsi,
         )?;
-        let irqchip_first = self.order_check && events.has_irqchip() == Some(true);
-        let order = OrderCheck::new(self.order_check, irqchip_first);
+        let watched = self.order_check && tracing::enabled!(tracing::Level::WARN);
+        let irqchip_first = watched && events.has_irqchip() == Some(true);
+        let order = OrderCheck::new(watched, irqchip_first);
         let count = spaces.len();
         let deferred: Vec<_> = (0..count).map(|_| DeferredMaps::new(&self.deferral)).collect();
         tracing::debug!(backend = memory.name(), ?limits, ?how, "open");

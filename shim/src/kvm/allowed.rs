@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use kvm_bindings::{
     KVM_CAP_COALESCED_MMIO, KVM_CAP_COALESCED_PIO, KVM_CAP_GUEST_MEMFD, KVM_CAP_IRQ_ROUTING,
     KVM_CAP_MSI_DEVID, KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM,
-    KVM_CAP_USER_MEMORY2, kvm_irqfd,
+    kvm_irqfd,
 };
 use kvm_memslots_uapi::irqfd::{NoIrqBypass, ProbeIrqfd, probe_no_irqbypass};
 use kvm_memslots_uapi::probe::{ProbeVm, Support, TrapSupport, probe};
@@ -54,7 +54,6 @@ impl Allowed {
             page_size: page_size(),
             slot_pages: Limits::SLOT_PAGES,
             readonly: cap(KVM_CAP_READONLY_MEM) != 0,
-            region2: cap(KVM_CAP_USER_MEMORY2) != 0,
             guest_memfd: cap(KVM_CAP_GUEST_MEMFD) != 0,
             batch: match support {
                 Support::Present { max_entries } => Some(max_entries.min(MAX_ENTRIES as u32)),

@@ -25,7 +25,6 @@ fn limits_are_those_of_the_vm() {
     let spaces = machine.vm.check_extension_raw(KVM_CAP_MULTI_ADDRESS_SPACE.into());
     assert_eq!(i32::from(limits.address_spaces), spaces.max(1));
     assert_eq!(limits.readonly, machine.vm.check_extension_int(Cap::ReadonlyMem) > 0);
-    assert_eq!(limits.region2, machine.vm.check_extension_int(Cap::UserMemory2) > 0);
     assert_eq!(limits.guest_memfd, machine.vm.check_extension_int(Cap::GuestMemfd) > 0);
     assert_eq!(machine.kvm.name(), "kvm");
 }

@@ -3,7 +3,7 @@
 use kvm_bindings::{
     KVM_CAP_COALESCED_MMIO, KVM_CAP_COALESCED_PIO, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_GUEST_MEMFD,
     KVM_CAP_IRQ_ROUTING, KVM_CAP_MSI_DEVID, KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_NR_MEMSLOTS,
-    KVM_CAP_READONLY_MEM, KVM_CAP_USER_MEMORY, KVM_CAP_USER_MEMORY2, KVM_IRQFD_FLAG_DEASSIGN,
+    KVM_CAP_READONLY_MEM, KVM_CAP_USER_MEMORY, KVM_IRQFD_FLAG_DEASSIGN,
 };
 use kvm_memslots_uapi::irqfd::{
     KVM_CAP_IRQFD_NO_IRQBYPASS, KVM_IRQFD_FLAG_NO_IRQBYPASS, NoIrqBypass,
@@ -26,12 +26,11 @@ fn limits_are_what_the_capabilities_say() {
         (KVM_CAP_NR_MEMSLOTS, 509),
         (KVM_CAP_MULTI_ADDRESS_SPACE, 2),
         (KVM_CAP_READONLY_MEM, 1),
-        (KVM_CAP_USER_MEMORY2, 1),
         (KVM_CAP_GUEST_MEMFD, 1),
     ];
     let limits = limits(Fake::new(&caps, absent));
     assert_eq!((limits.slots, limits.address_spaces, limits.batch), (509, 2, None));
-    assert!(limits.readonly && limits.region2 && limits.guest_memfd);
+    assert!(limits.readonly && limits.guest_memfd);
     assert_eq!(limits.slot_pages, (1 << 31) - 1);
 }
 
@@ -39,7 +38,7 @@ fn limits_are_what_the_capabilities_say() {
 fn a_kernel_without_capabilities_has_32_slots_in_one_address_space() {
     let limits = limits(Fake::new(&[], absent));
     assert_eq!((limits.slots, limits.address_spaces), (32, 1));
-    assert!(!limits.readonly && !limits.region2 && !limits.guest_memfd);
+    assert!(!limits.readonly && !limits.guest_memfd);
 }
 
 #[test]

@@ -92,7 +92,6 @@ impl Model {
     /// address space; `memory_size` 0 deletes.
     ///
     /// # Errors
-    /// - `ENOTTY`: the kernel lacks the ioctl ([`Limits::region2`]).
     /// - `EINVAL`: a bad slot id, address space, flag, size, address or
     ///   `guest_memfd`; a delete of a slot that is not there; a change of size,
     ///   host address, read-only or private memory of one that is.

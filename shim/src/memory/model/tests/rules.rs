@@ -189,12 +189,6 @@ fn the_old_ioctl_knows_no_private_memory() {
 }
 
 #[test]
-fn the_new_ioctl_may_be_absent() {
-    let model = Model::new(Limits::x86().with_region2(false));
-    assert_eq!(set(&model, region(0, 16, 4, 32)), Err(Errno::ENOTTY));
-}
-
-#[test]
 fn private_memory() {
     let model = model();
     model.add_guest_memfd(5, 8 * PAGE);
