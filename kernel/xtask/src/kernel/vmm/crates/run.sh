@@ -25,6 +25,8 @@ counted
 # Doorbells that KVM did not know when the guest rang them.
 echo "VMM $way exits $(grep -c 'notifying queue.* by vm exit' err)"
 grep -o 'VMM-GUEST.*' out | sed "s/^/VMM $way said /"
+read=$(grep -c 'VMM-GUEST read' out)
+[ "$read" = 0 ] || echo "VMM $way note $read devices read"
 if [ ! -e done ]; then
 	echo "VMM $way failed the guest did not come to its end"
 	tail -n 60 out | sed 's/^/out: /'

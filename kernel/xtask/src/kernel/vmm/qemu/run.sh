@@ -122,7 +122,10 @@ linux)
 	await console 'VMM-GUEST up'
 	echo "VMM $name up $(($(now) - begin))"
 	await console 'VMM-GUEST done'
-	note "$(grep -c 'VMM-GUEST read' console) disks read"
+	read=$(grep -c 'VMM-GUEST read' console)
+	# Each of the four, before it was unplugged and after.
+	[ "$read" = 8 ] || fail "$read disks read"
+	note "$read disks read"
 	;;
 vga)
 	# mov ax,13h; int 10h; mov ax,a000h; mov ds,ax; l: inc byte [bx]; inc bx; jmp l
