@@ -58,7 +58,7 @@ impl Call {
         CALLS.contains(&self.request) || not_followed(self.request).is_some()
     }
 
-    fn of_descriptor(self, root: &Root, known: Option<Known>) -> c_int {
+    fn of_descriptor(self, root: &'static Root, known: Option<Known>) -> c_int {
         if !self.matters() {
             return self.plain();
         }
@@ -148,7 +148,8 @@ impl Call {
         let fd = self.plain();
         if fd >= 0 {
             root.counts.vcpus.add(1);
-            if root.make_vcpu(vm, fd).is_none() {
+            let defers = || vm.with_state(|state| state.slots.rules().way == Way::Defer);
+            if root.make_vcpu(vm, fd).is_none() && defers() {
                 vm.switch_off(&ByDescriptor(self.fd), Why::of("too many vCPUs"));
             }
         }

@@ -1,7 +1,6 @@
 //! What was done, counted.
 
-use std::ffi::c_int;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -17,10 +16,6 @@ impl Count {
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-
-    fn take(&self) -> u64 {
-        self.0.swap(0, Ordering::Relaxed)
-    }
 }
 
 macro_rules! counts {
@@ -31,8 +26,6 @@ macro_rules! counts {
             $($(#[doc = $doc])+ pub(crate) $name: Count,)+
             /// Nanoseconds of the longest call that KVM got.
             longest_ns: AtomicU64,
-            /// The descriptor that the VM was made as.
-            fd: AtomicI32,
         }
 
         /// The counts, as they are written at the end.
@@ -49,14 +42,6 @@ macro_rules! counts {
                     $($name: self.$name.get(),)+
                     longest_ns: self.longest_ns.load(Ordering::Relaxed),
                 }
-            }
-
-            /// Begins anew for the VM `fd`; what was counted is `past`'s.
-            pub(crate) fn clear(&self, fd: c_int, past: &Self) {
-                $(past.$name.add(self.$name.take());)+
-                let longest = self.longest_ns.swap(0, Ordering::Relaxed);
-                past.longest_ns.fetch_max(longest, Ordering::Relaxed);
-                self.fd.store(fd, Ordering::Relaxed);
             }
         }
 
@@ -107,11 +92,6 @@ impl VmCounts {
         self.longest_ns.fetch_max(ns, Ordering::Relaxed);
     }
 
-    /// The descriptor that the VM was made as.
-    pub(crate) fn fd(&self) -> c_int {
-        self.fd.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn calls_and_flips(&self) -> u64 {
         self.calls.get() + self.flips.get()
     }
@@ -124,6 +104,4 @@ pub(crate) struct Counts {
     pub(crate) vms: Count,
     /// vCPUs made.
     pub(crate) vcpus: Count,
-    /// Of VMs whose place another one has.
-    pub(crate) past: VmCounts,
 }

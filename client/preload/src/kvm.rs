@@ -28,7 +28,7 @@ pub(crate) struct Unasked(pub(crate) &'static Vm);
 
 impl Unasked {
     fn with<R>(&self, call: impl Fn(&Asked) -> Result<R, c_int>) -> Result<R, c_int> {
-        let (vm, mark) = (self.0, self.0.mark_of(None));
+        let (vm, mark) = (self.0, self.0.mark);
         by_number(vm.fd(), mark, &call).unwrap_or_else(|| {
             let number = numbers::find(mark).ok_or(libc::EBADF)?;
             vm.is_at(number);
@@ -40,7 +40,7 @@ impl Unasked {
 /// The call by a number, if that is the VM with this mark.
 fn by_number<R>(
     number: c_int,
-    mark: i64,
+    mark: usize,
     call: impl Fn(&Asked) -> Result<R, c_int>,
 ) -> Option<Result<R, c_int>> {
     let held = match sys::duplicate(number, HIGH).or_else(|_| sys::duplicate(number, 3)) {

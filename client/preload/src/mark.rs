@@ -6,46 +6,63 @@
 //! another VM. To hold a descriptor of one's own would keep alive what the VMM
 //! has closed.
 //!
-//! KVM's files are all on the kernel's one anonymous inode, and a lock on a byte
-//! of that belongs to the open file (`F_OFD_SETLK`), goes with it, and is seen
-//! from every other. So each VM and vCPU locks a byte that nobody else uses. It
-//! is what `fd` stands for if somebody holds that lock (`F_GETLK`, which asks as
-//! a process, whom every open file's lock is in the way) and nobody whom `fd` would have
-//! to wait for (`F_OFD_GETLK`, which asks as the file).
+//! Each open file has an owner and a signal for asynchronous I/O, which KVM's files
+//! never do. So the owner is this process, and how it is named (as a process or as a
+//! thread) and the signal are a number that no other file of the process has had. The
+//! kernel keeps the process itself there, not its number: one that comes later under
+//! that number is another owner.
 
 use std::ffi::c_int;
 
-use crate::sys;
+use crate::{process, sys};
 
-/// `F_OFD_GETLK`, `F_OFD_SETLK`.
-const FILE_GET: c_int = 36;
-const FILE_SET: c_int = 37;
+/// Signals that there are, from 1 on.
+const SIGNALS: usize = 64;
+/// `F_OWNER_TID`, `F_OWNER_PID`: the kinds of owners, by number.
+const KINDS: usize = 2;
 
-/// Bytes of one VM's: its own, and one for each of its vCPUs.
-pub(crate) const BYTES: i64 = 1024;
+/// Marks that a process can make.
+pub(crate) const MARKS: usize = KINDS * SIGNALS;
 
-/// Marks `fd` with byte `at`; whether it can be told by that.
-pub(crate) fn mark(fd: c_int, at: i64) -> bool {
-    sys::lock(fd, FILE_SET, at, 1).is_ok() && is(fd, at)
+const SET_SIGNAL: c_int = 10;
+const GET_SIGNAL: c_int = 11;
+const SET_OWNER: c_int = 15;
+const GET_OWNER: c_int = 16;
+
+/// `struct f_owner_ex`
+#[repr(C)]
+#[derive(Default)]
+struct Owner {
+    kind: c_int,
+    pid: c_int,
 }
 
-/// Whether `fd` is what has been marked with `at`.
-pub(crate) fn is(fd: c_int, at: i64) -> bool {
-    any(fd, at, 1) && sys::lock(fd, FILE_GET, at, 1) == Ok(libc::F_UNLCK)
+/// Has `fd` be marked with `mark`; whether it can be told by that.
+pub(crate) fn set(fd: c_int, mark: usize) -> bool {
+    let mut owner = Owner { kind: (mark / SIGNALS) as c_int, pid: process::id() };
+    // SAFETY: the structure that the command takes.
+    let owned = unsafe { sys::fcntl(fd, SET_OWNER, (&raw mut owner) as usize) };
+    // SAFETY: takes a number.
+    let marked = owned.and_then(|_| unsafe { sys::fcntl(fd, SET_SIGNAL, mark % SIGNALS + 1) });
+    marked.is_ok() && is(fd, mark)
 }
 
-/// Whether any byte of `bytes` from `at` on is somebody's mark; `fd` is any of KVM's.
-pub(crate) fn any(fd: c_int, at: i64, bytes: i64) -> bool {
-    sys::lock(fd, libc::F_GETLK, at, bytes).is_ok_and(|found| found != libc::F_UNLCK)
+/// What `fd` has been marked with by this process.
+pub(crate) fn of(fd: c_int) -> Option<usize> {
+    // SAFETY: takes nothing.
+    let signal = unsafe { sys::fcntl(fd, GET_SIGNAL, 0) }.ok()? as usize;
+    // What has none is not looked at further.
+    let signal = signal.checked_sub(1)?;
+    let mut owner = Owner::default();
+    // SAFETY: fills in the structure.
+    unsafe { sys::fcntl(fd, GET_OWNER, (&raw mut owner) as usize) }.ok()?;
+    let kind = usize::try_from(owner.kind).ok().filter(|kind| *kind < KINDS)?;
+    (owner.pid == process::id() && signal < SIGNALS).then_some(kind * SIGNALS + signal)
 }
 
-/// Where marks of a VM may be that nobody else has.
-pub(crate) fn fresh(seed: u64) -> i64 {
-    // splitmix64, so that processes that start alike part.
-    let mut bits = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((bits ^ bits >> 31) >> 3) as i64 & !(BYTES - 1)
+/// Whether `fd` is what has been marked with `mark`.
+pub(crate) fn is(fd: c_int, mark: usize) -> bool {
+    of(fd) == Some(mark)
 }
 
 #[cfg(test)]
@@ -56,7 +73,7 @@ mod tests {
 
     use super::*;
 
-    /// A file on the anonymous inode, as those of KVM are.
+    /// A file that has no inode of its own, as those of KVM have none.
     fn file() -> OwnedFd {
         // SAFETY: makes a descriptor.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
@@ -66,23 +83,48 @@ mod tests {
     }
 
     #[test]
-    fn known_under_every_number_and_gone_with_the_last() {
-        let at = fresh(sys::now());
-        let (one, other) = (file(), file());
-        assert!(!is(one.as_raw_fd(), at));
-        assert!(mark(one.as_raw_fd(), at));
-        assert!(is(one.as_raw_fd(), at) && !is(other.as_raw_fd(), at));
-        assert!(!mark(other.as_raw_fd(), at), "taken");
-        let again = one.try_clone().unwrap();
-        drop(one);
-        assert!(is(again.as_raw_fd(), at) && any(other.as_raw_fd(), at - 7, BYTES));
-        drop(again);
-        assert!(!is(other.as_raw_fd(), at) && !any(other.as_raw_fd(), at, BYTES));
-        assert!(mark(other.as_raw_fd(), at));
+    fn all_marks_are_known_under_every_number_and_gone_with_the_file() {
+        for mark in 0..MARKS {
+            let (one, other) = (file(), file());
+            assert!(of(one.as_raw_fd()).is_none());
+            assert!(set(one.as_raw_fd(), mark));
+            let again = one.try_clone().unwrap();
+            let number = one.as_raw_fd();
+            drop(one);
+            assert_eq!((of(again.as_raw_fd()), of(other.as_raw_fd())), (Some(mark), None));
+            // SAFETY: numbers of this test's own: the file's old one is another's.
+            assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), number) }, number);
+            assert!(!is(number, mark));
+            // SAFETY: just made.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+        assert!(!set(file().as_raw_fd(), MARKS), "no kind of owner");
+    }
+
+    /// A file of a process that is gone, or another one's.
+    #[test]
+    fn a_mark_is_its_process_s() {
+        let file = file();
+        // SAFETY: the child makes system calls only.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let mut owner = Owner { kind: 1, pid: sys::process_id() };
+            // SAFETY: the structure that the command takes, and numbers, here and below.
+            unsafe { sys::fcntl(file.as_raw_fd(), SET_OWNER, (&raw mut owner) as usize) }.unwrap();
+            // SAFETY: as above.
+            unsafe { sys::fcntl(file.as_raw_fd(), SET_SIGNAL, 1) }.unwrap();
+            // SAFETY: does not return.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: this process's child.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!((status, of(file.as_raw_fd())), (0, None));
+        assert!(set(file.as_raw_fd(), 3) && is(file.as_raw_fd(), 3));
     }
 
     #[test]
     fn what_is_no_descriptor_is_nothing() {
-        assert!(!mark(-1, 0) && !is(-1, 0) && !any(-1, 0, 1));
+        assert!(!set(-1, 0) && of(-1).is_none());
     }
 }

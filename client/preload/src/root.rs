@@ -8,19 +8,20 @@
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
+use crate::abi::CHECK_EXTENSION;
 use crate::counts::Counts;
 use crate::decide::rules::Rules;
-use crate::lock::Lock;
+use crate::mark::MARKS;
 use crate::vcpu::Vcpu;
 use crate::vm::machine::{Machine, Vm};
 use crate::{mark, process, sys};
 
 /// Descriptors with larger numbers are not followed.
 const NUMBERS: usize = 1 << 16;
-/// VMs at a time that are.
-const VMS: usize = 64;
 /// Kinds of VMs of which is known whether they have the trap bit.
 const KINDS: usize = 8;
 
@@ -30,9 +31,13 @@ const READY: u32 = 1;
 pub(crate) struct Root {
     ready: AtomicU32,
     pid: AtomicI32,
-    numbers: [AtomicU64; NUMBERS],
-    vms: [AtomicPtr<Vm>; VMS],
-    making: Lock<()>,
+    /// What each stood for when it was last seen: a mark plus one.
+    numbers: [AtomicU8; NUMBERS],
+    /// How many marks are made.
+    marks: AtomicUsize,
+    /// By their marks.
+    vms: [AtomicPtr<Vm>; MARKS],
+    vcpus: [Vcpu; MARKS],
     /// An argument of `KVM_CREATE_VM`, plus one, and whether such VMs have the
     /// trap bit.
     kinds: [(AtomicU64, AtomicBool); KINDS],
@@ -96,7 +101,7 @@ pub(crate) struct Known {
     pub(crate) vm: &'static Vm,
     /// `None` for the VM itself.
     pub(crate) vcpu: Option<&'static Vcpu>,
-    mark: i64,
+    mark: usize,
 }
 
 impl Known {
@@ -106,50 +111,34 @@ impl Known {
     }
 }
 
-/// In the table: bit 31; the VM's place in bits 16 to 23, in bits 0 to 15 the vCPU
-/// plus one; the VM's generation above.
-const fn entry(place: usize, vcpu: Option<usize>, generation: u32) -> u64 {
-    let vcpu = match vcpu {
-        Some(vcpu) => vcpu as u64 + 1,
-        None => 0,
-    };
-    (generation as u64) << 32 | 1 << 31 | (place as u64) << 16 | vcpu
-}
-
 impl Root {
     pub(crate) fn pid(&self) -> c_int {
         self.pid.load(Ordering::Relaxed)
     }
 
     /// What `fd` was when it was last seen.
-    pub(crate) fn known(&self, fd: c_int) -> Option<Known> {
-        let entry = self.numbers.get(usize::try_from(fd).ok()?)?.load(Ordering::Acquire);
-        if entry == 0 {
-            return None;
+    pub(crate) fn known(&'static self, fd: c_int) -> Option<Known> {
+        let number = self.numbers.get(usize::try_from(fd).ok()?)?;
+        let mark = usize::from(number.load(Ordering::Acquire)).checked_sub(1)?;
+        if let Some(vm) = self.vm(mark) {
+            return Some(Known { vm, vcpu: None, mark });
         }
-        let vm = self.vm(entry as usize >> 16 & 0xff)?;
-        if vm.generation() != (entry >> 32) as u32 {
-            return None;
-        }
-        let index = (entry as usize & 0xffff).checked_sub(1);
-        let vcpu = match index {
-            Some(index) => Some(vm.vcpus().get(index)?),
-            None => None,
-        };
-        Some(Known { vm, vcpu, mark: vm.mark_of(index) })
+        let vcpu = self.vcpus.get(mark)?;
+        Some(Known { vm: self.vm(vcpu.vm()?)?, vcpu: Some(vcpu), mark })
     }
 
-    fn vm(&self, place: usize) -> Option<&'static Vm> {
+    /// The VM with this mark.
+    fn vm(&self, mark: usize) -> Option<&'static Vm> {
         // SAFETY: null, or set by `make_vm` and never unmapped.
-        unsafe { self.vms.get(place)?.load(Ordering::Acquire).as_ref() }
+        unsafe { self.vms.get(mark)?.load(Ordering::Acquire).as_ref() }
     }
 
     /// All that were made, also those that are gone.
     pub(crate) fn vms(&self) -> impl Iterator<Item = &'static Vm> {
-        (0..VMS).map_while(|place| self.vm(place))
+        (0..MARKS).filter_map(|mark| self.vm(mark))
     }
 
-    fn set(&self, fd: c_int, entry: u64) {
+    fn set(&self, fd: c_int, entry: u8) {
         let number = usize::try_from(fd).ok().and_then(|fd| self.numbers.get(fd));
         if let Some(number) = number {
             number.store(entry, Ordering::Release);
@@ -161,51 +150,44 @@ impl Root {
         self.set(fd, 0);
     }
 
-    /// Finds out what `fd` is by the marks, and notes it.
-    pub(crate) fn find(&self, fd: c_int) -> Option<Known> {
-        for (place, vm) in self.vms().enumerate() {
-            if !mark::any(fd, vm.mark_of(None), mark::BYTES) {
-                continue;
-            }
-            let vcpus = (0..vm.vcpus().len()).map(Some);
-            for index in std::iter::once(None).chain(vcpus) {
-                if mark::is(fd, vm.mark_of(index)) {
-                    self.set(fd, entry(place, index, vm.generation()));
-                    return self.known(fd);
-                }
-            }
+    /// Finds out what `fd` is by its mark, and notes it.
+    pub(crate) fn find(&'static self, fd: c_int) -> Option<Known> {
+        let mark = mark::of(fd)?;
+        // Marked by the program that this process was before. KVM does nothing for
+        // another memory than that which a VM was made for.
+        // SAFETY: takes a number.
+        if unsafe { sys::ioctl(fd, CHECK_EXTENSION, ptr::null_mut()) } == Err(libc::EIO) {
+            return None;
         }
-        None
+        self.set(fd, mark as u8 + 1);
+        self.known(fd)
     }
 
-    /// A VM that was just made as `fd`. `None` if there is no room, or if it can't
-    /// be told from others.
-    pub(crate) fn make_vm(&self, fd: c_int, rules: Rules) -> Option<&'static Vm> {
-        self.making.with(|()| {
-            let gone = |vm: &Vm| !mark::any(fd, vm.mark_of(None), mark::BYTES);
-            let (place, vm) = match self.vms().count() {
-                VMS => self.vms().enumerate().find(|(_, vm)| gone(vm))?,
-                place => (place, new_vm(&self.vms[place], rules)?),
-            };
-            let at =
-                mark::fresh(sys::now() ^ (self.pid() as u64) << 40 ^ (ptr::from_ref(vm) as u64));
-            if !mark::mark(fd, at) {
-                return None;
-            }
-            vm.begin(fd, at, rules, &self.counts.past);
-            self.set(fd, entry(place, None, vm.generation()));
-            Some(vm)
-        })
+    /// Marks a VM or a vCPU that was just made as `fd`; `None` if there is no mark left.
+    fn mark(&self, fd: c_int) -> Option<usize> {
+        let next = |made| (made < MARKS).then_some(made + 1);
+        let mark = self.marks.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok()?;
+        mark::set(fd, mark).then_some(mark)
+    }
+
+    /// A VM that was just made as `fd`; `None` if it can't be followed.
+    pub(crate) fn make_vm(&'static self, fd: c_int, rules: Rules) -> Option<()> {
+        let mark = self.mark(fd)?;
+        let at = sys::map(size_of::<Machine>())?;
+        // SAFETY: zeroes of its size, aligned to a page, nobody else's, and there for
+        // good: another thread may always look there.
+        let machine = unsafe { Machine::at(at) };
+        let vm = machine.set_up(fd, mark, &self.vcpus, rules);
+        self.vms[mark].store(ptr::from_ref(vm).cast_mut(), Ordering::Release);
+        self.set(fd, mark as u8 + 1);
+        Some(())
     }
 
     /// A vCPU of `vm` that was just made as `fd`; the same.
-    pub(crate) fn make_vcpu(&self, vm: &'static Vm, fd: c_int) -> Option<()> {
-        let place = self.vms().position(|known| ptr::eq(known, vm))?;
-        let index = vm.add_vcpu()?;
-        if !mark::mark(fd, vm.mark_of(Some(index))) {
-            return None;
-        }
-        self.set(fd, entry(place, Some(index), vm.generation()));
+    pub(crate) fn make_vcpu(&self, vm: &Vm, fd: c_int) -> Option<()> {
+        let mark = self.mark(fd)?;
+        self.vcpus[mark].made_for(vm.mark);
+        self.set(fd, mark as u8 + 1);
         Some(())
     }
 
@@ -225,15 +207,4 @@ impl Root {
         }
         answer
     }
-}
-
-/// Memory for one more VM, never given back: another thread may still look there.
-fn new_vm(place: &AtomicPtr<Vm>, rules: Rules) -> Option<&'static Vm> {
-    let at = sys::map(size_of::<Machine>())?;
-    // SAFETY: zeroes of its size, aligned to a page, nobody else's, and there
-    // for good.
-    let machine = unsafe { Machine::at(at) };
-    let vm = machine.set_up(rules);
-    place.store(ptr::from_ref(vm).cast_mut(), Ordering::Release);
-    Some(vm)
 }

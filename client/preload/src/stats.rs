@@ -64,8 +64,7 @@ impl OfVm {
             (state.off.map(|why| why.to_string()), Vec::from_iter(flipped.map(OfSlot::new)))
         });
         slots.sort_by_key(|slot| slot.slot);
-        let fd = vm.counts.fd();
-        Self { fd, sums: vm.counts.sums(), switched_off, slots }
+        Self { fd: vm.made_as, sums: vm.counts.sums(), switched_off, slots }
     }
 }
 
@@ -80,14 +79,14 @@ pub(crate) struct Totals {
     sums: Sums,
     /// Why VMs are left alone.
     switched_off: Vec<String>,
-    /// Those made last, at most 64.
+    /// Those that were followed.
     by_vm: Vec<OfVm>,
 }
 
 impl Totals {
     pub(crate) fn new(root: &Root, mode: &'static str) -> Self {
         let by_vm = Vec::from_iter(root.vms().map(OfVm::new));
-        let mut sums = root.counts.past.sums();
+        let mut sums = Sums::default();
         for vm in &by_vm {
             sums.add(&vm.sums);
         }

@@ -55,27 +55,18 @@ pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> Res
     done.map(|result| result as c_int)
 }
 
-/// What a lock on a byte range of `fd` is, or could be: `fcntl` with a `struct
-/// flock`; the type it comes back with.
-pub(crate) fn lock(fd: c_int, command: c_int, first: i64, bytes: i64) -> Result<c_int, c_int> {
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: first,
-        l_len: bytes,
-        l_pid: 0,
-    };
-    let args = [fd as usize, command as usize, (&raw mut lock) as usize, 0, 0, 0];
-    // SAFETY: the structure that the commands take.
-    unsafe { call(libc::SYS_fcntl, args) }?;
-    Ok(lock.l_type.into())
+/// # Safety
+/// `arg` is what the kernel takes for `command`.
+pub(crate) unsafe fn fcntl(fd: c_int, command: c_int, arg: usize) -> Result<c_int, c_int> {
+    // SAFETY: the caller's.
+    let done = unsafe { call(libc::SYS_fcntl, [fd as usize, command as usize, arg, 0, 0, 0]) };
+    done.map(|result| result as c_int)
 }
 
 /// Another descriptor for what `fd` is, not below `least`, closed on exec.
 pub(crate) fn duplicate(fd: c_int, least: c_int) -> Result<c_int, c_int> {
-    let args = [fd as usize, libc::F_DUPFD_CLOEXEC as usize, least as usize, 0, 0, 0];
     // SAFETY: makes a descriptor.
-    unsafe { call(libc::SYS_fcntl, args) }.map(|fd| fd as c_int)
+    unsafe { fcntl(fd, libc::F_DUPFD_CLOEXEC, least as usize) }
 }
 
 /// # Safety
@@ -176,19 +167,6 @@ pub(crate) fn entries(dir: c_int, into: &mut [u8]) -> Result<usize, c_int> {
     let args = [dir as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0];
     // SAFETY: as many bytes as there are.
     unsafe { call(libc::SYS_getdents64, args) }
-}
-
-/// What a link in a directory says.
-pub(crate) fn link<'a>(
-    dir: c_int,
-    name: &std::ffi::CStr,
-    into: &'a mut [u8],
-) -> Result<&'a [u8], c_int> {
-    let (at, bytes) = (into.as_mut_ptr() as usize, into.len());
-    let args = [dir as usize, name.as_ptr() as usize, at, bytes, 0, 0];
-    // SAFETY: a C string, and as many bytes as there are.
-    let length = unsafe { call(libc::SYS_readlinkat, args) }?;
-    into.get(..length).ok_or(libc::ENAMETOOLONG)
 }
 
 /// The start of a file.

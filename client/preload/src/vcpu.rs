@@ -1,11 +1,6 @@
 //! What is known of one vCPU.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use crate::mark;
-
-/// vCPUs of one VM that are followed.
-pub(crate) const VCPUS: usize = mark::BYTES as usize - 1;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// `KVM_RUN`s that are guarded after the last flip of a slot that may churn.
 const GUARDED: u32 = 4096;
@@ -29,6 +24,8 @@ pub(crate) const OURS: u32 = 2;
 #[repr(align(128))]
 #[derive(Default)]
 pub(crate) struct Vcpu {
+    /// The mark of its VM, plus one.
+    vm: AtomicUsize,
     /// Where the VMM has mapped what KVM shares for it.
     pub(crate) page: AtomicU64,
     pub(crate) inside: AtomicU32,
@@ -43,13 +40,14 @@ pub(crate) struct Vcpu {
 }
 
 impl Vcpu {
-    /// For another one in its place.
-    pub(crate) fn clear(&self) {
-        self.page.store(0, Ordering::SeqCst);
-        self.inside.store(OUTSIDE, Ordering::SeqCst);
-        self.whose_mask.store(NO_MASK, Ordering::SeqCst);
-        self.left.store(0, Ordering::SeqCst);
-        self.owed[1].store(0, Ordering::SeqCst);
+    /// It was made for the VM with mark `vm`.
+    pub(crate) fn made_for(&self, vm: usize) {
+        self.vm.store(vm + 1, Ordering::SeqCst);
+    }
+
+    /// The mark of its VM, if it was made.
+    pub(crate) fn vm(&self) -> Option<usize> {
+        self.vm.load(Ordering::SeqCst).checked_sub(1)
     }
 
     /// The VMM has mapped its page.

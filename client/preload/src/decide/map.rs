@@ -33,11 +33,6 @@ impl Map {
         Self { entries, used: [0; PLACES / 64], count: 0 }
     }
 
-    /// Forgets all.
-    pub(crate) const fn clear(&mut self) {
-        (self.used, self.count) = ([0; PLACES / 64], 0);
-    }
-
     const fn is_used(&self, place: usize) -> bool {
         self.used[place / 64] & 1 << (place % 64) != 0
     }

@@ -49,12 +49,6 @@ impl Slots {
         Self { all: Map::new(entries), churning: [0; CHURNING], listed: 0, deferred: 0, rules }
     }
 
-    /// Begins anew, for another VM.
-    pub(crate) const fn clear(&mut self, rules: Rules) {
-        self.all.clear();
-        (self.listed, self.deferred, self.rules) = (0, 0, rules);
-    }
-
     /// From here on every call passes. What is not as the VMM believes stays
     /// so until it is repaired.
     pub(crate) const fn stop(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use crate::counts::VmCounts;
 use crate::decide::map::PLACES;
@@ -11,14 +11,13 @@ use crate::decide::rules::Rules;
 use crate::decide::slot::Slot;
 use crate::decide::slots::Slots;
 use crate::lock::Lock;
-use crate::vcpu::{VCPUS, Vcpu};
+use crate::settings;
+use crate::vcpu::Vcpu;
 use crate::why::Why;
-use crate::{mark, settings};
 
-/// One VM, and what belongs to it. Except for the first field, zeroes are valid.
+/// One VM, and what belongs to it.
 pub(crate) struct Machine {
     vm: MaybeUninit<Vm>,
-    vcpus: [Vcpu; VCPUS],
     entries: [MaybeUninit<Slot>; PLACES],
 }
 
@@ -26,25 +25,31 @@ impl Machine {
     /// # Safety
     /// `at` are zeroes of this size, aligned, nobody else's, and there for good.
     pub(crate) unsafe fn at(at: *mut c_void) -> &'static mut Self {
-        // SAFETY: the caller's; atomics may be zero, and places unwritten.
+        // SAFETY: the caller's; what may be unwritten.
         unsafe { &mut *at.cast() }
     }
 
-    pub(crate) fn set_up(&'static mut self, rules: Rules) -> &'static Vm {
-        self.vm.write(Vm::new(&self.vcpus, Slots::new(rules, &mut self.entries)))
+    /// The VM that was made as `fd` and has mark `mark`. Its vCPUs are among `vcpus`.
+    pub(crate) fn set_up(
+        &'static mut self,
+        fd: c_int,
+        mark: usize,
+        vcpus: &'static [Vcpu],
+        rules: Rules,
+    ) -> &'static Vm {
+        self.vm.write(Vm::new(fd, mark, vcpus, Slots::new(rules, &mut self.entries)))
     }
 }
 
 /// One VM.
 pub(crate) struct Vm {
-    /// Counts the VMs that were here, one after the other.
-    generation: AtomicU32,
-    /// Where its marks begin.
-    mark: AtomicI64,
+    /// The descriptor that it was made as.
+    pub(crate) made_as: c_int,
+    pub(crate) mark: usize,
     /// One of the VMM's descriptors of it, when that was last seen.
     pub(super) fd: AtomicI32,
+    /// All of the process.
     vcpus: &'static [Vcpu],
-    made: AtomicU32,
     pub(super) state: Lock<State>,
     /// Flips of slots that may churn, and their first appearance.
     pub(super) epoch: AtomicU32,
@@ -81,7 +86,7 @@ pub(super) enum Tells {
 }
 
 impl Vm {
-    pub(crate) fn new(vcpus: &'static [Vcpu], slots: Slots) -> Self {
+    pub(crate) fn new(fd: c_int, mark: usize, vcpus: &'static [Vcpu], slots: Slots) -> Self {
         let state = State {
             slots,
             bill: Bill::new(settings::policy()),
@@ -92,11 +97,10 @@ impl Vm {
             two: false,
         };
         Self {
-            generation: AtomicU32::new(0),
-            mark: AtomicI64::new(0),
-            fd: AtomicI32::new(-1),
+            made_as: fd,
+            mark,
+            fd: AtomicI32::new(fd),
             vcpus,
-            made: AtomicU32::new(0),
             state: Lock::new(state),
             epoch: AtomicU32::new(0),
             deferred: AtomicU32::new(0),
@@ -106,43 +110,9 @@ impl Vm {
         }
     }
 
-    /// A new VM is here, `fd`, with its marks from `at` on. The one before it is
-    /// gone, and its counts are `past`'s.
-    pub(crate) fn begin(&self, fd: c_int, at: i64, rules: Rules, past: &VmCounts) {
-        self.state.with(|state| {
-            self.generation.fetch_add(1, Ordering::SeqCst);
-            state.slots.clear(rules);
-            state.bill = Bill::new(settings::policy());
-            (state.changes, state.off, state.blind) = (state.changes + 1, None, false);
-            (state.tells, state.two) = (Tells::No, false);
-            self.vcpus().iter().for_each(Vcpu::clear);
-            self.made.store(0, Ordering::SeqCst);
-            self.mark.store(at, Ordering::SeqCst);
-            self.fd.store(fd, Ordering::SeqCst);
-            self.deferred.store(0, Ordering::SeqCst);
-            self.counts.clear(fd, past);
-        });
-    }
-
-    pub(crate) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// The mark of vCPU `index`, or of the VM itself.
-    pub(crate) fn mark_of(&self, index: Option<usize>) -> i64 {
-        self.mark.load(Ordering::Acquire) + index.map_or(0, |index| index as i64 + 1)
-    }
-
-    pub(crate) fn vcpus(&self) -> &'static [Vcpu] {
-        &self.vcpus[..(self.made.load(Ordering::Acquire) as usize).min(self.vcpus.len())]
-    }
-
-    /// One more vCPU; its place.
-    pub(crate) fn add_vcpu(&self) -> Option<usize> {
-        let last = self.vcpus.len().min(mark::BYTES as usize - 1) as u32;
-        let add = |made| (made < last).then_some(made + 1);
-        let made = self.made.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).ok()?;
-        Some(made as usize)
+    /// Its vCPUs.
+    pub(super) fn vcpus(&self) -> impl Iterator<Item = &'static Vcpu> {
+        self.vcpus.iter().filter(|vcpu| vcpu.vm() == Some(self.mark))
     }
 
     pub(crate) fn fd(&self) -> c_int {

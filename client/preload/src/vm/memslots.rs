@@ -147,7 +147,7 @@ impl Vm {
     fn defer(&self, state: &mut State, kvm: &dyn Kvm) -> Result<bool, c_int> {
         // First said, then looked: a vCPU does it the other way round.
         self.deferred.fetch_add(1, Ordering::SeqCst);
-        if !self.vcpus().iter().all(Vcpu::is_ready) {
+        if !self.vcpus().all(Vcpu::is_ready) {
             self.deferred.fetch_sub(1, Ordering::SeqCst);
             return Ok(false);
         }

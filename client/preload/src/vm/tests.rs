@@ -87,7 +87,7 @@ impl Kvm for Model {
 
 fn vm(model: &Model, way: Way, writable: bool, policy: Policy) -> Under {
     let rules = Rules { way, flips: 4, writable };
-    let vm = Vm::new(&[], Slots::new(rules, entries()));
+    let vm = Vm::new(-1, 0, &[], Slots::new(rules, entries()));
     vm.state.with(|state| state.bill = Bill::new(policy));
     Under { vm, model: model.clone() }
 }

@@ -143,6 +143,27 @@ fn a_vm_that_is_inherited_is_left_alone() {
     assert_eq!(second["vms"], 1, "{second}");
 }
 
+/// Beyond those that can be told from one another all passes.
+#[test]
+fn more_vms_than_there_are_marks() {
+    let name = "more_vms_than_there_are_marks";
+    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = player(&std::env::current_exe().unwrap(), "many", dir.path());
+    command.env("LD_PRELOAD", library).env("KVM_MEMSLOTS_PRELOAD_STATS", "stats.json");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", shown(&output));
+    let said = said(dir.path());
+    if said != "many" {
+        return skip(name, &said);
+    }
+    let stats = stats(dir.path());
+    let [(_, many)] = &stats[..] else { panic!("{stats:?}") };
+    let followed = many["by_vm"].as_array().unwrap();
+    assert_eq!((&many["vms"], followed.len()), (&played::MANY.into(), 128));
+    assert!(followed.iter().all(|vm| vm["asked"] == 20 && vm["deferred"] == 7));
+}
+
 /// A slot has to be mapped when the VM has another number than when it was deferred,
 /// or when there is no number left.
 #[test]

@@ -23,6 +23,8 @@ const SET_REGS: c_ulong = 0x4090_ae82;
 const GET_SREGS: c_ulong = 0x8138_ae83;
 const SET_SREGS: c_ulong = 0x4138_ae84;
 const PAGE: usize = 4096;
+/// More VMs than there are marks.
+pub(crate) const MANY: usize = 130;
 /// Where the slot is.
 const SLOT: u64 = 0x10_0000;
 
@@ -34,6 +36,7 @@ pub(crate) fn play(part: &str) {
         "daemon" => daemon(),
         "loads" => loads(),
         "churns" => churn(libc::ioctl).map(|_| "churned".to_owned()),
+        "many" => (0..MANY).try_for_each(|_| churn(libc::ioctl).map(drop)).map(|()| "many".into()),
         "inherits" => inherits(),
         "executes-moved" => executes(|vm| {
             // SAFETY: numbers of its own, here and below.
@@ -67,8 +70,9 @@ fn slot(at: *mut c_void, flip: u64) -> kvm_userspace_memory_region {
     }
 }
 
-/// A VM whose slot comes and goes, without a vCPU; why not, where there is none.
-fn churn(ioctl: Ioctl) -> Result<c_int, String> {
+/// A VM whose slot comes and goes, without a vCPU, and what is in the slot; why not,
+/// where there is none.
+fn churn(ioctl: Ioctl) -> Result<(c_int, *mut c_void), String> {
     let failed = |what: &str| format!("{what}: {}", io::Error::last_os_error());
     // SAFETY: opens a file.
     let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
@@ -89,7 +93,7 @@ fn churn(ioctl: Ioctl) -> Result<c_int, String> {
         let result = unsafe { ioctl(vm, SET_REGION, &raw mut region) };
         assert_eq!(result, 0, "{}", failed("the slot"));
     }
-    Ok(vm)
+    Ok((vm, at))
 }
 
 /// There are numbers for descriptors below `end`, which is given back, or as many as
@@ -110,7 +114,7 @@ fn numbers_below(end: Option<c_int>) {
 /// A guest that executes from a slot that came and went, when `what` has been done
 /// to the VM.
 fn executes(what: impl FnOnce(c_int)) -> Result<String, String> {
-    let vm = churn(libc::ioctl)?;
+    let (vm, _) = churn(libc::ioctl)?;
     let call = |fd, request: c_ulong, arg: *mut c_void| {
         // SAFETY: what the requests below take.
         unsafe { libc::ioctl(fd, request, arg) }
@@ -147,7 +151,7 @@ fn executes(what: impl FnOnce(c_int)) -> Result<String, String> {
 
 /// A VM of whose slots one is away, which the next program of this process has.
 fn inherits() -> Result<String, String> {
-    let vm = churn(libc::ioctl)?;
+    let (vm, _) = churn(libc::ioctl)?;
     // SAFETY: numbers.
     unsafe { libc::fcntl(vm, libc::F_SETFD, 0) };
     let mut next = std::process::Command::new(std::env::current_exe().unwrap());
@@ -155,16 +159,18 @@ fn inherits() -> Result<String, String> {
     Err(next.env(PART, "inherited").env(FD, vm.to_string()).exec().to_string())
 }
 
-/// The VM belongs to memory that is gone: KVM does nothing for it. One of its own
-/// is as ever.
+/// The VM belongs to memory that is gone: KVM does nothing for it. One of its own is
+/// as ever, and none of what is known of it is the other's.
 fn inherited() -> Result<String, String> {
     let vm: c_int = std::env::var(FD).unwrap().parse().unwrap();
-    let mut region = kvm_userspace_memory_region { slot: 1, ..Default::default() };
-    // SAFETY: the structure that the request takes.
-    let result = unsafe { libc::ioctl(vm, SET_REGION, &raw mut region) };
-    let error = io::Error::last_os_error();
-    let own = churn(libc::ioctl)?;
-    Ok(format!("inherited: {result} {error}, own {}", own - vm))
+    let call = |mut region: kvm_userspace_memory_region| {
+        // SAFETY: the structure that the request takes.
+        let result = unsafe { libc::ioctl(vm, SET_REGION, &raw mut region) };
+        format!("{result} {}", io::Error::last_os_error())
+    };
+    let first = call(kvm_userspace_memory_region { slot: 1, ..Default::default() });
+    let (own, at) = churn(libc::ioctl)?;
+    Ok(format!("inherited: {first}, own {}, {}", own - vm, call(slot(at, 0))))
 }
 
 /// As daemons begin; its parent waits for it all the same.
@@ -215,12 +221,13 @@ pub(crate) fn forbid() -> io::Result<()> {
     let number = |call: i64, jt, jf| op(0x15, jt, jf, call as u32);
     let code = [
         op(0x20, 0, 0, 0),
-        number(libc::SYS_process_vm_readv, 5, 0),
-        number(libc::SYS_process_vm_writev, 4, 0),
-        number(libc::SYS_fcntl, 0, 2),
-        // The low half of fcntl's second argument: F_OFD_GETLK to F_OFD_SETLKW.
+        number(libc::SYS_process_vm_readv, 6, 0),
+        number(libc::SYS_process_vm_writev, 5, 0),
+        number(libc::SYS_fcntl, 0, 3),
+        // The low half of fcntl's second argument: F_SETOWN to F_GETOWN_EX.
         op(0x20, 0, 0, 24),
-        op(0x35, 1, 0, 36),
+        op(0x35, 0, 1, 8),
+        op(0x35, 0, 1, 17),
         op(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
         op(0x06, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
     ];
