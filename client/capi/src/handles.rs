@@ -255,6 +255,18 @@ pub(crate) unsafe fn free<T: Held>(handle: *mut Handle<T>) -> c_int {
     })
 }
 
+/// The functions of the header that do so.
+macro_rules! frees {
+    ($(extern "C" fn $name:ident($handle:ident: $ty:ty) {})+) => {$(
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($handle: $ty) {
+            // SAFETY: as the caller says.
+            unsafe { $crate::handles::free($handle) };
+        }
+    )+};
+}
+pub(crate) use frees;
+
 /// Gives a handle to C at `to`.
 ///
 /// # Safety

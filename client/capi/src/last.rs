@@ -16,21 +16,18 @@ use crate::constants::{
 use crate::failure::{About, Failure};
 use crate::record::{LABEL_SIZE, Out, label, record};
 
-/// `struct kvm_memslots_error`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CError {
-    pub size: usize,
-    pub change: i64,
-    pub region: u64,
-    pub error: c_int,
-    pub flags: u32,
-    pub part: u32,
-    pub index: u32,
-    pub device: [c_char; LABEL_SIZE],
+record! {
+    "kvm_memslots_error" pub struct CError {
+        pub size: usize,
+        pub change: i64,
+        pub region: u64,
+        pub error: c_int,
+        pub flags: u32,
+        pub part: u32,
+        pub index: u32,
+        pub device: [c_char; LABEL_SIZE],
+    }
 }
-record!(CError, "kvm_memslots_error");
 
 /// What a thread knows of its last failure.
 struct Last {

@@ -37,5 +37,6 @@ pub use kvm_memslots::{
     CoalescedRing, RomDevice, Vm, deferred::Deferred, pci::PciBars, window::Window,
 };
 pub use last::{CError, kvm_memslots_last_error, kvm_memslots_last_error_info};
+pub use record::Structure;
 pub use trigger::CTrigger;
 pub use types::*;

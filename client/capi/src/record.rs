@@ -20,10 +20,47 @@ pub(crate) unsafe trait Record: Copy {
     const FIRST: usize;
 }
 
+/// What C knows of a structure of the header, for a test to compare.
+#[derive(Debug, Clone, Copy)]
+pub struct Structure {
+    /// `struct` what.
+    pub name: &'static str,
+    /// Its bytes.
+    pub size: usize,
+    /// Its fields, and where each begins.
+    pub fields: &'static [(&'static str, usize)],
+}
+
+macro_rules! structure {
+    ($name:literal pub struct $ty:ident { $(pub $field:ident: $of:ty,)+ }) => {
+        #[doc = concat!("`struct ", $name, "`, which the header documents.")]
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy)]
+        #[allow(missing_docs)]
+        pub struct $ty {
+            $(pub $field: $of,)+
+        }
+
+        impl $ty {
+            pub(crate) const STRUCTURE: $crate::record::Structure = $crate::record::Structure {
+                name: $name,
+                size: size_of::<Self>(),
+                fields: &[$((stringify!($field), std::mem::offset_of!(Self, $field))),+],
+            };
+        }
+
+        // It must not grow into padding, which C need not have written.
+        const _: () = assert!(0 $(+ size_of::<$of>())+ == size_of::<$ty>(), "padding");
+    };
+}
+pub(crate) use structure;
+
 macro_rules! record {
-    ($ty:ty, $name:literal) => {
-        // SAFETY: see the structure: `repr(C)`, `size` first, only numbers and
-        // pointers that may be null; that it has no padding is tested.
+    ($name:literal pub struct $ty:ident { pub size: usize, $($rest:tt)+ }) => {
+        $crate::record::structure! { $name pub struct $ty { pub size: usize, $($rest)+ } }
+
+        // SAFETY: `repr(C)`, `size` first, no padding; only numbers and pointers that may
+        // be null.
         unsafe impl $crate::record::Record for $ty {
             const NAME: &'static str = $name;
             const FIRST: usize = size_of::<Self>();
@@ -101,6 +138,15 @@ pub(crate) unsafe fn read<T: Record>(from: *const T) -> Result<T, Failure> {
     unsafe { bytes.copy_to_nonoverlapping(NonNull::from(&mut value).cast(), known) };
     // SAFETY: all bytes are valid.
     Ok(unsafe { value.assume_init() })
+}
+
+/// What the caller gave, if anything.
+///
+/// # Safety
+/// As for [`read`].
+pub(crate) unsafe fn read_any<T: Record>(from: *const T) -> Result<Option<T>, Failure> {
+    // SAFETY: as the caller says.
+    (!from.is_null()).then(|| unsafe { read(from) }).transpose()
 }
 
 /// Where a result goes, if the caller wants it.

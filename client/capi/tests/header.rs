@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
-mod layout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,8 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::{cc, compiles, cxx, file, said};
-use kvm_memslots_client::CONSTANTS;
-use layout::facts;
+use kvm_memslots_client::{CONSTANTS, STRUCTURES};
 
 fn header() -> String {
     let parts = fs::read_dir(file("include/kvm_memslots_client")).unwrap();
@@ -59,6 +57,17 @@ fn build(
     let args = [standard, "-pedantic", "-I", include.to_str().unwrap()];
     compiles(compiler, &args, &[file], &program)?;
     Ok((dir, program))
+}
+
+/// C expressions and the values that Rust has for them.
+fn facts() -> Vec<(String, usize)> {
+    let constants = CONSTANTS.iter().map(|(name, value)| ((*name).to_owned(), *value as usize));
+    let structures = STRUCTURES.iter().flat_map(|of| {
+        let field = |(field, at): &_| (format!("offsetof(struct {}, {field})", of.name), *at);
+        let size = (format!("sizeof(struct {})", of.name), of.size);
+        std::iter::once(size).chain(of.fields.iter().map(field))
+    });
+    constants.chain(structures).collect()
 }
 
 /// The values as the compiler has them, a line each.

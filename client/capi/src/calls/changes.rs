@@ -7,7 +7,7 @@ use kvm_memslots::device::Route;
 use kvm_memslots::{Changes, RegionId};
 
 use crate::changes::{CChanges, add};
-use crate::handles::{Handle, exclusive, free, give, own, take};
+use crate::handles::{Handle, exclusive, give, own, take};
 use crate::last::report;
 use crate::record::{invalid, list, put, read};
 use crate::types::{CBacking, CSpec, Taking};
@@ -18,16 +18,6 @@ pub extern "C" fn kvm_memslots_changes_new() -> *mut Handle<CChanges> {
     give(CChanges::default())
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_changes_free(changes: *mut Handle<CChanges>) {
-    // SAFETY: as the caller says.
-    unsafe { free(changes) };
-}
-
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_changes_append(
     changes: *mut Handle<CChanges>,
@@ -45,16 +35,12 @@ pub unsafe extern "C" fn kvm_memslots_changes_append(
     })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_changes_len(changes: *mut Handle<CChanges>) -> usize {
     // SAFETY: as the caller says.
     unsafe { own(changes, |set| Ok(set.changes.len())) }.unwrap_or(0)
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_map(
     changes: *mut Handle<CChanges>,
@@ -77,8 +63,6 @@ pub unsafe extern "C" fn kvm_memslots_map(
     unsafe { add(changes, map) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_split(
     changes: *mut Handle<CChanges>,
@@ -96,8 +80,6 @@ pub unsafe extern "C" fn kvm_memslots_split(
     unsafe { add(changes, split) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_replace(
     changes: *mut Handle<CChanges>,
@@ -120,8 +102,6 @@ pub unsafe extern "C" fn kvm_memslots_replace(
     unsafe { add(changes, replace) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_own_routes(
     changes: *mut Handle<CChanges>,
@@ -139,9 +119,6 @@ pub unsafe extern "C" fn kvm_memslots_set_own_routes(
 }
 
 /// Adds a change of a region.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn of_region(
     changes: *mut Handle<CChanges>,
     id: u64,
@@ -155,16 +132,12 @@ unsafe fn of_region(
     unsafe { add(changes, add_it) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_unmap(changes: *mut Handle<CChanges>, id: u64) -> c_int {
     // SAFETY: as the caller says.
     unsafe { of_region(changes, id, Changes::unmap) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_resize(
     changes: *mut Handle<CChanges>,
@@ -175,16 +148,12 @@ pub unsafe extern "C" fn kvm_memslots_resize(
     unsafe { of_region(changes, id, |changes, id| changes.resize(id, len)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_join(changes: *mut Handle<CChanges>, id: u64) -> c_int {
     // SAFETY: as the caller says.
     unsafe { of_region(changes, id, Changes::join) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_move_to(
     changes: *mut Handle<CChanges>,
@@ -195,8 +164,6 @@ pub unsafe extern "C" fn kvm_memslots_move_to(
     unsafe { of_region(changes, id, |changes, id| changes.move_to(id, gpa)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_log_dirty(
     changes: *mut Handle<CChanges>,
@@ -207,8 +174,6 @@ pub unsafe extern "C" fn kvm_memslots_set_log_dirty(
     unsafe { of_region(changes, id, |changes, id| changes.set_log_dirty(id, on != 0)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_read_only(
     changes: *mut Handle<CChanges>,
@@ -219,8 +184,6 @@ pub unsafe extern "C" fn kvm_memslots_set_read_only(
     unsafe { of_region(changes, id, |changes, id| changes.set_read_only(id, on != 0)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_trap(
     changes: *mut Handle<CChanges>,

@@ -7,13 +7,11 @@ use kvm_memslots::{RegionId, Report, Vm};
 
 use super::{Wanted, on, with_vm};
 use crate::failure::Failure;
-use crate::handles::{Handle, free, give_to, own};
+use crate::handles::{Handle, give_to, own};
 use crate::last::report;
 use crate::record::{Out, null, put};
 use crate::types::{CDeferralUsage, CReport, CServed};
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_exits_new(
     vm: *mut Handle<Vm>,
@@ -29,21 +27,11 @@ pub unsafe extern "C" fn kvm_memslots_exits_new(
     unsafe { on(vm, new) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_exits_free(exits: *mut Handle<Deferred>) {
-    // SAFETY: as the caller says.
-    unsafe { free(exits) };
-}
-
 /// `kvm_memslots_device_read`
 type DeviceRead = unsafe extern "C" fn(*mut c_void, u64, *mut c_void, usize);
 /// `kvm_memslots_device_write`
 type DeviceWrite = unsafe extern "C" fn(*mut c_void, u64, *const c_void, usize);
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_exits_read(
     exits: *mut Handle<Deferred>,
@@ -77,8 +65,6 @@ pub unsafe extern "C" fn kvm_memslots_exits_read(
     report(|| unsafe { own(exits, read) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_exits_write(
     exits: *mut Handle<Deferred>,
@@ -109,8 +95,6 @@ pub unsafe extern "C" fn kvm_memslots_exits_write(
     report(|| unsafe { own(exits, write) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn promoted(
     vm: *mut Handle<Vm>,
     cost: *mut CReport,
@@ -126,16 +110,12 @@ unsafe fn promoted(
     unsafe { on(vm, promote) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_promote(vm: *mut Handle<Vm>, cost: *mut CReport) -> c_int {
     // SAFETY: as the caller says.
     unsafe { promoted(vm, cost, Vm::promote) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_promote_due(
     vm: *mut Handle<Vm>,
@@ -145,8 +125,6 @@ pub unsafe extern "C" fn kvm_memslots_promote_due(
     unsafe { promoted(vm, cost, Vm::promote_due) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_undecoded(
     vm: *mut Handle<Vm>,
@@ -164,8 +142,6 @@ pub unsafe extern "C" fn kvm_memslots_undecoded(
     report(|| unsafe { own(exits, undecoded) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_deferral_usage(
     vm: *mut Handle<Vm>,
@@ -183,8 +159,6 @@ pub unsafe extern "C" fn kvm_memslots_deferral_usage(
     unsafe { on(vm, lookup) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_exits_served(
     vm: *mut Handle<Vm>,

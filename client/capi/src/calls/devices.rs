@@ -7,13 +7,11 @@ use kvm_memslots::device::{Device, DeviceId};
 use crate::changes::{CChanges, add};
 use crate::constants::{KVM_MEMSLOTS_DEVICE_DEFER_IOEVENTFDS, KVM_MEMSLOTS_DEVICE_MAY_BYPASS};
 use crate::device::{CDevice, describe};
-use crate::handles::{Handle, free, give_to, take};
+use crate::handles::{Handle, give_to, take};
 use crate::last::report;
-use crate::record::{null, put, read};
+use crate::record::{null, put, read, read_any};
 use crate::types::{CDoorbell, CLine, CMsi, CSpec, CZone, Taking, descriptor, known, text};
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_new(
     name: *const c_char,
@@ -40,16 +38,6 @@ pub unsafe extern "C" fn kvm_memslots_device_new(
     })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_device_free(device: *mut Handle<CDevice>) {
-    // SAFETY: as the caller says.
-    unsafe { free(device) };
-}
-
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_region(
     device: *mut Handle<CDevice>,
@@ -71,8 +59,6 @@ pub unsafe extern "C" fn kvm_memslots_device_region(
     unsafe { describe(device, region) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_ioeventfd(
     device: *mut Handle<CDevice>,
@@ -89,8 +75,6 @@ pub unsafe extern "C" fn kvm_memslots_device_ioeventfd(
     unsafe { describe(device, ioeventfd) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_zone(
     device: *mut Handle<CDevice>,
@@ -105,8 +89,6 @@ pub unsafe extern "C" fn kvm_memslots_device_zone(
     unsafe { describe(device, zone) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_vector(
     device: *mut Handle<CDevice>,
@@ -116,15 +98,13 @@ pub unsafe extern "C" fn kvm_memslots_device_vector(
     let vector = || {
         let eventfd = descriptor(eventfd, "eventfd")?;
         // SAFETY: as the caller says.
-        let msi = (!msi.is_null()).then(|| unsafe { read(msi) }?.msi()).transpose()?;
+        let msi = unsafe { read_any(msi) }?.map(|msi| msi.msi()).transpose()?;
         Ok(move |device: Device| device.vector(eventfd, msi))
     };
     // SAFETY: as the caller says.
     unsafe { describe(device, vector) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_line(
     device: *mut Handle<CDevice>,
@@ -136,8 +116,6 @@ pub unsafe extern "C" fn kvm_memslots_device_line(
     unsafe { describe(device, line) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_attach(
     changes: *mut Handle<CChanges>,
@@ -157,8 +135,6 @@ pub unsafe extern "C" fn kvm_memslots_attach(
     unsafe { add(changes, attach) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_detach(changes: *mut Handle<CChanges>, device: u64) -> c_int {
     let detach = |changes: &mut kvm_memslots::Changes| {
@@ -169,8 +145,6 @@ pub unsafe extern "C" fn kvm_memslots_detach(changes: *mut Handle<CChanges>, dev
     unsafe { add(changes, detach) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_vector(
     changes: *mut Handle<CChanges>,
@@ -180,7 +154,7 @@ pub unsafe extern "C" fn kvm_memslots_set_vector(
 ) -> c_int {
     let set = |changes: &mut kvm_memslots::Changes| {
         // SAFETY: as the caller says.
-        let msi = (!msi.is_null()).then(|| unsafe { read(msi) }?.msi()).transpose()?;
+        let msi = unsafe { read_any(msi) }?.map(|msi| msi.msi()).transpose()?;
         changes.set_vector(DeviceId::from_raw(device), vector, msi);
         Ok(())
     };
@@ -188,8 +162,6 @@ pub unsafe extern "C" fn kvm_memslots_set_vector(
     unsafe { add(changes, set) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_vector_fd(
     changes: *mut Handle<CChanges>,
@@ -206,8 +178,6 @@ pub unsafe extern "C" fn kvm_memslots_set_vector_fd(
     unsafe { add(changes, set) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_assign_deferred(changes: *mut Handle<CChanges>) -> c_int {
     let assign = |changes: &mut kvm_memslots::Changes| {
@@ -218,8 +188,6 @@ pub unsafe extern "C" fn kvm_memslots_assign_deferred(changes: *mut Handle<CChan
     unsafe { add(changes, assign) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_assign_deferred_of(
     changes: *mut Handle<CChanges>,

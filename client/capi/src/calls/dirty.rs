@@ -26,8 +26,6 @@ fn words<T>(bitmap: *const T, nr_words: usize, pages: u64) -> Result<usize, Fail
 /// Pages of a region that were asked for, or all.
 type Asked = Option<(u64, u64)>;
 
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn read(vm: *mut Handle<Vm>, id: u64, asked: Asked, to: *mut u64, nr_words: usize) -> c_int {
     let dirty_log = |vm: &Vm| {
         let id = RegionId::from_raw(id);
@@ -49,8 +47,6 @@ unsafe fn read(vm: *mut Handle<Vm>, id: u64, asked: Asked, to: *mut u64, nr_word
     unsafe { on(vm, dirty_log) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_dirty_log(
     vm: *mut Handle<Vm>,
@@ -62,8 +58,6 @@ pub unsafe extern "C" fn kvm_memslots_dirty_log(
     unsafe { read(vm, id, None, words, nr_words) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_dirty_log_of(
     vm: *mut Handle<Vm>,
@@ -81,9 +75,6 @@ pub unsafe extern "C" fn kvm_memslots_dirty_log_of(
 type EachDirtyLog = unsafe extern "C" fn(*mut c_void, u64, *const u64, u64);
 
 /// The logs of an address space, or of all.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn read_all(
     vm: *mut Handle<Vm>,
     as_id: Option<u16>,
@@ -107,8 +98,6 @@ unsafe fn read_all(
     unsafe { on(vm, dirty_logs) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_dirty_logs(
     vm: *mut Handle<Vm>,
@@ -119,8 +108,6 @@ pub unsafe extern "C" fn kvm_memslots_dirty_logs(
     unsafe { read_all(vm, None, each, opaque) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_dirty_logs_in(
     vm: *mut Handle<Vm>,
@@ -132,8 +119,6 @@ pub unsafe extern "C" fn kvm_memslots_dirty_logs_in(
     unsafe { read_all(vm, Some(as_id), each, opaque) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_clear_dirty_log(
     vm: *mut Handle<Vm>,

@@ -11,8 +11,6 @@ use crate::handles::Handle;
 use crate::record::{Out, null, put, read};
 use crate::types::{CEventLimits, CEventState, CLimits, CRegion, CSlot, CSlotUsage};
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_limits(vm: *mut Handle<Vm>, limits: *mut CLimits) -> c_int {
     let lookup = |vm: &Vm| {
@@ -24,8 +22,6 @@ pub unsafe extern "C" fn kvm_memslots_limits(vm: *mut Handle<Vm>, limits: *mut C
     unsafe { on(vm, lookup) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_event_limits(
     vm: *mut Handle<Vm>,
@@ -40,8 +36,6 @@ pub unsafe extern "C" fn kvm_memslots_event_limits(
     unsafe { on(vm, lookup) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_event_state(
     vm: *mut Handle<Vm>,
@@ -57,9 +51,6 @@ pub unsafe extern "C" fn kvm_memslots_event_state(
 }
 
 /// A region, and a number that comes with it, for C.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn found(
     vm: *mut Handle<Vm>,
     find: impl FnOnce(&Vm) -> Result<(Region, u64), Failure>,
@@ -83,8 +74,6 @@ pub(super) fn none(what: String) -> impl FnOnce() -> Failure {
     || Failure::new(Errno::ENOENT, what)
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region(
     vm: *mut Handle<Vm>,
@@ -96,8 +85,6 @@ pub unsafe extern "C" fn kvm_memslots_region(
     unsafe { found(vm, find, region, std::ptr::null_mut()) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region_at(
     vm: *mut Handle<Vm>,
@@ -113,8 +100,6 @@ pub unsafe extern "C" fn kvm_memslots_region_at(
     unsafe { found(vm, find, region, std::ptr::null_mut()) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region_at_hva(
     vm: *mut Handle<Vm>,
@@ -131,8 +116,6 @@ pub unsafe extern "C" fn kvm_memslots_region_at_hva(
     unsafe { found(vm, find, region, offset) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region_at_slot(
     vm: *mut Handle<Vm>,
@@ -154,8 +137,6 @@ pub unsafe extern "C" fn kvm_memslots_region_at_slot(
 /// before: it may call the library.
 type Each<T> = unsafe extern "C" fn(*mut c_void, T);
 
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn each<T>(
     vm: *mut Handle<Vm>,
     find: impl FnOnce(&Vm) -> Result<Vec<T>, Failure>,
@@ -170,8 +151,6 @@ unsafe fn each<T>(
     unsafe { on(vm, lookup) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_regions(
     vm: *mut Handle<Vm>,
@@ -184,8 +163,6 @@ pub unsafe extern "C" fn kvm_memslots_regions(
     unsafe { each(vm, |vm| Ok(vm.regions()), callback) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_tagged(
     vm: *mut Handle<Vm>,
@@ -199,8 +176,6 @@ pub unsafe extern "C" fn kvm_memslots_tagged(
     unsafe { each(vm, |vm| Ok(vm.tagged(tag)), callback) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_slots(
     vm: *mut Handle<Vm>,
@@ -215,8 +190,6 @@ pub unsafe extern "C" fn kvm_memslots_slots(
     unsafe { each(vm, find, callback) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_slot_usage(
     vm: *mut Handle<Vm>,
@@ -233,8 +206,6 @@ pub unsafe extern "C" fn kvm_memslots_slot_usage(
     unsafe { on(vm, lookup) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_devices(
     vm: *mut Handle<Vm>,
@@ -247,8 +218,6 @@ pub unsafe extern "C" fn kvm_memslots_devices(
     unsafe { each(vm, |vm| Ok(vm.devices()), callback) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_regions(
     vm: *mut Handle<Vm>,
@@ -263,8 +232,6 @@ pub unsafe extern "C" fn kvm_memslots_device_regions(
     unsafe { each(vm, find, callback) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_gsi(
     vm: *mut Handle<Vm>,

@@ -1,4 +1,8 @@
 //! The functions of the header, which documents them.
+//!
+//! # Safety
+//! Of each function here: as [the crate](crate#safety) says.
+#![allow(missing_docs, clippy::missing_safety_doc)]
 
 mod changes;
 mod deferred;
@@ -26,19 +30,34 @@ pub use windows::*;
 
 use std::ffi::c_int;
 
-use kvm_memslots::{Errno, Report, Vm};
+use kvm_memslots::deferred::Deferred;
+use kvm_memslots::pci::PciBars;
+use kvm_memslots::window::Window;
+use kvm_memslots::{CoalescedRing, Errno, Report, RomDevice, Vm};
 
+use crate::changes::CChanges;
 use crate::committer::Committing;
+use crate::device::CDevice;
 use crate::failure::Failure;
-use crate::handles::{Handle, shared};
+use crate::handles::{Handle, frees, shared};
 use crate::last::report;
-use crate::record::{Out, read};
+use crate::record::{Out, read_any};
+use crate::trigger::CTrigger;
 use crate::types::CReport;
 
+frees! {
+    extern "C" fn kvm_memslots_free(vm: *mut Handle<Vm>) {}
+    extern "C" fn kvm_memslots_changes_free(changes: *mut Handle<CChanges>) {}
+    extern "C" fn kvm_memslots_device_free(device: *mut Handle<CDevice>) {}
+    extern "C" fn kvm_memslots_exits_free(exits: *mut Handle<Deferred>) {}
+    extern "C" fn kvm_memslots_pci_free(pci: *mut Handle<PciBars>) {}
+    extern "C" fn kvm_memslots_ring_free(ring: *mut Handle<CoalescedRing>) {}
+    extern "C" fn kvm_memslots_rom_free(rom: *mut Handle<RomDevice>) {}
+    extern "C" fn kvm_memslots_trigger_free(trigger: *mut Handle<CTrigger>) {}
+    extern "C" fn kvm_memslots_window_free(window: *mut Handle<Window>) {}
+}
+
 /// Runs `f` on a VM of this process.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 pub(crate) unsafe fn with_vm<R>(
     vm: *const Handle<Vm>,
     f: impl FnOnce(&Vm) -> Result<R, Failure>,
@@ -56,9 +75,6 @@ pub(crate) unsafe fn with_vm<R>(
 }
 
 /// The same, for C.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn on(vm: *const Handle<Vm>, f: impl FnOnce(&Vm) -> Result<(), Failure>) -> c_int {
     // SAFETY: as the caller says.
     report(|| unsafe { with_vm(vm, f) })
@@ -76,7 +92,7 @@ impl Wanted {
     /// As [the crate](crate#safety).
     unsafe fn new(cost: *mut CReport) -> Result<Self, Failure> {
         // SAFETY: as the caller says.
-        let given = (!cost.is_null()).then(|| unsafe { read(cost) }).transpose()?;
+        let given = unsafe { read_any(cost) }?;
         // SAFETY: as the caller says.
         let out = unsafe { Out::new(cost) }?;
         let committer = given.as_ref().map_or(std::ptr::null_mut(), |given| given.committer);

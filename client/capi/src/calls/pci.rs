@@ -12,7 +12,7 @@ use crate::constants::{
     KVM_MEMSLOTS_PCI_WITHOUT_SLOTS,
 };
 use crate::failure::Failure;
-use crate::handles::{Handle, exclusive, free, give, own, shared};
+use crate::handles::{Handle, exclusive, give, own, shared};
 use crate::last::report;
 use crate::record::{null, put, read};
 use crate::types::{CFunction, CPlacement, CReport, Taking, bar, index, known};
@@ -23,16 +23,6 @@ pub extern "C" fn kvm_memslots_pci_new(address_bits: u32) -> *mut Handle<PciBars
     give(PciBars::new(address_bits))
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_pci_free(pci: *mut Handle<PciBars>) {
-    // SAFETY: as the caller says.
-    unsafe { free(pci) };
-}
-
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_set_flags(
     pci: *mut Handle<PciBars>,
@@ -55,8 +45,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_set_flags(
     report(|| unsafe { exclusive(pci, set) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_in_window(
     pci: *mut Handle<PciBars>,
@@ -76,8 +64,6 @@ fn set_up(pci: &mut PciBars, change: impl FnOnce(PciBars) -> PciBars) {
     *pci = change(std::mem::replace(pci, PciBars::new(0)));
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_add(
     pci: *mut Handle<PciBars>,
@@ -103,9 +89,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_add(
 }
 
 /// Has `follow` change the VM.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn followed(
     pci: *mut Handle<PciBars>,
     vm: *mut Handle<Vm>,
@@ -125,9 +108,6 @@ unsafe fn followed(
 }
 
 /// What a guest writes.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Result<&'a [u8], Failure> {
     if data.is_null() {
         return Err(null("data"));
@@ -136,8 +116,6 @@ unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Result<&'a [u8], Failure
     Ok(unsafe { std::slice::from_raw_parts(data.cast(), len) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_config_write(
     pci: *mut Handle<PciBars>,
@@ -158,8 +136,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_config_write(
     unsafe { followed(pci, vm, cost, |pci, vm| pci.config_write(vm, id, offset, data)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_note_write(
     pci: *mut Handle<PciBars>,
@@ -177,8 +153,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_note_write(
     report(|| unsafe { exclusive(pci, note) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_config_read(
     pci: *mut Handle<PciBars>,
@@ -199,8 +173,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_config_read(
     report(|| unsafe { own(pci, fill) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_sync(
     pci: *mut Handle<PciBars>,
@@ -211,8 +183,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_sync(
     unsafe { followed(pci, vm, cost, PciBars::sync) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_reset(
     pci: *mut Handle<PciBars>,
@@ -225,8 +195,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_reset(
     unsafe { followed(pci, vm, cost, |pci, vm| pci.reset(vm, id)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_remove(
     pci: *mut Handle<PciBars>,
@@ -239,8 +207,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_remove(
     unsafe { followed(pci, vm, cost, |pci, vm| pci.remove(vm, id)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_base(
     pci: *mut Handle<PciBars>,
@@ -260,8 +226,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_base(
     report(|| unsafe { own(pci, lookup) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_decode(
     pci: *mut Handle<PciBars>,
@@ -285,8 +249,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_decode(
     report(|| unsafe { own(pci, lookup) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_refusal(
     pci: *mut Handle<PciBars>,
@@ -304,8 +266,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_refusal(
 /// `kvm_memslots_each_window`
 type EachWindow = unsafe extern "C" fn(*mut c_void, usize, u64);
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_regions(
     pci: *mut Handle<PciBars>,
@@ -329,8 +289,6 @@ pub unsafe extern "C" fn kvm_memslots_pci_regions(
 /// `kvm_memslots_each_placed`
 type EachPlaced = unsafe extern "C" fn(*mut c_void, usize, *const CPlacement);
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_pci_placed(
     pci: *mut Handle<PciBars>,

@@ -6,13 +6,11 @@ use std::os::fd::BorrowedFd;
 use kvm_memslots::{CoalescedRing, Vm};
 
 use super::on;
-use crate::handles::{Handle, exclusive, free, give_to};
+use crate::handles::{Handle, exclusive, give_to};
 use crate::last::report;
 use crate::record::null;
 use crate::types::{CZoneWrite, descriptor};
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_ring_new(
     vm: *mut Handle<Vm>,
@@ -31,19 +29,9 @@ pub unsafe extern "C" fn kvm_memslots_ring_new(
     unsafe { on(vm, new) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_ring_free(ring: *mut Handle<CoalescedRing>) {
-    // SAFETY: as the caller says.
-    unsafe { free(ring) };
-}
-
 /// `kvm_memslots_each_zone_write`
 type EachZoneWrite = unsafe extern "C" fn(*mut c_void, *const CZoneWrite);
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_ring_drain(
     ring: *mut Handle<CoalescedRing>,

@@ -5,13 +5,11 @@ use std::ffi::c_int;
 use kvm_memslots::{RomDevice, Vm};
 
 use super::{Wanted, on, with_vm};
-use crate::handles::{Handle, exclusive, free, give_to, own};
+use crate::handles::{Handle, exclusive, give_to, own};
 use crate::last::report;
 use crate::record::{Out, read};
 use crate::types::{CReport, CRomState, CSpec, Taking, rom_mode};
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_rom_new(
     vm: *mut Handle<Vm>,
@@ -39,16 +37,6 @@ pub unsafe extern "C" fn kvm_memslots_rom_new(
     unsafe { on(vm, new) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_rom_free(rom: *mut Handle<RomDevice>) {
-    // SAFETY: as the caller says.
-    unsafe { free(rom) };
-}
-
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_rom_set_array_mode(
     rom: *mut Handle<RomDevice>,
@@ -68,8 +56,6 @@ pub unsafe extern "C" fn kvm_memslots_rom_set_array_mode(
     report(|| unsafe { exclusive(rom, set) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_rom_state(
     rom: *mut Handle<RomDevice>,

@@ -8,14 +8,12 @@ use kvm_memslots::device::{Device, Trigger};
 
 use crate::device::{CDevice, describe};
 use crate::failure::Failure;
-use crate::handles::{Handle, free, give_to, shared};
+use crate::handles::{Handle, give_to, shared};
 use crate::last::report;
-use crate::record::{put, read};
+use crate::record::{put, read_any};
 use crate::trigger::CTrigger;
 use crate::types::{CMsi, descriptor};
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_trigger_new(
     eventfd: c_int,
@@ -32,16 +30,6 @@ pub unsafe extern "C" fn kvm_memslots_trigger_new(
     })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_trigger_free(trigger: *mut Handle<CTrigger>) {
-    // SAFETY: as the caller says.
-    unsafe { free(trigger) };
-}
-
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_trigger_signal(trigger: *mut Handle<CTrigger>) -> c_int {
     let signal = |trigger: &CTrigger| {
@@ -54,8 +42,6 @@ pub unsafe extern "C" fn kvm_memslots_trigger_signal(trigger: *mut Handle<CTrigg
     report(|| unsafe { shared(trigger, signal) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_trigger_pending(
     trigger: *mut Handle<CTrigger>,
@@ -70,8 +56,6 @@ pub unsafe extern "C" fn kvm_memslots_trigger_pending(
     report(|| unsafe { shared(trigger, lookup) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_triggered_vector(
     device: *mut Handle<CDevice>,
@@ -82,7 +66,7 @@ pub unsafe extern "C" fn kvm_memslots_device_triggered_vector(
         // SAFETY: as the caller says; a trigger can be shared.
         let trigger = unsafe { shared(trigger, |trigger| Ok(Arc::clone(&trigger.0))) }?;
         // SAFETY: as the caller says.
-        let msi = (!msi.is_null()).then(|| unsafe { read(msi) }?.msi()).transpose()?;
+        let msi = unsafe { read_any(msi) }?.map(|msi| msi.msi()).transpose()?;
         Ok(move |device: Device| device.triggered_vector(trigger, msi))
     };
     // SAFETY: as the caller says.

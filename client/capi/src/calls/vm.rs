@@ -14,7 +14,7 @@ use crate::constants::KVM_MEMSLOTS_VERSION;
 use crate::failure::Failure;
 use crate::handles::{Handle, exclusive, free, give_to, own, take};
 use crate::last::report;
-use crate::record::{Out, get, read};
+use crate::record::{Out, get, read, read_any};
 use crate::types::{
     CGate, CLimits, COptions, CPreview, CReport, CSlotRange, Opened, descriptor, hole_policy,
     limits,
@@ -27,9 +27,6 @@ pub extern "C" fn kvm_memslots_version() -> u32 {
 }
 
 /// `open` is told whether the dirty log is manual.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn open(
     options: *const COptions,
     vm: *mut *mut Handle<Vm>,
@@ -52,8 +49,6 @@ unsafe fn open(
     Ok(())
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_open(
     vm_fd: c_int,
@@ -71,8 +66,6 @@ pub unsafe extern "C" fn kvm_memslots_open(
     })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_open_model(
     options: *const COptions,
@@ -100,8 +93,6 @@ pub unsafe extern "C" fn kvm_memslots_open_model(
     })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_close(vm: *mut Handle<Vm>, cost: *mut CReport) -> c_int {
     let close = |open: &Vm| {
@@ -118,16 +109,6 @@ pub unsafe extern "C" fn kvm_memslots_close(vm: *mut Handle<Vm>, cost: *mut CRep
     }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_free(vm: *mut Handle<Vm>) {
-    // SAFETY: as the caller says.
-    unsafe { free(vm) };
-}
-
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_set_holes(
     vm: *mut Handle<Vm>,
@@ -140,8 +121,6 @@ pub unsafe extern "C" fn kvm_memslots_set_holes(
     unsafe { on(vm, set) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_reserve_slots(
     vm: *mut Handle<Vm>,
@@ -156,8 +135,6 @@ pub unsafe extern "C" fn kvm_memslots_reserve_slots(
     unsafe { on(vm, reserve) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_apply(
     vm: *mut Handle<Vm>,
@@ -179,8 +156,6 @@ pub unsafe extern "C" fn kvm_memslots_apply(
     })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_begin(changes: *mut Handle<CChanges>) -> c_int {
     let begin = |changes: &mut CChanges| {
@@ -191,8 +166,6 @@ pub unsafe extern "C" fn kvm_memslots_begin(changes: *mut Handle<CChanges>) -> c
     report(|| unsafe { exclusive(changes, begin) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_commit(
     vm: *mut Handle<Vm>,
@@ -213,8 +186,6 @@ pub unsafe extern "C" fn kvm_memslots_commit(
     unsafe { on(vm, commit) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_preview(
     vm: *mut Handle<Vm>,
@@ -223,7 +194,7 @@ pub unsafe extern "C" fn kvm_memslots_preview(
 ) -> c_int {
     let preview = |vm: &Vm| {
         // SAFETY: as the caller says.
-        let given = (!cost.is_null()).then(|| unsafe { read(cost) }).transpose()?;
+        let given = unsafe { read_any(cost) }?;
         // SAFETY: as the caller says.
         let out = unsafe { Out::new(cost) }?;
         let preview = |changes: &CChanges| Ok(vm.preview(changes.whole()?)?);

@@ -10,13 +10,11 @@ use super::with_vm;
 use crate::changes::{CChanges, add};
 use crate::device::{CDevice, describe};
 use crate::failure::Failure;
-use crate::handles::{Handle, free, give_to, shared};
+use crate::handles::{Handle, give_to, shared};
 use crate::last::report;
-use crate::record::{Out, list, null, put, read};
+use crate::record::{Out, list, null, put, read, read_any};
 use crate::types::{CPlacement, CSpec, CWindowSpec};
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_new(
     spec: *const CWindowSpec,
@@ -31,16 +29,6 @@ pub unsafe extern "C" fn kvm_memslots_window_new(
     })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kvm_memslots_window_free(window: *mut Handle<Window>) {
-    // SAFETY: as the caller says.
-    unsafe { free(window) };
-}
-
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_map(
     changes: *mut Handle<CChanges>,
@@ -50,7 +38,7 @@ pub unsafe extern "C" fn kvm_memslots_window_map(
 ) -> c_int {
     let map = |changes: &mut kvm_memslots::Changes| {
         // SAFETY: as the caller says.
-        let spec = (!spec.is_null()).then(|| unsafe { read(spec) }).transpose()?;
+        let spec = unsafe { read_any(spec) }?;
         // SAFETY: as the caller says.
         let region = unsafe { shared(window, |window| Ok((window.region(), window.backing()))) }?;
         let name = match spec {
@@ -71,16 +59,11 @@ pub unsafe extern "C" fn kvm_memslots_window_map(
 }
 
 /// Runs `f` on a window, for C.
-///
-/// # Safety
-/// As [the crate](crate#safety).
 unsafe fn on(window: *mut Handle<Window>, f: impl FnOnce(&Window) -> Result<(), Failure>) -> c_int {
     // SAFETY: as the caller says; a window can be shared.
     report(|| unsafe { shared(window, f) })
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_place(
     window: *mut Handle<Window>,
@@ -90,8 +73,6 @@ pub unsafe extern "C" fn kvm_memslots_window_place(
     unsafe { kvm_memslots_window_edit(window, &raw const placement, 1) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_remove(
     window: *mut Handle<Window>,
@@ -102,8 +83,6 @@ pub unsafe extern "C" fn kvm_memslots_window_remove(
     unsafe { on(window, |window| Ok(window.remove(offset, len)?)) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_edit(
     window: *mut Handle<Window>,
@@ -132,8 +111,6 @@ pub unsafe extern "C" fn kvm_memslots_window_edit(
     unsafe { on(window, apply) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_at(
     window: *mut Handle<Window>,
@@ -155,8 +132,6 @@ pub unsafe extern "C" fn kvm_memslots_window_at(
 /// `kvm_memslots_each_placement`
 type EachPlacement = unsafe extern "C" fn(*mut c_void, *const CPlacement);
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_placed(
     window: *mut Handle<Window>,
@@ -174,8 +149,6 @@ pub unsafe extern "C" fn kvm_memslots_window_placed(
     unsafe { on(window, lookup) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_window_found(
     window: *mut Handle<Window>,
@@ -197,8 +170,6 @@ pub unsafe extern "C" fn kvm_memslots_window_found(
     unsafe { on(window, lookup) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_device_in_window(
     device: *mut Handle<CDevice>,
@@ -222,8 +193,6 @@ pub unsafe extern "C" fn kvm_memslots_device_in_window(
     unsafe { describe(device, in_window) }
 }
 
-/// # Safety
-/// As [the crate](crate#safety).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_move_in_window(
     changes: *mut Handle<CChanges>,

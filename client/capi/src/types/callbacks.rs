@@ -24,17 +24,14 @@ unsafe impl Send for Opaque {}
 // SAFETY: as above.
 unsafe impl Sync for Opaque {}
 
-/// `struct kvm_memslots_gate`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CGate {
-    pub size: usize,
-    pub pause: Option<unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int>,
-    pub resume: Option<unsafe extern "C" fn(*mut c_void)>,
-    pub opaque: *mut c_void,
+record! {
+    "kvm_memslots_gate" pub struct CGate {
+        pub size: usize,
+        pub pause: Option<unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int>,
+        pub resume: Option<unsafe extern "C" fn(*mut c_void)>,
+        pub opaque: *mut c_void,
+    }
 }
-record!(CGate, "kvm_memslots_gate");
 
 /// A gate that has both its functions.
 struct Gate {
@@ -89,18 +86,15 @@ type Check = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// `struct kvm_memslots_observer`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CObserver {
-    pub size: usize,
-    pub check: Option<Check>,
-    pub unmapping: Option<unsafe extern "C" fn(*mut c_void, *const CRegion)>,
-    pub mapped: Option<unsafe extern "C" fn(*mut c_void, *const CRegion)>,
-    pub opaque: *mut c_void,
+record! {
+    "kvm_memslots_observer" pub struct CObserver {
+        pub size: usize,
+        pub check: Option<Check>,
+        pub unmapping: Option<unsafe extern "C" fn(*mut c_void, *const CRegion)>,
+        pub mapped: Option<unsafe extern "C" fn(*mut c_void, *const CRegion)>,
+        pub opaque: *mut c_void,
+    }
 }
-record!(CObserver, "kvm_memslots_observer");
 
 /// An observer whose functions may be called from here.
 pub(crate) struct Told(pub(crate) CObserver);

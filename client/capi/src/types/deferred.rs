@@ -3,7 +3,7 @@
 use kvm_memslots::deferred::{Costs, Deferral, Policy, Served};
 use kvm_memslots::{RegionId, RomDevice, RomMode};
 
-use super::known;
+use super::{flag, known};
 use crate::constants::{
     KVM_MEMSLOTS_DEFERRAL_COSTS, KVM_MEMSLOTS_DEFERRAL_ONLY_DUE, KVM_MEMSLOTS_POLICY_FIXED,
     KVM_MEMSLOTS_POLICY_RENT_OR_BUY, KVM_MEMSLOTS_ROM_MODE_AUTO, KVM_MEMSLOTS_ROM_MODE_DEFERRED,
@@ -13,20 +13,17 @@ use crate::constants::{
 use crate::failure::Failure;
 use crate::record::{invalid, record};
 
-/// `struct kvm_memslots_deferral`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CDeferral {
-    pub size: usize,
-    pub policy: u32,
-    pub flags: u32,
-    pub exits: u64,
-    pub map_ns: u64,
-    pub unmap_ns: u64,
-    pub exit_ns: u64,
+record! {
+    "kvm_memslots_deferral" pub struct CDeferral {
+        pub size: usize,
+        pub policy: u32,
+        pub flags: u32,
+        pub exits: u64,
+        pub map_ns: u64,
+        pub unmap_ns: u64,
+        pub exit_ns: u64,
+    }
 }
-record!(CDeferral, "kvm_memslots_deferral");
 
 impl CDeferral {
     pub(crate) fn deferral(&self) -> Result<Deferral, Failure> {
@@ -49,55 +46,46 @@ impl CDeferral {
     }
 }
 
-/// `struct kvm_memslots_deferral_usage`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CDeferralUsage {
-    pub size: usize,
-    pub waiting: u64,
-    pub slot_ns: u64,
-    pub exit_ns: u64,
+record! {
+    "kvm_memslots_deferral_usage" pub struct CDeferralUsage {
+        pub size: usize,
+        pub waiting: u64,
+        pub slot_ns: u64,
+        pub exit_ns: u64,
+    }
 }
-record!(CDeferralUsage, "kvm_memslots_deferral_usage");
 
-/// `struct kvm_memslots_served`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CServed {
-    pub size: usize,
-    pub bytes: u64,
-    pub fault: u64,
-    pub flags: u64,
+record! {
+    "kvm_memslots_served" pub struct CServed {
+        pub size: usize,
+        pub bytes: u64,
+        pub fault: u64,
+        pub flags: u64,
+    }
 }
-record!(CServed, "kvm_memslots_served");
 
 impl From<Served> for CServed {
     fn from(served: Served) -> Self {
-        let flag = |has: bool, flag: u32| if has { flag.into() } else { 0 };
         Self {
             size: size_of::<Self>(),
             bytes: served.bytes as u64,
             fault: served.fault.unwrap_or(0),
-            flags: flag(served.due, KVM_MEMSLOTS_SERVED_DUE)
-                | flag(served.fault.is_some(), KVM_MEMSLOTS_SERVED_FAULT),
+            flags: (flag(served.due, KVM_MEMSLOTS_SERVED_DUE)
+                | flag(served.fault.is_some(), KVM_MEMSLOTS_SERVED_FAULT))
+            .into(),
         }
     }
 }
 
-/// `struct kvm_memslots_rom_state`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CRomState {
-    pub size: usize,
-    pub region: u64,
-    pub flips: u64,
-    pub mode: u32,
-    pub array_mode: u32,
+record! {
+    "kvm_memslots_rom_state" pub struct CRomState {
+        pub size: usize,
+        pub region: u64,
+        pub flips: u64,
+        pub mode: u32,
+        pub array_mode: u32,
+    }
 }
-record!(CRomState, "kvm_memslots_rom_state");
 
 impl From<&RomDevice> for CRomState {
     fn from(rom: &RomDevice) -> Self {

@@ -13,19 +13,16 @@ use crate::constants::{
 use crate::failure::Failure;
 use crate::record::{invalid, record};
 
-/// `struct kvm_memslots_doorbell`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CDoorbell {
-    pub size: usize,
-    pub region: u64,
-    pub addr: u64,
-    pub value: u64,
-    pub len: u32,
-    pub flags: u32,
+record! {
+    "kvm_memslots_doorbell" pub struct CDoorbell {
+        pub size: usize,
+        pub region: u64,
+        pub addr: u64,
+        pub value: u64,
+        pub len: u32,
+        pub flags: u32,
+    }
 }
-record!(CDoorbell, "kvm_memslots_doorbell");
 
 impl CDoorbell {
     pub(crate) fn doorbell(&self) -> Result<Doorbell, Failure> {
@@ -61,18 +58,15 @@ impl CZone {
     }
 }
 
-/// `struct kvm_memslots_msi`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CMsi {
-    pub size: usize,
-    pub address: u64,
-    pub data: u32,
-    pub devid: u32,
-    pub flags: u64,
+record! {
+    "kvm_memslots_msi" pub struct CMsi {
+        pub size: usize,
+        pub address: u64,
+        pub data: u32,
+        pub devid: u32,
+        pub flags: u64,
+    }
 }
-record!(CMsi, "kvm_memslots_msi");
 
 impl CMsi {
     pub(crate) fn msi(&self) -> Result<Msi, Failure> {
@@ -82,20 +76,17 @@ impl CMsi {
     }
 }
 
-/// `struct kvm_memslots_line`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CLine {
-    pub size: usize,
-    pub gsi: u32,
-    pub irqchip: u32,
-    pub pin: u32,
-    pub flags: u32,
-    pub eventfd: c_int,
-    pub resample: c_int,
+record! {
+    "kvm_memslots_line" pub struct CLine {
+        pub size: usize,
+        pub gsi: u32,
+        pub irqchip: u32,
+        pub pin: u32,
+        pub flags: u32,
+        pub eventfd: c_int,
+        pub resample: c_int,
+    }
 }
-record!(CLine, "kvm_memslots_line");
 
 impl CLine {
     /// What adds it to a device.

@@ -7,6 +7,7 @@ use kvm_memslots::Vm;
 use kvm_memslots::backend::{EventPart, EventState};
 use kvm_memslots::device::{Bus, Ioeventfd, Irqfd, Zone, ZoneWrite};
 
+use super::flag;
 use crate::constants::{
     KVM_MEMSLOTS_DOORBELL_PIO, KVM_MEMSLOTS_DOORBELL_VALUE, KVM_MEMSLOTS_HAS_MSI_DEVID,
     KVM_MEMSLOTS_HAS_NO_IRQBYPASS, KVM_MEMSLOTS_HAS_PIO_ZONES, KVM_MEMSLOTS_HAS_ZONES,
@@ -14,20 +15,13 @@ use crate::constants::{
 };
 use crate::record::record;
 
-const fn flag(has: bool, flag: u32) -> u32 {
-    if has { flag } else { 0 }
+record! {
+    "kvm_memslots_event_limits" pub struct CEventLimits {
+        pub size: usize,
+        pub routes: u32,
+        pub flags: u32,
+    }
 }
-
-/// `struct kvm_memslots_event_limits`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CEventLimits {
-    pub size: usize,
-    pub routes: u32,
-    pub flags: u32,
-}
-record!(CEventLimits, "kvm_memslots_event_limits");
 
 impl From<&Vm> for CEventLimits {
     fn from(vm: &Vm) -> Self {
@@ -43,18 +37,15 @@ impl From<&Vm> for CEventLimits {
     }
 }
 
-/// `struct kvm_memslots_irqfd`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CIrqfd {
-    pub size: usize,
-    pub gsi: u32,
-    pub flags: u32,
-    pub eventfd: c_int,
-    pub resample: c_int,
+record! {
+    "kvm_memslots_irqfd" pub struct CIrqfd {
+        pub size: usize,
+        pub gsi: u32,
+        pub flags: u32,
+        pub eventfd: c_int,
+        pub resample: c_int,
+    }
 }
-record!(CIrqfd, "kvm_memslots_irqfd");
 
 impl From<&Irqfd> for CIrqfd {
     fn from(irqfd: &Irqfd) -> Self {
@@ -69,19 +60,16 @@ impl From<&Irqfd> for CIrqfd {
     }
 }
 
-/// `struct kvm_memslots_ioeventfd`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CIoeventfd {
-    pub size: usize,
-    pub addr: u64,
-    pub value: u64,
-    pub flags: u64,
-    pub len: u32,
-    pub eventfd: c_int,
+record! {
+    "kvm_memslots_ioeventfd" pub struct CIoeventfd {
+        pub size: usize,
+        pub addr: u64,
+        pub value: u64,
+        pub flags: u64,
+        pub len: u32,
+        pub eventfd: c_int,
+    }
 }
-record!(CIoeventfd, "kvm_memslots_ioeventfd");
 
 impl From<&Ioeventfd> for CIoeventfd {
     fn from(at: &Ioeventfd) -> Self {
@@ -98,18 +86,15 @@ impl From<&Ioeventfd> for CIoeventfd {
     }
 }
 
-/// `struct kvm_memslots_zone`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CZone {
-    pub size: usize,
-    pub region: u64,
-    pub addr: u64,
-    pub len: u32,
-    pub flags: u32,
+record! {
+    "kvm_memslots_zone" pub struct CZone {
+        pub size: usize,
+        pub region: u64,
+        pub addr: u64,
+        pub len: u32,
+        pub flags: u32,
+    }
 }
-record!(CZone, "kvm_memslots_zone");
 
 impl From<&Zone> for CZone {
     fn from(zone: &Zone) -> Self {
@@ -123,18 +108,15 @@ impl From<&Zone> for CZone {
     }
 }
 
-/// `struct kvm_memslots_zone_write`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CZoneWrite {
-    pub size: usize,
-    pub addr: u64,
-    pub data: [u8; 8],
-    pub len: u32,
-    pub flags: u32,
+record! {
+    "kvm_memslots_zone_write" pub struct CZoneWrite {
+        pub size: usize,
+        pub addr: u64,
+        pub data: [u8; 8],
+        pub len: u32,
+        pub flags: u32,
+    }
 }
-record!(CZoneWrite, "kvm_memslots_zone_write");
 
 impl From<&ZoneWrite> for CZoneWrite {
     fn from(write: &ZoneWrite) -> Self {
@@ -150,19 +132,16 @@ impl From<&ZoneWrite> for CZoneWrite {
 
 type EachPart<T> = unsafe extern "C" fn(*mut c_void, *const T);
 
-/// `struct kvm_memslots_event_state`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CEventState {
-    pub size: usize,
-    pub route: Option<EachPart<kvm_irq_routing_entry>>,
-    pub irqfd: Option<EachPart<CIrqfd>>,
-    pub ioeventfd: Option<EachPart<CIoeventfd>>,
-    pub zone: Option<EachPart<CZone>>,
-    pub opaque: *mut c_void,
+record! {
+    "kvm_memslots_event_state" pub struct CEventState {
+        pub size: usize,
+        pub route: Option<EachPart<kvm_irq_routing_entry>>,
+        pub irqfd: Option<EachPart<CIrqfd>>,
+        pub ioeventfd: Option<EachPart<CIoeventfd>>,
+        pub zone: Option<EachPart<CZone>>,
+        pub opaque: *mut c_void,
+    }
 }
-record!(CEventState, "kvm_memslots_event_state");
 
 impl CEventState {
     /// Hands it all out.

@@ -11,49 +11,41 @@ use crate::constants::{
     KVM_MEMSLOTS_FUNCTION_BRIDGE,
 };
 use crate::failure::Failure;
-use crate::record::{invalid, list, read, record};
+use crate::record::{invalid, list, read, record, structure};
 
-/// `struct kvm_memslots_bar_doorbell`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CBarDoorbell {
-    pub size: usize,
-    pub offset: u64,
-    pub value: u64,
-    pub flags: u64,
-    pub len: u32,
-    pub eventfd: c_int,
-}
-record!(CBarDoorbell, "kvm_memslots_bar_doorbell");
-
-/// `struct kvm_memslots_bar_range`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CBarRange {
-    pub offset: u64,
-    pub len: u64,
+record! {
+    "kvm_memslots_bar_doorbell" pub struct CBarDoorbell {
+        pub size: usize,
+        pub offset: u64,
+        pub value: u64,
+        pub flags: u64,
+        pub len: u32,
+        pub eventfd: c_int,
+    }
 }
 
-/// `struct kvm_memslots_bar`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CBar {
-    pub size: usize,
-    pub len: u64,
-    pub windows: *const *const CSpec,
-    pub nr_windows: usize,
-    pub index: u32,
-    pub kind: u16,
-    pub flags: u16,
-    pub doorbells: *const *const CBarDoorbell,
-    pub nr_doorbells: usize,
-    pub exits: *const CBarRange,
-    pub nr_exits: usize,
+structure! {
+    "kvm_memslots_bar_range" pub struct CBarRange {
+        pub offset: u64,
+        pub len: u64,
+    }
 }
-record!(CBar, "kvm_memslots_bar");
+
+record! {
+    "kvm_memslots_bar" pub struct CBar {
+        pub size: usize,
+        pub len: u64,
+        pub windows: *const *const CSpec,
+        pub nr_windows: usize,
+        pub index: u32,
+        pub kind: u16,
+        pub flags: u16,
+        pub doorbells: *const *const CBarDoorbell,
+        pub nr_doorbells: usize,
+        pub exits: *const CBarRange,
+        pub nr_exits: usize,
+    }
+}
 
 impl CBar {
     /// # Safety
@@ -98,17 +90,14 @@ impl CBar {
     }
 }
 
-/// `struct kvm_memslots_function`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CFunction {
-    pub size: usize,
-    pub bars: *const *const CBar,
-    pub nr_bars: usize,
-    pub flags: u64,
+record! {
+    "kvm_memslots_function" pub struct CFunction {
+        pub size: usize,
+        pub bars: *const *const CBar,
+        pub nr_bars: usize,
+        pub flags: u64,
+    }
 }
-record!(CFunction, "kvm_memslots_function");
 
 impl CFunction {
     /// # Safety

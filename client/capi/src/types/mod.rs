@@ -31,7 +31,50 @@ use std::ffi::{CStr, c_char, c_int};
 use kvm_memslots::Errno;
 
 use crate::failure::Failure;
-use crate::record::invalid;
+use crate::last::CError;
+use crate::record::{Structure, invalid};
+
+/// All structures of the header.
+pub const STRUCTURES: &[Structure] = &[
+    CBacking::STRUCTURE,
+    CBar::STRUCTURE,
+    CBarDoorbell::STRUCTURE,
+    CBarRange::STRUCTURE,
+    CDeferral::STRUCTURE,
+    CDeferralUsage::STRUCTURE,
+    CDoorbell::STRUCTURE,
+    CError::STRUCTURE,
+    CEventLimits::STRUCTURE,
+    CEventState::STRUCTURE,
+    CFunction::STRUCTURE,
+    CGate::STRUCTURE,
+    CGsiRange::STRUCTURE,
+    CIoeventfd::STRUCTURE,
+    CIrqfd::STRUCTURE,
+    CLimits::STRUCTURE,
+    CLine::STRUCTURE,
+    CMsi::STRUCTURE,
+    CObserver::STRUCTURE,
+    COptions::STRUCTURE,
+    CPlacement::STRUCTURE,
+    CPreview::STRUCTURE,
+    CRegion::STRUCTURE,
+    CReport::STRUCTURE,
+    CRomState::STRUCTURE,
+    CServed::STRUCTURE,
+    CSlot::STRUCTURE,
+    CSlotRange::STRUCTURE,
+    CSlotUsage::STRUCTURE,
+    CSpec::STRUCTURE,
+    CWindowSpec::STRUCTURE,
+    CZone::STRUCTURE,
+    CZoneWrite::STRUCTURE,
+];
+
+/// `flag` where it is so, else none.
+pub(crate) fn flag<T: Default>(has: bool, flag: T) -> T {
+    if has { flag } else { T::default() }
+}
 
 /// Refuses what is not among the flags that are `known`.
 pub(crate) fn known(flags: u64, known: u64, what: &str) -> Result<(), Failure> {

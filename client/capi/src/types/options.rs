@@ -8,7 +8,7 @@ use kvm_memslots::device::Route;
 use kvm_memslots::{Builder, Executor, HolePolicy, Limits, Vm};
 
 use super::callbacks::{CGate, CHarvest, CObserver, Opened, Told, harvest};
-use super::{CDeferral, known};
+use super::{CDeferral, flag, known};
 use crate::constants::{
     KVM_MEMSLOTS_ALLOW_BYPASS, KVM_MEMSLOTS_ALLOW_SCRATCH_VM, KVM_MEMSLOTS_DISABLE_SLOT_ZAP_ALL,
     KVM_MEMSLOTS_EXECUTOR_AUTO, KVM_MEMSLOTS_EXECUTOR_BATCH, KVM_MEMSLOTS_EXECUTOR_PER_REGION,
@@ -18,52 +18,45 @@ use crate::constants::{
     KVM_MEMSLOTS_X86_ROUTES, KVM_MEMSLOTS_ZAPS_SLOTS_ONLY,
 };
 use crate::failure::Failure;
-use crate::record::{invalid, list, null, read, record};
+use crate::record::{invalid, list, null, read, record, structure};
 
-/// `struct kvm_memslots_slot_range`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CSlotRange {
-    pub as_id: u16,
-    pub first: u16,
-    pub last: u16,
+structure! {
+    "kvm_memslots_slot_range" pub struct CSlotRange {
+        pub as_id: u16,
+        pub first: u16,
+        pub last: u16,
+    }
 }
 
-/// `struct kvm_memslots_gsi_range`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CGsiRange {
-    pub first: u32,
-    pub last: u32,
+structure! {
+    "kvm_memslots_gsi_range" pub struct CGsiRange {
+        pub first: u32,
+        pub last: u32,
+    }
 }
 
-/// `struct kvm_memslots_options`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct COptions {
-    pub size: usize,
-    pub flags: u32,
-    pub executor: u32,
-    pub holes: u32,
-    pub first_gsi: u32,
-    pub gate: *const CGate,
-    pub reserved_slots: *const CSlotRange,
-    pub nr_reserved_slots: usize,
-    pub observers: *const *const CObserver,
-    pub nr_observers: usize,
-    pub harvest: Option<CHarvest>,
-    pub harvest_opaque: *mut c_void,
-    pub own_routes: *const kvm_irq_routing_entry,
-    pub nr_own_routes: usize,
-    pub reserved_gsis: *const CGsiRange,
-    pub nr_reserved_gsis: usize,
-    pub deferral: *const CDeferral,
-    pub disabled_quirks: u64,
+record! {
+    "kvm_memslots_options" pub struct COptions {
+        pub size: usize,
+        pub flags: u32,
+        pub executor: u32,
+        pub holes: u32,
+        pub first_gsi: u32,
+        pub gate: *const CGate,
+        pub reserved_slots: *const CSlotRange,
+        pub nr_reserved_slots: usize,
+        pub observers: *const *const CObserver,
+        pub nr_observers: usize,
+        pub harvest: Option<CHarvest>,
+        pub harvest_opaque: *mut c_void,
+        pub own_routes: *const kvm_irq_routing_entry,
+        pub nr_own_routes: usize,
+        pub reserved_gsis: *const CGsiRange,
+        pub nr_reserved_gsis: usize,
+        pub deferral: *const CDeferral,
+        pub disabled_quirks: u64,
+    }
 }
-record!(COptions, "kvm_memslots_options");
 
 /// # Safety
 /// As [the crate](crate#safety).
@@ -157,25 +150,21 @@ impl COptions {
     }
 }
 
-/// `struct kvm_memslots_limits`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CLimits {
-    pub size: usize,
-    pub page_size: u64,
-    pub slot_size: u64,
-    pub slots: u32,
-    pub batch: u32,
-    pub address_spaces: u32,
-    pub flags: u32,
+record! {
+    "kvm_memslots_limits" pub struct CLimits {
+        pub size: usize,
+        pub page_size: u64,
+        pub slot_size: u64,
+        pub slots: u32,
+        pub batch: u32,
+        pub address_spaces: u32,
+        pub flags: u32,
+    }
 }
-record!(CLimits, "kvm_memslots_limits");
 
 impl From<&Vm> for CLimits {
     fn from(vm: &Vm) -> Self {
         let limits = vm.limits();
-        let flag = |has: bool, flag| if has { flag } else { 0 };
         Self {
             size: size_of::<Self>(),
             page_size: limits.page_size,

@@ -10,7 +10,7 @@ use kvm_memslots::{
     Span, at,
 };
 
-use super::{descriptor, known, text};
+use super::{descriptor, flag, known, text};
 use crate::constants::{
     KVM_MEMSLOTS_ALONE, KVM_MEMSLOTS_BACKING_FILE, KVM_MEMSLOTS_BACKING_GUEST_MEMFD,
     KVM_MEMSLOTS_BACKING_NEVER_FAULTS, KVM_MEMSLOTS_BACKING_READ_ONLY, KVM_MEMSLOTS_DEFERRABLE,
@@ -20,23 +20,20 @@ use crate::constants::{
 use crate::failure::Failure;
 use crate::record::{LABEL_SIZE, invalid, label, null, read, record};
 
-/// `struct kvm_memslots_backing`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CBacking {
-    pub size: usize,
-    pub hva: u64,
-    pub len: u64,
-    pub guest_memfd_offset: u64,
-    pub file_offset: u64,
-    pub guest_memfd: c_int,
-    pub file: c_int,
-    pub release: Option<unsafe extern "C" fn(*mut c_void)>,
-    pub opaque: *mut c_void,
-    pub flags: u64,
+record! {
+    "kvm_memslots_backing" pub struct CBacking {
+        pub size: usize,
+        pub hva: u64,
+        pub len: u64,
+        pub guest_memfd_offset: u64,
+        pub file_offset: u64,
+        pub guest_memfd: c_int,
+        pub file: c_int,
+        pub release: Option<unsafe extern "C" fn(*mut c_void)>,
+        pub opaque: *mut c_void,
+        pub flags: u64,
+    }
 }
-record!(CBacking, "kvm_memslots_backing");
 
 /// Memory that C has let go when nobody uses it any more.
 struct Released {
@@ -136,23 +133,20 @@ impl CBacking {
     }
 }
 
-/// `struct kvm_memslots_spec`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CSpec {
-    pub size: usize,
-    pub id: u64,
-    pub gpa: u64,
-    pub len: u64,
-    pub backing: *const CBacking,
-    pub label: *const c_char,
-    pub tag: u64,
-    pub flags: u32,
-    pub kind: u16,
-    pub as_id: u16,
+record! {
+    "kvm_memslots_spec" pub struct CSpec {
+        pub size: usize,
+        pub id: u64,
+        pub gpa: u64,
+        pub len: u64,
+        pub backing: *const CBacking,
+        pub label: *const c_char,
+        pub tag: u64,
+        pub flags: u32,
+        pub kind: u16,
+        pub as_id: u16,
+    }
 }
-record!(CSpec, "kvm_memslots_spec");
 
 /// KVM's flags that a new region may have.
 const ASKED: MemFlags = MemFlags::LOG_DIRTY_PAGES.union(MemFlags::READONLY).union(MemFlags::TRAP);
@@ -266,31 +260,27 @@ impl CSpec {
     }
 }
 
-/// `struct kvm_memslots_region`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CRegion {
-    pub size: usize,
-    pub id: u64,
-    pub tag: u64,
-    pub gpa: u64,
-    pub len: u64,
-    pub hva: u64,
-    pub guest_memfd_offset: u64,
-    pub file_offset: u64,
-    pub guest_memfd: c_int,
-    pub file: c_int,
-    pub flags: u32,
-    pub kind: u16,
-    pub as_id: u16,
-    pub label: [c_char; LABEL_SIZE],
+record! {
+    "kvm_memslots_region" pub struct CRegion {
+        pub size: usize,
+        pub id: u64,
+        pub tag: u64,
+        pub gpa: u64,
+        pub len: u64,
+        pub hva: u64,
+        pub guest_memfd_offset: u64,
+        pub file_offset: u64,
+        pub guest_memfd: c_int,
+        pub file: c_int,
+        pub flags: u32,
+        pub kind: u16,
+        pub as_id: u16,
+        pub label: [c_char; LABEL_SIZE],
+    }
 }
-record!(CRegion, "kvm_memslots_region");
 
 impl From<&Region> for CRegion {
     fn from(region: &Region) -> Self {
-        let flag = |has: bool, flag| if has { flag } else { 0 };
         let file = region.file.unwrap_or(FileRange { fd: -1, offset: 0 });
         Self {
             size: size_of::<Self>(),
@@ -320,20 +310,17 @@ impl From<&Region> for CRegion {
     }
 }
 
-/// `struct kvm_memslots_slot`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CSlot {
-    pub size: usize,
-    pub gpa: u64,
-    pub len: u64,
-    pub hva: u64,
-    pub flags: u32,
-    pub id: u16,
-    pub as_id: u16,
+record! {
+    "kvm_memslots_slot" pub struct CSlot {
+        pub size: usize,
+        pub gpa: u64,
+        pub len: u64,
+        pub hva: u64,
+        pub flags: u32,
+        pub id: u16,
+        pub as_id: u16,
+    }
 }
-record!(CSlot, "kvm_memslots_slot");
 
 impl CSlot {
     pub(crate) fn new(as_id: u16, slot: &Slot) -> Self {

@@ -5,7 +5,7 @@ use std::ptr::null_mut;
 
 use kvm_memslots::{Executor, Preview, Report, SlotUsage};
 
-use super::CRegion;
+use super::{CRegion, flag};
 use crate::constants::{
     KVM_MEMSLOTS_EXECUTOR_AUTO, KVM_MEMSLOTS_EXECUTOR_BATCH, KVM_MEMSLOTS_EXECUTOR_PER_REGION,
     KVM_MEMSLOTS_REPORT_APPLIED, KVM_MEMSLOTS_REPORT_MODEL, KVM_MEMSLOTS_REPORT_VCPUS_PAUSED,
@@ -14,32 +14,29 @@ use crate::record::record;
 
 type LastDirty = unsafe extern "C" fn(*mut c_void, *const CRegion, *const u64, u64);
 
-/// `struct kvm_memslots_report`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CReport {
-    pub size: usize,
-    pub ioctls: u64,
-    pub grace_periods: u64,
-    pub routing_calls: u64,
-    pub irqfd_calls: u64,
-    pub ioeventfd_calls: u64,
-    pub zone_calls: u64,
-    pub event_grace_periods: u64,
-    pub irqfd_shutdown_grace_periods: u64,
-    pub regions_merged: u64,
-    pub regions_cancelled: u64,
-    pub regions_deferred: u64,
-    pub elapsed_ns: u64,
-    pub slots: u64,
-    pub executor: u32,
-    pub flags: u32,
-    pub last_dirty: Option<LastDirty>,
-    pub opaque: *mut c_void,
-    pub committer: *mut c_void,
+record! {
+    "kvm_memslots_report" pub struct CReport {
+        pub size: usize,
+        pub ioctls: u64,
+        pub grace_periods: u64,
+        pub routing_calls: u64,
+        pub irqfd_calls: u64,
+        pub ioeventfd_calls: u64,
+        pub zone_calls: u64,
+        pub event_grace_periods: u64,
+        pub irqfd_shutdown_grace_periods: u64,
+        pub regions_merged: u64,
+        pub regions_cancelled: u64,
+        pub regions_deferred: u64,
+        pub elapsed_ns: u64,
+        pub slots: u64,
+        pub executor: u32,
+        pub flags: u32,
+        pub last_dirty: Option<LastDirty>,
+        pub opaque: *mut c_void,
+        pub committer: *mut c_void,
+    }
 }
-record!(CReport, "kvm_memslots_report");
 
 /// `enum kvm_memslots_executor`
 pub(crate) const fn executor(executor: Executor) -> u32 {
@@ -78,7 +75,6 @@ impl CReport {
 
     /// The report, with the callback of what the caller gave.
     pub(crate) fn new(report: &Report, given: Option<&Self>) -> Self {
-        let flag = |has: bool, flag| if has { flag } else { 0 };
         Self {
             ioctls: report.ioctls,
             grace_periods: report.grace_periods,
@@ -118,26 +114,23 @@ impl CReport {
 
 type Hole = unsafe extern "C" fn(*mut c_void, u16, u64, u64);
 
-/// `struct kvm_memslots_preview`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CPreview {
-    pub size: usize,
-    pub ioctls: u64,
-    pub grace_periods: u64,
-    pub routing_calls: u64,
-    pub irqfd_calls: u64,
-    pub ioeventfd_calls: u64,
-    pub zone_calls: u64,
-    pub event_grace_periods: u64,
-    pub irqfd_shutdown_grace_periods: u64,
-    pub holes: u64,
-    pub slots: u64,
-    pub hole: Option<Hole>,
-    pub opaque: *mut c_void,
+record! {
+    "kvm_memslots_preview" pub struct CPreview {
+        pub size: usize,
+        pub ioctls: u64,
+        pub grace_periods: u64,
+        pub routing_calls: u64,
+        pub irqfd_calls: u64,
+        pub ioeventfd_calls: u64,
+        pub zone_calls: u64,
+        pub event_grace_periods: u64,
+        pub irqfd_shutdown_grace_periods: u64,
+        pub holes: u64,
+        pub slots: u64,
+        pub hole: Option<Hole>,
+        pub opaque: *mut c_void,
+    }
 }
-record!(CPreview, "kvm_memslots_preview");
 
 impl CPreview {
     /// The preview, with the callback of what the caller gave.
@@ -169,17 +162,14 @@ impl CPreview {
     }
 }
 
-/// `struct kvm_memslots_slot_usage`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CSlotUsage {
-    pub size: usize,
-    pub used: u64,
-    pub available: u64,
-    pub capacity: u64,
+record! {
+    "kvm_memslots_slot_usage" pub struct CSlotUsage {
+        pub size: usize,
+        pub used: u64,
+        pub available: u64,
+        pub capacity: u64,
+    }
 }
-record!(CSlotUsage, "kvm_memslots_slot_usage");
 
 impl From<SlotUsage> for CSlotUsage {
     fn from(usage: SlotUsage) -> Self {

@@ -8,7 +8,7 @@ use kvm_memslots::window::{
 };
 use kvm_memslots::{Access, Errno, at};
 
-use super::{descriptor, known};
+use super::{descriptor, flag, known};
 use crate::constants::{
     KVM_MEMSLOTS_CONTENTS_ANONYMOUS, KVM_MEMSLOTS_CONTENTS_DEVICE, KVM_MEMSLOTS_CONTENTS_FILE,
     KVM_MEMSLOTS_CONTENTS_MAPPING, KVM_MEMSLOTS_CONTENTS_NONE, KVM_MEMSLOTS_GAP_FAULT,
@@ -18,18 +18,15 @@ use crate::constants::{
 use crate::failure::Failure;
 use crate::record::{invalid, record};
 
-/// `struct kvm_memslots_window_spec`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CWindowSpec {
-    pub size: usize,
-    pub gpa: u64,
-    pub len: u64,
-    pub gap: u32,
-    pub flags: u32,
+record! {
+    "kvm_memslots_window_spec" pub struct CWindowSpec {
+        pub size: usize,
+        pub gpa: u64,
+        pub len: u64,
+        pub gap: u32,
+        pub flags: u32,
+    }
 }
-record!(CWindowSpec, "kvm_memslots_window_spec");
 
 impl CWindowSpec {
     pub(crate) fn spec(&self) -> Result<WindowSpec, Failure> {
@@ -46,21 +43,18 @@ impl CWindowSpec {
     }
 }
 
-/// `struct kvm_memslots_placement`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct CPlacement {
-    pub size: usize,
-    pub offset: u64,
-    pub len: u64,
-    pub file_offset: u64,
-    pub hva: u64,
-    pub fd: c_int,
-    pub contents: u32,
-    pub flags: u64,
+record! {
+    "kvm_memslots_placement" pub struct CPlacement {
+        pub size: usize,
+        pub offset: u64,
+        pub len: u64,
+        pub file_offset: u64,
+        pub hva: u64,
+        pub fd: c_int,
+        pub contents: u32,
+        pub flags: u64,
+    }
 }
-record!(CPlacement, "kvm_memslots_placement");
 
 impl CPlacement {
     /// Its descriptor, if it has one.
@@ -144,7 +138,6 @@ impl CPlacement {
 
 impl From<Placement> for CPlacement {
     fn from(placement: Placement) -> Self {
-        let flag = |has: bool, flag| if has { flag } else { 0 };
         Self {
             size: size_of::<Self>(),
             offset: placement.offset,
