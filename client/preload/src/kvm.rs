@@ -4,8 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use kvm_bindings::{
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region2,
 };
 use kvm_memslots_uapi::probe::{ProbeTrap, TrapMismatch};
 
@@ -69,14 +68,7 @@ impl Kvm for Unasked {
 impl Kvm for Asked {
     fn set_region(&self, region: &Region, two: bool) -> Result<(), c_int> {
         let Region { slot, flags, gpa, size, hva } = *region;
-        let mut first = kvm_userspace_memory_region {
-            slot,
-            flags,
-            guest_phys_addr: gpa,
-            memory_size: size,
-            userspace_addr: hva,
-        };
-        let mut second = kvm_userspace_memory_region2 {
+        let mut region = kvm_userspace_memory_region2 {
             slot,
             flags,
             guest_phys_addr: gpa,
@@ -84,14 +76,10 @@ impl Kvm for Asked {
             userspace_addr: hva,
             ..Default::default()
         };
-        let (request, arg): (_, *mut c_void) = if two {
-            (SET_REGION2, (&raw mut second).cast())
-        } else {
-            (SET_REGION, (&raw mut first).cast())
-        };
-        // SAFETY: the structure that the request takes; the VMM has asked for
-        // this very slot, and not for its removal, or it only traps.
-        unsafe { sys::ioctl(self.0, request, arg) }.map(drop)
+        let request = if two { SET_REGION2 } else { SET_REGION };
+        // SAFETY: the structure that the request takes, or one that begins with it; the
+        // VMM has asked for this very slot, and not for its removal, or it only traps.
+        unsafe { sys::ioctl(self.0, request, (&raw mut region).cast()) }.map(drop)
     }
 
     fn tell_undecodable(&self, on: bool) -> Result<(), c_int> {

@@ -11,64 +11,68 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use crate::sys;
 
 /// One of them.
-struct Next(AtomicPtr<c_void>);
-
-impl Next {
-    const fn new() -> Self {
-        Self(AtomicPtr::new(ptr::null_mut()))
-    }
-
-    fn find(&self, name: &CStr) {
-        // SAFETY: the name is a C string.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-        self.0.store(found, Ordering::Release);
-    }
-
-    fn get(&self) -> Option<*mut c_void> {
-        let found = self.0.load(Ordering::Acquire);
-        (!found.is_null()).then_some(found)
-    }
+struct Next {
+    name: &'static CStr,
+    /// The system call's; `syscall` gets it in front of its arguments.
+    number: Option<c_long>,
+    found: AtomicPtr<c_void>,
 }
 
-static IOCTL: Next = Next::new();
-static MMAP: Next = Next::new();
-static PRCTL: Next = Next::new();
-static SYSCALL: Next = Next::new();
+static IOCTL: Next = Next::new(c"ioctl", Some(libc::SYS_ioctl));
+static MMAP: Next = Next::new(c"mmap", Some(libc::SYS_mmap));
+static PRCTL: Next = Next::new(c"prctl", Some(libc::SYS_prctl));
+static SYSCALL: Next = Next::new(c"syscall", None);
 
 /// Looks them up.
 pub(crate) fn find() {
-    IOCTL.find(c"ioctl");
-    MMAP.find(c"mmap");
-    PRCTL.find(c"prctl");
-    SYSCALL.find(c"syscall");
+    for next in [&IOCTL, &MMAP, &PRCTL, &SYSCALL] {
+        // SAFETY: the name is a C string.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, next.name.as_ptr()) };
+        next.found.store(found, Ordering::Release);
+    }
 }
 
-/// As the C library says it.
-fn answer(result: Result<usize, c_int>) -> c_long {
-    result.map_or_else(
-        |errno| {
-            sys::set_errno(errno);
-            -1
-        },
-        |result| result as c_long,
-    )
+impl Next {
+    const fn new(name: &'static CStr, number: Option<c_long>) -> Self {
+        Self { name, number, found: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Calls it: what it returns, an `int` in the lower half. The first of `args` are its
+    /// own; see [`exports`](crate::exports) for the others, which it does not look at.
+    ///
+    /// # Safety
+    /// As that of the C library's function.
+    unsafe fn call(&self, args: [usize; 7]) -> c_long {
+        type Function = unsafe extern "C" fn(usize, ...) -> c_long;
+        let [a, b, c, d, e, f, g] = args;
+        let found = self.found.load(Ordering::Acquire);
+        if found.is_null() {
+            let (number, args) = match self.number {
+                Some(number) => (number, [a, b, c, d, e, f]),
+                None => (a as c_long, [b, c, d, e, f, g]),
+            };
+            // SAFETY: the caller's.
+            return unsafe { sys::any(number, args) }.map_or_else(
+                |errno| {
+                    sys::set_errno(errno);
+                    -1
+                },
+                |result| result as c_long,
+            );
+        }
+        // SAFETY: numbers and pointers alike go in registers, and what is too much does no
+        // harm, whether a function is variadic or not.
+        let next = unsafe { std::mem::transmute::<*mut c_void, Function>(found) };
+        // SAFETY: the caller's.
+        unsafe { next(a, b, c, d, e, f, g) }
+    }
 }
 
-/// As the C library does it: -1 and errno.
 pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
-    type Function = unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int;
-    let Some(next) = IOCTL.get() else {
-        // SAFETY: the caller vouches for the argument.
-        return answer(unsafe { sys::ioctl(fd, request, arg) }.map(|result| result as usize))
-            as c_int;
-    };
-    // SAFETY: the C library's `ioctl` is declared so.
-    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
-    // SAFETY: the caller vouches for the argument.
-    unsafe { next(fd, request, arg) }
+    // SAFETY: the caller's, here and below.
+    unsafe { IOCTL.call([fd as usize, request as usize, arg as usize, 0, 0, 0, 0]) as c_int }
 }
 
-/// The same.
 pub(crate) unsafe fn mmap(
     at: *mut c_void,
     bytes: usize,
@@ -77,46 +81,20 @@ pub(crate) unsafe fn mmap(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
-    type Function =
-        unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, c_int, i64) -> *mut c_void;
-    let Some(next) = MMAP.get() else {
-        let args =
-            [at as usize, bytes, access as usize, flags as usize, fd as usize, offset as usize];
-        // SAFETY: the caller's.
-        let result = answer(unsafe { sys::any(libc::SYS_mmap, args) });
-        return ptr::with_exposed_provenance_mut(result as usize);
-    };
-    // SAFETY: the C library's `mmap` is declared so.
-    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
-    // SAFETY: the caller vouches for the arguments.
-    unsafe { next(at, bytes, access, flags, fd, offset) }
+    let (access, flags, fd) = (access as usize, flags as usize, fd as usize);
+    // SAFETY: as above.
+    let at = unsafe { MMAP.call([at as usize, bytes, access, flags, fd, offset as usize, 0]) };
+    ptr::with_exposed_provenance_mut(at as usize)
 }
 
-/// The same.
 pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {
-    type Function = unsafe extern "C" fn(c_int, ...) -> c_int;
-    let [a, b, c, d] = args;
-    let Some(next) = PRCTL.get() else {
-        let args = [option as usize, a as usize, b as usize, c as usize, d as usize, 0];
-        // SAFETY: the caller's.
-        return answer(unsafe { sys::any(libc::SYS_prctl, args) }) as c_int;
-    };
-    // SAFETY: the C library's `prctl` is declared so.
-    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
-    // SAFETY: the caller vouches for the arguments.
-    unsafe { next(option, a, b, c, d) }
+    let [a, b, c, d] = args.map(|arg| arg as usize);
+    // SAFETY: as above.
+    unsafe { PRCTL.call([option as usize, a, b, c, d, 0, 0]) as c_int }
 }
 
-/// The same.
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
-    type Function = unsafe extern "C" fn(c_long, ...) -> c_long;
     let [a, b, c, d, e, f] = args;
-    let Some(next) = SYSCALL.get() else {
-        // SAFETY: the caller's.
-        return answer(unsafe { sys::any(number, args) });
-    };
-    // SAFETY: the C library's `syscall` is declared so.
-    let next = unsafe { std::mem::transmute::<*mut c_void, Function>(next) };
-    // SAFETY: the caller vouches for the arguments.
-    unsafe { next(number, a, b, c, d, e, f) }
+    // SAFETY: as above.
+    unsafe { SYSCALL.call([number as usize, a, b, c, d, e, f]) }
 }

@@ -7,7 +7,8 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::counts::Sums;
-use crate::decide::slot::Slot;
+use crate::decide::region::Region;
+use crate::decide::slot::{Slot, SlotCounts};
 use crate::root::Root;
 use crate::vm::machine::Vm;
 
@@ -19,29 +20,14 @@ pub(crate) struct OfSlot {
     size: u64,
     /// Whether it is one of those that are flipped or deferred.
     churns: bool,
-    asked: u64,
-    asked_ns: u64,
-    calls: u64,
-    flips: u64,
-    deferred: u64,
-    exits: u64,
+    #[serde(flatten)]
+    counts: SlotCounts,
 }
 
 impl OfSlot {
     fn new(slot: &Slot) -> Self {
-        let counts = slot.counts;
-        Self {
-            slot: slot.region.slot,
-            gpa: slot.region.gpa,
-            size: slot.region.size,
-            churns: slot.churns(),
-            asked: counts.asked,
-            asked_ns: counts.asked_ns,
-            calls: counts.calls,
-            flips: counts.flips,
-            deferred: counts.deferred,
-            exits: counts.exits,
-        }
+        let Region { slot: id, gpa, size, .. } = slot.region;
+        Self { slot: id, gpa, size, churns: slot.churns(), counts: slot.counts }
     }
 }
 
@@ -149,13 +135,14 @@ impl fmt::Display for OfVm {
             writeln!(f, "VM {fd}: switched off: {why}")?;
         }
         self.slots.iter().try_for_each(|slot| {
-            let OfSlot { slot: id, gpa, size, asked, calls, flips, deferred, exits, .. } = slot;
+            let OfSlot { slot: id, gpa, size, counts, .. } = slot;
+            let SlotCounts { asked, asked_ns, calls, flips, deferred, exits } = *counts;
             let churns = if slot.churns { "churns" } else { "left alone" };
             writeln!(
                 f,
                 "VM {fd}: slot {id:#x} at {gpa:#x}+{size:#x}, {churns}: asked {asked} in {}, \
                  KVM got {calls}, flips {flips}, deferred {deferred}, exits served {exits}",
-                ms(slot.asked_ns)
+                ms(asked_ns)
             )
         })
     }

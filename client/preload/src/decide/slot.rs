@@ -1,6 +1,7 @@
 //! One slot: what the VMM believes KVM has, and what KVM has.
 
 use kvm_memslots::deferred::policy::Churn;
+use serde::Serialize;
 
 use super::region::Region;
 
@@ -13,7 +14,7 @@ pub(crate) enum Held {
 }
 
 /// What was done for one slot.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct SlotCounts {
     /// Calls of the VMM's.
     pub(crate) asked: u64,
