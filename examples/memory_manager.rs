@@ -46,13 +46,16 @@ struct MemoryTable(Mutex<HashMap<RegionId, u64>>);
 
 impl Observer for MemoryTable {
     fn unmapping(&self, region: &Region) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&region.id);
+        lock(&self.0).remove(&region.id);
     }
 
     fn mapped(&self, region: &Region) {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.insert(region.id, region.range.size());
+        lock(&self.0).insert(region.id, region.range.size());
     }
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Manager {
@@ -81,13 +84,9 @@ impl Manager {
         Ok(Self { vm, boot, bar, blocks: Mutex::default(), _nic: nic })
     }
 
-    fn blocks(&self) -> MutexGuard<'_, HashMap<u64, RegionId>> {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Switches the logs of all RAM, in one set of changes.
     fn set_log(&self, on: bool) -> Result<Report> {
-        let blocks = self.blocks();
+        let blocks = lock(&self.blocks);
         let mut c = Changes::new();
         c.set_log_dirty(self.boot, on);
         blocks.values().for_each(|id| c.set_log_dirty(*id, on));
@@ -98,7 +97,7 @@ impl Manager {
 impl Guest for Manager {
     fn plug(&self, block: u64) -> Result<()> {
         let memory = memory(HOTPLUG + block * BLOCK, BLOCK)?;
-        let mut blocks = self.blocks();
+        let mut blocks = lock(&self.blocks);
         let mut spec = ram(&memory)?.tag(block);
         if self.vm.region(self.boot)?.flags.contains(MemFlags::LOG_DIRTY_PAGES) {
             spec = spec.log_dirty();
@@ -111,7 +110,7 @@ impl Guest for Manager {
     }
 
     fn unplug(&self, block: u64) -> Result<()> {
-        let mut blocks = self.blocks();
+        let mut blocks = lock(&self.blocks);
         let id = *blocks.get(&block).ok_or("no such block")?;
         let mut c = Changes::new();
         c.unmap(id);
@@ -194,7 +193,7 @@ fn main() -> Result<()> {
         vcpu.stop()?;
     }
     (0..32).try_for_each(|block| guest.unplug(block))?;
-    let left = table.0.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let left = lock(&table.0).len();
     println!("the guest counted on; {left} regions are left: boot memory and the BAR");
     if left == 2 { Ok(()) } else { Err("observers saw something else".into()) }
 }
