@@ -97,7 +97,8 @@ impl Changes {
         id
     }
 
-    /// Maps a region under a name that no region has yet ([`RegionId::new`]).
+    /// Maps a region under a name that no region has at this point of the set
+    /// ([`RegionId::new`]): a region that was unmapped before can have its own again.
     pub fn map_as(&mut self, id: RegionId, spec: RegionSpec) {
         self.list.push(Change::Map(id, spec));
     }

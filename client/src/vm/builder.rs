@@ -322,6 +322,7 @@ impl Builder {
                 deferred,
                 placed: super::placed::Placed::default(),
                 order,
+                room: super::draft::Room::default(),
             }),
             committer: std::sync::atomic::AtomicUsize::new(0),
             dirty: Mutex::new(DirtyState::new(count)),

@@ -359,27 +359,25 @@ impl Vm {
 }
 
 /// Takes the edits over. What they replace may hold memory.
-fn follow(regions: &mut Regions, edits: &[Edit], extras: &mut Vec<Arc<Extra>>) {
+pub(super) fn follow(regions: &mut Regions, edits: &[Edit], extras: &mut Vec<Arc<Extra>>) {
     for edit in edits {
         match (edit.index, &edit.now) {
             (Some(index), None) => extras.extend(regions.remove(index)),
-            (Some(index), Some(now)) => {
-                if regions.range(index).gpa() != now.range().gpa() {
-                    regions.leave(index);
-                }
+            (Some(index), Some(now)) if regions.range(index).gpa() != now.range().gpa() => {
+                regions.leave(index);
             }
-            (None, _) => {}
+            _ => {}
         }
     }
-    let mut new = Vec::with_capacity(edits.len());
+    let new = edits.iter().filter(|edit| edit.index.is_none() && edit.now.is_some());
+    regions.reserve(new.count());
     for edit in edits {
         match (edit.index, &edit.now) {
             (Some(index), Some(now)) => extras.extend(regions.set(index, now)),
-            (None, Some(now)) => new.push((edit.id, now)),
+            (None, Some(now)) => regions.insert(edit.id, now),
             (_, None) => {}
         }
     }
-    regions.insert_all(new.into_iter());
 }
 
 /// An error about memory of a device that is attached names the device.

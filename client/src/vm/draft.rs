@@ -13,6 +13,9 @@ use crate::changes::Change;
 use crate::error::{Described, Error, ErrorKind, Part};
 use crate::{RegionId, RegionSpec, Span};
 
+/// Room for edits and for their order, used again by sets of one change.
+pub(super) type Room = (Vec<Edit>, Vec<usize>);
+
 /// Up to that many edits are looked through; more get an index.
 const FEW: usize = 8;
 
@@ -36,6 +39,11 @@ pub(crate) struct Edit {
 }
 
 impl Edit {
+    /// Of a region that is not there, and will not be.
+    pub(super) const fn of(id: RegionId) -> Self {
+        Self { id, index: None, from: None, now: None, change: 0, is_new: false, rebuild: false }
+    }
+
     /// Whether its region is one of several that were split from one.
     pub(super) fn is_part(&self) -> bool {
         self.now.as_ref().is_some_and(|now| now.origin().is_some())
@@ -61,9 +69,9 @@ pub(super) struct Draft<'t> {
 }
 
 impl<'t> Draft<'t> {
-    pub(super) fn new(regions: &'t Regions, checks: Checks<'t>, changes: usize) -> Self {
-        let edits = Vec::with_capacity(changes);
-        Self { regions, checks, edits, index: None, sorted: Vec::new(), change: 0 }
+    pub(super) fn new(regions: &'t Regions, checks: Checks<'t>, room: Room) -> Self {
+        let (edits, sorted) = room;
+        Self { regions, checks, edits, index: None, sorted, change: 0 }
     }
 
     /// Takes a change of memory in; those of devices are none of its business,
@@ -97,14 +105,9 @@ impl<'t> Draft<'t> {
     }
 
     fn map(&mut self, id: RegionId, spec: &RegionSpec) -> Result<(), Error> {
-        if self.edit_of(id).is_some() || self.regions.find(id).is_some() {
-            return Err(ErrorKind::Twice { what: id.to_string().into() }.into());
-        }
-        let record = self.checks.record(id, spec)?;
-        let now = Some(record);
-        let edit =
-            Edit { id, index: None, from: None, now, change: 0, is_new: true, rebuild: false };
-        self.push(edit);
+        self.is_new(id)?;
+        let now = Some(self.checks.record(id, spec)?);
+        self.push(Edit { now, is_new: true, ..Edit::of(id) });
         Ok(())
     }
 
@@ -156,9 +159,7 @@ impl<'t> Draft<'t> {
             let (part, value) = (Part::SplitOffset, offset);
             return Err(ErrorKind::Unaligned { part, value, page_size }.of(whole.described(id)));
         }
-        if self.edit_of(upper).is_some() || self.regions.find(upper).is_some() {
-            return Err(ErrorKind::Twice { what: upper.to_string().into() }.into());
-        }
+        self.is_new(upper)?;
         let range = whole.range();
         let parts = || {
             let middle = range.gpa().checked_add(offset)?;
@@ -181,8 +182,7 @@ impl<'t> Draft<'t> {
         let Edit { is_new, from, .. } = self.edits[at];
         let [from, above] = cut(from, offset);
         self.edits[at].from = from;
-        let (now, from) = (Some(high), above);
-        self.push(Edit { id: upper, index: None, from, now, change: 0, is_new, rebuild: false });
+        self.push(Edit { from: above, now: Some(high), is_new, ..Edit::of(upper) });
         Ok(())
     }
 
@@ -247,7 +247,8 @@ impl<'t> Draft<'t> {
             let now = self.edits[*at].now.as_ref();
             now.map(|record| (record.as_id, record.range().gpa()))
         };
-        let mut sorted: Vec<usize> = Vec::with_capacity(self.edits.len());
+        let mut sorted = std::mem::take(&mut self.sorted);
+        sorted.reserve(self.edits.len());
         sorted.extend((0..self.edits.len()).filter(|at| self.edits[*at].now.is_some()));
         if !sorted.is_sorted_by_key(key) {
             sorted.sort_unstable_by_key(key);
@@ -293,7 +294,7 @@ impl<'t> Draft<'t> {
         let Some(index) = self.regions.find(id) else { return unknown() };
         let now = self.regions.record(index);
         let (from, index, now) = (Some((index, now.range())), Some(index), Some(now));
-        Ok(self.push(Edit { id, index, from, now, change: 0, is_new: false, rebuild: false }))
+        Ok(self.push(Edit { index, from, now, ..Edit::of(id) }))
     }
 
     fn current(&mut self, id: RegionId) -> Result<(usize, Record), Error> {
@@ -318,10 +319,20 @@ impl<'t> Draft<'t> {
         }
     }
 
+    /// Whether a region can be mapped under a name.
+    fn is_new(&self, id: RegionId) -> Result<(), Error> {
+        let is_there = match self.edit_of(id) {
+            Some(at) => self.edits[at].now.is_some(),
+            None => self.regions.find(id).is_some(),
+        };
+        if is_there { Err(ErrorKind::Twice { what: id.to_string().into() }.into()) } else { Ok(()) }
+    }
+
+    /// The last edit of a name: what is unmapped and mapped again has one for each.
     fn edit_of(&self, id: RegionId) -> Option<usize> {
         match &self.index {
             Some(index) => index.find(id),
-            None => self.edits.iter().position(|edit| edit.id == id),
+            None => self.edits.iter().rposition(|edit| edit.id == id),
         }
     }
 

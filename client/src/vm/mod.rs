@@ -143,6 +143,7 @@ pub(crate) struct Commit {
     pub(crate) deferred: Vec<DeferredMaps>,
     placed: placed::Placed,
     order: order::OrderCheck,
+    room: draft::Room,
 }
 
 impl Commit {

@@ -142,7 +142,7 @@ impl Planner<'_> {
     /// The one call that does it, where one region changes which shares its slot
     /// with nobody: what most sets of a running VM are. It comes to what the
     /// planner would say, without the planner.
-    fn single(&self, space: &Space) -> Option<Op> {
+    pub(super) fn single(&self, space: &Space) -> Option<Op> {
         let [edit] = &self.draft.edits[..] else { return None };
         if space.unsettled || edit.rebuild {
             return None;

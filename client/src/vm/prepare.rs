@@ -99,7 +99,8 @@ impl Vm {
         };
         let count = changes.list.len() + promote.len();
         let checks = Checks { limits: &self.limits, waits: &waits };
-        let mut draft = Draft::new(&tables.regions, checks, count);
+        let room = (Vec::with_capacity(count), Vec::new());
+        let mut draft = Draft::new(&tables.regions, checks, room);
         let mut events = EventDraft::new(&tables.devices, &commit.events);
         let mut placed = PlacedDraft::new(&commit.placed);
         for (number, change) in changes.list.iter().enumerate() {
@@ -113,13 +114,7 @@ impl Vm {
         let events = events.finish(&draft)?;
         let placed = placed.finish()?;
 
-        let rules = Rules {
-            limits: &self.limits,
-            how: self.how,
-            may_replace: self.is_batched() || may_replace(&commit.holes),
-            may_rebuild: !matches!(commit.holes, HolePolicy::Refuse),
-            rebuilds: false,
-        };
+        let rules = self.rules(commit);
         let mut works = Vec::with_capacity(1);
         for (as_id, space) in (0..).zip(&mut commit.spaces) {
             let of_space = |edit: &Edit| edit_space(edit, &tables.regions) == Some(as_id);
@@ -171,6 +166,17 @@ impl Vm {
             touches_deferrable,
             cancelled,
         })
+    }
+
+    /// How regions are put into slots.
+    pub(super) fn rules(&self, commit: &Commit) -> Rules<'_> {
+        Rules {
+            limits: &self.limits,
+            how: self.how,
+            may_replace: self.is_batched() || may_replace(&commit.holes),
+            may_rebuild: !matches!(commit.holes, HolePolicy::Refuse),
+            rebuilds: false,
+        }
     }
 
     pub(super) const fn is_batched(&self) -> bool {

@@ -212,48 +212,31 @@ impl Regions {
         self.waiting.iter().copied()
     }
 
-    /// Adds a region, whose name and addresses are free.
+    /// Adds a region, whose name and addresses are free, and for which there is
+    /// [room](Self::reserve).
     pub(crate) fn insert(&mut self, id: RegionId, record: &Record) {
-        let index = self.place(id, record);
-        if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(record.as_id)) {
-            by_gpa.insert(record.range().gpa(), index);
-        }
-    }
-
-    /// Adds many regions.
-    pub(crate) fn insert_all<'a>(
-        &mut self,
-        new: impl ExactSizeIterator<Item = (RegionId, &'a Record)>,
-    ) {
-        self.reserve(new.len());
-        for (id, record) in new {
-            self.insert(id, record);
-        }
-    }
-
-    /// Adds a region that is not found by its address yet.
-    fn place(&mut self, id: RegionId, record: &Record) -> u32 {
         let entry = Entry::new(id, record);
         let index = if let Some(index) = self.free.pop() {
             self.entries[index as usize] = entry;
             index
         } else {
-            if self.entries.len() == self.entries.capacity() {
-                // Doubling would make the worst case twice the need.
-                self.entries.reserve_exact((self.entries.len() / 8).max(8));
-            }
             self.entries.push(entry);
             (self.entries.len() - 1) as u32
         };
         self.ids.insert(entry.id, index);
         self.index(index, record.extra.clone());
-        index
+        if let Some(by_gpa) = self.by_gpa.get_mut(usize::from(record.as_id)) {
+            by_gpa.insert(entry.gpa, index);
+        }
     }
 
-    fn reserve(&mut self, more: usize) {
+    /// Makes room for so many more.
+    pub(crate) fn reserve(&mut self, more: usize) {
         let room = (self.entries.capacity() - self.entries.len()) + self.free.len();
         if more > room {
-            self.entries.reserve_exact(more - self.free.len());
+            // Doubling would make the worst case twice the need.
+            let some = (self.entries.len() / 8).max(8);
+            self.entries.reserve_exact((more - self.free.len()).max(some));
         }
         self.ids.reserve(more);
     }

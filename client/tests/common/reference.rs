@@ -24,9 +24,9 @@ pub enum Step {
     Split(usize, u64),
     Log(usize, bool),
     ReadOnly(usize, bool),
-    /// Unmap, and map the same again.
+    /// Unmap, and map the same again, under its own name or another.
     Remap(usize),
-    /// Unmap, and map the same again as two.
+    /// Unmap, and map the same again as two, the first under the old name.
     Recut(usize, u64),
     Move(usize, u64),
     /// Other memory behind it.
@@ -228,7 +228,11 @@ impl Reference {
                 let n = self.pick(n)?;
                 let mut reg = self.regions.remove(n);
                 c.unmap(reg.id);
-                reg.id = c.map(reg.spec());
+                if reg.page % 2 == 0 {
+                    c.map_as(reg.id, reg.spec());
+                } else {
+                    reg.id = c.map(reg.spec());
+                }
                 self.regions.push(reg);
                 None
             }
@@ -241,8 +245,9 @@ impl Reference {
                 for (from, to) in [(0, at), (at, old.pages)].into_iter().filter(|(a, b)| a < b) {
                     let (page, hva) = (old.page + from, old.hva + from * PAGE);
                     let (pages, reach) = (to - from, REACH);
-                    let mut reg = Reg { page, pages, hva, reach, ..old };
-                    reg.id = c.map(reg.spec());
+                    let id = if from == 0 { old.id } else { RegionId::new() };
+                    let reg = Reg { id, page, pages, hva, reach, ..old };
+                    c.map_as(id, reg.spec());
                     self.regions.push(reg);
                 }
                 None

@@ -65,8 +65,8 @@ struct World {
     exact: bool,
 }
 
-fn shares_memory(a: &Reg, b: &Reg) -> bool {
-    a.id != b.id && a.hva < b.hva + b.pages * PAGE && b.hva < a.hva + a.pages * PAGE
+fn overlaps(a: &Reg, b: &Reg) -> bool {
+    a.hva < b.hva + b.pages * PAGE && b.hva < a.hva + a.pages * PAGE
 }
 
 impl World {
@@ -105,13 +105,21 @@ impl World {
     ) {
         let (old, new) = (&was.regions, &self.reference.regions);
         let is_split = matches!(step, Step::Split(..));
-        let come = || new.iter().filter(|r| old.iter().all(|o| o.id != r.id));
+        // What is mapped again is another region, also under its old name.
+        let again = match *step {
+            Step::Remap(n) | Step::Recut(n, _) => was.pick(n).map(|n| old[n].id),
+            _ => None,
+        };
+        let stays = |id| again != Some(id) && old.iter().any(|o| o.id == id);
+        let come = || new.iter().filter(|r| !stays(r.id));
         if !is_split {
             fresh.extend(come().map(|r| r.id));
         }
         for before in old {
-            let Some(now) = new.iter().find(|r| r.id == before.id) else {
-                last.insert(before.id, self.logs.remove(&before.id).unwrap_or_default());
+            let now = new.iter().find(|r| r.id == before.id);
+            let Some(now) = now.filter(|r| stays(r.id)) else {
+                let log = self.logs.remove(&before.id).unwrap_or_default();
+                last.entry(before.id).or_insert(log);
                 continue;
             };
             let log = self.logs.entry(now.id).or_default();
@@ -146,14 +154,14 @@ impl World {
         last: &mut HashMap<RegionId, Log>,
     ) {
         let (old, new) = (&before.regions, &self.reference.regions);
-        let beside = |all: &[Reg], r: &Reg| all.iter().any(|other| shares_memory(r, other));
-        let of_new =
-            new.iter().filter(|r| beside(new, r) || fresh.contains(&r.id) && beside(old, r));
+        let beside = |all: &[Reg], r: &Reg| all.iter().any(|o| o.id != r.id && overlaps(r, o));
         let came = |r: &&Reg| fresh.contains(&r.id);
-        let of_old = old.iter().filter(|r| {
-            beside(old, r) || new.iter().filter(came).any(|other| shares_memory(r, other))
-        });
-        for reg in of_new.chain(of_old) {
+        let was_there = |r: &Reg| old.iter().any(|other| overlaps(r, other));
+        for reg in new.iter().filter(|r| beside(new, r) || came(r) && was_there(r)) {
+            self.logs.entry(reg.id).or_default().may = None;
+        }
+        let is_new = |r: &Reg| new.iter().filter(came).any(|other| overlaps(r, other));
+        for reg in old.iter().filter(|r| beside(old, r) || is_new(r)) {
             let log = match last.get_mut(&reg.id) {
                 Some(log) => log,
                 None => self.logs.entry(reg.id).or_default(),

@@ -1,7 +1,7 @@
 //! Names of another VM, of a set that was dropped, used twice; sets applied twice.
 
 use crate::common::fixture::{Fixture, look};
-use crate::common::{HVA, PAGE, changes, map_all, memory, ram};
+use crate::common::{HVA, PAGE, assert_same_slots, changes, map_all, memory, ram};
 use kvm_memslots::device::Device;
 use kvm_memslots::{Changes, DirtyBitmap, Errno, ErrorKind, RegionId};
 
@@ -126,4 +126,43 @@ fn a_set_that_is_applied_twice() {
     let kind = error.kind();
     let twice = matches!(kind, ErrorKind::Twice { .. } | ErrorKind::SplitOutside { .. });
     assert!(twice && error.change() == Some(0), "{error}");
+}
+
+/// A VMM that keeps its own name of a region while it is made anew.
+#[test]
+fn a_name_that_is_unmapped_first_can_be_mapped_again() {
+    for size in [1, 12] {
+        let f = Fixture::new();
+        let others = (100..100 + size).map(|page| ram(page, 1));
+        let mut set = changes(|c| others.for_each(|spec| _ = c.map(spec)));
+        set.set_log_dirty(f.id, true);
+        f.vm.apply(set.clone()).unwrap();
+        f.model.guest_write(0, 16 * PAGE, 1);
+        // Elsewhere, and larger.
+        let mut c = Changes::new();
+        c.unmap(f.id);
+        c.map_as(f.id, ram(40, 32).label("anew"));
+        set.regions().take(size as usize - 1).for_each(|(id, _)| c.unmap(id));
+        let report = f.vm.apply(c.clone()).unwrap();
+        let region = f.vm.region(f.id).unwrap();
+        assert_eq!((region.range.gpa(), region.range.size()), (40 * PAGE, 32 * PAGE));
+        assert_eq!(region.label.as_deref(), Some("anew"));
+        assert!(f.vm.region_at(0, 16 * PAGE).is_none());
+        let [(last, pages)] = &report.last_dirty[..] else { panic!("{report:?}") };
+        assert_eq!((last.id, last.range.gpa(), pages.count()), (f.id, 16 * PAGE, 1));
+        assert_same_slots(&f.vm, &f.model);
+        // The same memory again is nothing to KVM.
+        let mut c = changes(|c| c.unmap(f.id));
+        c.map_as(f.id, ram(40, 32));
+        let report = f.vm.apply(c).unwrap();
+        assert_eq!((report.ioctls, report.regions_cancelled), (0, 1));
+        // And gone again in the same set.
+        let mut c = changes(|c| c.unmap(f.id));
+        c.map_as(f.id, ram(0, 1));
+        c.unmap(f.id);
+        f.vm.apply(c).unwrap();
+        f.vm.region(f.id).unwrap_err();
+        assert!(f.vm.region_at(0, 40 * PAGE).is_none());
+        assert_same_slots(&f.vm, &f.model);
+    }
 }
