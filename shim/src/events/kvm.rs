@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 
 use kvm_bindings::{
     KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_coalesced_mmio_zone,
-    kvm_coalesced_mmio_zone__bindgen_ty_1, kvm_ioeventfd, kvm_irqfd,
+    kvm_coalesced_mmio_zone__bindgen_ty_1, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
 };
 use kvm_memslots_uapi::irqfd::KVM_IRQFD_FLAG_NO_IRQBYPASS;
 
@@ -14,7 +14,11 @@ use super::part::Part;
 use super::types::{Bus, Ioeventfd, Irqfd, Route};
 use super::zone::Zone;
 use crate::errno::Errno;
-use crate::kvm::{Kvm, retry};
+use crate::kvm::Kvm;
+use crate::kvm::requests::{
+    KVM_IOEVENTFD, KVM_IRQFD, KVM_REGISTER_COALESCED_MMIO, KVM_SET_GSI_ROUTING,
+    KVM_UNREGISTER_COALESCED_MMIO,
+};
 use crate::limits::EventLimits;
 
 /// `1 << kvm_ioeventfd_flag_nr_*` (`linux/kvm.h`).
@@ -34,10 +38,10 @@ impl Kvm {
             let head = [[route.gsi, kind], [flags, 0]];
             table.extend_from_slice(&[head[0], head[1], pair(0), pair(2), pair(4), pair(6)]);
         }
-        let header = table.as_ptr().cast();
+        let header = table.as_ptr().cast::<kvm_irq_routing>();
         // SAFETY: the header and the `nr` entries behind it are there, wherever
         // they are aligned to.
-        retry(|| unsafe { self.calls.set_gsi_routing(header) })
+        unsafe { self.calls.tell(KVM_SET_GSI_ROUTING, header) }
     }
 
     fn change_irqfd(&self, irqfd: &Irqfd, assign: bool) -> Result<(), Errno> {
@@ -55,7 +59,8 @@ impl Kvm {
             resamplefd: word(irqfd.resample.unwrap_or(0)),
             ..Default::default()
         };
-        retry(|| self.calls.irqfd(&argument))
+        // SAFETY: there is no pointer in it.
+        unsafe { self.calls.tell(KVM_IRQFD, &raw const argument) }
     }
 
     fn change_ioeventfd(&self, ioeventfd: &Ioeventfd, assign: bool) -> Result<(), Errno> {
@@ -70,18 +75,21 @@ impl Kvm {
                 | flag(ioeventfd.datamatch.is_some(), IOEVENTFD_DATAMATCH),
             ..Default::default()
         };
-        retry(|| self.calls.ioeventfd(&argument))
+        // SAFETY: as above.
+        unsafe { self.calls.tell(KVM_IOEVENTFD, &raw const argument) }
     }
 
     fn change_zone(&self, zone: &Zone, assign: bool) -> Result<(), Errno> {
-        let zone = to_kvm(zone);
-        retry(|| {
-            if assign {
-                self.calls.register_coalesced_mmio(&zone)
-            } else {
-                self.calls.unregister_coalesced_mmio(&zone)
-            }
-        })
+        let request =
+            if assign { KVM_REGISTER_COALESCED_MMIO } else { KVM_UNREGISTER_COALESCED_MMIO };
+        let pio = u32::from(zone.bus == Bus::Pio);
+        let argument = kvm_coalesced_mmio_zone {
+            addr: zone.addr,
+            size: zone.len,
+            __bindgen_anon_1: kvm_coalesced_mmio_zone__bindgen_ty_1 { pio },
+        };
+        // SAFETY: as above.
+        unsafe { self.calls.tell(request, &raw const argument) }
     }
 }
 
@@ -108,20 +116,20 @@ impl EventCalls for Kvm {
     }
 
     fn has_irqchip(&self) -> Option<bool> {
-        match retry(|| self.calls.get_irqchip()) {
-            Ok(()) => Some(true),
-            Err(Errno::ENXIO) => Some(false),
-            Err(_) => None,
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::kvm::requests::KVM_GET_IRQCHIP;
+            let mut chip = kvm_bindings::kvm_irqchip::default();
+            // SAFETY: the kernel writes the structure: the state of the first PIC.
+            let answer = unsafe { self.calls.tell(KVM_GET_IRQCHIP, &raw mut chip) };
+            match answer {
+                Ok(()) => Some(true),
+                Err(Errno::ENXIO) => Some(false),
+                Err(_) => None,
+            }
         }
-    }
-}
-
-fn to_kvm(zone: &Zone) -> kvm_coalesced_mmio_zone {
-    let pio = u32::from(zone.bus == Bus::Pio);
-    kvm_coalesced_mmio_zone {
-        addr: zone.addr,
-        size: zone.len,
-        __bindgen_anon_1: kvm_coalesced_mmio_zone__bindgen_ty_1 { pio },
+        #[cfg(not(target_arch = "x86_64"))]
+        None
     }
 }
 

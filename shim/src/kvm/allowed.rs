@@ -14,7 +14,7 @@ use libc::c_int;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::calls::VmCalls;
-use super::retry::retry;
+use super::requests::{KVM_IRQFD, KVM_SET_USER_MEMORY_REGIONS};
 use super::trap;
 use crate::errno::Errno;
 use crate::limits::{EventLimits, Limits, ZoneLimits};
@@ -38,10 +38,7 @@ impl Allowed {
         let support = probe(&mut Probed { vm, eventfd: None });
         let trap = if scratch_vm { trap::probe(vm, page_size()) } else { TrapSupport::Absent };
         let no_irqbypass = probe_no_irqbypass(&mut Probed { vm, eventfd: None });
-        let cap = |cap| {
-            let answer = retry(|| vm.check_extension(cap)).unwrap_or(0);
-            u32::try_from(answer).unwrap_or(0)
-        };
+        let cap = |cap| u32::try_from(vm.check_extension(cap).unwrap_or(0)).unwrap_or(0);
         let limits = Limits {
             // api.rst, 4.35: "KVM_CAP_NR_MEMSLOTS: if absent, 32".
             slots: match cap(KVM_CAP_NR_MEMSLOTS) {
@@ -88,15 +85,9 @@ struct Probed<'a> {
     eventfd: Option<OwnedFd>,
 }
 
-impl Probed<'_> {
-    fn extension(&self, cap: u32) -> c_int {
-        retry(|| self.vm.check_extension(cap)).unwrap_or(-1)
-    }
-}
-
 impl ProbeVm for Probed<'_> {
     fn check_extension(&mut self, cap: u32) -> c_int {
-        self.extension(cap)
+        self.vm.check_extension(cap).unwrap_or(-1)
     }
 
     fn set_user_memory_regions(
@@ -105,13 +96,13 @@ impl ProbeVm for Probed<'_> {
     ) -> Result<(), c_int> {
         // SAFETY: the probe sends `nr` 0, so there are no entries to be read
         // and none to be mapped.
-        retry(|| unsafe { self.vm.set_user_memory_regions(header) }).map_err(Errno::raw)
+        unsafe { self.vm.tell(KVM_SET_USER_MEMORY_REGIONS, &raw mut *header) }.map_err(Errno::raw)
     }
 }
 
 impl ProbeIrqfd for Probed<'_> {
     fn check_extension(&mut self, cap: u32) -> c_int {
-        self.extension(cap)
+        self.vm.check_extension(cap).unwrap_or(-1)
     }
 
     fn irqfd(&mut self, flags: u32) -> Result<(), c_int> {
@@ -122,7 +113,8 @@ impl ProbeIrqfd for Probed<'_> {
         let fd = u32::from_ne_bytes(eventfd.as_raw_fd().to_ne_bytes());
         self.eventfd = Some(eventfd);
         let argument = kvm_irqfd { fd, flags, ..Default::default() };
-        retry(|| self.vm.irqfd(&argument)).map_err(Errno::raw)
+        // SAFETY: there is no pointer in it.
+        unsafe { self.vm.tell(KVM_IRQFD, &raw const argument) }.map_err(Errno::raw)
     }
 }
 

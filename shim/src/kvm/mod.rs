@@ -17,5 +17,4 @@ mod vm;
 pub use error::OpenError;
 pub use files::compare_files;
 pub use quirks::QUIRK_SLOT_ZAP_ALL;
-pub(crate) use retry::retry;
 pub use vm::{Kvm, KvmOptions};

@@ -6,6 +6,7 @@ use kvm_bindings::KVM_CAP_USER_MEMORY;
 
 use super::calls::VmCalls;
 use super::error::OpenError;
+use super::requests::KVM_GET_API_VERSION;
 use super::retry::retry;
 use crate::errno::Errno;
 
@@ -21,9 +22,12 @@ pub(super) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, OpenError> {
 
 /// Whether `vm` answers as a VM; `fd` is for the error.
 pub(super) fn check(vm: &dyn VmCalls, fd: RawFd) -> Result<(), OpenError> {
-    match retry(|| vm.check_extension(KVM_CAP_USER_MEMORY)) {
+    // KVM refuses this one if its argument, which it does not use, is not 0.
+    // SAFETY: the argument is a number, and nothing is changed.
+    let api_version = || retry(|| unsafe { vm.ioctl(KVM_GET_API_VERSION, 0) });
+    match vm.check_extension(KVM_CAP_USER_MEMORY) {
         // The /dev/kvm fd answers KVM_CHECK_EXTENSION too.
-        Ok(_) if retry(|| vm.api_version()).is_ok() => Err(OpenError::SystemFd { fd }),
+        Ok(_) if api_version().is_ok() => Err(OpenError::SystemFd { fd }),
         Ok(0) => Err(OpenError::NoMemslots { fd }),
         Ok(_) => Ok(()),
         Err(errno) => {

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, kvm_enable_cap};
 
-use super::retry::retry;
+use super::requests::KVM_ENABLE_CAP;
 use super::vm::Kvm;
 use crate::errno::Errno;
 
@@ -16,7 +16,7 @@ impl Kvm {
     /// capability.
     #[must_use]
     pub fn quirks(&self) -> u64 {
-        let answer = retry(|| self.calls.check_extension(KVM_CAP_DISABLE_QUIRKS2));
+        let answer = self.calls.check_extension(KVM_CAP_DISABLE_QUIRKS2);
         answer.ok().and_then(|quirks| u64::try_from(quirks).ok()).unwrap_or(0)
     }
 
@@ -33,6 +33,7 @@ impl Kvm {
             args: [quirks, 0, 0, 0],
             ..Default::default()
         };
-        retry(|| self.calls.enable_cap(&cap))
+        // SAFETY: the `args` of this capability are numbers.
+        unsafe { self.calls.tell(KVM_ENABLE_CAP, &raw const cap) }
     }
 }

@@ -6,7 +6,7 @@ use crate::errno::Errno;
 /// profiling timer gets through, a storm that does not end is reported.
 pub(super) const ATTEMPTS: u32 = 64;
 
-pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+pub(super) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 1..ATTEMPTS {
         match call() {
             Err(Errno::EINTR) => {}

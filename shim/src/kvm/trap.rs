@@ -5,7 +5,7 @@ use kvm_memslots_uapi::probe::{ProbeTrap, TrapMismatch, TrapSupport, probe_trap}
 use libc::c_int;
 
 use super::calls::VmCalls;
-use super::retry::retry;
+use super::requests::KVM_SET_USER_MEMORY_REGION;
 use super::scratch::Scratch;
 use crate::errno::Errno;
 
@@ -24,7 +24,7 @@ struct Probe<'a> {
 
 impl ProbeTrap for Probe<'_> {
     fn check_extension(&mut self, cap: u32) -> c_int {
-        retry(|| self.vm.check_extension(cap)).unwrap_or(-1)
+        self.vm.check_extension(cap).unwrap_or(-1)
     }
 
     fn make_slot(&mut self, flags: u32) -> Result<(), TrapMismatch> {
@@ -43,7 +43,7 @@ impl ProbeTrap for Probe<'_> {
         };
         self.made += 1;
         // SAFETY: the VM has no vCPU, and goes with the probe.
-        let answer = retry(|| unsafe { scratch.0.set_user_memory_region(&region) });
+        let answer = unsafe { scratch.0.tell(KVM_SET_USER_MEMORY_REGION, &raw const region) };
         self.scratch = Some(scratch);
         answer.map_err(|errno| TrapMismatch::Refused { errno: errno.raw() })
     }

@@ -13,7 +13,11 @@ use super::batch::{self, NOBODY};
 use super::calls::{BatchRefusal, MemoryCalls};
 use super::op::Op;
 use crate::errno::Errno;
-use crate::kvm::{Kvm, retry};
+use crate::kvm::Kvm;
+use crate::kvm::requests::{
+    KVM_CLEAR_DIRTY_LOG, KVM_GET_DIRTY_LOG, KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS,
+};
 use crate::limits::Limits;
 use crate::mapping::Slot;
 
@@ -50,18 +54,18 @@ impl Kvm {
                 reserved: [0; 6],
             };
             let mut one = One { header, entry: op.to_kvm(0) };
-            let header = (&raw mut one).cast();
+            let header = (&raw mut one).cast::<kvm_userspace_memory_regions>();
             // SAFETY: `one` is borrowed for the call, and has the entry that
             // its header says right behind it; the mapping is the caller's
             // promise.
-            let answer = retry(|| unsafe { self.calls.set_user_memory_regions(header) });
+            let answer = unsafe { self.calls.tell(KVM_SET_USER_MEMORY_REGIONS, header) };
             (answer, one.header.failed)
         } else {
             let mut regions = batch::regions(as_id, flags, ops)?;
             let header = regions.as_mut_ptr();
             // SAFETY: `regions` is borrowed for the call and holds as many
             // entries as its header says; the mappings are the caller's promise.
-            let answer = retry(|| unsafe { self.calls.set_user_memory_regions(header) });
+            let answer = unsafe { self.calls.tell(KVM_SET_USER_MEMORY_REGIONS, header) };
             (answer, regions.header().failed)
         };
         let index = Some(failed as usize).filter(|index| *index < ops.len());
@@ -90,7 +94,7 @@ impl MemoryCalls for Kvm {
         let region = op.to_kvm(as_id);
         if region.flags & MemFlags::GUEST_MEMFD.bits() != 0 {
             // SAFETY: the caller's promise is the same.
-            return retry(|| unsafe { self.calls.set_user_memory_region2(&region) });
+            return unsafe { self.calls.tell(KVM_SET_USER_MEMORY_REGION2, &raw const region) };
         }
         let region = kvm_userspace_memory_region {
             slot: region.slot,
@@ -100,7 +104,7 @@ impl MemoryCalls for Kvm {
             userspace_addr: region.userspace_addr,
         };
         // SAFETY: the caller's promise is the same.
-        retry(|| unsafe { self.calls.set_user_memory_region(&region) })
+        unsafe { self.calls.tell(KVM_SET_USER_MEMORY_REGION, &raw const region) }
     }
 
     unsafe fn change_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
@@ -142,7 +146,7 @@ impl MemoryCalls for Kvm {
         };
         // SAFETY: `scratch` may be written and ends at a guard page, so a
         // longer bitmap faults.
-        retry(|| unsafe { self.calls.get_dirty_log(&log) })?;
+        unsafe { self.calls.tell(KVM_GET_DIRTY_LOG, &raw const log) }?;
         if let (Some(last), 1..) = (scratch.last_mut(), pages % 64) {
             *last &= !(!0 << (pages % 64));
         }
@@ -171,7 +175,7 @@ impl MemoryCalls for Kvm {
         };
         // SAFETY: KVM reads the bits of `num_pages` pages, in whole words, and
         // `bitmap` has that many.
-        retry(|| unsafe { self.calls.clear_dirty_log(&mut log) })
+        unsafe { self.calls.tell(KVM_CLEAR_DIRTY_LOG, &raw mut log) }
     }
 }
 

@@ -206,6 +206,7 @@ fn only_a_vm_fd_is_taken() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
 fn the_irqchip_is_there_or_not_or_nobody_knows() {
     let answers =
         [(Ok(()), Some(true)), (Err(Errno::ENXIO), Some(false)), (Err(Errno::ENOTTY), None)];

@@ -2,20 +2,24 @@
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
+use std::ptr::with_exposed_provenance_mut;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use kvm_bindings::{
-    kvm_clear_dirty_log, kvm_coalesced_mmio_zone, kvm_dirty_log, kvm_enable_cap, kvm_ioeventfd,
-    kvm_irq_routing, kvm_irqfd,
-};
+use kvm_bindings::{kvm_dirty_log, kvm_enable_cap, kvm_irq_routing, kvm_irqfd};
 use kvm_memslots_uapi::{
     KVM_CAP_USER_MEMORY_REGIONS, MemoryRegionsFlags, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2, kvm_userspace_memory_regions,
+    kvm_userspace_memory_regions,
 };
 use libc::c_int;
 
 use crate::errno::Errno;
 use crate::kvm::calls::VmCalls;
+use crate::kvm::requests::{
+    KVM_CHECK_EXTENSION, KVM_CLEAR_DIRTY_LOG, KVM_ENABLE_CAP, KVM_GET_API_VERSION,
+    KVM_GET_DIRTY_LOG, KVM_IOEVENTFD, KVM_IRQFD, KVM_REGISTER_COALESCED_MMIO, KVM_SET_GSI_ROUTING,
+    KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, KVM_SET_USER_MEMORY_REGIONS,
+    KVM_UNREGISTER_COALESCED_MMIO,
+};
 use crate::kvm::{Kvm, KvmOptions};
 use crate::limits::Limits;
 use crate::mapping::{Kind, Mapping, Slot};
@@ -106,89 +110,70 @@ impl VmCalls for Seat {
         None
     }
 
-    fn api_version(&self) -> Result<c_int, Errno> {
-        if self.look().is_system_fd { Ok(12) } else { Err(Errno::ENOTTY) }
-    }
-
-    fn check_extension(&self, cap: u32) -> Result<c_int, Errno> {
-        Ok(self.look().caps.get(&cap).copied().unwrap_or(0))
-    }
-
-    unsafe fn set_user_memory_region(
-        &self,
-        region: &kvm_userspace_memory_region,
-    ) -> Result<(), Errno> {
-        self.ask("region")?;
-        if region.flags & !self.look().knows == 0 { Ok(()) } else { Err(Errno::EINVAL) }
-    }
-
-    unsafe fn set_user_memory_region2(
-        &self,
-        _: &kvm_userspace_memory_region2,
-    ) -> Result<(), Errno> {
-        self.ask("region2")
-    }
-
-    unsafe fn set_user_memory_regions(
-        &self,
-        header: *mut kvm_userspace_memory_regions,
-    ) -> Result<(), Errno> {
-        self.ask("regions")?;
-        let batch = self.look().batch;
-        // SAFETY: the caller's promise: valid for reads and writes.
-        batch(unsafe { &mut *header })
-    }
-
-    unsafe fn get_dirty_log(&self, log: &kvm_dirty_log) -> Result<(), Errno> {
-        self.ask("get")?;
-        // SAFETY: any bit pattern is a value of either variant.
-        let bitmap = unsafe { log.__bindgen_anon_1.dirty_bitmap }.cast::<u64>();
-        let log = self.look().log.clone();
-        // SAFETY: tests give no longer log than the buffer they ask with.
-        unsafe { log.as_ptr().copy_to_nonoverlapping(bitmap, log.len()) };
-        Ok(())
-    }
-
-    unsafe fn clear_dirty_log(&self, _: &mut kvm_clear_dirty_log) -> Result<(), Errno> {
-        self.ask("clear")
-    }
-
-    unsafe fn set_gsi_routing(&self, table: *const kvm_irq_routing) -> Result<(), Errno> {
-        self.ask("routing")?;
-        // SAFETY: the caller's promise: the header may be read.
-        let nr = unsafe { (*table).nr } as usize;
-        // SAFETY: as above, with the entries, of 12 words each.
-        let words = unsafe { std::slice::from_raw_parts(table.cast::<u32>(), 2 + nr * 12) };
-        self.look().routes = words.to_vec();
-        Ok(())
-    }
-
-    fn irqfd(&self, irqfd: &kvm_irqfd) -> Result<(), Errno> {
-        self.ask("irqfd")?;
-        if irqfd.flags & !self.look().knows == 0 { Ok(()) } else { Err(Errno::EINVAL) }
-    }
-
-    fn ioeventfd(&self, _: &kvm_ioeventfd) -> Result<(), Errno> {
-        self.ask("ioeventfd")
-    }
-
-    fn register_coalesced_mmio(&self, _: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
-        self.ask("zone")
-    }
-
-    fn unregister_coalesced_mmio(&self, _: &kvm_coalesced_mmio_zone) -> Result<(), Errno> {
-        self.ask("zone")
-    }
-
-    fn get_irqchip(&self) -> Result<(), Errno> {
-        self.ask("irqchip")?;
-        self.look().irqchip
-    }
-
-    fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<(), Errno> {
-        self.ask("enable")?;
-        self.look().enabled.push((cap.cap, cap.args[0]));
-        Ok(())
+    unsafe fn ioctl(&self, request: u32, argument: usize) -> Result<c_int, Errno> {
+        let at = with_exposed_provenance_mut::<()>(argument);
+        let knows = |flags: u32| {
+            if flags & !self.look().knows == 0 { Ok(()) } else { Err(Errno::EINVAL) }
+        };
+        match request {
+            KVM_GET_API_VERSION => {
+                return if self.look().is_system_fd { Ok(12) } else { Err(Errno::ENOTTY) };
+            }
+            KVM_CHECK_EXTENSION => {
+                return Ok(self.look().caps.get(&(argument as u32)).copied().unwrap_or(0));
+            }
+            KVM_SET_USER_MEMORY_REGION => {
+                self.ask("region")?;
+                // SAFETY: the caller's promise, as below.
+                knows(unsafe { &*at.cast::<kvm_userspace_memory_region>() }.flags)
+            }
+            KVM_SET_USER_MEMORY_REGION2 => self.ask("region2"),
+            KVM_SET_USER_MEMORY_REGIONS => {
+                self.ask("regions")?;
+                let batch = self.look().batch;
+                // SAFETY: as above.
+                batch(unsafe { &mut *at.cast() })
+            }
+            KVM_GET_DIRTY_LOG => {
+                self.ask("get")?;
+                // SAFETY: as above, and any bit pattern is a value of either variant.
+                let bitmap = unsafe { (*at.cast::<kvm_dirty_log>()).__bindgen_anon_1.dirty_bitmap };
+                let log = self.look().log.clone();
+                // SAFETY: tests give no longer log than the buffer they ask with.
+                unsafe { log.as_ptr().copy_to_nonoverlapping(bitmap.cast(), log.len()) };
+                Ok(())
+            }
+            KVM_CLEAR_DIRTY_LOG => self.ask("clear"),
+            KVM_SET_GSI_ROUTING => {
+                self.ask("routing")?;
+                // SAFETY: as above.
+                let nr = unsafe { (*at.cast::<kvm_irq_routing>()).nr } as usize;
+                // SAFETY: as above, with the entries, of 12 words each.
+                let words = unsafe { std::slice::from_raw_parts(at.cast::<u32>(), 2 + nr * 12) };
+                self.look().routes = words.to_vec();
+                Ok(())
+            }
+            KVM_IRQFD => {
+                self.ask("irqfd")?;
+                // SAFETY: as above.
+                knows(unsafe { &*at.cast::<kvm_irqfd>() }.flags)
+            }
+            KVM_IOEVENTFD => self.ask("ioeventfd"),
+            KVM_REGISTER_COALESCED_MMIO | KVM_UNREGISTER_COALESCED_MMIO => self.ask("zone"),
+            KVM_ENABLE_CAP => {
+                self.ask("enable")?;
+                // SAFETY: as above.
+                let cap = unsafe { &*at.cast::<kvm_enable_cap>() };
+                self.look().enabled.push((cap.cap, cap.args[0]));
+                Ok(())
+            }
+            // `KVM_GET_IRQCHIP`, where there is one.
+            _ => {
+                self.ask("irqchip")?;
+                self.look().irqchip
+            }
+        }
+        .map(|()| 0)
     }
 }
 
