@@ -1,21 +1,31 @@
 //! The functions of a VM and the windows that are mapped.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use kvm_memslots_shim::Range;
 
 use super::bells::{BarKey, Bells, bell_range, ring, silence};
 use super::error::PciError;
 use super::id::FunctionId;
-use super::places::{Item, Key, places};
+use super::moves::Moves;
+use super::places::{Item, Key, keys_of, places};
 use super::refusals::{Refusals, blamed, is_about_one};
-use super::registers::{Decoded, Registers};
+use super::registers::Registers;
 use super::shelf::Shelf;
-use super::spec::FunctionSpec;
+use super::spec::{FunctionSpec, ROM};
 use super::wanted::Wanted;
 use crate::device::Ioeventfd;
 use crate::window::{self, Placement};
 use crate::{Changes, RegionId, RegionSpec, Report, Vm};
+
+/// Where in a function an address leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decoded {
+    /// The BAR; `None` for the expansion ROM.
+    pub bar: Option<usize>,
+    /// Bytes from its start.
+    pub offset: u64,
+}
 
 /// Follows the config writes of a VM's PCI functions. For one VM, always the same
 /// one.
@@ -27,8 +37,7 @@ pub struct PciBars {
     bells: BTreeMap<BarKey, Bells>,
     shelf: Shelf,
     refused: Refusals,
-    /// Whether the registers say something else than what is there.
-    moved: bool,
+    moves: Moves,
     keeps: bool,
     defers: bool,
 }
@@ -47,7 +56,7 @@ impl PciBars {
             bells: BTreeMap::new(),
             shelf: Shelf::default(),
             refused: Refusals::default(),
-            moved: false,
+            moves: Moves::default(),
             keeps: false,
             defers: false,
         }
@@ -148,8 +157,11 @@ impl PciBars {
         offset: u16,
         data: &[u8],
     ) -> Result<(), PciError> {
-        let end = self.end;
-        self.moved |= self.registers(function)?.write(offset.into(), data, end);
+        let registers = self.functions.get_mut(&function);
+        let registers = registers.ok_or(PciError::UnknownFunction(function))?;
+        if registers.write(offset.into(), data, self.end) {
+            self.moves.note(function, registers);
+        }
         Ok(())
     }
 
@@ -175,11 +187,11 @@ impl PciBars {
     /// # Errors
     /// As [`config_write`](Self::config_write).
     pub fn reset(&mut self, vm: &Vm, function: FunctionId) -> Result<Option<Report>, PciError> {
-        self.moved |= self.registers(function)?.reset();
-        if self.moved || self.bells.keys().any(|(id, _)| *id == function) {
-            return self.follow(vm, |id| id != function);
-        }
-        Ok(None)
+        let registers = self.functions.get_mut(&function);
+        let registers = registers.ok_or(PciError::UnknownFunction(function))?;
+        registers.reset();
+        self.moves.note(function, registers);
+        self.follow(vm, |id| id != function)
     }
 
     /// Unmaps the function's windows and forgets it: for one that is unplugged.
@@ -196,14 +208,14 @@ impl PciBars {
     /// Where a BAR decodes, for `None` the expansion ROM; mapped or not.
     #[must_use]
     pub fn base(&self, function: FunctionId, bar: Option<usize>) -> Option<u64> {
-        self.functions.get(&function)?.base(bar)
+        Some(self.moves.now.get(&(function, index_of(bar)))?.0)
     }
 
     /// Which BAR an MMIO exit is for, if any.
     #[must_use]
     pub fn decode(&self, gpa: u64) -> Option<(FunctionId, Decoded)> {
-        let mut functions = self.functions.iter();
-        functions.find_map(|(id, registers)| Some((*id, registers.decode(gpa)?)))
+        let ((function, bar), offset) = self.moves.now.first_at(gpa)?;
+        Some((function, Decoded { bar: Some(bar).filter(|bar| *bar != ROM), offset }))
     }
 
     /// Why a BAR, for `None` the expansion ROM, is not mapped where it decodes,
@@ -214,7 +226,7 @@ impl PciBars {
     /// [`sync`](Self::sync).
     #[must_use]
     pub fn refusal(&self, function: FunctionId, bar: Option<usize>) -> Option<&PciError> {
-        self.refused.first_of((function, bar.unwrap_or(usize::MAX)))
+        self.refused.first_of((function, index_of(bar)))
     }
 
     /// The regions of a BAR's windows that are mapped, for `None` of the
@@ -222,39 +234,38 @@ impl PciBars {
     /// [cut](super::BarSpec::exits) counts as several.
     #[must_use]
     pub fn regions(&self, function: FunctionId, bar: Option<usize>) -> Vec<(usize, RegionId)> {
-        let bar = bar.unwrap_or(usize::MAX);
-        let mine = self.mapped.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
+        let mine = self.mapped.range(keys_of((function, index_of(bar))));
         let window = |(key, id): (&Key, &RegionId)| match key.2 {
             Item::Window(window) => Some((window, *id)),
             Item::Doorbell(_) => None,
         };
-        let mut mine: Vec<_> = mine.filter_map(window).collect();
-        mine.sort_unstable();
-        mine
+        mine.filter_map(window).collect()
     }
 
     /// What of a BAR, for `None` of the expansion ROM, is placed in windows, by the
     /// index of its own window as in [`regions`](Self::regions).
     #[must_use]
     pub fn placed(&self, function: FunctionId, bar: Option<usize>) -> Vec<(usize, Placement)> {
-        self.shelf.of(function, bar.unwrap_or(usize::MAX))
+        self.shelf.of((function, index_of(bar)))
     }
 
     /// Maps and unmaps what the registers say, together; `None` where that took no
     /// call of KVM's. To be called after [`note_write`](Self::note_write), after an
     /// error, and where regions that are no BARs were unmapped, or are about to
-    /// be mapped where BARs may be.
+    /// be mapped where BARs may be. It looks at all functions; a config write looks at
+    /// its own, at what overlaps with that, and at what may no longer be refused.
     ///
     /// # Errors
     /// As [`Vm::apply`], but for what is a window's [`refusal`](Self::refusal).
     /// What was mapped still is.
     pub fn sync(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
         self.refused.clear();
+        self.moves.note_all();
         self.follow(vm, |_| false)
     }
 
     fn settle(&mut self, vm: &Vm) -> Result<Option<Report>, PciError> {
-        if self.moved { self.follow(vm, |_| true) } else { Ok(None) }
+        if self.moves.is_empty() { Ok(None) } else { self.follow(vm, |_| true) }
     }
 
     /// Maps and unmaps what the registers say, without what KVM refuses. Of
@@ -264,20 +275,17 @@ impl PciBars {
         vm: &Vm,
         may_keep: impl Fn(FunctionId) -> bool,
     ) -> Result<Option<Report>, PciError> {
-        // Until it has worked.
-        self.moved = true;
-        self.refused.forget_passing();
+        let bars = self.moves.concerned(&self.functions, self.refused.passing());
+        let places: Vec<_> = places(&self.functions, &bars).collect();
+        self.refused.reconsider(&bars, &places);
         let mut report = None;
         // Left out one by one, from the last on, as nobody said which it is about.
         let mut suspects: Vec<Key> = Vec::new();
         loop {
-            if !self.refused.is_empty() {
-                let at: HashMap<Key, Range> =
-                    places(&self.functions).map(|(key, range, _)| (key, range)).collect();
-                self.refused.keep_where(&at);
-            }
+            let mapped = bars.iter().flat_map(|bar| self.mapped.range(keys_of(*bar)));
+            let mapped: Vec<(Key, RegionId)> = mapped.map(|(key, id)| (*key, *id)).collect();
             let Wanted { windows, parts, bells, claims, refused, taken } =
-                Wanted::of(&self.functions, &self.mapped, &self.refused, &self.shelf, vm);
+                Wanted::of(&places, &mapped, &self.refused, &self.shelf, vm);
             if !refused.is_empty() {
                 for (key, at, why) in refused {
                     self.refused.insert(key, at, why);
@@ -286,12 +294,8 @@ impl PciBars {
             }
             let is = |id: &RegionId| vm.range_of(*id);
             let at = |key: &Key| windows.binary_search_by_key(key, |(key, ..)| *key).ok();
-            let gone: Vec<(Key, RegionId)> = self
-                .mapped
-                .iter()
-                .filter(|(key, id)| is(id) != at(key).map(|at| windows[at].1))
-                .map(|(key, id)| (*key, *id))
-                .collect();
+            let left = |(key, id): &&_| is(id) != at(key).map(|at| windows[at].1);
+            let gone: Vec<(Key, RegionId)> = mapped.iter().filter(left).copied().collect();
             let left = |key: &Key| gone.binary_search_by_key(key, |(key, _)| *key).is_ok();
             let mut changes = Changes::new();
             // Somebody else may have unmapped it.
@@ -307,11 +311,14 @@ impl PciBars {
                     made.push((*key, *range, changes.map(spec)));
                 }
             }
-            let stays = |(function, _): &BarKey, places: &[(usize, Ioeventfd)]| {
-                let free = |(_, at): &_| bell_range(at).is_some_and(|at| claims.is_free(at));
-                self.keeps && may_keep(*function) && places.iter().all(free)
+            let stays = |bar: &BarKey, places: &[(usize, Ioeventfd)]| {
+                let is_free = |at| claims.is_free(at);
+                let free =
+                    |(_, at): &(_, Ioeventfd)| bell_range(at.addr, at.len).is_some_and(is_free);
+                let nowhere = self.moves.now.get(bar).is_none();
+                self.keeps && nowhere && may_keep(bar.0) && places.iter().all(free)
             };
-            let silent = silence(&self.bells, vm, &bells, stays, &mut changes);
+            let silent = silence(&bars, &self.bells, vm, &bells, stays, &mut changes);
             let (functions, defers) = (&self.functions, self.defers);
             let ringing = ring(&self.bells, functions, defers, bells, &silent, &mut changes);
             match vm.apply_if_any(changes) {
@@ -335,11 +342,11 @@ impl PciBars {
                 self.bells.remove(bar);
             }
             self.bells.extend(ringing);
-            match self.shelf.follow(parts) {
+            match self.shelf.follow(&bars, parts) {
                 Err((Some(key), error)) => {
-                    let place = places(&self.functions).find(|(there, ..)| *there == key);
-                    if let Some(range) = place.map(|(_, range, _)| range) {
-                        self.refused.insert(key, range, error.into());
+                    let place = places.iter().find(|(there, ..)| *there == key);
+                    if let Some((_, range, _)) = place {
+                        self.refused.insert(key, *range, error.into());
                     }
                 }
                 Err((None, error)) => return Err(error.into()),
@@ -352,14 +359,14 @@ impl PciBars {
                     for (key, range) in taken {
                         self.refused.insert(key, range, PciError::Taken);
                     }
-                    self.moved = false;
+                    self.moves.followed(bars, |bar| self.bells.contains_key(bar));
                     return Ok(report);
                 }
             }
         }
     }
+}
 
-    fn registers(&mut self, function: FunctionId) -> Result<&mut Registers, PciError> {
-        self.functions.get_mut(&function).ok_or(PciError::UnknownFunction(function))
-    }
+fn index_of(bar: Option<usize>) -> usize {
+    bar.unwrap_or(ROM)
 }

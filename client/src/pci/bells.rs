@@ -1,6 +1,6 @@
 //! The doorbells of BARs: a device for those of each BAR.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_memslots_shim::Range;
 
@@ -9,7 +9,7 @@ use super::registers::Registers;
 use crate::device::{Device, DeviceId, Doorbell, Ioeventfd};
 use crate::{Changes, Vm};
 
-/// A BAR: of which function, and which.
+/// A BAR: of which function, and which; the expansion ROM is the highest.
 pub(super) type BarKey = (FunctionId, usize);
 /// The doorbells of a BAR that are assigned.
 #[derive(Debug)]
@@ -18,16 +18,17 @@ pub(super) struct Bells {
     pub(super) places: Vec<(usize, Ioeventfd)>,
 }
 
-/// Takes the doorbells of BARs away that are to be others.
+/// Takes the doorbells of those `bars` away that are to be others.
 pub(super) fn silence(
+    bars: &BTreeSet<BarKey>,
     all: &BTreeMap<BarKey, Bells>,
     vm: &Vm,
     wanted: &BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
     stays: impl Fn(&BarKey, &[(usize, Ioeventfd)]) -> bool,
     changes: &mut Changes,
-) -> HashSet<BarKey> {
-    let mut silent = HashSet::new();
-    for (bar, bells) in all {
+) -> BTreeSet<BarKey> {
+    let mut silent = BTreeSet::new();
+    for (bar, bells) in bars.iter().filter_map(|bar| all.get_key_value(bar)) {
         // Somebody else may have detached them.
         let there = vm.device_regions(bells.device).is_ok();
         let right = match wanted.get(bar) {
@@ -51,7 +52,7 @@ pub(super) fn ring(
     functions: &BTreeMap<FunctionId, Registers>,
     defers: bool,
     wanted: BTreeMap<BarKey, Vec<(usize, Ioeventfd)>>,
-    silent: &HashSet<BarKey>,
+    silent: &BTreeSet<BarKey>,
     changes: &mut Changes,
 ) -> Vec<(BarKey, Bells)> {
     let mut ringing = Vec::new();
@@ -77,6 +78,7 @@ pub(super) fn ring(
     ringing
 }
 
-pub(super) fn bell_range(ioeventfd: &Ioeventfd) -> Option<Range> {
-    Range::new(ioeventfd.addr, u64::from(ioeventfd.len.max(1)))
+/// What a doorbell there claims.
+pub(super) fn bell_range(addr: u64, len: u32) -> Option<Range> {
+    Range::new(addr, u64::from(len.max(1)))
 }

@@ -132,6 +132,8 @@ mod bells;
 mod claims;
 mod error;
 mod id;
+mod layout;
+mod moves;
 mod places;
 mod refusals;
 mod registers;
@@ -139,10 +141,9 @@ mod shelf;
 mod spec;
 mod wanted;
 
-pub use bars::PciBars;
+pub use bars::{Decoded, PciBars};
 pub use error::PciError;
 pub use id::FunctionId;
-pub use registers::Decoded;
 pub use spec::{BarSpec, FunctionSpec};
 
 #[cfg(doc)]

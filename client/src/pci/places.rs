@@ -1,11 +1,12 @@
 //! Where the parts of BARs are to be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 
 use kvm_memslots_shim::Range;
 
-use super::bells::bell_range;
+use super::bells::{BarKey, bell_range};
 use super::id::FunctionId;
 use super::registers::Registers;
 use super::spec::Window;
@@ -22,19 +23,26 @@ pub(super) enum Item {
 /// A window or a doorbell: of which function, which of its BARs, which of those.
 pub(super) type Key = (FunctionId, usize, Item);
 
+/// The first and the last key of a BAR.
+pub(super) const fn keys_of((function, bar): BarKey) -> RangeInclusive<Key> {
+    (function, bar, Item::Window(0))..=(function, bar, Item::Doorbell(usize::MAX))
+}
+
 /// A window or a doorbell that is somewhere.
 pub(super) enum Place<'s> {
     Window(&'s Window),
     Doorbell(usize, Ioeventfd),
 }
 
-/// The windows and doorbells of BARs that are somewhere, in the order in which
+/// The windows and doorbells of those `bars` that are somewhere, in the order in which
 /// they count, which is that of their keys.
-pub(super) fn places(
-    functions: &BTreeMap<FunctionId, Registers>,
-) -> impl Iterator<Item = (Key, Range, Place<'_>)> + '_ {
-    let placed = functions.iter().flat_map(|(id, registers)| {
-        registers.placed().map(|(bar, base, spec)| (*id, bar, base, spec))
+pub(super) fn places<'s>(
+    functions: &'s BTreeMap<FunctionId, Registers>,
+    bars: &BTreeSet<BarKey>,
+) -> impl Iterator<Item = (Key, Range, Place<'s>)> {
+    let placed = bars.iter().filter_map(|(id, bar)| {
+        let (base, spec) = functions.get(id)?.placed(*bar)?;
+        Some((*id, *bar, base, spec))
     });
     placed.flat_map(|(id, bar, base, spec)| {
         let windows = spec.windows.iter().enumerate().filter_map(move |(n, window)| {
@@ -51,7 +59,7 @@ pub(super) fn places(
                 datamatch: bell.value,
                 fd: bell.event.as_raw_fd(),
             };
-            let range = bell_range(&ioeventfd)?;
+            let range = bell_range(ioeventfd.addr, ioeventfd.len)?;
             Some(((id, bar, Item::Doorbell(n)), range, Place::Doorbell(n, ioeventfd)))
         });
         windows.chain(bells)

@@ -1,26 +1,22 @@
 //! Parts of BARs that can't be where the guest has put them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_memslots_shim::{Errno, Range, events};
 
 use super::bells::{BarKey, Bells, bell_range};
 use super::error::PciError;
-use super::places::{Item, Key};
+use super::places::{Item, Key, Place, keys_of};
 use crate::RegionId;
 use crate::error::{Error, ErrorKind};
 
 /// By part: where, and why not.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(HashMap<Key, (Range, PciError)>);
+pub(super) struct Refusals(BTreeMap<Key, (Range, PciError)>);
 
 impl Refusals {
     pub(super) fn insert(&mut self, key: Key, range: Range, error: PciError) {
         self.0.insert(key, (range, error));
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 
     pub(super) fn has(&self, key: &Key) -> bool {
@@ -37,24 +33,35 @@ impl Refusals {
 
     /// Those that there was no slot for may have one now, and what was in the way of
     /// others may have gone.
-    pub(super) fn forget_passing(&mut self) {
-        let passes = |why: &PciError| match why {
-            PciError::Vm(error) => matches!(error.kind(), ErrorKind::TooManySlots { .. }),
-            PciError::Taken => true,
-            _ => false,
-        };
-        self.0.retain(|_, (_, why)| !passes(why));
+    pub(super) fn passing(&self) -> impl Iterator<Item = BarKey> {
+        let passing = self.0.iter().filter(|(_, (_, why))| passes(why));
+        passing.map(|((function, bar, _), _)| (*function, *bar))
     }
 
-    /// A part that is somewhere else by now may be there.
-    pub(super) fn keep_where(&mut self, places: &HashMap<Key, Range>) {
-        self.0.retain(|key, (range, _)| places.get(key) == Some(range));
+    /// Forgets of those BARs what may pass, and what is not where it was any more.
+    pub(super) fn reconsider(
+        &mut self,
+        bars: &BTreeSet<BarKey>,
+        places: &[(Key, Range, Place<'_>)],
+    ) {
+        let stays = |key: &Key, range| {
+            let at = places.binary_search_by_key(key, |(key, ..)| *key);
+            at.is_ok_and(|at| places[at].1 == range) || !bars.contains(&(key.0, key.1))
+        };
+        self.0.retain(|key, (range, why)| !passes(why) && stays(key, *range));
     }
 
     /// Of the parts of a BAR the first's.
     pub(super) fn first_of(&self, bar: BarKey) -> Option<&PciError> {
-        let mine = self.0.iter().filter(|((function, b, _), _)| (*function, *b) == bar);
-        mine.min_by_key(|(key, _)| **key).map(|(_, (_, error))| error)
+        self.0.range(keys_of(bar)).next().map(|(_, (_, error))| error)
+    }
+}
+
+fn passes(why: &PciError) -> bool {
+    match why {
+        PciError::Vm(error) => matches!(error.kind(), ErrorKind::TooManySlots { .. }),
+        PciError::Taken => true,
+        _ => false,
     }
 }
 
@@ -94,5 +101,5 @@ pub(super) fn blamed(
         of_bar.map(move |(n, at)| ((*function, *bar, Item::Doorbell(*n)), at))
     });
     let mut bells = bells.filter(|(_, at)| Some((**at).into()) == bell);
-    window.or_else(|| bells.next().and_then(|(key, at)| Some((key, bell_range(at)?))))
+    window.or_else(|| bells.next().and_then(|(key, at)| Some((key, bell_range(at.addr, at.len)?))))
 }

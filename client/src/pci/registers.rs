@@ -1,6 +1,6 @@
 //! The registers of a function that are about memory.
 
-use super::spec::{BarSpec, FunctionSpec, Kind};
+use super::spec::{self, BarSpec, FunctionSpec, Kind};
 use crate::event::Event;
 
 // Offsets in the config space (`linux/pci_regs.h`).
@@ -20,7 +20,7 @@ const ALL_ONES: u32 = u32::MAX;
 /// A BAR and its one or two registers.
 #[derive(Debug)]
 struct Bar {
-    index: Option<usize>,
+    index: usize,
     spec: BarSpec,
     /// Offset of the first register.
     offset: usize,
@@ -31,7 +31,7 @@ struct Bar {
 }
 
 impl Bar {
-    fn new(index: Option<usize>, spec: BarSpec, offset: usize) -> Self {
+    fn new(index: usize, spec: BarSpec, offset: usize) -> Self {
         Self { index, spec, offset, written: [0; 2], base: None }
     }
 
@@ -93,15 +93,6 @@ impl Bar {
     }
 }
 
-/// Where in a function an address leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decoded {
-    /// The BAR; `None` for the expansion ROM.
-    pub bar: Option<usize>,
-    /// Bytes from its start.
-    pub offset: u64,
-}
-
 /// The registers of a function.
 #[derive(Debug)]
 pub(super) struct Registers {
@@ -117,10 +108,10 @@ impl Registers {
         let mut bars: Vec<Bar> = spec
             .bars
             .into_iter()
-            .map(|(index, bar)| Bar::new(Some(index), bar, BAR_0 + 4 * index))
+            .map(|(index, bar)| Bar::new(index, bar, BAR_0 + 4 * index))
             .collect();
         bars.sort_unstable_by_key(|bar| bar.offset);
-        bars.extend(spec.rom.map(|bar| Bar::new(None, bar, rom)));
+        bars.extend(spec.rom.map(|bar| Bar::new(spec::ROM, bar, rom)));
         Self { decodes: false, bars }
     }
 
@@ -179,30 +170,21 @@ impl Registers {
         Some((bar, at - self.bars[bar].offset))
     }
 
-    /// The BARs that are somewhere, by their index, the expansion ROM's being the
-    /// highest; and where they are.
-    pub(super) fn placed(&self) -> impl Iterator<Item = (usize, u64, &BarSpec)> {
-        let placed = self.bars.iter().filter_map(|bar| Some((bar, bar.base?)));
-        placed.map(|(bar, base)| (bar.index.unwrap_or(usize::MAX), base, &bar.spec))
+    /// The indices of the BARs, the expansion ROM's being the highest.
+    pub(super) fn indices(&self) -> impl Iterator<Item = usize> {
+        self.bars.iter().map(|bar| bar.index)
+    }
+
+    /// A BAR that is somewhere, and where.
+    pub(super) fn placed(&self, index: usize) -> Option<(u64, &BarSpec)> {
+        let bar = self.bars.iter().find(|bar| bar.index == index)?;
+        Some((bar.base?, &bar.spec))
     }
 
     /// The eventfds of a BAR that is somewhere.
     pub(super) fn bells(&self, bar: usize) -> impl Iterator<Item = (usize, &Event)> {
-        let bars = self.placed().filter(move |(index, ..)| *index == bar);
-        bars.flat_map(|(_, _, spec)| spec.bells.iter().map(|bell| &bell.event).enumerate())
-    }
-
-    /// Where the BAR with this index decodes, or the expansion ROM.
-    pub(super) fn base(&self, index: Option<usize>) -> Option<u64> {
-        self.bars.iter().find(|bar| bar.index == index)?.base
-    }
-
-    /// What an address leads to.
-    pub(super) fn decode(&self, gpa: u64) -> Option<Decoded> {
-        self.bars.iter().find_map(|bar| {
-            let offset = gpa.checked_sub(bar.base?)?;
-            (offset < bar.spec.size).then_some(Decoded { bar: bar.index, offset })
-        })
+        let bells = self.placed(bar).into_iter().flat_map(|(_, spec)| &spec.bells);
+        bells.map(|bell| &bell.event).enumerate()
     }
 }
 
@@ -226,6 +208,10 @@ mod tests {
         let mut data = [0xaa; 4];
         registers.read(offset, &mut data);
         u32::from_le_bytes(data)
+    }
+
+    fn base(registers: &Registers, bar: usize) -> Option<u64> {
+        Some(registers.placed(bar)?.0)
     }
 
     fn write(registers: &mut Registers, offset: usize, value: u32) -> bool {
@@ -257,9 +243,7 @@ mod tests {
         assert_eq!(read(&registers, 0x10), 0xe000_4000);
         assert_eq!(read(&registers, 0x14), 0x81);
         assert!(registers.write(0x03, &[0, 2], END));
-        assert_eq!(registers.base(Some(0)), Some(0xe000_4000));
-        assert_eq!(registers.decode(0xe000_4010), Some(Decoded { bar: Some(0), offset: 0x10 }));
-        assert_eq!((registers.decode(0xe000_3fff), registers.decode(0xe000_8000)), (None, None));
+        assert_eq!(base(&registers, 0), Some(0xe000_4000));
     }
 
     #[test]
@@ -274,17 +258,17 @@ mod tests {
             (0xffff_c000, None),
         ] {
             write(&mut registers, 0x10, low);
-            assert_eq!(registers.base(Some(0)), expected, "{low:#x}");
+            assert_eq!(base(&registers, 0), expected, "{low:#x}");
         }
         for (high, expected) in [(0, None), (2, Some(8 << 30)), (254, Some(254 << 32)), (256, None)]
         {
             write(&mut registers, 0x1c, high);
-            assert_eq!(registers.base(Some(2)), expected, "{high:#x}");
+            assert_eq!(base(&registers, 2), expected, "{high:#x}");
         }
         write(&mut registers, ROM, 0xf000_0000);
-        assert_eq!(registers.base(None), None);
+        assert_eq!(base(&registers, usize::MAX), None);
         write(&mut registers, ROM, 0xf000_0001);
-        assert_eq!(registers.base(None), Some(0xf000_0000));
+        assert_eq!(base(&registers, usize::MAX), Some(0xf000_0000));
     }
 
     #[test]
@@ -299,10 +283,10 @@ mod tests {
         write(&mut registers, 0x10, ALL_ONES);
         assert!(write(&mut registers, COMMAND, 0));
         assert!(!write(&mut registers, COMMAND, 2));
-        assert_eq!(registers.base(Some(0)), None);
+        assert_eq!(base(&registers, 0), None);
         assert!(write(&mut registers, 0x10, 0xd000_0000));
         assert!(registers.reset());
-        assert_eq!((registers.base(Some(0)), read(&registers, 0x10)), (None, 0));
+        assert_eq!((base(&registers, 0), read(&registers, 0x10)), (None, 0));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Memory of BARs that the guest has put in a window: placed there, without a
 //! slot.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use kvm_memslots_shim::{Errno, MemFlags, Range};
 
+use super::bells::BarKey;
 use super::error::PciError;
 use super::id::FunctionId;
-use super::places::{Item, Key};
+use super::places::{Item, Key, keys_of};
 use crate::window::{
     Astray, CheckedFile, Placement, Steps, Window, WindowError, WindowErrorKind, WindowPart,
 };
@@ -69,8 +70,8 @@ impl Shelf {
     }
 
     /// What is placed of a BAR.
-    pub(super) fn of(&self, function: FunctionId, bar: usize) -> Vec<(usize, Placement)> {
-        let mine = self.placed.iter().filter(|((f, b, _), _)| (*f, *b) == (function, bar));
+    pub(super) fn of(&self, bar: BarKey) -> Vec<(usize, Placement)> {
+        let mine = self.placed.range(keys_of(bar));
         mine.filter_map(|(key, part)| match key.2 {
             Item::Window(n) => Some((n, part.placement())),
             Item::Doorbell(_) => None,
@@ -78,29 +79,35 @@ impl Shelf {
         .collect()
     }
 
-    /// Has the windows hold what is wanted of BARs, and nothing else of theirs; or what
+    /// Has the windows hold what is wanted of those `bars`, and nothing else of theirs; or what
     /// they held before. An error that is one BAR's trouble says whose: not that a host
     /// is out of memory, nor a fork.
     pub(super) fn follow(
         &mut self,
-        wanted: BTreeMap<Key, WindowPart>,
+        bars: &BTreeSet<BarKey>,
+        mut wanted: BTreeMap<Key, WindowPart>,
     ) -> Result<(), (Option<Key>, WindowError)> {
         let its_own = |error: &WindowError| !matches!(error.errno(), Errno::ENOMEM | Errno::EIO);
         self.astray.repair().map_err(|(_, error)| (None, error))?;
         let stays = |(key, part): &(&Key, &WindowPart)| {
             part.is_there() && wanted.get(*key).is_some_and(|now| now.is(part))
         };
-        let (stay, gone): (Vec<_>, Vec<_>) = self.placed.iter().partition(stays);
+        let placed = bars.iter().flat_map(|bar| self.placed.range(keys_of(*bar)));
+        let (stay, gone): (Vec<_>, Vec<_>) = placed.partition(stays);
         let stay: HashSet<Key> = stay.into_iter().map(|(key, _)| *key).collect();
         let own = |(key, part): (&Key, &WindowPart)| (*key, part.clone());
         let come = wanted.iter().filter(|(key, _)| !stay.contains(*key)).map(own).collect();
-        let steps = Steps::new(gone.into_iter().map(own).collect(), come)
-            .map_err(|(key, error)| (Some(key), error))?;
+        let gone: Vec<_> = gone.into_iter().map(own).collect();
+        let left: Vec<Key> = gone.iter().map(|(key, _)| *key).collect();
+        let steps = Steps::new(gone, come).map_err(|(key, error)| (Some(key), error))?;
         steps.take(&mut self.astray).map_err(|refused| {
             let blamed = refused.comes && refused.undone.is_empty() && its_own(&refused.error);
             (blamed.then_some(refused.whose), refused.error)
         })?;
-        self.placed = wanted;
+        for key in &left {
+            self.placed.remove(key);
+        }
+        self.placed.append(&mut wanted);
         Ok(())
     }
 }

@@ -2,13 +2,19 @@
 
 use std::os::fd::AsRawFd;
 
-use super::PciError;
+use kvm_memslots_shim::Range;
+
+use super::bells::bell_range;
+use super::claims::Claims;
+use super::error::PciError;
 use crate::event::Event;
 use crate::region::{RegionSpec, Span};
 
 /// BARs of an ordinary function, and of a bridge.
 const BARS: usize = 6;
 const BRIDGE_BARS: usize = 2;
+/// The index of the expansion ROM, behind those of all BARs.
+pub(super) const ROM: usize = usize::MAX;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -184,9 +190,11 @@ impl BarSpec {
             }
         }
         ranges.sort_unstable_by_key(|span| span.gpa);
-        // They lie in the BAR: nothing overflows.
-        match ranges.windows(2).find(|pair| pair[0].gpa + pair[0].size > pair[1].gpa) {
-            Some(pair) => Err(PciError::WindowsOverlap { offset: pair[1].gpa }),
+        let mut claims = Claims::<()>::default();
+        let mut claim =
+            |span: &Span| Range::new(span.gpa, span.size).is_some_and(|at| claims.claim(at, None));
+        match ranges.iter().find(|span| !claim(span)) {
+            Some(second) => Err(PciError::WindowsOverlap { offset: second.gpa }),
             None => Ok(()),
         }
     }
@@ -196,19 +204,20 @@ impl BarSpec {
         let mut bells: Vec<(u64, u32, Option<u64>)> =
             self.bells.iter().map(|bell| (bell.offset, bell.len, bell.value)).collect();
         // Of those at one offset those of any length, then those of any value, come
-        // first, and the longest comes last: neighbours tell.
+        // first: neighbours tell.
         bells.sort_unstable();
-        for pair in bells.windows(2) {
-            let ((at, len, value), (next, next_len, next_value)) = (pair[0], pair[1]);
-            let clash = if at == next {
-                let same_value = value.is_none() || value == next_value;
-                len == 0 || (len == next_len && same_value)
-            } else {
-                at + u64::from(len.max(1)) > next
-            };
-            if clash {
-                return Err(PciError::DoorbellsOverlap { offset: next });
+        let mut claims = Claims::default();
+        let mut last = None;
+        for bell in bells {
+            let (offset, len, value) = bell;
+            let both = last.is_some_and(|(at, length, own): (u64, u32, Option<u64>)| {
+                at == offset && (length == 0 || length == len && (own.is_none() || own == value))
+            });
+            let free = bell_range(offset, len).is_some_and(|at| claims.claim(at, Some(())));
+            if both || !free {
+                return Err(PciError::DoorbellsOverlap { offset });
             }
+            last = Some(bell);
         }
         Ok(())
     }
@@ -263,7 +272,7 @@ impl FunctionSpec {
     /// The BARs by their index, the expansion ROM's being the highest.
     pub(super) fn by_index(&self) -> impl Iterator<Item = (usize, &BarSpec)> {
         let bars = self.bars.iter().map(|(index, bar)| (*index, bar));
-        bars.chain(self.rom.iter().map(|rom| (usize::MAX, rom)))
+        bars.chain(self.rom.iter().map(|rom| (ROM, rom)))
     }
 
     pub(super) fn windows(&self) -> impl Iterator<Item = &Window> {

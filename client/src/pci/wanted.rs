@@ -7,10 +7,8 @@ use kvm_memslots_shim::Range;
 use super::bells::BarKey;
 use super::claims::Claims;
 use super::error::PciError;
-use super::id::FunctionId;
-use super::places::{Key, Place, places};
+use super::places::{Key, Place};
 use super::refusals::Refusals;
-use super::registers::Registers;
 use super::shelf::Shelf;
 use super::spec::Window;
 use crate::device::Ioeventfd;
@@ -20,7 +18,7 @@ use crate::{RegionId, Vm};
 /// What is to be.
 #[derive(Default)]
 pub(super) struct Wanted<'s> {
-    pub(super) claims: Claims,
+    pub(super) claims: Claims<BarKey>,
     /// By key.
     pub(super) windows: Vec<(Key, Range, &'s Window)>,
     pub(super) parts: BTreeMap<Key, WindowPart>,
@@ -32,27 +30,28 @@ pub(super) struct Wanted<'s> {
 }
 
 impl<'s> Wanted<'s> {
-    /// What is to be mapped where, as the registers alone say, and what KVM
-    /// refused there before.
+    /// What is to be mapped at these `places`, as they alone say, and what KVM refused
+    /// there before. `ours` are the regions of their BARs.
     pub(super) fn of(
-        functions: &'s BTreeMap<FunctionId, Registers>,
-        mapped: &BTreeMap<Key, RegionId>,
+        places: &[(Key, Range, Place<'s>)],
+        ours: &[(Key, RegionId)],
         refusals: &Refusals,
         shelf: &Shelf,
         vm: &Vm,
     ) -> Self {
-        let mut ours: Vec<RegionId> = mapped.values().copied().collect();
+        let mut ours: Vec<RegionId> = ours.iter().map(|(_, id)| *id).collect();
         ours.sort_unstable();
         let ours = |id| ours.binary_search(&id).is_ok();
         let mut wanted = Self::default();
-        for (key, range, place) in places(functions) {
+        for (key, range, place) in places {
+            let (key, range) = (*key, *range);
             if refusals.has(&key) {
                 continue;
             }
-            match place {
+            match *place {
                 Place::Window(spec) => {
                     if let Some(at) = shelf.find(vm, spec.as_id, range) {
-                        if wanted.claims.claim(range) {
+                        if wanted.claims.claim(range, None) {
                             match shelf.part(key, spec, at) {
                                 Ok(part) => _ = wanted.parts.insert(key, part),
                                 Err(why) => wanted.refused.push((key, range, why)),
@@ -62,7 +61,9 @@ impl<'s> Wanted<'s> {
                         }
                     } else if shelf.has_all {
                         wanted.refused.push((key, range, PciError::NoSlot));
-                    } else if !vm.is_taken(spec.as_id, range, ours) && wanted.claims.claim(range) {
+                    } else if !vm.is_taken(spec.as_id, range, ours)
+                        && wanted.claims.claim(range, None)
+                    {
                         wanted.windows.push((key, range, spec));
                     } else {
                         wanted.taken.push((key, range));
@@ -72,18 +73,15 @@ impl<'s> Wanted<'s> {
                     wanted.refused.push((key, range, PciError::InMemory));
                 }
                 Place::Doorbell(n, ioeventfd) => {
-                    // Several may be at one address, told apart by value.
-                    let own = |(_, other): &(usize, Ioeventfd)| other.addr == ioeventfd.addr;
-                    let here = wanted.bells.entry((key.0, key.1)).or_default();
-                    if here.iter().any(own) || wanted.claims.claim(range) {
-                        here.push((n, ioeventfd));
+                    let bar = (key.0, key.1);
+                    if !vm.is_taken(0, range, ours) && wanted.claims.claim(range, Some(bar)) {
+                        wanted.bells.entry(bar).or_default().push((n, ioeventfd));
                     } else {
                         wanted.taken.push((key, range));
                     }
                 }
             }
         }
-        wanted.bells.retain(|_, bells| !bells.is_empty());
         wanted
     }
 }

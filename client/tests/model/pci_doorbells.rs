@@ -374,3 +374,47 @@ fn a_doorbell_on_top_of_another_bar_is_told() {
     assert_eq!(world.bells(), 2);
     assert!(ids.iter().all(|id| world.bars.refusal(*id, Some(0)).is_none()));
 }
+
+/// Doorbells at one address are as long as the longest of them; each is there that
+/// has room.
+#[test]
+fn doorbells_at_one_address_take_the_room_of_the_longest() {
+    for first in [0, 1] {
+        let mut world = World::new();
+        let pair = BarSpec::memory32(0x1000).ioeventfd(0, 2, None, eventfd());
+        let pair = pair.ioeventfd(0, 8, Some(1), eventfd());
+        let behind = BarSpec::memory32(16).ioeventfd(4, 4, None, eventfd());
+        let mut bars = [pair, behind];
+        bars.rotate_left(first);
+        let ids = bars.map(|bar| {
+            let id = world.bars.add(&world.vm, FunctionSpec::new().bar(0, bar)).unwrap();
+            world.bars.note_write(id, 0x10, &(X as u32).to_le_bytes()).unwrap();
+            world.bars.config_write(&world.vm, id, 4, &[2]).unwrap();
+            id
+        });
+        assert_eq!(world.bells(), 2);
+        assert!(world.bars.refusal(ids[0], Some(0)).is_none());
+        let refusal = world.bars.refusal(ids[1], Some(0));
+        assert!(matches!(refusal, Some(PciError::Taken)), "{refusal:?}");
+        world.bars.config_write(&world.vm, ids[0], 0x10, &(Y as u32).to_le_bytes()).unwrap();
+        assert_eq!(world.bells(), 3);
+        assert!(world.bars.refusal(ids[1], Some(0)).is_none());
+    }
+}
+
+/// Doorbells are kept for a BAR that is nowhere, not for one that is elsewhere and has
+/// none there.
+#[test]
+fn doorbells_are_not_kept_where_their_bar_is_no_more() {
+    let mut world = World::new();
+    world.bars = PciBars::new(40).keep_ioeventfds();
+    let nic = world.nic(0);
+    world.write(&nic, 0x18, X);
+    world.write(&nic, 4, 2);
+    let mut c = Changes::new();
+    c.map(window(Y + BELLS, 0x1000, 0x7100_0000_0000));
+    world.vm.apply(c).unwrap();
+    world.write(&nic, 0x18, Y).unwrap();
+    assert_eq!(world.bells(), 0);
+    assert!(matches!(world.bars.refusal(nic.id, Some(2)), Some(PciError::Taken)));
+}

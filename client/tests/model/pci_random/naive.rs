@@ -104,7 +104,7 @@ impl Setting<'_> {
                         wanted.refused.insert((function, bar));
                     }
                 }
-                let mut mine: Vec<u64> = Vec::new();
+                let mut mine: Vec<(u64, u64)> = Vec::new();
                 for (n, (offset, len, datamatch)) in shape.bells.iter().enumerate() {
                     let range = (base + offset, u64::from(*len).max(1));
                     let bell = Ioeventfd {
@@ -118,8 +118,9 @@ impl Setting<'_> {
                         wanted.refused.insert((function, bar));
                         continue;
                     }
-                    let again = mine.contains(&range.0);
-                    if !again && claims.iter().any(|claim| meet(*claim, range)) {
+                    let mut there = others.iter().chain(&claims).chain(&mine);
+                    let beside = |there: &_| mine.contains(there) && there.0 == range.0;
+                    if there.any(|there| meet(*there, range) && !beside(there)) {
                         wanted.refused.insert((function, bar));
                         continue;
                     }
@@ -127,12 +128,10 @@ impl Setting<'_> {
                         wanted.refused.insert((function, bar));
                         continue;
                     }
-                    if !again {
-                        claims.push(range);
-                        mine.push(range.0);
-                    }
+                    mine.push(range);
                     wanted.bells.insert(bell);
                 }
+                claims.append(&mut mine);
             }
         }
         wanted

@@ -31,7 +31,7 @@ pub(super) const SHAPES: [&[Shape]; 3] = [
             kind: Kind::Low,
             size: 0x4000,
             memory: &[(0, 0x1000, true), (0x2000, 0x2000, false)],
-            bells: &[(0x1000, 2, Some(0)), (0x1000, 2, Some(1)), (0x1004, 0, None)],
+            bells: &[(0x1000, 2, Some(0)), (0x1000, 8, Some(1)), (0x1008, 0, None)],
         },
         Shape {
             register: 0x18,
@@ -55,7 +55,7 @@ pub(super) const SHAPES: [&[Shape]; 3] = [
             size: 0x4000,
             memory: &[(0x1000, 0x3000, true)],
             // The last one is in the memory.
-            bells: &[(0, 4, None), (8, 0, None), (0x2000, 4, None)],
+            bells: &[(0, 8, None), (0, 4, None), (8, 0, None), (0x2000, 4, None)],
         },
         Shape {
             register: 0x20,
