@@ -18,7 +18,7 @@ use crate::run;
 pub(super) use source::{built, version};
 
 const SCRIPT: &str = concat!(include_str!("../count.sh"), include_str!("run.sh"));
-const RUNS: [&str; 6] = ["resets", "vga", "virtio", "migrate", "ring", LINUX];
+const RUNS: [&str; 7] = ["resets", "vga", "virtio", "flash", "migrate", "ring", LINUX];
 /// Not run on this machine: PVM gets Linux nowhere.
 const LINUX: &str = "linux";
 /// Of Debian's firmware, what a run of these loads.

@@ -1,8 +1,8 @@
 # Runs QEMU and says what that took: vmm WAY RUN PROGRAM FIRMWARE FOLDER
-# Of RUN: resets, SeaBIOS to its prompt, again and again; vga, with a screen
-# that is looked at in a mode with pixels; virtio, SeaBIOS with disks of four queues, and two resets;
-# migrate, a guest that writes, to a file and back; ring, the same with a dirty ring; linux, which drives such disks,
-# unplugs them, finds them again.
+# Of RUN: resets, SeaBIOS to its prompt, again and again; vga, with a screen that is looked at in a mode with pixels;
+# virtio, SeaBIOS with disks of four queues, and two resets; flash, a chip that is memory or registers; migrate, a guest
+# that writes, to a file and back; ring, the same with a dirty ring; linux, which drives such disks, unplugs them, finds
+# them again.
 # On this machine VMM_STRACE is set, and strace counts; in the lab probes do.
 way=$1 run=$2 program=$3 firmware=$4
 mkdir -p "$5" && cd "$5" || exit
@@ -81,6 +81,15 @@ disks() {
 		devices="$devices -device virtio-blk-pci,drive=d$disk,iothread=io$disk,num-queues=4"
 	done
 }
+# boots CODE: a disk of 1 MiB whose first sector is this, as printf reads it.
+boots() {
+	# shellcheck disable=SC2059
+	printf "$1" >disk
+	dd if=/dev/zero bs=1 count=$((510 - $(wc -c <disk))) 2>/dev/null >>disk
+	printf '\125\252' >>disk
+	dd if=/dev/zero bs=512 count=2047 2>/dev/null >>disk
+}
+disk="-drive file=disk,format=raw,if=ide,snapshot=on"
 # reset TIMES: to SeaBIOS's prompt each time.
 reset() {
 	for number in $(seq "$1"); do
@@ -129,11 +138,9 @@ linux)
 	;;
 vga)
 	# mov ax,13h; int 10h; mov ax,a000h; mov ds,ax; l: inc byte [bx]; inc bx; jmp l
-	printf '\270\023\000\315\020\270\000\240\216\330\376\007\103\353\373' >disk
-	dd if=/dev/zero of=disk bs=1 seek=15 count=495 2>/dev/null
-	printf '\125\252' >>disk
-	dd if=/dev/zero of=disk bs=512 seek=1 count=2047 2>/dev/null
-	start -vga std -drive file=disk,format=raw,if=ide,snapshot=on
+	boots '\270\023\000\315\020\270\000\240\216\330\376\007\103\353\373'
+	# shellcheck disable=SC2086
+	start -vga std $disk
 	await dbg 'Booting from 0000:7c00'
 	sleep 3
 	echo "VMM $name up $(($(now) - begin))"
@@ -145,15 +152,25 @@ vga)
 	[ "$lit" -gt 0 ] || fail "the screen is black"
 	note "5 dumps, $lit bytes lit"
 	;;
+flash)
+	# A segment of 4 GiB by way of protected mode, and 100 times to the chip that SeaBIOS is in: what it is (it
+	# is registers then), and back to memory, and a byte read after each. At last a line to SeaBIOS's port.
+	boots '\372\061\300\216\330\146\017\001\026\077\174\017\040\300\014\001\017\042\300\273\010\000\216\333\110\017\042\300\146\276\000\000\374\377\271\144\000\147\306\006\220\147\212'\
+'\036\147\306\006\377\147\212\036\342\360\272\002\004\260\106\356\260\012\356\364\017\000\105\174\000\000\000\000\000\000\000\000\000\000\377\377\000\000\000\223\217\000'
+	cp "$firmware/seabios/bios-256k.bin" chip
+	# shellcheck disable=SC2086
+	start -vga none $disk -drive if=pflash,format=raw,file=chip
+	await dbg 'Booting from 0000:7c00'
+	echo "VMM $name up $(($(now) - begin))"
+	await dbg '^F$'
+	note "100 times registers and back"
+	;;
 migrate | ring)
 	# mov ax,1000h; l: mov ds,ax; inc word [0]; add ax,100h; cmp ax,9000h; jb l; jmp 0
-	printf '\270\000\020\216\330\377\006\000\000\005\000\001\075\000\220\162\362\353\355' >disk
-	dd if=/dev/zero of=disk bs=1 seek=19 count=491 2>/dev/null
-	printf '\125\252' >>disk
-	dd if=/dev/zero of=disk bs=512 seek=1 count=2047 2>/dev/null
+	boots '\270\000\020\216\330\377\006\000\000\005\000\001\075\000\220\162\362\353\355'
 	# KVM's clock is a structure in the guest's memory, found by SeaBIOS, and KVM writes it when the
 	# destination sets the vCPU's registers: without it only the guest and devices write.
-	machine="-cpu qemu64,kvmclock=off -drive file=disk,format=raw,if=ide,snapshot=on"
+	machine="-cpu qemu64,kvmclock=off $disk"
 	start -vga none $machine
 	await dbg 'Booting from 0000:7c00'
 	echo "VMM $name up $(($(now) - begin))"
