@@ -20,14 +20,20 @@ use crate::vm::exits::Served;
 use crate::why::Why;
 use crate::{memory, sys};
 
-/// `KVM_RUN`, until there is something for the VMM.
-pub(crate) fn run(known: Known, vcpu: &Vcpu, call: Call) -> c_int {
+/// `KVM_RUN`, until there is something for the VMM. Not if it had to be guarded, and the
+/// number stands for something else by now.
+pub(crate) fn run(known: Known, vcpu: &Vcpu, call: Call) -> Option<c_int> {
     // First said, then looked: who defers a slot does it the other way round.
     vcpu.inside.store(PLAIN, Ordering::SeqCst);
     if !vcpu.guards(known.vm.epoch(), known.vm.defers_now()) {
         let result = lift(vcpu, call);
         vcpu.inside.store(OUTSIDE, Ordering::Release);
-        return result;
+        return Some(result);
+    }
+    // Neither its mask of signals nor its page is another vCPU's.
+    if !known.is(call.fd) {
+        vcpu.inside.store(OUTSIDE, Ordering::Release);
+        return None;
     }
     if vcpu.page.load(Ordering::Acquire) == 0 && known.vm.defers_now() {
         known.vm.switch_off(&Unasked(known.vm), Why::of("a vCPU runs whose page was not mapped"));
@@ -46,7 +52,7 @@ pub(crate) fn run(known: Known, vcpu: &Vcpu, call: Call) -> c_int {
     // What has come meanwhile is handled here.
     sys::set_mask(mask);
     sys::set_errno(result.err().unwrap_or(before));
-    result.unwrap_or(-1)
+    Some(result.unwrap_or(-1))
 }
 
 /// As the VMM called it, with KVM's mask of signals as the VMM left it.

@@ -78,15 +78,18 @@ impl Machine {
         // SAFETY: the same.
         unsafe { ptr::copy_nonoverlapping(LOOP.as_ptr(), ram.add(LOOP_AT as usize), LOOP.len()) };
         assert_eq!(set(vm, 0, 0, 16 * PAGE, ram as u64, 0), 0);
-        let vcpu = call(vm, CREATE_VCPU, ptr::null_mut());
-        assert!(vcpu >= 0);
-        let run = map(3 * PAGE, libc::MAP_SHARED, vcpu).cast();
-        let mut sregs = kvm_sregs::default();
-        assert_eq!(call(vcpu, GET_SREGS, (&raw mut sregs).cast()), 0);
-        (sregs.cs.base, sregs.cs.selector) = (0, 0);
-        (sregs.ds.base, sregs.ds.selector) = (FLASH, (FLASH >> 4) as u16);
-        assert_eq!(call(vcpu, SET_SREGS, (&raw mut sregs).cast()), 0);
+        let (vcpu, run) = new_vcpu(vm, 0);
         Ok(Self { vm, vcpu, run, flash })
+    }
+
+    /// The vCPU's number stands for another vCPU of the VM, which is there once.
+    pub(crate) fn replace_vcpu(&mut self) {
+        let (vcpu, run) = new_vcpu(self.vm, 1);
+        // SAFETY: numbers of its own, here and below.
+        assert_eq!(unsafe { libc::dup3(vcpu, self.vcpu, libc::O_CLOEXEC) }, self.vcpu);
+        // SAFETY: as above.
+        unsafe { libc::close(vcpu) };
+        self.run = run;
     }
 
     /// A slot over pages `page..page + pages` of the flash, or none.
@@ -181,6 +184,19 @@ impl Machine {
         let result = call(self.vm, GET_DIRTY_LOG, (&raw mut log).cast());
         format!("{result} {:#x}", bits[0])
     }
+}
+
+/// About to run at the start of memory, with its data in the flash.
+fn new_vcpu(vm: c_int, id: usize) -> (c_int, *mut kvm_run) {
+    let vcpu = call(vm, CREATE_VCPU, ptr::without_provenance_mut(id));
+    assert!(vcpu >= 0);
+    let run = map(3 * PAGE, libc::MAP_SHARED, vcpu).cast();
+    let mut sregs = kvm_sregs::default();
+    assert_eq!(call(vcpu, GET_SREGS, (&raw mut sregs).cast()), 0);
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    (sregs.ds.base, sregs.ds.selector) = (FLASH, (FLASH >> 4) as u16);
+    assert_eq!(call(vcpu, SET_SREGS, (&raw mut sregs).cast()), 0);
+    (vcpu, run)
 }
 
 pub(crate) fn set(vm: c_int, slot: u32, gpa: u64, size: u64, hva: u64, flags: u32) -> c_int {

@@ -61,7 +61,7 @@ impl Program {
         // Each at a place of its own, as a rule.
         let (page, pages) = (2 * u64::from(slot - 1), 1 + self.random.below(2));
         let machine = &self.machine;
-        match self.random.below(25) {
+        match self.random.below(27) {
             0..=4 => {
                 let times = 1 + self.random.below(5);
                 let all = (0..times).map(|_| machine.churn(slot, page, 2));
@@ -109,6 +109,8 @@ impl Program {
                 passing::closed_by_child(machine),
                 self.another_machine()
             ),
+            23 => self.other_vcpu(),
+            24 => self.replaced_vcpu(),
             _ => self.another_machine(),
         }
     }
@@ -213,6 +215,26 @@ impl Program {
         self.close(old);
         self.machine.vm = new;
         format!("{old} is {new}: {:?}", self.machine.churn(3, 4, 2))
+    }
+
+    /// The same with the vCPU.
+    fn other_vcpu(&mut self) -> String {
+        let old = self.machine.vcpu;
+        // By a number that is free, not by the VM's.
+        let new = passing::again(old, [0, 1, 4, 5][self.random.below(4) as usize]);
+        self.close(old);
+        self.machine.vcpu = new;
+        let churned = [(); 6].map(|()| self.machine.churn(1, 0, 2));
+        format!("{churned:?}, vCPU {old} is {new}:{}", self.machine.probe(0x40))
+    }
+
+    /// The number of one vCPU stands for another.
+    fn replaced_vcpu(&mut self) -> String {
+        let churned = [(); 6].map(|()| self.machine.churn(1, 0, 2));
+        let first = self.machine.probe(0x40);
+        self.machine.replace_vcpu();
+        let second = self.machine.probe(0x40);
+        format!("{churned:?}, vCPUs:{first}{second}, {}", self.another_machine())
     }
 
     fn close(&mut self, fd: c_int) {
