@@ -134,8 +134,11 @@ static void run(struct machine *m, int vcpu, struct kvm_run *run)
 	struct kvm_memslots_served served = { .size = sizeof(served) };
 
 	for (;;) {
-		if (ioctl(vcpu, KVM_RUN, 0) < 0 && errno != EINTR)
+		if (ioctl(vcpu, KVM_RUN, 0) < 0) {
+			if (errno == EINTR)	/* no exit: the last one is over */
+				continue;
 			err(1, "KVM_RUN");
+		}
 		if (run->exit_reason == KVM_EXIT_HLT)
 			return;
 		if (run->exit_reason != KVM_EXIT_MMIO)

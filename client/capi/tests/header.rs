@@ -36,6 +36,28 @@ fn a_part_of_the_header_stands_alone() {
     }
 }
 
+/// What the README shows is C, for a VMM that has what it is about.
+#[test]
+fn the_code_of_the_readme_compiles() {
+    let Some(cc) = cc() else {
+        eprintln!("SKIPPED the_code_of_the_readme_compiles: no C compiler (Debian: gcc)");
+        return;
+    };
+    let readme = fs::read_to_string(file("README.md")).unwrap();
+    let code = readme.split("```c\n").nth(1).unwrap().split("```").next().unwrap();
+    let takes = "int vm_fd, uint64_t ram_hva, uint64_t rom_hva, uint64_t ram_size";
+    let source = format!(
+        "#include <err.h>\n#include <kvm_memslots_client.h>\n\
+         void vmm({takes});\nvoid vmm({takes})\n{{\n{code}}}\n"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let (path, object) = (dir.path().join("readme.c"), dir.path().join("readme.o"));
+    fs::write(&path, source).unwrap();
+    let include = file("include");
+    let args = ["-std=gnu99", "-c", "-I", include.to_str().unwrap()];
+    compiles(&cc, &args, &[path], &object).unwrap();
+}
+
 /// The header without its comments, a macro a line.
 fn code() -> String {
     let header = header().replace("\\\n", "");
