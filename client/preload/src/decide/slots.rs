@@ -74,6 +74,11 @@ impl Slots {
         self.rules.way != Way::AsAsked && self.all.get(slot).is_some_and(|slot| slot.listed)
     }
 
+    /// Whether it can become one by the flags that it has, or had when it was there.
+    pub(crate) fn may_churn(&self, slot: u32) -> bool {
+        self.all.get(slot).is_some_and(|slot| self.rules.allow(slot.region.flags))
+    }
+
     /// Whether any slot is.
     pub(crate) fn manages_any(&self) -> bool {
         self.rules.way != Way::AsAsked && self.listed > 0

@@ -107,10 +107,9 @@ impl Vm {
     fn done(&self, state: &mut State, region: &Region, action: Action) {
         state.slots.done(region, action);
         self.deferred.store(state.slots.deferred() as u32, Ordering::SeqCst);
-        let rules = state.slots.rules();
         // vCPUs have to be ready for exits that are served well before there
         // are any.
-        if rules.way == Way::Defer && (region.size == 0 || rules.allow(region.flags)) {
+        if state.slots.rules().way == Way::Defer && state.slots.may_churn(region.slot) {
             self.epoch.fetch_add(1, Ordering::SeqCst);
         }
     }

@@ -298,6 +298,18 @@ fn dirty_logging_of_a_slot_that_is_deferred() {
     assert!(!vm.is_off() && model.all().is_empty());
 }
 
+/// What comes and goes and is never deferred costs no run of a vCPU anything.
+#[test]
+fn vcpus_reckon_with_slots_that_may_churn() {
+    let model = Model::default();
+    let vm = vm(&model, Way::Defer, false, Policy::default());
+    let ram = Region { flags: 0, ..FLASH };
+    for (region, epoch) in [(ram, 0), (ram.gone(), 0), (FLASH, 1), (FLASH.gone(), 2)] {
+        ask(&vm, &model, &region).unwrap();
+        assert_eq!(vm.vm.epoch(), epoch, "{region:?}");
+    }
+}
+
 /// The log of another slot is nobody's business.
 #[test]
 fn a_dirty_log_is_of_one_slot() {
