@@ -122,9 +122,9 @@ impl Vm {
     /// # Errors
     /// As [`apply`](Self::apply), as far as it can be known.
     pub fn preview(&self, changes: &Changes) -> Result<Preview, Error> {
-        let mut committing = self.enter()?;
+        let committing = self.enter()?;
         let prepared = self
-            .prepare(&mut committing.commit, changes, &Promotion::default())
+            .prepare(&committing.commit, changes, &Promotion::default())
             .map_err(|error| name_device(error, changes))?;
         let mut preview = Preview {
             ioctls: 0,
@@ -319,7 +319,7 @@ impl Vm {
             merged += work.plan.merged;
             tables.slots[at].follow(&work.plan.ops);
             let space = &mut commit.spaces[at];
-            space.follow(&work.plan.ops, edits.len());
+            space.follow(&work.plan.ops);
             if space.unsure.is_empty() {
                 space.unsettled = false;
             }

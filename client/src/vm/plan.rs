@@ -2,7 +2,7 @@
 //! plan for that.
 
 use kvm_memslots_shim::memory::{Extent, How, Op, Plan, PlanError, Request, plan};
-use kvm_memslots_shim::{Limits, Mapping, MemFlags, Range, Slot, SlotIds};
+use kvm_memslots_shim::{Kind, Limits, Mapping, MemFlags, Range, Slot, SlotIds};
 
 use super::draft::{Draft, Edit};
 use super::record::Record;
@@ -20,18 +20,15 @@ pub(super) struct Space {
     pub(super) unsettled: bool,
     /// Ids of which nobody knows what KVM has.
     pub(super) unsure: Vec<u16>,
-    /// How many regions were changed since all slots were looked at in vain, for
-    /// some to be joined.
-    since_full: Option<usize>,
 }
 
 impl Space {
     pub(super) fn new(ids: SlotIds) -> Self {
-        Self { ids, unsettled: false, unsure: Vec::new(), since_full: None }
+        Self { ids, unsettled: false, unsure: Vec::new() }
     }
 
     /// Follows changes that were made.
-    pub(super) fn follow(&mut self, ops: &[Op], edits: usize) {
+    pub(super) fn follow(&mut self, ops: &[Op]) {
         for op in ops {
             match op {
                 Op::Delete(slot) => _ = self.ids.give_back(slot.id),
@@ -39,16 +36,8 @@ impl Space {
                 Op::Move { .. } | Op::SetFlags { .. } => {}
             }
         }
-        if let Some(since) = &mut self.since_full {
-            *since = since.saturating_add(edits);
-        }
     }
 }
-
-/// Looking at all slots again, to join some, is worth it only after so many
-/// regions have changed: what a set of changes touches, and its neighbours, is
-/// looked at each time.
-const WORTH_A_LOOK: usize = 64;
 
 /// How many ids are freed in advance when slots are joined to make room, so that
 /// not each of the changes that follow has to.
@@ -95,7 +84,7 @@ pub(super) struct Planner<'a> {
 
 impl Planner<'_> {
     /// The plan for what the draft says of the address space.
-    pub(super) fn plan(&self, space: &mut Space) -> Result<Plan, Error> {
+    pub(super) fn plan(&self, space: &Space) -> Result<Plan, Error> {
         if let Some(op) = self.single(space) {
             return Ok(Plan { ops: vec![op], ..Plan::default() });
         }
@@ -105,16 +94,19 @@ impl Planner<'_> {
         let widen = self.rules.limits.page_size;
         let mut window = if space.unsettled { self.whole() } else { self.window(0) };
         let mut result = self.plan_window(&window, space, 0);
-        let no_room = |result: &Result<Plan, PlanError>| {
-            matches!(result, Err(PlanError::TooManySlots { .. })) && self.rules.may_replace
+        let missing = |result: &Result<Plan, PlanError>| match result {
+            Err(PlanError::TooManySlots { needed, available }) if self.rules.may_replace => {
+                needed.saturating_sub((*available).into())
+            }
+            _ => 0,
         };
-        if no_room(&result) && !window.whole {
+        if missing(&result) > 0 && !window.whole {
             window = self.window(widen);
             result = self.plan_window(&window, space, 0);
         }
-        if no_room(&result) && space.since_full.is_none_or(|since| since >= WORTH_A_LOOK) {
+        // To look at all slots takes its time: not where that can't be enough.
+        if missing(&result) > 0 && !window.whole && self.may_save(missing(&result)) {
             result = self.plan_window(&self.whole(), space, SPARE);
-            space.since_full = if no_room(&result) { Some(0) } else { None };
         }
         let is_short = matches!(result, Err(PlanError::TooManySlots { .. }));
         if is_short && self.rules.may_rebuild && !self.rules.rebuilds {
@@ -130,6 +122,15 @@ impl Planner<'_> {
             // A draft does not let these through.
             error => ErrorKind::Internal(error.to_string()).into(),
         })
+    }
+
+    /// Whether so many slots may be saved by joining those that are there, whatever
+    /// else keeps them apart.
+    fn may_save(&self, slots: u64) -> bool {
+        let mappings = || self.slots.iter().map(|slot| slot.mapping.with_kind(Kind::Ram));
+        let pairs = mappings().zip(mappings().skip(1));
+        let joined = pairs.filter(|(low, high)| low.joined(high).is_some());
+        joined.take(slots as usize).count() as u64 == slots
     }
 
     fn plan_window(&self, window: &Window, space: &Space, spare: u32) -> Result<Plan, PlanError> {

@@ -84,7 +84,7 @@ impl Vm {
     /// What `changes` come to, with the regions of `promote` mapped and unmapped, too.
     pub(super) fn prepare(
         &self,
-        commit: &mut Commit,
+        commit: &Commit,
         changes: &Changes,
         promote: &Promotion,
     ) -> Result<Prepared, Error> {
@@ -116,7 +116,7 @@ impl Vm {
 
         let rules = self.rules(commit);
         let mut works = Vec::with_capacity(1);
-        for (as_id, space) in (0..).zip(&mut commit.spaces) {
+        for (as_id, space) in (0..).zip(&commit.spaces) {
             let of_space = |edit: &Edit| edit_space(edit, &tables.regions) == Some(as_id);
             if !space.unsettled && !draft.edits.iter().any(of_space) {
                 continue;

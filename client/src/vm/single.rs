@@ -47,7 +47,7 @@ impl Vm {
             }
         };
         let (at, ops) = (usize::from(as_id), std::slice::from_ref(&op));
-        commit.spaces[at].follow(ops, 1);
+        commit.spaces[at].follow(ops);
         commit.deferred[at].note_commit(ops, &memory, false);
         commit.order.memory(&memory);
         let mut tables = self.tables_mut();

@@ -77,6 +77,23 @@ fn slots_run_out_last_when_nothing_more_can_be_joined() {
 
 /// Where slots are short, a region that grows gets what a loop would make of it: its
 /// slot is replaced, as the set names it. Nobody else's is.
+/// That much was refused, or only asked for, takes nothing from what comes later.
+#[test]
+fn slots_are_joined_whatever_was_refused_before() {
+    for asked in [false, true] {
+        let (vm, model) = small(4, HolePolicy::NoVcpuRuns);
+        for page in [0, 1, 10, 20] {
+            map_all(&vm, [ram(page, 1)]);
+        }
+        let two = changes(|c| [30, 40].into_iter().for_each(|page| _ = c.map(ram(page, 1))));
+        let refused = if asked { vm.preview(&two).map(drop) } else { vm.apply(two).map(drop) };
+        let error = refused.unwrap_err();
+        let ErrorKind::TooManySlots { needed: 5, .. } = error.kind() else { panic!("{error}") };
+        map_all(&vm, [ram(30, 1)]);
+        assert_same_slots(&vm, &model);
+    }
+}
+
 #[test]
 fn what_grows_where_slots_are_short() {
     for policy in policies() {
