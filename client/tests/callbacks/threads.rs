@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use kvm_memslots::{Changes, ErrorKind, Limits, RegionId, Vm};
+use kvm_memslots::backend::{BatchRefusal, EventModel, Irqchip, MemoryCalls, MemoryModel, Op};
+use kvm_memslots::{Changes, DirtyBitmap, Errno, ErrorKind, Limits, RegionId, Slot, Vm};
 
-use crate::rig::{PAGE, Script, open, ram};
+use crate::rig::{PAGE, Script, locked, open, ram};
 
 trait Hotplug: Send + Sync {
     fn plug(&self, gpa: u64) -> RegionId;
@@ -122,4 +124,91 @@ fn nobody_waits_for_ever() {
         assert_eq!(vm.slots(0), model.slots(0));
         assert_eq!(vm.regions().len(), 1);
     }
+}
+
+/// Has others do something while KVM is at a dirty log.
+struct AtALog {
+    model: MemoryModel,
+    others: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+impl AtALog {
+    fn meanwhile(&self) {
+        if let Some(others) = &*locked(&self.others) {
+            others();
+        }
+    }
+}
+
+impl MemoryCalls for AtALog {
+    fn limits(&self) -> Limits {
+        MemoryCalls::limits(&self.model)
+    }
+
+    fn name(&self) -> &'static str {
+        "at a log"
+    }
+
+    unsafe fn change(&self, as_id: u16, op: &Op) -> Result<(), Errno> {
+        // SAFETY: as the caller says.
+        unsafe { self.model.change(as_id, op) }
+    }
+
+    unsafe fn change_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
+        // SAFETY: as the caller says.
+        unsafe { self.model.change_all(as_id, ops) }
+    }
+
+    fn check_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
+        self.model.check_all(as_id, ops)
+    }
+
+    fn dirty_log(&self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno> {
+        self.meanwhile();
+        self.model.dirty_log(as_id, slot, bitmap)
+    }
+
+    fn clear_dirty_log(
+        &self,
+        as_id: u16,
+        slot: &Slot,
+        first: u64,
+        pages: u32,
+        bitmap: &[u64],
+    ) -> Result<(), Errno> {
+        self.meanwhile();
+        MemoryCalls::clear_dirty_log(&self.model, as_id, slot, first, pages, bitmap)
+    }
+}
+
+/// Where KVM takes its time for a log, other memory changes, and lookups see it.
+#[test]
+fn nobody_waits_for_a_log_but_who_changes_what_is_logged() {
+    let _watchdog = Watchdog::new();
+    let model = MemoryModel::new(Limits::x86());
+    let calls = Arc::new(AtALog { model, others: Mutex::default() });
+    let events = Arc::new(EventModel::new(Irqchip::Split));
+    let vm = Arc::new(Vm::builder().open_on(Arc::clone(&calls) as _, events).unwrap());
+    let mut c = Changes::new();
+    let logged = c.map(ram(0, PAGE).log_dirty());
+    vm.apply(c).unwrap();
+    let next = AtomicU64::new(1);
+    let (done, changed) = mpsc::channel();
+    let others = Arc::clone(&vm);
+    *locked(&calls.others) = Some(Box::new(move || {
+        let (vm, done) = (Arc::clone(&others), done.clone());
+        let gpa = 2 * PAGE * next.fetch_add(1, Ordering::Relaxed);
+        let other = std::thread::spawn(move || {
+            let mut c = Changes::new();
+            let id = c.map(ram(gpa, PAGE));
+            vm.apply(c).unwrap();
+            done.send(vm.region_at(0, gpa).map(|region| region.id) == Some(id)).unwrap();
+        });
+        other.join().unwrap();
+    }));
+    vm.dirty_log(logged).unwrap();
+    vm.for_each_dirty_log(|_, _| {}).unwrap();
+    vm.clear_dirty_log(logged, 0, &DirtyBitmap::new(1)).unwrap();
+    *locked(&calls.others) = None;
+    assert_eq!(changed.iter().collect::<Vec<_>>(), [true; 3]);
 }

@@ -6,7 +6,7 @@ use super::log::{Logged, lost_log, no_memory, pages_of};
 use crate::RegionId;
 use crate::dirty::{DirtyBitmap, DirtyPages};
 use crate::error::{Error, ErrorKind};
-use crate::vm::{Panics, Regions, Vm};
+use crate::vm::{Panics, Regions, Tables, Vm};
 
 impl Vm {
     /// The dirty pages of all logged regions that have any, with one
@@ -83,19 +83,24 @@ impl Vm {
     fn read_next(&self, as_id: u16, gpa: u64, found: &mut Found) -> Result<Option<u64>, Error> {
         found.clear();
         let state = &mut *self.dirty_of_this_process()?;
-        let tables = &*self.tables();
         let Some(rest) = Range::between(gpa, u64::MAX) else { return Ok(None) };
-        let slots = &tables.slots[usize::from(as_id)];
-        let slot = slots.overlapping(rest).find(|slot| slot.mapping.is_logged());
         let page_size = self.limits().page_size;
-        let regions = &tables.regions;
-        // What has bits of its own, or goes on in another slot, takes longer.
-        let plain = state.overlay(as_id).is_empty()
-            && regions.deferrable().next().is_none()
-            && slot.is_some_and(|slot| regions.fits(as_id, slot.mapping.range()));
+        // Nobody who looks something up waits while KVM is asked.
+        let (slot, plain) = {
+            let Tables { regions, slots, .. } = &*self.tables();
+            let mut slots = slots[usize::from(as_id)].overlapping(rest);
+            let slot = slots.find(|slot| slot.mapping.is_logged());
+            // What has bits of its own, or goes on in another slot, takes longer.
+            let plain = state.overlay(as_id).is_empty()
+                && regions.deferrable().next().is_none()
+                && slot.is_some_and(|slot| regions.fits(as_id, slot.mapping.range()));
+            (slot, plain)
+        };
         if let (Some(slot), true) = (&slot, plain) {
             let range = slot.mapping.range();
-            let mut look = |bits: &[u64]| found.scan(regions, as_id, range, bits, page_size);
+            let mut look = |bits: &[u64]| {
+                found.scan(&self.tables().regions, as_id, range, bits, page_size);
+            };
             let read = self.calls().look_at_dirty_log(as_id, slot, &mut look);
             if let Some(errno) = read.err().filter(|errno| *errno != Errno::ENXIO) {
                 lost_log(state, as_id, slot, errno, page_size);
@@ -115,6 +120,8 @@ impl Vm {
                 Err(errno) => return Err(ErrorKind::DirtyLog { slot: *slot, errno }.into()),
             }
         }
+        let tables = &*self.tables();
+        let regions = &tables.regions;
         // Regions before the slot that wait for one, then those in it.
         let end = slot.map_or(u64::MAX, |slot| slot.mapping.range().end());
         let until = Range::between(gpa, end).unwrap_or(rest);

@@ -54,15 +54,15 @@ impl Vm {
 
     fn read(&self, id: RegionId, pages: Option<&Pages<u64>>) -> Result<DirtyBitmap, Error> {
         let state = &mut *self.dirty_of_this_process()?;
-        let tables = &*self.tables();
-        let logged = self.logged(tables, id, pages)?;
+        let (logged, slots) = self.logged_slots(id, pages)?;
         let (gfn, pages) = logged.gfn(self.limits().page_size);
-        let mut dirty = DirtyBitmap::try_new(pages).map_err(|_| no_memory(tables, id, pages))?;
+        let mut dirty =
+            DirtyBitmap::try_new(pages).map_err(|_| no_memory(&self.tables(), id, pages))?;
         self.harvest_served(&logged, state);
         // What is read goes into the overlay where it is of others, or if a
         // later slot of this region can't be read.
         let mut read = Ok(());
-        for slot in tables.slots[usize::from(logged.as_id)].overlapping(logged.range) {
+        for slot in slots {
             if let Err(errno) = self.read_slot(state, logged.as_id, &slot) {
                 read = match errno {
                     // A dirty ring: what it holds, only the VMM knows.
@@ -100,10 +100,9 @@ impl Vm {
         dirty: &DirtyBitmap,
     ) -> Result<(), Error> {
         let state = &mut *self.dirty_of_this_process()?;
-        let tables = &*self.tables();
         let pages = first..first.saturating_add(dirty.pages());
-        let logged = self.logged(tables, id, Some(&pages))?;
-        for slot in tables.slots[usize::from(logged.as_id)].overlapping(logged.range) {
+        let (logged, slots) = self.logged_slots(id, Some(&pages))?;
+        for slot in slots {
             match self.clear_slot(state, &logged, &slot, dirty) {
                 // A dirty ring: what is cleared is what the overlay has.
                 Ok(()) | Err(Errno::ENXIO) => {}
@@ -113,6 +112,19 @@ impl Vm {
         let (gfn, pages) = logged.gfn(self.limits().page_size);
         state.overlay(logged.as_id).and_not(gfn, dirty.words(), pages);
         Ok(())
+    }
+
+    /// What was asked for, and its slots. While the dirty state is locked they stay those, and
+    /// KVM is asked when nobody who looks something up has to wait for that.
+    fn logged_slots(
+        &self,
+        id: RegionId,
+        pages: Option<&Pages<u64>>,
+    ) -> Result<(Logged, Vec<Slot>), Error> {
+        let tables = &*self.tables();
+        let logged = self.logged(tables, id, pages)?;
+        let slots = tables.slots[usize::from(logged.as_id)].overlapping(logged.range).collect();
+        Ok((logged, slots))
     }
 
     pub(super) fn logged(
