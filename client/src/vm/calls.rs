@@ -171,6 +171,11 @@ impl Vm {
             let Work { as_id, plan } = &prepared.works[at];
             // SAFETY: as in `make_calls`: what is made again was there before.
             let result = unsafe { self.execute(*as_id, &plan.inverse(), prepared.paused, dirty) };
+            // A log that went is not what comes back.
+            let lost = plan.ops.iter().filter(|op| loses_log(op)).filter_map(Op::before);
+            if let Some(dirty) = dirty {
+                lost.for_each(|slot| self.mark(dirty, *as_id, slot.mapping.range(), None));
+            }
             let Err(failed) = result else { continue };
             panics.keep(failed.panic);
             let (errno, live, unsure) = match failed.why {
@@ -281,6 +286,12 @@ impl Vm {
             }
         }
     }
+}
+
+/// Whether KVM forgets what it has logged.
+fn loses_log(op: &Op) -> bool {
+    let is_logged = |slot: Option<Slot>| slot.is_some_and(|slot| slot.mapping.is_logged());
+    is_logged(op.before()) && !is_logged(op.after())
 }
 
 /// Regions of a change that failed go, but slots of theirs may be live.

@@ -6,8 +6,10 @@ use crate::common::{
     self, Gate, PAGE, PAGES, Reference, Step, batched, changes, limits, map_all, on_model, ram,
     step,
 };
-use kvm_memslots::backend::MemoryModel;
+use kvm_memslots::backend::model::events;
 use kvm_memslots::backend::model::memory::{Call, DirtyTracking, Fault, ModelConfig};
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
+use kvm_memslots::device::{Bus, Device, Doorbell};
 use kvm_memslots::{
     Changes, DirtyBitmap, Errno, Error, ErrorKind, Executor, HolePolicy, RegionId, RegionSpec, Vm,
     at,
@@ -321,6 +323,49 @@ fn a_region_that_moves_takes_its_dirty_pages_along() {
             } else {
                 assert!(a.contains(&1) && b.contains(&2), "{a:?} {b:?}");
             }
+        }
+    }
+}
+
+/// What was done is undone when something behind it fails: devices, another address
+/// space. The log that went with a slot does not come back with it.
+#[test]
+fn no_page_is_lost_where_something_behind_memory_fails() {
+    type Set = fn(&mut Changes, RegionId);
+    let sets: [Set; 3] = [
+        |c, id| c.resize(id, PAGE),
+        |c, id| c.set_log_dirty(id, false),
+        |c, id| {
+            c.unmap(id);
+            c.map(ram(0, 4));
+        },
+    ];
+    for (set, batch, policy) in sets.into_iter().flat_map(|set| {
+        let policies = [HolePolicy::Named, HolePolicy::NoVcpuRuns];
+        let all =
+            move |policy| [None, Some(8)].map(|batch| (set, batch, HolePolicy::clone(&policy)));
+        policies.into_iter().flat_map(all)
+    }) {
+        for device in [false, true] {
+            let limits = batched(limits().with_address_spaces(2), batch);
+            let (model, events) = (MemoryModel::new(limits), EventModel::new(Irqchip::Split));
+            let builder = Vm::builder().holes(policy.clone());
+            let vm = builder.open_on(Arc::new(model.clone()), Arc::new(events.clone())).unwrap();
+            let [id] = map_all(&vm, [ram(0, 4).log_dirty()]);
+            model.guest_write(0, 3 * PAGE, 1);
+            let mut c = changes(|c| set(c, id));
+            if device {
+                let doorbell = Doorbell::at(Bus::Mmio, 0xd000_0000).len(2);
+                c.attach(Device::new("net").ioeventfd(doorbell, 5));
+                events.inject(events::Fault::every(Errno::ENOSPC));
+            } else {
+                c.map(ram(1 << 50, 1).address_space(1));
+            }
+            let error = vm.apply(c).unwrap_err();
+            let refused =
+                matches!(error.kind(), ErrorKind::EventRefused { .. } | ErrorKind::Refused { .. });
+            assert!(refused, "{error}");
+            assert!(vm.dirty_log(id).unwrap().is_dirty(3), "{batch:?} {device}");
         }
     }
 }
