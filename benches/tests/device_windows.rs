@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{guest_or_skip, vm_or_skip};
+use common::{Random, guest_or_skip, vm_or_skip};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use kvm_memslots::backend::{EventCalls, EventModel, EventOp, Irqchip, MemoryModel};
 use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
@@ -220,18 +220,6 @@ fn two_swap_their_places_under_a_guest_that_looks() {
     assert!(judged > 0, "no look between two swaps");
     assert_eq!(window.placed().len(), 2);
     drop(fd);
-}
-
-/// Small, repeatable random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
 }
 
 /// What is done to devices, by their number.

@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{guest_or_skip, vm_or_skip};
+use common::{Random, guest_or_skip, vm_or_skip};
 use kvm_memslots::{
     Access as HostAccess, Backing, Changes, Executor, GateError, HolePolicy, RegionId, RegionSpec,
     VcpuGate, Vm, at, vm_fd,
@@ -20,18 +20,6 @@ const OWN_SLOT: u16 = 0;
 const GPA: u64 = 0x200_0000;
 const REGIONS: usize = 24;
 const ROUNDS: usize = 40;
-
-/// Small, repeatable random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
 
 /// The prober runs on the thread that commits, so it never runs meanwhile.
 struct NobodyRuns;

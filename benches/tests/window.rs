@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{guest_or_skip, set_slot, skip, vm_or_skip};
+use common::{Random, guest_or_skip, set_slot, skip, vm_or_skip};
 use kvm_ioctls::VmFd;
 use kvm_memslots::window::{Contents, Edit, Found, Gap, Window, WindowSpec};
 use kvm_memslots::{Changes, RegionId, Vm, at, vm_fd};
@@ -165,18 +165,6 @@ fn what_is_read_only_and_what_is_truncated_faults_and_harms_nobody() {
         // The access goes on once it can.
         rig.remove(1, 2);
         rig.probe(access).unwrap();
-    }
-}
-
-/// Small, repeatable random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
     }
 }
 

@@ -50,3 +50,15 @@ pub fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: &HostMemory, 
     // runs, and access it atomically only.
     unsafe { vm.set_user_memory_region(region) }.unwrap();
 }
+
+/// Small, repeatable random numbers (xorshift).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
