@@ -1,16 +1,16 @@
 //! What serving an exit from a deferred region takes, beyond the exit.
-#![allow(missing_docs)]
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use criterion::{Criterion, criterion_group, criterion_main};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::deferred::{Costs, Deferral, Policy};
 use kvm_memslots::{Access, Backing, Changes, Limits, RegionSpec, Vm, at};
 use kvm_memslots_bench::rig::model_vm;
 use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
+
+use crate::{compare, each};
 
 /// A VM with `regions` deferrable pages, two apart.
 fn vm(deferral: Deferral, memory: &HostMemory, regions: u64) -> Arc<Vm> {
@@ -29,33 +29,34 @@ fn vm(deferral: Deferral, memory: &HostMemory, regions: u64) -> Arc<Vm> {
     vm
 }
 
-fn serve(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("an exit served");
+fn serve() {
     let never = Policy::Fixed { exits: u64::MAX };
     let told = Costs { exit_ns: 1, ..Costs::UNMEASURED };
-    for (name, deferral) in [
-        ("costs measured", Deferral::default().policy(never)),
-        ("costs told", Deferral::default().policy(never).costs(told)),
-    ] {
-        for regions in [1, 64, 4096] {
-            let memory = HostMemory::reserve(regions * SMALL_PAGE, Pages::Small).expect("memory");
+    for regions in [1, 64, 4096] {
+        let memory = HostMemory::reserve(regions * SMALL_PAGE, Pages::Small).expect("memory");
+        let gpa = 2 * (regions / 2) * SMALL_PAGE + 64;
+        let mut ways = Vec::new();
+        for (name, deferral) in [
+            ("costs measured", Deferral::default().policy(never)),
+            ("costs told", Deferral::default().policy(never).costs(told)),
+        ] {
             let vm = vm(deferral, &memory, regions);
             let exits = vm.deferred(0).expect("address space 0");
-            let gpa = 2 * (regions / 2) * SMALL_PAGE + 64;
-            group.bench_function(format!("read, {name}, {regions} regions"), |bencher| {
-                let mut data = [0; 8];
-                bencher.iter(|| exits.read(black_box(gpa), black_box(&mut data), |_, _| {}));
-            });
-            group.bench_function(format!("write, {name}, {regions} regions"), |bencher| {
-                bencher.iter(|| exits.write(black_box(gpa), black_box(&[1; 8]), |_, _| {}));
-            });
+            let (vm, reader) = (Arc::clone(&vm), exits.clone());
+            ways.push(each(format!("read, {name}"), move || {
+                let _vm = &vm;
+                _ = reader.read(black_box(gpa), black_box(&mut [0; 8]), |_, _| {});
+            }));
+            ways.push(each(format!("write, {name}"), move || {
+                _ = exits.write(black_box(gpa), black_box(&[1; 8]), |_, _| {});
+            }));
         }
+        compare(&format!("an exit served, {regions} regions"), ways);
     }
-    group.finish();
 }
 
 /// The same while another vCPU thread does nothing else.
-fn contended(criterion: &mut Criterion) {
+fn contended() {
     let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).expect("memory");
     let deferral = Deferral::default().policy(Policy::Fixed { exits: u64::MAX });
     let vm = vm(deferral, &memory, 1);
@@ -69,34 +70,29 @@ fn contended(criterion: &mut Criterion) {
                 let _ = black_box(other.read(512, &mut [0; 8], |_, _| {}));
             }
         });
-        criterion.bench_function("an exit served/read, another thread at it", |bencher| {
-            let mut data = [0; 8];
-            bencher.iter(|| exits.read(black_box(64), black_box(&mut data), |_, _| {}));
-        });
+        let read = || _ = exits.read(black_box(64), black_box(&mut [0; 8]), |_, _| {});
+        compare("an exit served, another thread at it", vec![each("read", read)]);
         stop.store(true, Ordering::Relaxed);
     });
 }
 
 /// A deferrable page that comes and goes beside others, which costs no call.
-fn change(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("a deferrable region mapped and unmapped");
-    for regions in [10, 1_000, 16_000] {
-        let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).expect("memory");
-        let vm = many(&memory, regions);
-        group.bench_function(format!("beside {regions}"), |bencher| {
-            let mut n = 0;
-            bencher.iter(|| {
-                n = (n + 7919) % regions;
-                let mut changes = Changes::new();
-                let id = changes.map(page(&memory, 2 * n + 1));
-                vm.apply(changes).expect("the model");
-                let mut changes = Changes::new();
-                changes.unmap(id);
-                vm.apply(changes).expect("the model");
-            });
-        });
-    }
-    group.finish();
+fn change() {
+    let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).expect("memory");
+    let beside = |regions| {
+        let (vm, memory, mut n) = (many(&memory, regions), &memory, 0);
+        each(format!("beside {regions}"), move || {
+            n = (n + 7919) % regions;
+            let mut changes = Changes::new();
+            let id = changes.map(page(memory, 2 * n + 1));
+            vm.apply(changes).expect("the model");
+            let mut changes = Changes::new();
+            changes.unmap(id);
+            vm.apply(changes).expect("the model");
+        })
+    };
+    let ways = [10, 1_000, 16_000].map(beside).into();
+    compare("a deferrable region mapped and unmapped", ways);
 }
 
 /// Page `n` of the guest's, the same memory for all.
@@ -116,5 +112,8 @@ fn many(memory: &HostMemory, regions: u64) -> Arc<Vm> {
     vm
 }
 
-criterion_group!(benches, serve, contended, change);
-criterion_main!(benches);
+pub(crate) fn all() {
+    serve();
+    contended();
+    change();
+}

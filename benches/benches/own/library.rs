@@ -1,9 +1,7 @@
-//! What the library takes by itself, beside what KVM takes for the same.
-#![allow(missing_docs)]
+//! Sets of changes, beside what KVM takes for the same.
 
 use std::sync::Arc;
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions, MemoryCalls, Yes};
 use kvm_memslots::device::{Device, Msi, Route};
@@ -12,6 +10,8 @@ use kvm_memslots::{Access, Backing, Changes, Limits, RegionId, RegionSpec, Vm, a
 use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 use kvm_memslots_kit::raw::{OnKvm, RawCalls};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+
+use crate::{Timed, compare, each};
 
 const BLOCK: u64 = 2 << 20;
 const BLOCKS: u64 = 4096;
@@ -34,63 +34,57 @@ fn filled(regions: u64) -> (Vm, Vec<RegionId>) {
 }
 
 /// A page mapped and unmapped: two sets of one change, and two ioctls.
-fn one_change(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("map and unmap one page");
-    for regions in [3, 1_000, 32_000] {
+fn one_change() {
+    let own = |regions| {
         let (vm, _) = filled(regions);
-        group.bench_function(format!("own, beside {regions} regions"), |bencher| {
-            let mut n = 0;
-            bencher.iter(|| {
-                n = (n + 7919) % 64;
-                let mut changes = Changes::new();
-                let id = changes.map(page(regions + 1 + n));
-                vm.apply(changes).expect("it fits");
-                let mut changes = Changes::new();
-                changes.unmap(id);
-                vm.apply(changes).expect("it is there");
-            });
-        });
-    }
+        let mut n = 0;
+        each(format!("own, beside {regions} regions"), move || {
+            n = (n + 7919) % 64;
+            let mut changes = Changes::new();
+            let id = changes.map(page(regions + 1 + n));
+            vm.apply(changes).expect("it fits");
+            let mut changes = Changes::new();
+            changes.unmap(id);
+            vm.apply(changes).expect("it is there");
+        })
+    };
+    let mut ways: Vec<Timed<'_>> = [3, 1_000, 32_000].map(own).into();
     match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
         Ok(fd) => {
             let memory = HostMemory::reserve(SMALL_PAGE, Pages::Small).expect("memory");
             let raw = OnKvm::new(&fd).expect("a VM");
             let mut entry =
                 kvm_userspace_memory_region2 { userspace_addr: memory.hva(), ..Default::default() };
-            group.bench_function("KVM's, idle VM", |bencher| {
-                bencher.iter(|| {
-                    for size in [SMALL_PAGE, 0] {
-                        entry.memory_size = size;
-                        // SAFETY: the memory outlives the VM's use of it.
-                        unsafe { raw.set_region(&entry) }.expect("KVM takes it");
-                    }
-                });
-            });
-            drop(fd);
+            ways.push(each("KVM's, idle VM", move || {
+                // It goes with this way, and so does the VM.
+                let _memory = &memory;
+                for size in [SMALL_PAGE, 0] {
+                    entry.memory_size = size;
+                    // SAFETY: the memory outlives the VM's use of it.
+                    unsafe { raw.set_region(&entry) }.expect("KVM takes it");
+                }
+            }));
         }
         Err(error) => eprintln!("SKIPPED KVM's share: {error}"),
     }
-    group.finish();
+    compare("map and unmap one page", ways);
 }
 
 /// One page goes and another one comes, in a set, with nearly all slots in use.
-fn nearly_full(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("unmap a page and map another one");
-    for regions in [1_000, 32_763] {
+fn nearly_full() {
+    let own = |regions| {
         let (vm, mut ids) = filled(regions);
         let mut at = regions;
-        group.bench_function(format!("own, {regions} slots in use"), |bencher| {
-            bencher.iter(|| {
-                let victim = (at * 7919 % regions) as usize;
-                let mut changes = Changes::new();
-                changes.unmap(ids[victim]);
-                at = regions + (at + 1 - regions) % 1_000_000;
-                ids[victim] = changes.map(page(at));
-                vm.apply(changes).expect("it fits");
-            });
-        });
-    }
-    group.finish();
+        each(format!("own, {regions} slots in use"), move || {
+            let victim = (at * 7919 % regions) as usize;
+            let mut changes = Changes::new();
+            changes.unmap(ids[victim]);
+            at = regions + (at + 1 - regions) % 1_000_000;
+            ids[victim] = changes.map(page(at));
+            vm.apply(changes).expect("it fits");
+        })
+    };
+    compare("unmap a page and map another one", [1_000, 32_763].map(own).into());
 }
 
 const VECTORS: u32 = 2048;
@@ -100,8 +94,7 @@ fn message(data: u32) -> Msi {
 }
 
 /// One vector of many gets another message: one table of routes.
-fn one_vector(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group(format!("one vector of {VECTORS} is programmed"));
+fn one_vector() {
     let yes = Arc::new(Yes::new(Limits::x86()));
     let vm = Vm::builder().open_on(yes.clone(), yes).expect("it says yes");
     let mut changes = Changes::new();
@@ -109,33 +102,34 @@ fn one_vector(criterion: &mut Criterion) {
         .fold(Device::new("nic"), |nic, n| nic.vector(n.cast_signed(), Some(message(n))));
     let id = changes.attach(nic);
     vm.apply(changes).expect("they fit");
-    let mut n = 0;
-    let mut set = |step| {
-        n += step;
+    let set = |data| {
         let mut changes = Changes::new();
-        changes.set_vector(id, 1000, Some(message(n)));
+        changes.set_vector(id, 1000, Some(message(data)));
         vm.apply(changes).expect("it fits");
     };
-    group.bench_function("own", |bencher| bencher.iter(|| set(1)));
-    group.bench_function("own, no change", |bencher| bencher.iter(|| set(0)));
+    let mut data = 0;
+    let other = each("own", || {
+        data += 1;
+        set(data);
+    });
+    // Whatever the vector has: all but the first of these are no change.
+    let mut ways = vec![other, each("own, no change", || set(0))];
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     cap.args[0] = 24;
     match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
         Ok(fd) if fd.enable_cap(&cap).is_ok() => {
             let kvm = Kvm::open(vm_fd(&fd), KvmOptions::default()).expect("a VM");
-            let table = (0..VECTORS).map(|n| Route::msi(24 + n, message(n)));
-            let set = EventOp::routes(table);
-            group.bench_function("KVM_SET_GSI_ROUTING", |bencher| {
-                bencher.iter(|| EventCalls::change(&kvm, &set).expect("KVM takes it"));
-            });
+            let set = EventOp::routes((0..VECTORS).map(|n| Route::msi(24 + n, message(n))));
+            let change = move || EventCalls::change(&kvm, &set).expect("KVM takes it");
+            ways.push(each("KVM_SET_GSI_ROUTING", change));
         }
         _ => eprintln!("SKIPPED KVM's share: no VM with an interrupt controller"),
     }
-    group.finish();
+    compare(&format!("one vector of {VECTORS} is programmed"), ways);
 }
 
 /// Blocks that share a slot, logged: all their logs, and KVM's one.
-fn dirty_logs(criterion: &mut Criterion) {
+fn dirty_logs() {
     let fd = match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
         Ok(fd) => fd,
         Err(error) => return eprintln!("SKIPPED dirty logs: {error}"),
@@ -153,21 +147,18 @@ fn dirty_logs(criterion: &mut Criterion) {
     let slots = vm.slots(0);
     let [slot] = slots[..] else { panic!("{} slots", slots.len()) };
     let kvm = Kvm::open(vm_fd(&fd), KvmOptions::default()).expect("a VM");
-    let mut group = criterion.benchmark_group(format!("dirty logs of {BLOCKS} blocks in a slot"));
-    group.bench_function("all regions", |bencher| {
-        bencher.iter(|| vm.for_each_dirty_log(|_, _| ()).expect("logged"));
-    });
-    group.bench_function("KVM_GET_DIRTY_LOG", |bencher| {
-        let words = usize::try_from(BLOCKS * BLOCK / SMALL_PAGE / 64).expect("64 bits");
-        bencher.iter_batched_ref(
-            || vec![0; words],
-            |words| kvm.dirty_log(0, &slot, words).expect("logged"),
-            BatchSize::PerIteration,
-        );
-    });
-    group.finish();
+    let mut words = vec![0; usize::try_from(BLOCKS * BLOCK / SMALL_PAGE / 64).expect("64 bits")];
+    let ways = vec![
+        each("all regions", || vm.for_each_dirty_log(|_, _| ()).expect("logged")),
+        each("KVM_GET_DIRTY_LOG", || kvm.dirty_log(0, &slot, &mut words).expect("logged")),
+    ];
+    compare(&format!("dirty logs of {BLOCKS} blocks in a slot"), ways);
     vm.close().expect("KVM lets go");
 }
 
-criterion_group!(benches, one_change, nearly_full, one_vector, dirty_logs);
-criterion_main!(benches);
+pub(crate) fn all() {
+    one_change();
+    nearly_full();
+    one_vector();
+    dirty_logs();
+}

@@ -1,14 +1,13 @@
 //! The planner. Every time shown is that of one region: the whole plan's,
 //! divided by the number of regions, so that what grows as n log n shows.
-#![allow(missing_docs)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use kvm_memslots_shim::memory::{Extent, Request, plan};
 use kvm_memslots_shim::{Kind, Limits, Mapping, MemFlags, Range, Slot, SlotIds};
+
+use crate::{Timed, compare};
 
 const SIZE: u64 = 64 << 10;
 const HVA: u64 = 0x7000_0000_0000;
@@ -47,61 +46,71 @@ fn logged(wanted: &[Extent]) -> Vec<Extent> {
     wanted.iter().map(with).collect()
 }
 
-/// Times plans of `live` to `wanted`, which take `ops` calls.
-fn per_region(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    name: &str,
-    (live, ids): (&[Slot], &SlotIds),
-    wanted: &[Extent],
+/// Plans of `live` to `wanted`, which take `ops` calls.
+fn per_region<'a>(
+    limits: &'a Limits,
+    (live, ids): (&'a [Slot], &'a SlotIds),
+    wanted: &'a [Extent],
     ops: usize,
-) {
-    let limits = Limits::x86();
-    let request = Request { live, wanted, ids, limits: &limits, make_room: None };
+) -> Timed<'a> {
+    let request = Request { live, wanted, ids, limits, make_room: None };
     let checked = plan(&request).expect("a plan");
-    assert_eq!(checked.ops.len(), ops, "{name}");
+    assert_eq!(checked.ops.len(), ops);
     let regions = wanted.len().max(live.len());
-    group.bench_function(format!("{name}/{regions}"), |bencher| {
-        bencher.iter_custom(|iterations| {
-            let mut whole = Duration::ZERO;
-            for _ in 0..iterations {
-                let started = Instant::now();
-                let plan = plan(black_box(&request));
-                whole += started.elapsed();
-                drop(black_box(plan));
-            }
-            Duration::from_secs_f64(whole.as_secs_f64() / regions as f64)
-        });
-    });
+    let timed = move |times| {
+        let mut whole = Duration::ZERO;
+        for _ in 0..times {
+            let started = Instant::now();
+            let plan = plan(black_box(&request));
+            whole += started.elapsed();
+            drop(black_box(plan));
+        }
+        whole / regions as u32
+    };
+    Timed(format!("{regions} regions"), Box::new(timed))
 }
 
-fn planner(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("planner, time a region");
-    group.sample_size(20);
-    let none = SlotIds::new(Limits::x86().slots);
-    for count in SIZES {
+/// What there is, and what may be wanted of it.
+struct Case {
+    live: (Vec<Slot>, SlotIds),
+    wanted: Vec<Extent>,
+    /// What a VMM that adds its regions in no order gives.
+    shuffled: Vec<Extent>,
+    logged: Vec<Extent>,
+}
+
+impl Case {
+    fn new(count: u64) -> Self {
         let wanted = sparse(count);
-        per_region(&mut group, "map sparse", (&[], &none), &wanted, count as usize);
-    }
-    // What a VMM that adds its regions in no order gives.
-    for count in SIZES {
-        let mut wanted = sparse(count);
-        wanted
+        let mut shuffled = wanted.clone();
+        shuffled
             .sort_by_key(|extent| extent.mapping.range().gpa().wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        per_region(&mut group, "map sparse, shuffled", (&[], &none), &wanted, count as usize);
+        Self { live: live(&wanted), shuffled, logged: logged(&wanted), wanted }
     }
-    for count in SIZES {
-        let wanted = sparse(count);
-        let (live, ids) = live(&wanted);
-        per_region(&mut group, "unchanged", (&live, &ids), &wanted, 0);
-        per_region(&mut group, "log dirty", (&live, &ids), &logged(&wanted), count as usize);
-        per_region(&mut group, "unmap", (&live, &ids), &[], count as usize);
+
+    fn live(&self) -> (&[Slot], &SlotIds) {
+        (&self.live.0, &self.live.1)
     }
-    for count in [1_000, 32_764, 1_000_000] {
-        let wanted = contiguous(count);
-        per_region(&mut group, "map contiguous", (&[], &none), &wanted, 1);
-    }
-    group.finish();
 }
 
-criterion_group!(benches, planner);
-criterion_main!(benches);
+pub(crate) fn all() {
+    let (limits, ids) = (Limits::x86(), SlotIds::new(Limits::x86().slots));
+    let none: (&[Slot], _) = (&[], &ids);
+    let (cases, next) = (SIZES.map(Case::new), [1_000, 32_764, 1_000_000].map(contiguous));
+    let say = |what, ways| compare(&format!("planner, time a region: {what}"), ways);
+    let all = |of: fn(&Case) -> &Vec<Extent>| {
+        let way = |case| per_region(&limits, none, of(case), case.wanted.len());
+        cases.iter().map(way).collect()
+    };
+    say("map sparse", all(|case| &case.wanted));
+    say("map sparse, shuffled", all(|case| &case.shuffled));
+    let from = |to: fn(&Case) -> &[Extent], unchanged| {
+        let ops = |case: &Case| if unchanged { 0 } else { case.wanted.len() };
+        let timed = cases.iter().map(|case| per_region(&limits, case.live(), to(case), ops(case)));
+        timed.collect()
+    };
+    say("unchanged", from(|case| &case.wanted, true));
+    say("log dirty", from(|case| &case.logged, false));
+    say("unmap", from(|_| &[], false));
+    say("map contiguous", next.iter().map(|next| per_region(&limits, none, next, 1)).collect());
+}
