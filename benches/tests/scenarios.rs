@@ -108,12 +108,21 @@ fn every_strategy_shows_the_guest_what_the_scenario_says() {
             let scenario = workload.generate(size);
             let mut runs = Strategy::GUESTLESS.map(|strategy| Run::new(&scenario, strategy));
             let mut wanted = Wanted::default();
-            for (index, step) in all_steps(&scenario).enumerate() {
+            let steps: Vec<_> = all_steps(&scenario).collect();
+            // Looking takes as long as there are regions: of very many steps not at each.
+            let every = 1 + steps.len() / 250;
+            for (index, step) in steps.iter().enumerate() {
                 wanted.apply(step);
                 for run in &mut runs {
                     run.apply(step);
+                }
+                if index % every != 0 && index + 1 != steps.len() {
+                    continue;
+                }
+                let expected = wanted.view();
+                for run in &runs {
                     let at = format_args!("{workload} {size}, step {index}: {}", step.what);
-                    assert_eq!(view(run.slots()), wanted.view(), "{at}");
+                    assert_eq!(view(run.slots()), expected, "{at}");
                 }
             }
         }
