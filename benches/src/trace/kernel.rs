@@ -9,9 +9,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
-use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use regex::Regex;
 
+use super::fields::{Fields, Names, number};
 use super::lines::Line;
 use super::{At, Call, Problem, clock, regex};
 
@@ -93,9 +93,8 @@ impl Parser {
             return Ok(());
         }
         let Some(probe) = PROBE.captures(kernel.event) else { return Ok(()) };
-        let fields: HashMap<&str, &str> =
-            probe["fields"].split_whitespace().filter_map(|field| field.split_once('=')).collect();
         let wrong = |why: String| line.malformed(why);
+        let mut fields = Fields::new(probe["fields"].split_whitespace()).map_err(wrong)?;
         if probe["place"].contains("<-") {
             let ours = probe["place"].contains("set_memory_region");
             if let (true, Some(ret)) = (ours, fields.get("ret")) {
@@ -105,12 +104,12 @@ impl Parser {
             }
             return Ok(());
         }
-        if !fields.contains_key("slot") || !fields.contains_key("gpa") {
+        if fields.get("slot").is_none() || fields.get("gpa").is_none() {
             return Ok(());
         }
         line.check_ended()?;
-        let region = region(&fields).map_err(wrong)?;
-        let vm = fields.get("vm").and_then(|vm| number(vm));
+        let vm = fields.get("vm").and_then(number);
+        let region = fields.region(&NAMES).map_err(wrong)?;
         if *self.vm.get_or_insert(vm.unwrap_or(0)) != vm.unwrap_or(0) {
             return Err(wrong("a call of another VM than those before: keep one vm=...".into()));
         }
@@ -154,34 +153,6 @@ fn returned(value: &str) -> Option<i32> {
     (-4095..=0).contains(&ret).then_some(-ret as i32)
 }
 
-fn region(fields: &HashMap<&str, &str>) -> Result<kvm_userspace_memory_region2, String> {
-    let field = |name: &str| {
-        let value = fields.get(name).ok_or_else(|| format!("expected a field {name}"))?;
-        number(value).ok_or_else(|| format!("{name} is not a number: {value}"))
-    };
-    let narrow = |name: &str| {
-        let value = field(name)?;
-        u32::try_from(value).map_err(|_| format!("{name} has 32 bits, not {value:#x}"))
-    };
-    let flags = narrow("flags")?;
-    let mut region = kvm_userspace_memory_region2 {
-        slot: narrow("slot")?,
-        flags,
-        guest_phys_addr: field("gpa")?,
-        memory_size: field("size")?,
-        userspace_addr: field("hva")?,
-        ..Default::default()
-    };
-    if flags & kvm_memslots::MemFlags::GUEST_MEMFD.bits() != 0 {
-        region.guest_memfd = narrow("guest_memfd")?;
-        region.guest_memfd_offset = field("guest_memfd_offset")?;
-    }
-    Ok(region)
-}
-
-fn number(value: &str) -> Option<u64> {
-    match value.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => value.parse().ok(),
-    }
-}
+/// The names of the two probes that the documentation gives.
+const NAMES: Names =
+    ["", "slot", "flags", "gpa", "size", "hva", "guest_memfd", "guest_memfd_offset"];

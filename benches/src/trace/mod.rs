@@ -9,6 +9,7 @@
 mod bursts;
 mod check;
 mod clock;
+mod fields;
 mod format;
 mod kernel;
 mod lines;

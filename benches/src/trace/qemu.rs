@@ -2,11 +2,11 @@
 //! the kernel's trace, by its converter.
 
 use std::collections::{HashMap, HashSet};
-use std::str::FromStr;
 
 use kvm_memslots::MemFlags;
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
+use super::fields::{Fields, Names};
 use super::kernel::Kernel;
 use super::lines::Line;
 use super::{At, Call, clock, simpletrace};
@@ -145,48 +145,11 @@ fn prefix(text: &str) -> Option<Prefix> {
 /// `AddrSpace#0 Slot#1 flags=0x2 gpa=0x0 size=0x1000 ua=0x7f00 guest_memfd=-1
 /// guest_memfd_offset=0x0 ret=0`; up to 8.2 without `AddrSpace` and
 /// `guest_memfd`, and with the address space in the upper half of the slot.
+const NAMES: Names =
+    ["AddrSpace", "Slot", "flags", "gpa", "size", "ua", "guest_memfd", "guest_memfd_offset"];
+
 fn arguments(text: &str) -> Result<(kvm_userspace_memory_region2, i32), String> {
-    let mut fields = HashMap::new();
-    for word in text.split_whitespace() {
-        let (name, value) = word.split_once(['=', '#']).ok_or_else(|| format!("{word}?"))?;
-        if fields.insert(name, value).is_some() {
-            return Err(format!("{name} twice"));
-        }
-    }
-    let mut take = |name: &str| fields.remove(name).ok_or_else(|| format!("no {name}"));
-    let slot: u32 = decimal("Slot", take("Slot")?)?;
-    let as_id: u16 = take("AddrSpace").map_or(Ok(0), |value| decimal("AddrSpace", value))?;
-    let flags = hex("flags", take("flags")?)?;
-    let mut region = kvm_userspace_memory_region2 {
-        slot: slot | u32::from(as_id) << 16,
-        flags: u32::try_from(flags).map_err(|_| format!("flags {flags:#x}"))?,
-        guest_phys_addr: hex("gpa", take("gpa")?)?,
-        memory_size: hex("size", take("size")?)?,
-        userspace_addr: hex("ua", take("ua")?)?,
-        ..Default::default()
-    };
-    let ret = decimal("ret", take("ret")?)?;
-    let memfd = take("guest_memfd").and_then(|fd| Ok((fd, take("guest_memfd_offset")?)));
-    if let Ok((fd, offset)) = memfd
-        && region.flags & MemFlags::GUEST_MEMFD.bits() != 0
-    {
-        let fd: i32 = decimal("guest_memfd", fd)?;
-        region.guest_memfd = fd.cast_unsigned();
-        region.guest_memfd_offset = hex("guest_memfd_offset", offset)?;
-    }
-    match fields.keys().next() {
-        None => Ok((region, ret)),
-        Some(name) => Err(format!("what is {name}?")),
-    }
-}
-
-fn decimal<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
-    value.parse().map_err(|_| format!("{name} is not a number: {value}"))
-}
-
-fn hex(name: &str, value: &str) -> Result<u64, String> {
-    let digits = value.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    digits.ok_or_else(|| format!("{name} is not a number: {value}"))
+    Fields::new(text.split_whitespace())?.event(&NAMES)
 }
 
 #[cfg(test)]

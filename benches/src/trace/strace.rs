@@ -5,13 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use kvm_memslots::MemFlags;
-use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use nix::errno::Errno;
 use regex::{Captures, Regex};
 
+use super::fields::{self, Fields, Names};
 use super::lines::Line;
-use super::{At, Call, Problem, clock, excerpt, regex};
+use super::{At, Call, Problem, clock, regex};
 
 /// Process or thread, time, time since the line before, number of the system
 /// call, instruction pointer; then the rest.
@@ -148,13 +147,15 @@ impl Parser {
         }
         line.check_ended()?;
         let end = END.captures(&call["end"]).ok_or_else(|| line.malformed("no result"))?;
-        let fd = integer(&call["fd"]).and_then(|fd| i32::try_from(fd).ok());
+        let fd = fields::number(&call["fd"]).and_then(|fd| i32::try_from(fd).ok());
         let (Some(errno), Some(fd)) = (errno(&end), fd) else {
             return Err(line.malformed("expected success or an errno"));
         };
         let argument = call.name("argument").map_or("", |argument| argument.as_str());
         let region = match argument.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-            Some(fields) => region(fields).map_err(|why| line.malformed(why))?,
+            Some(fields) => Fields::new(fields.split(", "))
+                .and_then(|mut fields| fields.region(&NAMES))
+                .map_err(|why| line.malformed(why))?,
             // Refused, it changed nothing, whatever it was about.
             None if errno != 0 => return Ok(()),
             None if is_region2 => return Err(At(line.number, Problem::NotDecoded)),
@@ -258,43 +259,13 @@ fn errno(end: &Captures<'_>) -> Option<i32> {
 
 /// `slot=0, flags=KVM_MEM_READONLY, guest_phys_addr=0x0, memory_size=4096,
 /// userspace_addr=0x7f0000000000`.
-fn region(fields: &str) -> Result<kvm_userspace_memory_region2, String> {
-    let mut found = HashMap::new();
-    for field in fields.split(", ") {
-        let (name, value) = field.split_once('=').ok_or_else(|| excerpt(field))?;
-        let value = if name == "flags" { flags(value) } else { integer(value) };
-        found.insert(name, value.ok_or_else(|| format!("{name} is not a number"))?);
-    }
-    let mut take = |name: &str| found.remove(name).ok_or_else(|| format!("no {name}"));
-    let narrow = |value: u64| u32::try_from(value).map_err(|_| format!("{value:#x}"));
-    let region = kvm_userspace_memory_region2 {
-        slot: narrow(take("slot")?)?,
-        flags: narrow(take("flags")?)?,
-        guest_phys_addr: take("guest_phys_addr")?,
-        memory_size: take("memory_size")?,
-        userspace_addr: take("userspace_addr")?,
-        guest_memfd_offset: take("guest_memfd_offset").unwrap_or(0),
-        guest_memfd: narrow(take("guest_memfd").unwrap_or(0))?,
-        ..Default::default()
-    };
-    Ok(region)
-}
-
-fn integer(value: &str) -> Option<u64> {
-    match value.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => value.parse().ok(),
-    }
-}
-
-fn flags(value: &str) -> Option<u64> {
-    value.split('|').try_fold(0, |flags, word| {
-        let flag = match word {
-            "KVM_MEM_LOG_DIRTY_PAGES" => u64::from(MemFlags::LOG_DIRTY_PAGES.bits()),
-            "KVM_MEM_READONLY" => u64::from(MemFlags::READONLY.bits()),
-            "KVM_MEM_GUEST_MEMFD" => u64::from(MemFlags::GUEST_MEMFD.bits()),
-            number => integer(number)?,
-        };
-        Some(flags | flag)
-    })
-}
+const NAMES: Names = [
+    "",
+    "slot",
+    "flags",
+    "guest_phys_addr",
+    "memory_size",
+    "userspace_addr",
+    "guest_memfd",
+    "guest_memfd_offset",
+];
