@@ -69,13 +69,16 @@ fn figure(
     }
     // It stands in HTML, which knows what it is.
     let svg = svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");
-    let mut text =
-        format!("<figure role=\"img\" aria-label=\"{0}\">\n{svg}<figcaption>{0}", escape(caption));
+    let mut text = format!(
+        "<figure role=\"img\" aria-label=\"{0}\">\n{svg}<figcaption>{0}<br/>",
+        escape(caption)
+    );
     for (index, name) in names.iter().enumerate() {
         let RGBColor(red, green, blue) = colour(index);
         let _ = write!(
             text,
-            "<br/><span class=\"key\" style=\"background:#{red:02x}{green:02x}{blue:02x}\"></span>{}",
+            " <span class=\"way\"><span class=\"key\" style=\"background:#{red:02x}{green:02x}{blue:02x}\">\
+             </span>{}</span>",
             escape(name)
         );
     }

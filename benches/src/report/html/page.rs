@@ -16,9 +16,11 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right;white-space:nowrap}\
 .words{text-align:left}\
 .charts{display:flex;flex-wrap:wrap;gap:1rem}\
-figure{margin:1rem 0;max-width:100%}figcaption{font-size:.9rem;color:#333}\
+section p{margin:.4rem 0}\
+figure{margin:.6rem 0;max-width:100%}figcaption{font-size:.9rem;color:#333}\
+.way{display:inline-block;margin-right:1em}\
 svg{max-width:100%;height:auto;display:block}\
-.key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .9em;\
+.key{display:inline-block;width:.8em;height:.8em;margin-right:.3em;\
 -webkit-print-color-adjust:exact;print-color-adjust:exact}\
 @media (max-width:30rem){th,td{padding:.25rem .35rem}\
 dl{display:block}dd{margin-bottom:.3rem}}\
