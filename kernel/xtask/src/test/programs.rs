@@ -36,13 +36,14 @@ struct Ran {
 /// How many run at a time.
 const AT_A_TIME: usize = 2;
 
-/// Builds the tests of `what`, arguments of `cargo test`, and runs all of them,
-/// whether others fail or not.
+/// Builds the tests of `what`, arguments of `cargo test`, and runs all of them, or
+/// those of the package in `only`, whether others fail or not.
 ///
 /// # Errors
 /// If they can't be built, none ran, or one failed.
-pub(super) fn run(log: &mut Log, what: &[&str]) -> Result<()> {
+pub(super) fn run(log: &mut Log, what: &[&str], only: Option<&str>) -> Result<()> {
     let mut programs = build(log, what)?;
+    programs.retain(|program| only.is_none_or(|package| program.dir == root().join(package)));
     programs.sort_unstable();
     programs.dedup();
     let tests = log.tally.tests();
@@ -59,7 +60,10 @@ pub(super) fn run(log: &mut Log, what: &[&str]) -> Result<()> {
 fn build(log: &mut Log, what: &[&str]) -> Result<Vec<Program>> {
     let mut programs = Vec::new();
     let mut test = cargo();
-    test.arg("test").args(what).args(["--no-run", "--message-format", "json-render-diagnostics"]);
+    // All that has tests, but for documentation. With --bins what says that it has
+    // none would be built, too.
+    test.arg("test").args(what).arg("--tests");
+    test.args(["--no-run", "--message-format", "json-render-diagnostics"]);
     log.filtered(&mut test, |line| {
         let message = line.starts_with("{\"reason\"").then(|| serde_json::from_str(line).ok());
         let message: Option<Value> = message.flatten();
