@@ -33,4 +33,7 @@ struct Readme;
 mod guide {
     #[doc = include_str!("../../docs/guide/memory.md")]
     struct Memory;
+
+    #[doc = include_str!("../../docs/guide/deferral.md")]
+    struct Deferral;
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod book;
 mod commands;
+mod errors;
 mod figures;
 mod links;
 mod manifests;
@@ -27,6 +28,7 @@ pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
     faults.extend(sentences::faults(&pages));
     faults.extend(figures::faults(&pages)?);
     faults.extend(manifests::faults(&pages)?);
+    faults.extend(errors::faults()?);
     faults.extend(commands::faults(&pages, log)?);
     for fault in &faults {
         log.say(fault);
