@@ -1,8 +1,10 @@
 //! `memslots bench`: scenarios with strategies side by side.
 
+use anyhow::Result;
+
 use crate::compare::{Session, Shape, Stop, Taken, Watch, beside};
 use crate::report::Column;
-use crate::rig::{Busy, Rig, RunError, Target, Vcpus};
+use crate::rig::{Busy, Limit, Rig, Target, Vcpus};
 use crate::scenario::{Scenario, Workload};
 use crate::strategy::Strategy;
 
@@ -66,9 +68,9 @@ impl Bench {
     /// Runs everything.
     ///
     /// # Errors
-    /// [`RunError`] where something failed; what can't be done here is a row
+    /// What failed; what can't be done here is a row
     /// that says so.
-    pub fn run(&self, session: &mut Session<'_>) -> Result<(), RunError> {
+    pub fn run(&self, session: &mut Session<'_>) -> Result<()> {
         let mut strategies = self.strategies.clone();
         strategies.sort_unstable();
         for vcpus in &self.vcpus {
@@ -121,15 +123,15 @@ impl Bench {
         strategy: Strategy,
         vcpus: Vcpus,
         watch: &mut Watch<'_>,
-    ) -> Result<Vec<Taken>, Stop<RunError>> {
+    ) -> Result<Vec<Taken>, Stop<anyhow::Error>> {
         let mut run = || {
             let mut rig = Rig::new(scenario, strategy, self.target, vcpus)?;
             let (spent, lap) = watch.lap(|| rig.apply(&scenario.steps));
             rig.finish()?;
             Ok((spent?, lap))
         };
-        let (spent, lap) = run().map_err(|error: RunError| {
-            if error.is_limit() { Stop::Skip(error.to_string()) } else { Stop::Fail(error) }
+        let (spent, lap) = run().map_err(|error: anyhow::Error| {
+            if Limit::is(&error) { Stop::Skip(format!("{error:#}")) } else { Stop::Fail(error) }
         })?;
         let in_calls = spent.in_calls.as_nanos() as u64;
         let own = strategy.has_library().then(|| lap.wall.saturating_sub(spent.in_calls));

@@ -16,7 +16,6 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::note::note;
-use crate::report;
 use crate::rig::Target;
 use bench::BenchArgs;
 use density::DensityArgs;
@@ -122,24 +121,16 @@ enum Failure {
     Usage(String),
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),
-    #[error(transparent)]
-    Run(#[from] crate::rig::RunError),
-    #[error(transparent)]
-    Flash(#[from] crate::flash::DriveError),
+    #[error("{0:#}")]
+    Run(#[from] anyhow::Error),
     #[error(transparent)]
     Devices(#[from] crate::devices::DevicesError),
     #[error(transparent)]
     Windows(#[from] crate::window::WindowsError),
     #[error(transparent)]
-    Density(#[from] crate::density::DensityError),
-    #[error(transparent)]
     Start(#[from] crate::start::StartError),
     #[error(transparent)]
-    Plot(#[from] report::PlotError),
-    #[error(transparent)]
     Trace(#[from] crate::trace::TraceError),
-    #[error(transparent)]
-    Replay(#[from] crate::replay::ReplayError),
 }
 
 /// Counts grace periods of memslots, where there are any.

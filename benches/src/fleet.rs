@@ -8,26 +8,11 @@ use std::fmt::Display;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 const READY: &str = "ready";
-
-/// Why a fleet has no result.
-#[derive(Debug, thiserror::Error)]
-pub enum FleetError {
-    /// A process could not be started.
-    #[error("starting a process: {0}")]
-    Start(io::Error),
-    /// A member failed.
-    #[error("VM {index} of those set up at a time: {why}")]
-    Member {
-        /// Which.
-        index: usize,
-        /// What it said.
-        why: String,
-    },
-}
 
 /// What a member does: `work` on what `prepare` made. What `work` returns beside
 /// what it measured is kept to the end.
@@ -76,34 +61,36 @@ struct Member {
 
 impl Fleet {
     /// Starts `count` of them with these arguments, and waits until all are ready.
-    pub(crate) fn start(count: u32, args: &[String]) -> Result<Self, FleetError> {
+    pub(crate) fn start(count: u32, args: &[String]) -> Result<Self> {
         let mut fleet = Self(Vec::new());
         for _ in 0..count {
-            fleet.0.push(start(args).map_err(FleetError::Start)?);
+            fleet.0.push(start(args).context("starting a process")?);
         }
         for (index, member) in fleet.0.iter_mut().enumerate() {
-            let said = member.line(index)?;
+            let said = member.line().with_context(|| failed(index))?;
             if said != READY {
-                return Err(FleetError::Member { index, why: said });
+                bail!("{}: {said}", failed(index));
             }
         }
         Ok(fleet)
     }
 
     /// Has all of them do their work at the same time; what each one measured.
-    pub(crate) fn go<M: DeserializeOwned>(mut self) -> Result<Vec<M>, FleetError> {
+    pub(crate) fn go<M: DeserializeOwned>(mut self) -> Result<Vec<M>> {
         for (index, member) in self.0.iter_mut().enumerate() {
             let go = member.input.as_mut().map(|input| input.write_all(b"go\n"));
-            if let Some(Err(error)) = go {
-                return Err(FleetError::Member { index, why: error.to_string() });
-            }
+            go.transpose().with_context(|| failed(index))?;
         }
         let measured = |(index, member): (usize, &mut Member)| {
-            let said = member.line(index)?;
-            serde_json::from_str(&said).map_err(|_| FleetError::Member { index, why: said })
+            let said = member.line().with_context(|| failed(index))?;
+            serde_json::from_str(&said).ok().with_context(|| format!("{}: {said}", failed(index)))
         };
         self.0.iter_mut().enumerate().map(measured).collect()
     }
+}
+
+fn failed(index: usize) -> String {
+    format!("VM {index} of those set up at a time")
 }
 
 impl Drop for Fleet {
@@ -117,14 +104,11 @@ impl Drop for Fleet {
 }
 
 impl Member {
-    fn line(&mut self, index: usize) -> Result<String, FleetError> {
+    fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        let read = self.output.read_line(&mut line);
-        let line = line.trim_end().to_owned();
-        match read {
-            Ok(1..) => Ok(line),
-            Ok(_) => Err(FleetError::Member { index, why: "its process said nothing".to_owned() }),
-            Err(error) => Err(FleetError::Member { index, why: error.to_string() }),
+        match self.output.read_line(&mut line)? {
+            0 => Err(io::Error::other("its process said nothing")),
+            _ => Ok(line.trim_end().to_owned()),
         }
     }
 }

@@ -4,17 +4,16 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use kvm_ioctls::VmFd;
 use kvm_memslots::backend::{EventModel, Irqchip, Kvm, KvmOptions, MemoryCalls, MemoryModel};
 use kvm_memslots::{ErrorKind, Executor, HolePolicy, Limits, Vm, vm_fd};
 use thiserror::Error;
 
 use crate::scenario::{Scenario, Step, Workload};
-use crate::strategy::{
-    Apply, Bells, Enabled, Gathered, PerRegion, Sets, Spent, Strategy, StrategyError,
-};
+use crate::strategy::{Apply, Bells, Enabled, Gathered, PerRegion, Sets, Spent, Strategy};
 use crate::way::shown_by_name;
 use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Prober, Work};
 use kvm_memslots_kit::host::{HostMemory, Pages};
@@ -83,67 +82,29 @@ impl Target {
     }
 }
 
-/// Why a run has no result.
+/// What this machine, or a VM on it, lacks; other errors are failures.
 #[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RunError {
-    /// No VM.
-    #[error("no VM: {0}")]
-    NoVm(io::Error),
-    /// Too little address space for the scenario's memory.
-    #[error("{bytes} bytes of host memory: {errno}")]
-    HostMemory {
-        /// How much.
-        bytes: u64,
-        /// The errno of `mmap`.
-        errno: nix::errno::Errno,
-    },
-    /// The address space could not be opened.
-    #[error(transparent)]
-    Open(kvm_memslots::Error),
-    /// The busy vCPUs.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// The model has no vCPUs.
-    #[error("the model has no vCPUs")]
-    NoVcpus,
-    /// A step.
-    #[error("{what}: {error}")]
-    Step {
-        /// Which.
-        what: &'static str,
-        /// Why.
-        error: StrategyError,
-    },
-    /// A guest decides when a region is mapped.
-    #[error("this scenario has no guest that uses what is deferred")]
-    NothingDeferred,
-    /// A VM has room for one kind of guest code.
-    #[error("this scenario has a guest of its own: it runs without busy vCPUs")]
-    OwnGuest,
-    /// The trace.
-    #[error("counting grace periods: {0}")]
-    Count(io::Error),
+#[error("{0}")]
+pub struct Limit(pub(crate) String);
+
+impl Limit {
+    /// Whether the error is one.
+    #[must_use]
+    pub fn is(error: &anyhow::Error) -> bool {
+        let of_guest = |error: &GuestError| {
+            matches!(error, GuestError::Unsupported | GuestError::TooLarge { .. })
+        };
+        let of_library = |error: &kvm_memslots::Error| {
+            matches!(error.kind(), ErrorKind::NoBatchIoctl | ErrorKind::TooManySlots { .. })
+        };
+        error.is::<Self>()
+            || error.downcast_ref().is_some_and(of_guest)
+            || error.downcast_ref().is_some_and(of_library)
+    }
 }
 
-impl RunError {
-    /// Whether this machine, or a VM on it, lacks what was asked for; the rest
-    /// is a failure.
-    #[must_use]
-    pub fn is_limit(&self) -> bool {
-        if let Self::Open(error) = self {
-            return matches!(error.kind(), ErrorKind::NoBatchIoctl);
-        }
-        matches!(
-            self,
-            Self::NoVcpus
-                | Self::NothingDeferred
-                | Self::OwnGuest
-                | Self::HostMemory { .. }
-                | Self::Guest(GuestError::Unsupported | GuestError::TooLarge { .. })
-                | Self::Step { error: StrategyError::TooManySlots { .. }, .. }
-        )
-    }
+fn lacks(what: &str) -> anyhow::Error {
+    Limit(what.to_owned()).into()
 }
 
 /// A new VM with a scenario's memory, a strategy to change it, and busy vCPUs
@@ -160,20 +121,20 @@ impl Rig {
     /// Makes the VM, starts the vCPUs and makes the scenario's setup.
     ///
     /// # Errors
-    /// [`RunError`].
+    /// A [`Limit`], or a failure.
     pub fn new(
         scenario: &Scenario,
         strategy: Strategy,
         target: Target,
         vcpus: Vcpus,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self> {
         let bytes = scenario.host_bytes;
         let memory = HostMemory::reserve(bytes, Pages::Small)
-            .map_err(|errno| RunError::HostMemory { bytes, errno })?;
+            .map_err(|errno| Limit(format!("{bytes} bytes of host memory: {errno}")))?;
         let mut rig = match target {
             Target::Kvm => Self::on_kvm(scenario, strategy, vcpus, memory)?,
             Target::Model if vcpus.count == 0 => Self::on_model(scenario, strategy, memory)?,
-            Target::Model => return Err(RunError::NoVcpus),
+            Target::Model => return Err(lacks("the model has no vCPUs")),
         };
         rig.apply(&scenario.setup)?;
         if let Some(busy) = &rig.busy {
@@ -187,9 +148,9 @@ impl Rig {
         strategy: Strategy,
         vcpus: Vcpus,
         memory: HostMemory,
-    ) -> Result<Self, RunError> {
-        let vm = Rc::new(new_vm().map_err(RunError::NoVm)?);
-        let limits = limits_of(&vm).map_err(RunError::NoVm)?;
+    ) -> Result<Self> {
+        let vm = Rc::new(new_vm().context("no VM")?);
+        let limits = limits_of(&vm).context("no VM")?;
         // The guest code's slot: one that the VMM holds itself.
         let own = limits.slots.saturating_sub(1);
         let own_id = u16::try_from(own).unwrap_or(u16::MAX);
@@ -199,21 +160,18 @@ impl Rig {
         let made = Made { scenario, strategy, vm: &vm, memory: &memory, own, own_id, holes };
         let strategy: Box<dyn Apply> = match (scenario.workload, strategy) {
             (workload, _) if workload.has_guest() && busy.is_some() => {
-                return Err(RunError::OwnGuest);
+                let what = "this scenario has a guest of its own: it runs without busy vCPUs";
+                return Err(lacks(what));
             }
             (workload, _) if workload.has_guest() => Box::new(made.enabled()?),
-            (_, Strategy::Deferred) => return Err(RunError::NothingDeferred),
+            (_, Strategy::Deferred) => return Err(nothing_deferred()),
             _ => made.plain()?,
         };
         Ok(Self { busy, strategy, _vm: Some(vm), _memory: memory })
     }
 
-    fn on_model(
-        scenario: &Scenario,
-        strategy: Strategy,
-        memory: HostMemory,
-    ) -> Result<Self, RunError> {
-        let limits = Target::Model.limits().map_err(RunError::NoVm)?;
+    fn on_model(scenario: &Scenario, strategy: Strategy, memory: HostMemory) -> Result<Self> {
+        let limits = Target::Model.limits().context("no VM")?;
         let strategy = on_model(scenario, strategy, &MemoryModel::new(limits), memory.hva())?;
         Ok(Self { busy: None, strategy, _vm: None, _memory: memory })
     }
@@ -221,32 +179,21 @@ impl Rig {
     /// Makes steps.
     ///
     /// # Errors
-    /// [`RunError::Step`].
-    pub fn apply(&mut self, steps: &[Step]) -> Result<Spent, RunError> {
+    /// Which step, and why.
+    pub fn apply(&mut self, steps: &[Step]) -> Result<Spent> {
         let mut spent = Spent::default();
         for step in steps {
-            let made = self.strategy.apply(step);
-            spent += made.map_err(|error| RunError::Step { what: step.what, error })?;
+            spent += self.strategy.apply(step).context(step.what)?;
         }
         Ok(spent)
-    }
-
-    /// Makes steps, and says how long that took.
-    ///
-    /// # Errors
-    /// [`RunError::Step`].
-    pub fn time(&mut self, steps: &[Step]) -> Result<(Spent, Duration), RunError> {
-        let started = Instant::now();
-        let spent = self.apply(steps)?;
-        Ok((spent, started.elapsed()))
     }
 
     /// Stops the vCPUs.
     ///
     /// # Errors
     /// How a guest died, if one did before it was told to stop.
-    pub fn finish(self) -> Result<(), RunError> {
-        self.busy.as_ref().map_or(Ok(()), |busy| busy.stop()).map_err(RunError::Guest)
+    pub fn finish(self) -> Result<()> {
+        Ok(self.busy.as_ref().map_or(Ok(()), |busy| busy.stop())?)
     }
 }
 
@@ -263,7 +210,7 @@ struct Made<'a> {
 
 impl Made<'_> {
     /// The strategy by itself.
-    fn plain(self) -> Result<Box<dyn Apply>, RunError> {
+    fn plain(self) -> Result<Box<dyn Apply>> {
         let (hva, names, own) = (self.memory.hva(), self.scenario.names, self.own);
         Ok(match self.strategy {
             Strategy::PerRegion => {
@@ -273,7 +220,7 @@ impl Made<'_> {
                 Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
             }
             Strategy::RawBatch => {
-                let calls = gathered(Box::new(OnKvm::new(self.vm).map_err(RunError::NoVm)?))?;
+                let calls = gathered(Box::new(OnKvm::new(self.vm).context("no VM")?))?;
                 // SAFETY: as above.
                 Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
             }
@@ -286,7 +233,7 @@ impl Made<'_> {
     }
 
     /// Behind a guest that enables PCI devices.
-    fn enabled(self) -> Result<Enabled, RunError> {
+    fn enabled(self) -> Result<Enabled> {
         let prober = Prober::new(self.vm, self.own_id)?;
         let (steps, hva) = (&self.scenario.steps, self.memory.hva());
         Enabled::fill(self.memory, steps);
@@ -294,39 +241,38 @@ impl Made<'_> {
             Workload::PciDoorbells => self.scenario.regions,
             _ => 0,
         };
-        let bells = Bells::new(devices).map_err(RunError::NoVm)?;
+        let bells = Bells::new(devices).context("no VM")?;
         if !self.strategy.has_library() {
-            let events = Kvm::open(vm_fd(self.vm), KvmOptions::default());
-            let events = events.map_err(|error| RunError::NoVm(io::Error::other(error)))?;
+            let events = Kvm::open(vm_fd(self.vm), KvmOptions::default()).context("no VM")?;
             return Ok(Enabled::today(prober, self.plain()?, events, bells));
         }
         let vm = self.open()?;
         let deferrable = self.strategy == Strategy::Deferred;
         // SAFETY: as for `plain`.
         let enabled = unsafe { Enabled::following(prober, vm, steps, hva, deferrable, bells) };
-        enabled.map_err(|error| RunError::Step { what: "a device is added", error: error.into() })
+        enabled.context("a device is added")
     }
 
-    fn open(&self) -> Result<Arc<Vm>, RunError> {
+    fn open(&self) -> Result<Arc<Vm>> {
         let builder = Vm::builder().executor(executor(self.strategy)).holes(self.holes.clone());
         let builder = builder.reserve_slots(0, self.own_id..=self.own_id);
-        builder.open(vm_fd(self.vm)).map(Arc::new).map_err(RunError::Open)
+        Ok(Arc::new(builder.open(vm_fd(self.vm))?))
     }
 }
 
 /// `strategy` on the model of KVM, which maps nothing for real.
 ///
 /// # Errors
-/// [`RunError::Open`].
+/// What the library says.
 pub fn on_model(
     scenario: &Scenario,
     strategy: Strategy,
     model: &MemoryModel,
     hva: u64,
-) -> Result<Box<dyn Apply>, RunError> {
+) -> Result<Box<dyn Apply>> {
     let (names, limit) = (scenario.names, MemoryCalls::limits(model).slots);
     if strategy == Strategy::Deferred {
-        return Err(RunError::NothingDeferred);
+        return Err(nothing_deferred());
     }
     if strategy == Strategy::PerRegion {
         // SAFETY: nothing is mapped for real.
@@ -345,18 +291,22 @@ pub fn on_model(
 /// The library on the model of KVM, without vCPUs.
 ///
 /// # Errors
-/// [`RunError::Open`].
-pub fn model_vm(model: &MemoryModel, builder: kvm_memslots::Builder) -> Result<Arc<Vm>, RunError> {
+/// What the library says.
+pub fn model_vm(model: &MemoryModel, builder: kvm_memslots::Builder) -> Result<Arc<Vm>> {
     let events = Arc::new(EventModel::new(Irqchip::Split));
     let builder = builder.holes(HolePolicy::NoVcpuRuns);
-    builder.open_on(Arc::new(model.clone()), events).map(Arc::new).map_err(RunError::Open)
+    Ok(Arc::new(builder.open_on(Arc::new(model.clone()), events)?))
+}
+
+fn nothing_deferred() -> anyhow::Error {
+    lacks("this scenario has no guest that uses what is deferred")
 }
 
 /// Calls that are made in batches, if the kernel has any.
-fn gathered(slots: Box<dyn RawCalls>) -> Result<Gathered, RunError> {
+fn gathered(slots: Box<dyn RawCalls>) -> Result<Gathered> {
     match slots.limits().batch {
         Some(_) => Ok(Gathered::new(slots)),
-        None => Err(RunError::Open(ErrorKind::NoBatchIoctl.into())),
+        None => Err(kvm_memslots::Error::from(ErrorKind::NoBatchIoctl).into()),
     }
 }
 

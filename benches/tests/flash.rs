@@ -5,9 +5,9 @@
 mod common;
 
 use common::{skip, vm_or_skip};
-use kvm_memslots::ErrorKind;
 use kvm_memslots::deferred::{Deferral, Policy};
-use kvm_memslots_bench::flash::{DriveError, Driven, Way, drive};
+use kvm_memslots::{Error, ErrorKind};
+use kvm_memslots_bench::flash::{Driven, Way, drive};
 use kvm_memslots_bench::rig::Vcpus;
 use kvm_memslots_kit::guest::GuestError;
 
@@ -17,12 +17,12 @@ fn driven(test: &str, way: Way) -> Option<Driven> {
     let vm = vm_or_skip(test)?;
     // Not what this machine happens to take for an exit and for a slot today.
     let deferral = Deferral::default().policy(Policy::Fixed { exits: 64 });
+    let lacks = |error: &anyhow::Error| {
+        matches!(error.downcast_ref(), Some(GuestError::Unsupported))
+            || matches!(error.downcast_ref().map(Error::kind), Some(ErrorKind::TrapUnsupported))
+    };
     match drive(&vm, way, CYCLES as usize, Vcpus::NONE, deferral) {
-        Err(DriveError::Guest(error @ GuestError::Unsupported)) => {
-            skip(test, error);
-            None
-        }
-        Err(DriveError::Slots(error)) if matches!(error.kind(), ErrorKind::TrapUnsupported) => {
+        Err(error) if lacks(&error) => {
             skip(test, error);
             None
         }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{skip, vm_or_skip};
-use kvm_memslots_bench::rig::{Rig, RunError, Target, Vcpus};
+use kvm_memslots_bench::rig::{Limit, Rig, Target, Vcpus};
 use kvm_memslots_bench::scenario::Workload;
 use kvm_memslots_bench::strategy::{Spent, Strategy};
 use kvm_memslots_kit::grace::GraceCounter;
@@ -23,7 +23,7 @@ fn cost(
 ) -> Option<(Spent, Option<u64>)> {
     let scenario = workload.generate(DEVICES);
     let mut rig = match Rig::new(&scenario, strategy, Target::Kvm, Vcpus::NONE) {
-        Err(RunError::Guest(error @ GuestError::Unsupported)) => {
+        Err(error) if matches!(error.downcast_ref(), Some(GuestError::Unsupported)) => {
             skip(test, error);
             return None;
         }
@@ -101,10 +101,10 @@ fn what_can_not_be_compared_is_no_failure() {
     }
     let sparse = Workload::Sparse.generate(4);
     let deferred = Rig::new(&sparse, Strategy::Deferred, Target::Kvm, Vcpus::NONE);
-    assert!(deferred.err().unwrap().is_limit());
+    assert!(Limit::is(&deferred.err().unwrap()));
     let pci = Workload::Pci.generate(4);
     let busy = Vcpus { count: 1, ..Vcpus::NONE };
-    assert!(Rig::new(&pci, Strategy::Shim, Target::Kvm, busy).err().unwrap().is_limit());
+    assert!(Limit::is(&Rig::new(&pci, Strategy::Shim, Target::Kvm, busy).err().unwrap()));
     let on_model = Rig::new(&pci, Strategy::Deferred, Target::Model, Vcpus::NONE);
-    assert!(on_model.err().unwrap().is_limit());
+    assert!(Limit::is(&on_model.err().unwrap()));
 }

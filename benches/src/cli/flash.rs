@@ -5,7 +5,7 @@ use clap::Args;
 use super::shown::{About, OutputArgs};
 use super::{Failure, counter, need_kvm};
 use crate::compare::ways;
-use crate::flash::{self, DriveError, Way};
+use crate::flash::{self, Way};
 use crate::rig::{Busy, Target, Vcpus};
 
 #[derive(Debug, Args)]
@@ -43,6 +43,6 @@ pub(super) fn flash(args: &FlashArgs) -> Result<(), Failure> {
             let vcpus = Vcpus { count: *count, busy: args.busy };
             flash::compare(&ways(&args.way), args.cycles as usize, vcpus, session)
         })?;
-        Ok::<_, DriveError>(())
+        Ok::<_, anyhow::Error>(())
     })
 }

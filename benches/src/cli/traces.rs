@@ -12,7 +12,7 @@ use super::shown::{About, OutputArgs};
 use super::{Failure, counter, need_kvm};
 use crate::compare::ways;
 use crate::note::note;
-use crate::replay::{self, CHURN_AFTER, Replay, ReplayError, Strategy};
+use crate::replay::{self, CHURN_AFTER, Replay, Strategy};
 use crate::rig::Target;
 use crate::trace::{self, BURST_GAP};
 
@@ -84,7 +84,11 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
         trace = replay::one_address_space(&trace)?;
     }
     if trace.made().next().is_none() {
-        return Err(ReplayError::Nothing { calls: trace.calls.len() }.into());
+        let calls = trace.calls.len();
+        let why = format!(
+            "KVM refused all of the trace's {calls} calls when it was made: nothing to replay"
+        );
+        return Err(anyhow::Error::msg(why).into());
     }
     need_kvm(&[])?;
     let replay = Replay {

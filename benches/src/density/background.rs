@@ -1,10 +1,11 @@
 //! VMs that are up and do nothing. They are all in this process: what their
 //! irqfds are to others is the same.
 
+use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::Flag;
 use super::vm::{DESCRIPTORS, Machine};
-use super::{DensityError, Flag};
 
 /// What the program itself needs, with the pipes of its workers.
 const OWN_DESCRIPTORS: u64 = 256;
@@ -21,21 +22,26 @@ impl Background {
     }
 
     /// Raises the limit of descriptors as far as `vms` need it.
-    pub(super) fn make_room(&self, vms: usize) -> Result<(), DensityError> {
+    pub(super) fn make_room(&self, vms: usize) -> Result<()> {
         let each = DESCRIPTORS + u64::from(self.irqfds);
         let needed = OWN_DESCRIPTORS + each * vms as u64;
-        let limits = getrlimit(Resource::RLIMIT_NOFILE);
-        let (soft, hard) = limits.map_err(|e| DensityError::vm("RLIMIT_NOFILE")(e.into()))?;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("RLIMIT_NOFILE")?;
         if soft >= needed {
             return Ok(());
         }
         // Who may raise the hard limit does.
         let raised = setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed));
-        raised.map_err(|_| DensityError::Descriptors { vms, needed, limit: hard })
+        raised.ok().with_context(|| {
+            format!(
+                "{vms} background VMs take {needed} file descriptors, a process may have {hard}: \
+                 raise the hard limit (ulimit -Hn, LimitNOFILE=), or ask for fewer with \
+                 --background"
+            )
+        })
     }
 
     /// Adds VMs until there are `size`; those that fit stay on error.
-    pub(super) fn grow(&mut self, size: usize) -> Result<(), DensityError> {
+    pub(super) fn grow(&mut self, size: usize) -> Result<()> {
         while self.machines.len() < size {
             let mut machine = Machine::new()?;
             machine.prepare(self.irqfds)?;

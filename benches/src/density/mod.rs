@@ -12,13 +12,12 @@ mod worker;
 pub use worker::worker;
 
 use std::fmt;
-use std::io;
 
+use anyhow::{Result, bail};
 use clap::Args;
 use kvm_memslots::backend::EventCalls;
 
 use crate::compare::{Lap, Session, Shape, Stop, Taken, Way};
-use crate::fleet::FleetError;
 use crate::note::note;
 use crate::report::Column;
 use background::Background;
@@ -44,44 +43,6 @@ pub struct Density {
     /// Measure with `KVM_IRQFD_FLAG_NO_IRQBYPASS` only, not also without.
     #[arg(long)]
     pub no_irqbypass: bool,
-}
-
-/// Why there is no measurement.
-#[derive(Debug, thiserror::Error)]
-pub enum DensityError {
-    /// A VM, or what belongs to one.
-    #[error("{what}: {error}")]
-    Vm {
-        /// What was being done.
-        what: &'static str,
-        /// What came of it.
-        error: io::Error,
-    },
-    /// Too few descriptors.
-    #[error(
-        "{vms} background VMs take {needed} file descriptors, a process may have {limit}: raise \
-         the hard limit (ulimit -Hn, LimitNOFILE=), or ask for fewer with --background"
-    )]
-    Descriptors {
-        /// How many VMs.
-        vms: usize,
-        /// What they need.
-        needed: u64,
-        /// `RLIMIT_NOFILE`, the hard one.
-        limit: u64,
-    },
-    /// The processes with a VM each.
-    #[error(transparent)]
-    Fleet(#[from] FleetError),
-    /// `--no-irqbypass` on a kernel without.
-    #[error("--no-irqbypass: this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS")]
-    NoFlag,
-}
-
-impl DensityError {
-    fn vm(what: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self::Vm { what, error }
-    }
 }
 
 /// Whether irqfds ask for no bypass.
@@ -117,11 +78,11 @@ pub const COLUMNS: [Column; 10] = [
 /// Measures. The time of a run is that of a VM's irqfds, mean over the VMs.
 ///
 /// # Errors
-/// [`DensityError`].
-pub fn density(args: &Density, session: &mut Session<'_>) -> Result<(), DensityError> {
+/// What is not to be had.
+pub fn density(args: &Density, session: &mut Session<'_>) -> Result<()> {
     let has_flag = Machine::new()?.events.limits().no_irqbypass;
     if args.no_irqbypass && !has_flag {
-        return Err(DensityError::NoFlag);
+        bail!("--no-irqbypass: this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS");
     }
     let flags = if args.no_irqbypass { &[Flag(true)][..] } else { &[Flag(false), Flag(true)] };
     let mut sizes = args.background.clone();
@@ -132,7 +93,7 @@ pub fn density(args: &Density, session: &mut Session<'_>) -> Result<(), DensityE
     for size in sizes {
         if let Err(why) = background.grow(size) {
             note(format_args!(
-                "memslots: only {} of {size} background VMs fit: {why}",
+                "memslots: only {} of {size} background VMs fit: {why:#}",
                 background.len()
             ));
         }

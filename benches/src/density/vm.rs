@@ -3,13 +3,14 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+use anyhow::{Context as _, Result};
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_memslots::backend::{self, EventCalls, EventOp, KvmOptions};
 use kvm_memslots::device::Irqfd;
 use kvm_memslots::vm_fd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{DensityError, Flag};
+use super::Flag;
 
 /// The first GSI with an irqfd: behind the pins that have one meaning or
 /// another on x86, an SPI on arm64.
@@ -29,23 +30,19 @@ pub(super) struct Machine {
 pub(super) const DESCRIPTORS: u64 = 5;
 
 impl Machine {
-    pub(super) fn new() -> Result<Self, DensityError> {
-        let because =
-            |what| move |error: kvm_ioctls::Error| DensityError::vm(what)(io::Error::from(error));
-        let kvm = Kvm::new().map_err(because("/dev/kvm"))?;
-        let vm = kvm.create_vm().map_err(because("KVM_CREATE_VM"))?;
-        let controller = Controller::new(&vm).map_err(because("an interrupt controller"))?;
-        let events =
-            backend::Kvm::open(vm_fd(&vm), KvmOptions::default()).map_err(io::Error::other);
-        let events = events.map_err(DensityError::vm("the VM"))?;
+    pub(super) fn new() -> Result<Self> {
+        let kvm = Kvm::new().map_err(io::Error::from).context("/dev/kvm")?;
+        let vm = kvm.create_vm().map_err(io::Error::from).context("KVM_CREATE_VM")?;
+        let controller = Controller::new(&vm).map_err(io::Error::from);
+        let controller = controller.context("an interrupt controller")?;
+        let events = backend::Kvm::open(vm_fd(&vm), KvmOptions::default()).context("the VM")?;
         Ok(Self { events, eventfds: Vec::new(), _controller: controller, _vm: vm })
     }
 
     /// Makes the eventfds for irqfds to come.
-    pub(super) fn prepare(&mut self, count: u32) -> Result<(), DensityError> {
+    pub(super) fn prepare(&mut self, count: u32) -> Result<()> {
         for _ in 0..count {
-            let eventfd = EventFd::new(EFD_NONBLOCK).map_err(DensityError::vm("eventfd"))?;
-            self.eventfds.push(eventfd);
+            self.eventfds.push(EventFd::new(EFD_NONBLOCK).context("eventfd")?);
         }
         Ok(())
     }
@@ -55,15 +52,14 @@ impl Machine {
     }
 
     /// Assigns the irqfd of this index.
-    pub(super) fn assign(&mut self, index: usize, flag: Flag) -> Result<(), DensityError> {
+    pub(super) fn assign(&mut self, index: usize, flag: Flag) -> Result<()> {
         let irqfd = Irqfd {
             gsi: FIRST_GSI + index as u32,
             fd: self.eventfds[index].as_raw_fd(),
             resample: None,
             no_irqbypass: flag.0,
         };
-        let assigned = self.events.change(&EventOp::Assign(irqfd.into()));
-        assigned.map_err(|errno| DensityError::vm("KVM_IRQFD")(errno.into()))
+        self.events.change(&EventOp::Assign(irqfd.into())).context("KVM_IRQFD")
     }
 }
 

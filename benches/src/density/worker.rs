@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::Flag;
 use super::vm::Machine;
-use super::{DensityError, Flag};
 use crate::fleet::{self, Fleet};
 
 /// The hidden subcommand that this is.
@@ -24,10 +25,12 @@ pub(super) struct Measured {
 /// A worker's process.
 #[must_use]
 pub fn worker(irqfds: u32, flag: Flag) -> ExitCode {
-    fleet::member(|| Ok::<_, DensityError>(()), |()| work(irqfds, flag))
+    // All of what came of it, in a line.
+    let work = || work(irqfds, flag).map_err(|error| format!("{error:#}"));
+    fleet::member(|| Ok(()), |()| work())
 }
 
-fn work(irqfds: u32, flag: Flag) -> Result<(Measured, Machine), DensityError> {
+fn work(irqfds: u32, flag: Flag) -> Result<(Measured, Machine)> {
     let start = Instant::now();
     let mut machine = Machine::new()?;
     machine.prepare(irqfds)?;
@@ -42,8 +45,8 @@ fn work(irqfds: u32, flag: Flag) -> Result<(Measured, Machine), DensityError> {
 }
 
 /// Sets `count` VMs up at the same time.
-pub(super) fn measure(count: u32, irqfds: u32, flag: Flag) -> Result<Vec<Measured>, DensityError> {
+pub(super) fn measure(count: u32, irqfds: u32, flag: Flag) -> Result<Vec<Measured>> {
     let mut args = vec![SUBCOMMAND.to_owned(), "--irqfds".to_owned(), irqfds.to_string()];
     args.extend(flag.0.then(|| "--no-irqbypass".to_owned()));
-    Ok(Fleet::start(count, &args)?.go()?)
+    Fleet::start(count, &args)?.go()
 }

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
-use kvm_memslots::ErrorKind;
+use anyhow::{Context as _, Result};
 use kvm_memslots::deferred::Deferral;
+use kvm_memslots::{Error, ErrorKind};
 
-use super::{Contents, DriveError, Way, drive};
+use super::{Contents, Way, drive};
 use crate::compare::{Lap, Row, Session, Shape, Stop, Taken, Watch, beside};
 use crate::report::Column;
 use crate::rig::Vcpus;
@@ -37,13 +38,8 @@ fn contents(row: &Row) -> String {
 /// Compares the ways, guest and exits included.
 ///
 /// # Errors
-/// [`DriveError`], but that a kernel can't trap is a row that says so.
-pub fn compare(
-    ways: &[Way],
-    cycles: usize,
-    vcpus: Vcpus,
-    session: &mut Session<'_>,
-) -> Result<(), DriveError> {
+/// As [`drive`], but that a kernel can't trap is a row that says so.
+pub fn compare(ways: &[Way], cycles: usize, vcpus: Vcpus, session: &mut Session<'_>) -> Result<()> {
     let shape = Shape {
         what: format!("flash, {}", beside(vcpus.count, vcpus.busy)),
         size: cycles as u64,
@@ -63,14 +59,12 @@ fn run(
     vcpus: Vcpus,
     watch: &mut Watch<'_>,
     first: &mut Option<Contents>,
-) -> Result<Taken, Stop<DriveError>> {
-    let vm = new_vm().map_err(DriveError::Vm)?;
+) -> Result<Taken, Stop<anyhow::Error>> {
+    let vm = new_vm().context("no VM")?;
     let (driven, lap) = watch.lap(|| drive(&vm, way, cycles, vcpus, Deferral::default()));
-    let driven = driven.map_err(|error| match error {
-        DriveError::Slots(error) if matches!(error.kind(), ErrorKind::TrapUnsupported) => {
-            Stop::Skip("this KVM's slots can't trap".to_owned())
-        }
-        error => Stop::Fail(error),
+    let driven = driven.map_err(|error| match error.downcast_ref::<Error>().map(Error::kind) {
+        Some(ErrorKind::TrapUnsupported) => Stop::Skip("this KVM's slots can't trap".to_owned()),
+        _ => Stop::Fail(error),
     })?;
     let counted = lap.counted.map(|counted| counted.saturating_sub(driven.aside));
     let expected = first.get_or_insert_with(|| driven.contents.clone());

@@ -1,20 +1,19 @@
 //! A guest that programs the bank, a word at a time, by real MMIO.
 
 use std::cell::RefCell;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result, bail};
 use kvm_ioctls::VmFd;
 use kvm_memslots::deferred::{self, Deferral};
 use kvm_memslots::{
     Backing, Error, HostMemory as _, RegionSpec, Report, RomDevice, RomMode, Vm, at, vm_fd,
 };
-use thiserror::Error as ThisError;
 
 use super::{BLOCK, Flash};
 use crate::rig::Vcpus;
-use kvm_memslots_kit::guest::{Access, BusyVcpus, GuestError, Mmio};
+use kvm_memslots_kit::guest::{Access, BusyVcpus, Mmio};
 use kvm_memslots_kit::host::HostMemory;
 
 /// How the bank's slot follows its mode.
@@ -36,36 +35,6 @@ impl Way {
             Self::Trap => RomMode::Trap,
         }
     }
-}
-
-/// Why there is no result.
-#[derive(Debug, ThisError)]
-#[non_exhaustive]
-pub enum DriveError {
-    /// No VM.
-    #[error("no VM: {0}")]
-    Vm(io::Error),
-    /// The guest.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// The slot.
-    #[error(transparent)]
-    Slots(#[from] Error),
-    /// Memory for the bank.
-    #[error("memory for the flash: {0}")]
-    Memory(#[from] nix::errno::Errno),
-    /// The guest read something else than what it had programmed.
-    #[error("cycle {cycle}: the guest found {found:#x}, {what}, and not {expected:#x}")]
-    Wrong {
-        /// Which cycle.
-        cycle: usize,
-        /// What it was reading.
-        what: &'static str,
-        /// What it found.
-        found: u64,
-        /// What it should have.
-        expected: u64,
-    },
 }
 
 /// What is in the bank.
@@ -136,18 +105,18 @@ const START: Duration = Duration::from_secs(30);
 /// deferred.
 ///
 /// # Errors
-/// [`DriveError`]; the bank is checked against what the guest read.
+/// A guest, a slot or memory that is not to be had; the bank is checked against what the guest read.
 pub fn drive(
     vm: &VmFd,
     way: Way,
     cycles: usize,
     vcpus: Vcpus,
     deferral: Deferral,
-) -> Result<Driven, DriveError> {
+) -> Result<Driven> {
     let own_slot = 0;
     let (busy, mut prober) = BusyVcpus::with_prober(vm, own_slot, vcpus.count, vcpus.busy.work())?;
     busy.wait_for_progress(START)?;
-    let flash = Flash::new(BLOCKS)?;
+    let flash = Flash::new(BLOCKS).context("memory for the flash")?;
     let vm = Vm::builder()
         .reserve_slots(0, own_slot..=own_slot)
         .allow_scratch_vm(true)
@@ -188,7 +157,7 @@ pub fn drive(
 }
 
 /// What the guest read is what it had programmed.
-fn check(values: &[u64], cycles: usize) -> Result<(), DriveError> {
+fn check(values: &[u64], cycles: usize) -> Result<()> {
     let mut programmed = vec![u64::MAX; (BLOCKS * BLOCK / 8) as usize];
     for (cycle, values) in values.chunks(ACCESSES).enumerate().take(cycles) {
         let (offset, value) = word(cycle);
@@ -202,7 +171,7 @@ fn check(values: &[u64], cycles: usize) -> Result<(), DriveError> {
         for (index, what, expected) in expected {
             let found = values[index];
             if found != expected {
-                return Err(DriveError::Wrong { cycle, what, found, expected });
+                bail!("cycle {cycle}: the guest found {found:#x}, {what}, and not {expected:#x}");
             }
         }
     }

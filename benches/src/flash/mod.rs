@@ -15,5 +15,5 @@ mod query;
 
 pub use chip::Flash;
 pub use compare::{COLUMNS, compare};
-pub use drive::{Contents, DriveError, Driven, Way, drive};
+pub use drive::{Contents, Driven, Way, drive};
 pub use query::BLOCK;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::fs;
 
-use super::ReplayError;
+use anyhow::{Result, bail};
+
 use crate::trace::Call;
 use kvm_memslots_kit::host::SMALL_PAGE;
 
@@ -16,19 +17,23 @@ const SHADOWED: u64 = 10;
 /// is: it would have to kill somebody.
 ///
 /// # Errors
-/// [`ReplayError::KernelMemory`], with the sum.
-pub(super) fn check(calls: &[Call]) -> Result<(), ReplayError> {
+/// Which says the sum.
+pub(super) fn check(calls: &[Call]) -> Result<()> {
     let per_page = if shadow_paging() { SHADOWED } else { 0 };
     available().map_or(Ok(()), |available| check_with(calls, per_page, available))
 }
 
-fn check_with(calls: &[Call], per_page: u64, available: u64) -> Result<(), ReplayError> {
+fn check_with(calls: &[Call], per_page: u64, available: u64) -> Result<()> {
     let bytes = most_mapped(calls);
     let needed = (bytes / SMALL_PAGE).saturating_mul(per_page);
     if needed <= available {
         return Ok(());
     }
-    Err(ReplayError::KernelMemory { bytes, per_page, needed, available })
+    bail!(
+        "the trace's slots map {bytes} bytes at a time, for which the kernel takes {per_page} bytes \
+         a page with shadow paging: {needed} bytes, of which {available} are there; replay it on a \
+         machine with more memory, or with two-dimensional paging"
+    )
 }
 
 /// The most bytes that slots have at a time.

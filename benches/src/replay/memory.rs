@@ -1,8 +1,8 @@
 //! Host addresses for the slots of a trace.
 
+use anyhow::{Context as _, Result};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
-use super::ReplayError;
 use crate::trace::{Call, Trace};
 use kvm_memslots_kit::host::{HostMemory, LARGE_PAGE, Pages};
 
@@ -30,12 +30,12 @@ impl TracedMemory {
     /// Reserves host addresses for all slots of `trace`.
     ///
     /// # Errors
-    /// [`ReplayError::HostMemory`].
-    pub fn reserve(trace: &Trace) -> Result<Self, ReplayError> {
+    /// There are not as many.
+    pub fn reserve(trace: &Trace) -> Result<Self> {
         let slots = trace.made().filter(|call| !call.deletes()).map(|call| &call.region);
         let (pieces, bytes) = pieces(slots);
         let memory = HostMemory::reserve(bytes, Pages::Small)
-            .map_err(|errno| ReplayError::HostMemory { bytes, errno })?;
+            .with_context(|| format!("{bytes} bytes of host addresses for the trace's memory"))?;
         Ok(Self { memory, pieces })
     }
 

@@ -14,9 +14,9 @@ pub use commits::Commits;
 pub use memory::TracedMemory;
 pub use one_space::one_address_space;
 
-use std::io;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result, bail};
 use kvm_ioctls::VmFd;
 use kvm_memslots::{Executor, HolePolicy, Limits, Vm, vm_fd};
 use kvm_memslots_shim::uapi::MemFlags;
@@ -110,67 +110,6 @@ pub struct Refused {
     pub why: String,
 }
 
-/// Why there is no comparison.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ReplayError {
-    /// No VM.
-    #[error("no VM: {0}")]
-    NoVm(io::Error),
-    /// A trace of refusals.
-    #[error("KVM refused all of the trace's {calls} calls when it was made: nothing to replay")]
-    Nothing {
-        /// How many.
-        calls: usize,
-    },
-    /// The trace needs what this VM does not have.
-    #[error("line {line}: {needs}, which this machine's VMs do not have{}", hint(.needs))]
-    Beyond {
-        /// The line.
-        line: u64,
-        /// What it needs.
-        needs: String,
-    },
-    /// Too little address space.
-    #[error("{bytes} bytes of host addresses for the trace's memory: {errno}")]
-    HostMemory {
-        /// How much.
-        bytes: u64,
-        /// The errno of `mmap`.
-        errno: nix::errno::Errno,
-    },
-    /// Too little memory for what the kernel keeps of the slots.
-    #[error(
-        "the trace's slots map {bytes} bytes at a time, for which the kernel takes {per_page} bytes \
-         a page with shadow paging: {needed} bytes, of which {available} are there; replay it on a \
-         machine with more memory, or with two-dimensional paging"
-    )]
-    KernelMemory {
-        /// What slots map at a time, at most.
-        bytes: u64,
-        /// What the kernel takes for each small page of it.
-        per_page: u64,
-        /// The product.
-        needed: u64,
-        /// What there is.
-        available: u64,
-    },
-    /// KVM or the library refused a call.
-    #[error("{strategy}: {refused}")]
-    Refused {
-        /// Which way.
-        strategy: Strategy,
-        /// What.
-        refused: Refused,
-    },
-    /// The library did not open the VM.
-    #[error(transparent)]
-    Open(#[from] kvm_memslots::Error),
-    /// The kernel's trace.
-    #[error("counting grace periods: {0}")]
-    Count(io::Error),
-}
-
 /// What to replay, and how.
 #[derive(Debug, Clone)]
 pub struct Replay {
@@ -207,9 +146,9 @@ impl Replay {
     /// slots.
     ///
     /// # Errors
-    /// [`ReplayError`]; what this kernel lacks is a row that says so.
-    pub fn run(&self, trace: &Trace, session: &mut Session<'_>) -> Result<(), ReplayError> {
-        let limits = limits_of(&new_vm().map_err(ReplayError::NoVm)?)?;
+    /// What there is no room for, or was refused; what this kernel lacks is a row that says so.
+    pub fn run(&self, trace: &Trace, session: &mut Session<'_>) -> Result<()> {
+        let limits = limits_of(&new_vm().context("no VM")?)?;
         trace.made().try_for_each(|call| fits(call, &limits))?;
         let memory = TracedMemory::reserve(trace)?;
         let calls: Vec<Call> = trace.made().map(|call| memory.place(call)).collect();
@@ -242,15 +181,15 @@ impl Replay {
         strategy: Strategy,
         bursts: &[&[Call]],
         watch: &mut Watch<'_>,
-    ) -> Result<Taken, ReplayError> {
-        let vm = new_vm().map_err(ReplayError::NoVm)?;
+    ) -> Result<Taken> {
+        let vm = new_vm().context("no VM")?;
         let mut maker = self.maker(strategy, &vm)?;
         let (spent, lap) = watch.lap(|| {
             let mut spent = Spent::default();
             bursts.iter().try_for_each(|burst| maker.burst(burst).map(|cost| spent += cost))?;
-            Ok(spent)
+            Ok::<_, Refused>(spent)
         });
-        let spent = spent.map_err(|refused| ReplayError::Refused { strategy, refused })?;
+        let spent = spent.with_context(|| strategy.to_string())?;
         Ok(Taken {
             lap,
             ioctls: Some(spent.calls + spent.flips),
@@ -260,14 +199,14 @@ impl Replay {
         })
     }
 
-    fn maker(&self, strategy: Strategy, vm: &VmFd) -> Result<Box<dyn Make>, ReplayError> {
-        let churn = |with| -> Result<Box<dyn Make>, ReplayError> {
-            let calls = Box::new(OnKvm::new(vm).map_err(ReplayError::NoVm)?);
+    fn maker(&self, strategy: Strategy, vm: &VmFd) -> Result<Box<dyn Make>> {
+        let churn = |with| -> Result<Box<dyn Make>> {
+            let calls = Box::new(OnKvm::new(vm).context("no VM")?);
             // SAFETY: the calls are those that `TracedMemory` placed, in memory
             // that outlives the VM and that nobody accesses.
             Ok(Box::new(unsafe { Churn::new(calls, with, self.churn_after) }))
         };
-        let commits = |executor| -> Result<Box<dyn Make>, ReplayError> {
+        let commits = |executor| -> Result<Box<dyn Make>> {
             let builder = Vm::builder().executor(executor).holes(HolePolicy::NoVcpuRuns);
             // SAFETY: as above.
             Ok(Box::new(unsafe { Commits::new(builder.open(vm_fd(vm))?) }))
@@ -282,17 +221,19 @@ impl Replay {
     }
 }
 
-/// What to do about it.
-fn hint(needs: &str) -> &'static str {
-    if needs.starts_with("address space") { "; --one-address-space replays without" } else { "" }
+/// The trace needs what no VM here has.
+fn beyond<T>(call: &Call, needs: &str) -> Result<T> {
+    let is_space = needs.starts_with("address space");
+    let hint = if is_space { "; --one-address-space replays without" } else { "" };
+    bail!("line {}: {needs}, which this machine's VMs do not have{hint}", call.line)
 }
 
-fn limits_of(vm: &VmFd) -> Result<Limits, ReplayError> {
-    Ok(OnKvm::new(vm).map_err(ReplayError::NoVm)?.limits())
+fn limits_of(vm: &VmFd) -> Result<Limits> {
+    Ok(OnKvm::new(vm).context("no VM")?.limits())
 }
 
 /// Whether a VM can have such a slot.
-fn fits(call: &Call, limits: &Limits) -> Result<(), ReplayError> {
+fn fits(call: &Call, limits: &Limits) -> Result<()> {
     let flags = MemFlags::from_bits_retain(call.region.flags);
     let unknown = flags - (MemFlags::READONLY | MemFlags::LOG_DIRTY_PAGES);
     let needs = if flags.contains(MemFlags::GUEST_MEMFD) {
@@ -308,5 +249,5 @@ fn fits(call: &Call, limits: &Limits) -> Result<(), ReplayError> {
     } else {
         return Ok(());
     };
-    Err(ReplayError::Beyond { line: call.line, needs })
+    beyond(call, &needs)
 }

@@ -1,8 +1,9 @@
 //! A trace of two address spaces in one, for machines without SMM in KVM.
 
+use anyhow::Result;
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
-use super::ReplayError;
+use super::beyond;
 use crate::trace::{Call, Trace};
 
 /// Guest addresses keep their place within a page of any size.
@@ -12,8 +13,8 @@ const ALIGN: u64 = 1 << 30;
 /// from each other, above the ids and the guest addresses of those before it.
 ///
 /// # Errors
-/// [`ReplayError::Beyond`]: there are not as many ids or addresses.
-pub fn one_address_space(trace: &Trace) -> Result<Trace, ReplayError> {
+/// There are not as many ids or addresses.
+pub fn one_address_space(trace: &Trace) -> Result<Trace> {
     let spaces = trace.calls.iter().map(Call::as_id).max().map_or(0, u64::from) + 1;
     let ids = trace.calls.iter().map(|call| u64::from(call.slot()) + 1).max().unwrap_or(0);
     let ends = trace.calls.iter().map(|call| {
@@ -29,17 +30,15 @@ pub fn one_address_space(trace: &Trace) -> Result<Trace, ReplayError> {
             let slot = u16::try_from(ids * space + u64::from(call.slot())).ok()?;
             Some((u32::from(slot), guest_phys_addr))
         });
-        let (slot, guest_phys_addr) = moved.filter(|_| spaces <= 2).ok_or_else(|| {
-            let needs = format!(
-                "{spaces} address spaces in one: {ids} ids and {} bytes of addresses for each",
-                stride.unwrap_or(u64::MAX)
-            );
-            ReplayError::Beyond { line: call.line, needs }
-        })?;
+        let Some((slot, guest_phys_addr)) = moved.filter(|_| spaces <= 2) else {
+            let each = stride.unwrap_or(u64::MAX);
+            let needs = format!("{ids} ids and {each} bytes of addresses for each");
+            return beyond(call, &format!("{spaces} address spaces in one: {needs}"));
+        };
         let region = kvm_userspace_memory_region2 { slot, guest_phys_addr, ..call.region };
         Ok(Call { region, ..*call })
     });
-    Ok(Trace { source: trace.source, calls: calls.collect::<Result<_, ReplayError>>()? })
+    Ok(Trace { source: trace.source, calls: calls.collect::<Result<_>>()? })
 }
 
 #[cfg(test)]
@@ -57,7 +56,7 @@ mod tests {
         Call::of(1, region)
     }
 
-    fn of(calls: &[Call]) -> Result<Vec<(u32, u64)>, ReplayError> {
+    fn of(calls: &[Call]) -> Result<Vec<(u32, u64)>> {
         let trace = Trace { source: Source::Strace, calls: calls.to_vec() };
         let one = one_address_space(&trace)?;
         Ok(one.calls.iter().map(|call| (call.id(), call.region.guest_phys_addr)).collect())
@@ -76,8 +75,9 @@ mod tests {
     #[test]
     fn what_has_no_room_is_refused() {
         let high = [call(0, u64::MAX - 0xfff, 0xfff), call(0x1_0000, 0, 4096)];
-        assert!(matches!(of(&high), Err(ReplayError::Beyond { .. })));
+        let refused = |calls: &[Call]| of(calls).expect_err("no room").to_string();
+        assert!(refused(&high).starts_with("line 1: 2 address spaces in one: 1 ids"));
         let many = [call(0xffff, 0, 4096), call(0x1_0000, 0, 4096)];
-        assert!(matches!(of(&many), Err(ReplayError::Beyond { .. })));
+        assert!(refused(&many).starts_with("line 1: 2 address spaces in one: 65536 ids"));
     }
 }

@@ -10,7 +10,7 @@ mod table;
 
 pub use html::Report;
 pub(crate) use markdown::{markdown, or_dash};
-pub use plot::{PlotError, plot};
+pub use plot::plot;
 pub use table::{Column, table};
 
 use std::io::{self, Write};

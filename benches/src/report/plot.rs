@@ -1,15 +1,10 @@
 //! The plot.
 
+use anyhow::{Result, anyhow};
 use plotters::prelude::*;
-use thiserror::Error;
 
 use super::colours::{COLOURS, colour};
 use crate::compare::Row;
-
-/// Why there is no plot.
-#[derive(Debug, Error)]
-#[error("drawing the plot: {0}")]
-pub struct PlotError(String);
 
 /// Pixels.
 const WIDTH: u32 = 1000;
@@ -19,10 +14,10 @@ const BAR: u32 = 13;
 /// its length the time it took (logarithmic).
 ///
 /// # Errors
-/// [`PlotError`]: what the backend says.
-pub fn plot(title: &str, rows: &[Row]) -> Result<String, PlotError> {
+/// What the backend says.
+pub fn plot(title: &str, rows: &[Row]) -> Result<String> {
     let mut svg = String::new();
-    draw(title, rows, &mut svg).map_err(|error| PlotError(error.to_string()))?;
+    draw(title, rows, &mut svg).map_err(|error| anyhow!("drawing the plot: {error}"))?;
     Ok(svg)
 }
 

@@ -5,7 +5,6 @@ use std::io;
 use thiserror::Error;
 
 use super::ways::Way;
-use crate::fleet::FleetError;
 
 /// Why there is no comparison.
 #[derive(Debug, Error)]
@@ -29,5 +28,5 @@ pub enum StartError {
     },
     /// The processes with a VM each.
     #[error(transparent)]
-    Fleet(#[from] FleetError),
+    Fleet(#[from] anyhow::Error),
 }

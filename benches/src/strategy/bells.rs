@@ -4,13 +4,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use anyhow::{Result, bail};
 use kvm_memslots::backend::{EventCalls, EventOp, Kvm};
 use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::pci::{BarSpec, FunctionSpec};
 use kvm_memslots_kit::guest::Access;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::StrategyError;
+use super::refused;
 
 /// The BAR that they are in, and nothing else: which, its size, and where the guest
 /// puts that of the first device.
@@ -54,17 +55,13 @@ impl Bells {
     }
 
     /// Assigns those of a device by hand, and says in how many calls.
-    pub(super) fn assign(&self, device: usize, calls: &Kvm) -> Result<u64, StrategyError> {
+    pub(super) fn assign(&self, device: usize, calls: &Kvm) -> Result<u64> {
         let Some(bells) = self.0.get(device) else { return Ok(0) };
         for (gpa, bell) in addresses(device).zip(bells) {
             let (bus, fd) = (Bus::Mmio, bell.as_raw_fd());
             let bell = Ioeventfd { bus, addr: gpa, len: LEN, datamatch: None, fd };
             let assigned = calls.change(&EventOp::Assign(bell.into()));
-            assigned.map_err(|errno| StrategyError::Refused {
-                call: "an ioeventfd",
-                gpa,
-                errno,
-            })?;
+            assigned.map_err(|errno| refused("an ioeventfd", gpa, errno))?;
         }
         Ok(EACH)
     }
@@ -75,12 +72,12 @@ impl Bells {
     }
 
     /// Each was rung once.
-    pub(super) fn check(&self) -> Result<(), StrategyError> {
+    pub(super) fn check(&self) -> Result<()> {
         for (device, bells) in self.0.iter().enumerate() {
             let mut rung = addresses(device).zip(bells);
             let silent = rung.find(|(_, bell)| !matches!(bell.read(), Ok(1)));
             if let Some((gpa, _)) = silent {
-                return Err(StrategyError::Silent { gpa });
+                bail!("the doorbell at GPA {gpa:#x} was not rung once");
             }
         }
         Ok(())

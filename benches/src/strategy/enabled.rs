@@ -4,14 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::{Context as _, Error, Result, anyhow};
 use kvm_memslots::backend::Kvm;
 use kvm_memslots::deferred::Deferred;
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
-use kvm_memslots::{
-    Access as HostAccess, Backing, Changes, Error, ErrorKind, RegionSpec, Report, Vm, at,
-};
+use kvm_memslots::{Access as HostAccess, Backing, Changes, RegionSpec, Report, Vm, at};
 
-use super::{Apply, Bells, Spent, StrategyError};
+use super::{Apply, Bells, Spent};
 use crate::scenario::{Change, Place, Step};
 use kvm_memslots_kit::guest::{Access, Mmio, Prober};
 use kvm_memslots_kit::host::HostMemory;
@@ -94,7 +93,7 @@ impl Enabled {
         hva: u64,
         deferrable: bool,
         bells: Bells,
-    ) -> Result<Self, PciError> {
+    ) -> Result<Self> {
         let bars = PciBars::new(ADDRESS_BITS);
         let mut bars = if deferrable { bars.defer_ioeventfds() } else { bars };
         let functions = steps
@@ -115,9 +114,9 @@ impl Enabled {
                 let spec = BarSpec::memory64(large.size).prefetchable();
                 let large = spec.window(window(large));
                 let function = FunctionSpec::new().bar(0, small).bar(2, large);
-                bars.add(&vm, bells.add_to(n, function))
+                bars.add(&vm, bells.add_to(n, function)).map_err(of_bar)
             })
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>>>()?;
         let exits = vm.deferred(0)?;
         let vmm = Vmm::Follows(Box::new(Follows { vm, bars, functions, exits }));
         Ok(Self { prober, vmm, bells, bars: Vec::new() })
@@ -130,7 +129,7 @@ impl Enabled {
         }
     }
 
-    fn enable(&mut self, step: &Step, bars: [Place; 2]) -> Result<Spent, StrategyError> {
+    fn enable(&mut self, step: &Step, bars: [Place; 2]) -> Result<Spent> {
         let config = ECAM + self.bars.len() as u64 * CONFIG_SPACE;
         let [small, large] = bars;
         let registers = [
@@ -154,7 +153,7 @@ impl Enabled {
         if matches!(self.vmm, Vmm::Follows(_)) {
             let sizes = [values[2], values[6]].map(|low| u64::from(!(low as u32 & !0xf)) + 1);
             if sizes != [small.size, large.size] {
-                return Err(StrategyError::WrongValue { gpa: config + BAR_0 });
+                return Err(wrong_value(config + BAR_0));
             }
         }
         self.bars.push(bars);
@@ -162,7 +161,7 @@ impl Enabled {
     }
 
     /// The guest reads from every BAR, device after device.
-    fn use_all(&mut self, step: &Step) -> Result<Spent, StrategyError> {
+    fn use_all(&mut self, step: &Step) -> Result<Spent> {
         let bars: Vec<Place> = self.bars.iter().flatten().copied().collect();
         let reads = bars.iter().flat_map(|bar| [Access::Read(bar.gpa); USES]);
         let uses: Vec<_> = reads.chain(self.bells.rings()).collect();
@@ -172,17 +171,13 @@ impl Enabled {
         self.bells.check()?;
         let wrong = |(bar, values): &(&Place, &[u64])| values.iter().any(|v| *v != content(bar));
         match bars.iter().zip(values.chunks(USES)).find(wrong) {
-            Some((bar, _)) => Err(StrategyError::WrongValue { gpa: bar.gpa }),
+            Some((bar, _)) => Err(wrong_value(bar.gpa)),
             None => Ok(spent),
         }
     }
 
-    fn drive(
-        &mut self,
-        step: &Step,
-        accesses: &[Access],
-    ) -> Result<(Spent, Vec<u64>), StrategyError> {
-        let mut spent = Ok(Spent::default());
+    fn drive(&mut self, step: &Step, accesses: &[Access]) -> Result<(Spent, Vec<u64>)> {
+        let mut spent: Result<Spent> = Ok(Spent::default());
         let (vmm, bells, device) = (&mut self.vmm, &self.bells, self.bars.len());
         let values = self.prober.drive(accesses, |exit| {
             if let Ok(so_far) = &mut spent {
@@ -192,18 +187,12 @@ impl Enabled {
                 }
             }
         });
-        Ok((spent?, values.map_err(StrategyError::Guest)?))
+        Ok((spent?, values?))
     }
 }
 
 impl Vmm {
-    fn exit(
-        &mut self,
-        exit: Mmio<'_>,
-        step: &Step,
-        bells: &Bells,
-        device: usize,
-    ) -> Result<Spent, StrategyError> {
+    fn exit(&mut self, exit: Mmio<'_>, step: &Step, bells: &Bells, device: usize) -> Result<Spent> {
         match (self, exit) {
             (Self::Today(today), Mmio::Write(gpa, data)) => {
                 let decodes = data.first().is_some_and(|byte| byte & 2 != 0);
@@ -226,7 +215,7 @@ impl Vmm {
     }
 
     /// What was left until all devices are enabled.
-    fn finish(&self) -> Result<Spent, StrategyError> {
+    fn finish(&self) -> Result<Spent> {
         let Self::Follows(vmm) = self else { return Ok(Spent::default()) };
         let mut changes = Changes::new();
         changes.assign_deferred();
@@ -235,16 +224,18 @@ impl Vmm {
 }
 
 impl Follows {
-    fn exit(&mut self, exit: Mmio<'_>) -> Result<Spent, StrategyError> {
+    fn exit(&mut self, exit: Mmio<'_>) -> Result<Spent> {
         let (Mmio::Read(gpa, _) | Mmio::Write(gpa, _)) = exit else { return not_decoded() };
         if !(ECAM..ECAM_END).contains(&gpa) {
             return self.memory(exit);
         }
         let function = self.functions.get(((gpa - ECAM) / CONFIG_SPACE) as usize).copied();
-        let function = function.ok_or(StrategyError::WrongValue { gpa })?;
+        let function = function.with_context(|| wrong_value(gpa).to_string())?;
         let offset = (gpa % CONFIG_SPACE) as u16;
         let report = match exit {
-            Mmio::Write(_, data) => self.bars.config_write(&self.vm, function, offset, data)?,
+            Mmio::Write(_, data) => {
+                self.bars.config_write(&self.vm, function, offset, data).map_err(of_bar)?
+            }
             Mmio::Read(_, data) => {
                 data.fill(0);
                 self.bars.config_read(function, offset, data)?;
@@ -255,7 +246,7 @@ impl Follows {
         Ok(report.as_ref().map_or_else(Spent::default, Spent::from))
     }
 
-    fn memory(&mut self, exit: Mmio<'_>) -> Result<Spent, StrategyError> {
+    fn memory(&mut self, exit: Mmio<'_>) -> Result<Spent> {
         let served = match exit {
             Mmio::Read(gpa, data) => self.exits.read(gpa, data, |_, data| data.fill(0xff)),
             Mmio::Write(gpa, data) => self.exits.write(gpa, data, |_, _| {}),
@@ -277,28 +268,20 @@ impl From<&Report> for Spent {
     }
 }
 
-impl From<PciError> for StrategyError {
-    fn from(error: PciError) -> Self {
-        match error {
-            PciError::Vm(error) => error.into(),
-            error => Self::Pci(error),
-        }
+/// What is said of a BAR; of its memory the error by itself, whose kind is looked at.
+pub(crate) fn of_bar(error: PciError) -> Error {
+    match error {
+        PciError::Vm(error) => error.into(),
+        error => error.into(),
     }
 }
 
-impl From<Error> for StrategyError {
-    fn from(error: Error) -> Self {
-        match *error.kind() {
-            ErrorKind::TooManySlots { needed, available, .. } => {
-                Self::TooManySlots { needed, available: u64::from(available) }
-            }
-            _ => Self::Library(error),
-        }
-    }
+fn wrong_value(gpa: u64) -> Error {
+    anyhow!("the guest read a wrong value at GPA {gpa:#x}")
 }
 
 impl Apply for Enabled {
-    fn apply(&mut self, step: &Step) -> Result<Spent, StrategyError> {
+    fn apply(&mut self, step: &Step) -> Result<Spent> {
         match places(step) {
             Some(bars) => self.enable(step, bars),
             None => self.use_all(step),
@@ -308,7 +291,7 @@ impl Apply for Enabled {
 
 /// The accesses of this guest can all be decoded: it ends, and says so.
 #[expect(clippy::unnecessary_wraps)]
-fn not_decoded() -> Result<Spent, StrategyError> {
+fn not_decoded() -> Result<Spent> {
     Ok(Spent::default())
 }
 

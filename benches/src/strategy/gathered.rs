@@ -3,12 +3,13 @@
 use std::fmt;
 use std::time::Instant;
 
+use anyhow::Result;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_memslots::Errno;
 use kvm_memslots_shim::uapi::{MemoryRegions, MemoryRegionsFlags};
 
 use super::per_region::region2;
-use super::{SetRegion, Spent, StrategyError};
+use super::{SetRegion, Spent, refused};
 use kvm_memslots_kit::raw::RawCalls;
 
 /// Takes the calls that [`PerRegion`](super::PerRegion) makes in a step and
@@ -37,7 +38,7 @@ impl SetRegion for Gathered {
         self.regions.push(&region2(&region)).map_err(|_| Errno::E2BIG)
     }
 
-    fn end_of_step(&mut self, spent: Spent) -> Result<Spent, StrategyError> {
+    fn end_of_step(&mut self, spent: Spent) -> Result<Spent> {
         if self.regions.is_empty() {
             return Ok(spent);
         }
@@ -46,12 +47,12 @@ impl SetRegion for Gathered {
         // SAFETY: whoever called `set_region` promised it for each entry.
         let made = unsafe { self.slots.set_regions(&mut self.regions) };
         let in_calls = started.elapsed();
-        let refused = made.map_err(|errno| {
+        let made = made.map_err(|errno| {
             let gpa = self.regions.failed_entry().map_or(0, |(_, entry)| entry.guest_phys_addr);
-            StrategyError::Refused { call: "a batch", gpa, errno }
+            refused("a batch", gpa, errno)
         });
         self.regions.clear();
-        refused?;
+        made?;
         Ok(Spent { ioctls: 1, grace_periods: 1 + u64::from(deletes), in_calls, ..spent })
     }
 }

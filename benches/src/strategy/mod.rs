@@ -14,8 +14,8 @@ pub use sets::Sets;
 
 use std::time::Duration;
 
+use anyhow::{Error, Result, anyhow};
 use kvm_memslots::Errno;
-use thiserror::Error;
 
 use crate::scenario::{Change, Step};
 use crate::way::shown_by_name;
@@ -89,59 +89,21 @@ impl std::ops::AddAssign for Spent {
     }
 }
 
-/// Why a step could not be made.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StrategyError {
-    /// The scenario is too large for this VM.
-    #[error("{needed} slots are needed, {available} are available")]
-    TooManySlots {
-        /// Slots that would be live.
-        needed: u64,
-        /// Slots that the VM can have beside those of the guest code.
-        available: u64,
-    },
-    /// KVM refused a call.
-    #[error("KVM refused {call} of GPA {gpa:#x}: {errno}")]
-    Refused {
-        /// What was asked of it.
-        call: &'static str,
-        /// Where.
-        gpa: u64,
-        /// Its errno.
-        errno: Errno,
-    },
-    /// The library refused.
-    #[error(transparent)]
-    Library(kvm_memslots::Error),
-    /// The library refused a PCI function.
-    #[error(transparent)]
-    Pci(kvm_memslots::pci::PciError),
-    /// The guest died.
-    #[error(transparent)]
-    Guest(kvm_memslots_kit::guest::GuestError),
-    /// The guest rang, and nobody heard of it, or more than once.
-    #[error("the doorbell at GPA {gpa:#x} was not rung once")]
-    Silent {
-        /// Where.
-        gpa: u64,
-    },
-    /// The guest found something else than it should have.
-    #[error("the guest read a wrong value at GPA {gpa:#x}")]
-    WrongValue {
-        /// Where.
-        gpa: u64,
-    },
-    /// The scenario names a region that is not there.
-    #[error("the scenario is wrong: {0:?}")]
-    NoSuchRegion(Change),
-}
-
 /// Makes the changes of a scenario, step by step.
 pub trait Apply {
     /// Makes one step.
     ///
     /// # Errors
-    /// [`StrategyError`]; what of the step has been made is not said.
-    fn apply(&mut self, step: &Step) -> Result<Spent, StrategyError>;
+    /// What was refused; what of the step has been made is not said.
+    fn apply(&mut self, step: &Step) -> Result<Spent>;
+}
+
+/// KVM refused `call` of what is at `gpa`.
+fn refused(call: &str, gpa: u64, errno: Errno) -> Error {
+    anyhow!("KVM refused {call} of GPA {gpa:#x}: {errno}")
+}
+
+/// The scenario names a region that is not there.
+fn no_such_region(change: &Change) -> Error {
+    anyhow!("the scenario is wrong: {change:?}")
 }

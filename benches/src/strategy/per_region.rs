@@ -3,12 +3,14 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use anyhow::Result;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use kvm_memslots::{Errno, MemFlags};
 use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 
-use super::{Apply, Spent, StrategyError};
+use super::{Apply, Spent, no_such_region, refused};
+use crate::rig::Limit;
 use crate::scenario::{Change, Name, Place, Step};
 use kvm_memslots_kit::raw::RawCalls;
 
@@ -28,7 +30,7 @@ pub trait SetRegion {
     ///
     /// # Errors
     /// Where calls were put off until now, what the first refused one got.
-    fn end_of_step(&mut self, spent: Spent) -> Result<Spent, StrategyError> {
+    fn end_of_step(&mut self, spent: Spent) -> Result<Spent> {
         Ok(spent)
     }
 }
@@ -101,8 +103,8 @@ impl<C: SetRegion> PerRegion<C> {
         Self { calls, hva, regions, free: Vec::new(), next: 0, limit }
     }
 
-    fn want(&mut self, change: &Change, touched: &mut Vec<Name>) -> Result<(), StrategyError> {
-        let wrong = || StrategyError::NoSuchRegion(*change);
+    fn want(&mut self, change: &Change, touched: &mut Vec<Name>) -> Result<()> {
+        let wrong = || no_such_region(change);
         match *change {
             Change::Map(name, place) => {
                 self.touch(name, touched).ok_or_else(wrong)?.wanted = Some(place);
@@ -140,13 +142,7 @@ impl<C: SetRegion> PerRegion<C> {
         self.touch(name, touched)?.wanted.as_mut()
     }
 
-    fn call(
-        &mut self,
-        call: &'static str,
-        slot: u16,
-        place: &Place,
-        size: u64,
-    ) -> Result<(), StrategyError> {
+    fn call(&mut self, call: &'static str, slot: u16, place: &Place, size: u64) -> Result<()> {
         let region = kvm_userspace_memory_region {
             slot: u32::from(slot),
             flags: place.flags.bits(),
@@ -156,14 +152,11 @@ impl<C: SetRegion> PerRegion<C> {
         };
         // SAFETY: whoever made this value promised it, for all regions of the
         // scenario.
-        unsafe { self.calls.set_region(region) }.map_err(|errno| StrategyError::Refused {
-            call,
-            gpa: place.gpa,
-            errno,
-        })
+        let set = unsafe { self.calls.set_region(region) };
+        set.map_err(|errno| refused(call, place.gpa, errno))
     }
 
-    fn delete(&mut self, name: Name) -> Result<Spent, StrategyError> {
+    fn delete(&mut self, name: Name) -> Result<Spent> {
         let entry = self.regions[name.index()];
         let Some((slot, live)) = entry.live else { return Ok(Spent::default()) };
         if entry.wanted.is_some_and(|wanted| same_slot(&live, &wanted)) {
@@ -175,7 +168,7 @@ impl<C: SetRegion> PerRegion<C> {
         Ok(Spent { ioctls: 1, grace_periods: 2, ..Spent::default() })
     }
 
-    fn create_or_set(&mut self, name: Name) -> Result<Spent, StrategyError> {
+    fn create_or_set(&mut self, name: Name) -> Result<Spent> {
         let entry = &mut self.regions[name.index()];
         entry.touched = false;
         let Some(wanted) = entry.wanted else { return Ok(Spent::default()) };
@@ -189,14 +182,14 @@ impl<C: SetRegion> PerRegion<C> {
         Ok(Spent { ioctls: 1, grace_periods: 1, ..Spent::default() })
     }
 
-    fn new_id(&mut self) -> Result<u16, StrategyError> {
+    fn new_id(&mut self) -> Result<u16> {
         if let Some(id) = self.free.pop() {
             return Ok(id);
         }
         let id = u16::try_from(self.next).ok().filter(|_| self.next < self.limit);
-        let id = id.ok_or_else(|| StrategyError::TooManySlots {
-            needed: self.regions.iter().filter(|entry| entry.wanted.is_some()).count() as u64,
-            available: u64::from(self.limit),
+        let id = id.ok_or_else(|| {
+            let needed = self.regions.iter().filter(|entry| entry.wanted.is_some()).count();
+            Limit(format!("{needed} slots are needed, {} are available", self.limit))
         })?;
         self.next += 1;
         Ok(id)
@@ -211,7 +204,7 @@ fn same_slot(live: &Place, wanted: &Place) -> bool {
 }
 
 impl<C: SetRegion> Apply for PerRegion<C> {
-    fn apply(&mut self, step: &Step) -> Result<Spent, StrategyError> {
+    fn apply(&mut self, step: &Step) -> Result<Spent> {
         let mut touched = Vec::with_capacity(step.changes.len());
         for change in &step.changes {
             self.want(change, &mut touched)?;

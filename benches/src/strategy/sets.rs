@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use anyhow::Result;
 use kvm_memslots::{Access, Backing, Changes, Kind, MemFlags, RegionId, RegionSpec, Vm, at};
 
-use super::{Apply, Spent, StrategyError};
+use super::{Apply, Spent, no_such_region};
 use crate::scenario::{Change, Name, Place, Scenario, Step};
 
 /// One set of changes a step.
@@ -44,8 +45,8 @@ impl Sets {
         self.ids.get(name.index()).copied().flatten()
     }
 
-    fn add(&mut self, changes: &mut Changes, change: &Change) -> Result<(), StrategyError> {
-        let wrong = || StrategyError::NoSuchRegion(*change);
+    fn add(&mut self, changes: &mut Changes, change: &Change) -> Result<()> {
+        let wrong = || no_such_region(change);
         let id = |this: &Self, name| this.id(name).ok_or_else(wrong);
         match *change {
             Change::Map(name, place) => {
@@ -96,7 +97,7 @@ impl Sets {
 }
 
 impl Apply for Sets {
-    fn apply(&mut self, step: &Step) -> Result<Spent, StrategyError> {
+    fn apply(&mut self, step: &Step) -> Result<Spent> {
         let mut changes = Changes::new();
         for change in &step.changes {
             self.add(&mut changes, change)?;
