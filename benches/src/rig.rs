@@ -2,7 +2,6 @@
 //! scenario.
 
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use kvm_memslots::{ErrorKind, Executor, HolePolicy, Limits, Vm, vm_fd};
 use thiserror::Error;
 
 use crate::scenario::{Scenario, Step, Workload};
-use crate::strategy::{Apply, Bells, Enabled, Gathered, PerRegion, Sets, Spent, Strategy};
+use crate::strategy::{Apply, Bells, Enabled, PerRegion, Sets, Spent, Strategy};
 use crate::way::shown_by_name;
 use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Prober, Work};
 use kvm_memslots_kit::host::{HostMemory, Pages};
@@ -113,7 +112,7 @@ pub struct Rig {
     // In this order: no vCPU runs when VM and memory go.
     busy: Option<Arc<BusyVcpus>>,
     strategy: Box<dyn Apply>,
-    _vm: Option<Rc<VmFd>>,
+    _vm: Option<VmFd>,
     _memory: HostMemory,
 }
 
@@ -149,7 +148,7 @@ impl Rig {
         vcpus: Vcpus,
         memory: HostMemory,
     ) -> Result<Self> {
-        let vm = Rc::new(new_vm().context("no VM")?);
+        let vm = new_vm().context("no VM")?;
         let limits = limits_of(&vm).context("no VM")?;
         // The guest code's slot: one that the VMM holds itself.
         let own = limits.slots.saturating_sub(1);
@@ -201,7 +200,7 @@ impl Rig {
 struct Made<'a> {
     scenario: &'a Scenario,
     strategy: Strategy,
-    vm: &'a Rc<VmFd>,
+    vm: &'a VmFd,
     memory: &'a HostMemory,
     own: u32,
     own_id: u16,
@@ -212,24 +211,15 @@ impl Made<'_> {
     /// The strategy by itself.
     fn plain(self) -> Result<Box<dyn Apply>> {
         let (hva, names, own) = (self.memory.hva(), self.scenario.names, self.own);
-        Ok(match self.strategy {
-            Strategy::PerRegion => {
-                let calls = Rc::clone(self.vm);
-                // SAFETY: the memory is as long as the scenario says, is anonymous,
-                // only accessed atomically, and dropped after the VM and its vCPUs.
-                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
-            }
-            Strategy::RawBatch => {
-                let calls = gathered(Box::new(OnKvm::new(self.vm).context("no VM")?))?;
-                // SAFETY: as above.
-                Box::new(unsafe { PerRegion::new(calls, hva, names, own) })
-            }
-            Strategy::Shim | Strategy::Batch | Strategy::Deferred => {
-                let vm = self.open()?;
-                // SAFETY: as above.
-                Box::new(unsafe { Sets::new(vm, hva, self.scenario) })
-            }
-        })
+        if self.strategy.has_library() {
+            // SAFETY: the memory is as long as the scenario says, is anonymous, only
+            // accessed atomically, and dropped after the VM and its vCPUs.
+            return Ok(Box::new(unsafe { Sets::new(self.open()?, hva, self.scenario) }));
+        }
+        let calls = Box::new(OnKvm::new(self.vm).context("no VM")?);
+        let batch = self.strategy.needs_batch();
+        // SAFETY: as above.
+        Ok(Box::new(unsafe { PerRegion::new(calls, batch, hva, names, own) }?))
     }
 
     /// Behind a guest that enables PCI devices.
@@ -274,18 +264,14 @@ pub fn on_model(
     if strategy == Strategy::Deferred {
         return Err(nothing_deferred());
     }
-    if strategy == Strategy::PerRegion {
+    if strategy.has_library() {
+        let vm = model_vm(model, Vm::builder().executor(executor(strategy)))?;
         // SAFETY: nothing is mapped for real.
-        return Ok(Box::new(unsafe { PerRegion::new(Box::new(model.clone()), hva, names, limit) }));
+        return Ok(Box::new(unsafe { Sets::new(vm, hva, scenario) }));
     }
-    if strategy == Strategy::RawBatch {
-        let calls = gathered(Box::new(model.clone()))?;
-        // SAFETY: nothing is mapped for real.
-        return Ok(Box::new(unsafe { PerRegion::new(calls, hva, names, limit) }));
-    }
-    let vm = model_vm(model, Vm::builder().executor(executor(strategy)))?;
+    let (calls, batch) = (Box::new(model.clone()), strategy.needs_batch());
     // SAFETY: nothing is mapped for real.
-    Ok(Box::new(unsafe { Sets::new(vm, hva, scenario) }))
+    Ok(Box::new(unsafe { PerRegion::new(calls, batch, hva, names, limit) }?))
 }
 
 /// The library on the model of KVM, without vCPUs.
@@ -300,14 +286,6 @@ pub fn model_vm(model: &MemoryModel, builder: kvm_memslots::Builder) -> Result<A
 
 fn nothing_deferred() -> anyhow::Error {
     lacks("this scenario has no guest that uses what is deferred")
-}
-
-/// Calls that are made in batches, if the kernel has any.
-fn gathered(slots: Box<dyn RawCalls>) -> Result<Gathered> {
-    match slots.limits().batch {
-        Some(_) => Ok(Gathered::new(slots)),
-        None => Err(kvm_memslots::Error::from(ErrorKind::NoBatchIoctl).into()),
-    }
 }
 
 const fn executor(strategy: Strategy) -> Executor {

@@ -2,14 +2,12 @@
 
 mod bells;
 mod enabled;
-mod gathered;
 mod per_region;
 mod sets;
 
 pub use bells::Bells;
 pub use enabled::Enabled;
-pub use gathered::Gathered;
-pub use per_region::{PerRegion, SetRegion};
+pub use per_region::PerRegion;
 pub use sets::Sets;
 
 use std::time::Duration;
@@ -23,7 +21,7 @@ use crate::way::shown_by_name;
 /// A way to make changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Strategy {
-    /// What VMMs do today: one ioctl a region, straight through kvm-ioctls.
+    /// What VMMs do today: one ioctl a region.
     PerRegion,
     /// `kvm-memslots` on the kernel as it is: one set of changes a step,
     /// carried out in single calls.
@@ -40,10 +38,6 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// All, the one that the others are compared with first.
-    pub const ALL: [Self; 5] =
-        [Self::PerRegion, Self::Shim, Self::Batch, Self::RawBatch, Self::Deferred];
-
     /// Those that make the changes of a scenario whatever a guest does.
     pub const GUESTLESS: [Self; 4] = [Self::PerRegion, Self::Shim, Self::Batch, Self::RawBatch];
 

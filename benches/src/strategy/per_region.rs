@@ -1,66 +1,15 @@
 //! What VMMs do today.
 
-use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
-use kvm_memslots::{Errno, MemFlags};
-use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+use kvm_memslots::{Errno, ErrorKind, MemFlags};
+use kvm_memslots_shim::uapi::{MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_region2};
 
 use super::{Apply, Spent, no_such_region, refused};
 use crate::rig::Limit;
 use crate::scenario::{Change, Name, Place, Step};
 use kvm_memslots_kit::raw::RawCalls;
-
-/// Who takes the calls.
-pub trait SetRegion {
-    /// `KVM_SET_USER_MEMORY_REGION`.
-    ///
-    /// # Errors
-    /// KVM's errno.
-    ///
-    /// # Safety
-    /// As [`RawCalls::set_region`].
-    unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno>;
-
-    /// The calls of a step are made; they should have cost `spent`. What they
-    /// did cost.
-    ///
-    /// # Errors
-    /// Where calls were put off until now, what the first refused one got.
-    fn end_of_step(&mut self, spent: Spent) -> Result<Spent> {
-        Ok(spent)
-    }
-}
-
-impl SetRegion for Rc<VmFd> {
-    unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.set_user_memory_region(region) }
-            .map_err(|error| Errno::from_raw(error.errno()))
-    }
-}
-
-impl<M: RawCalls + ?Sized> SetRegion for Box<M> {
-    unsafe fn set_region(&mut self, region: kvm_userspace_memory_region) -> Result<(), Errno> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { (**self).set_region(&region2(&region)) }
-    }
-}
-
-/// The same for `KVM_SET_USER_MEMORY_REGION2`.
-pub(super) fn region2(region: &kvm_userspace_memory_region) -> kvm_userspace_memory_region2 {
-    kvm_userspace_memory_region2 {
-        slot: region.slot,
-        flags: region.flags,
-        guest_phys_addr: region.guest_phys_addr,
-        memory_size: region.memory_size,
-        userspace_addr: region.userspace_addr,
-        ..Default::default()
-    }
-}
 
 /// One slot a region and one ioctl a change, as Cloud Hypervisor, Firecracker,
 /// crosvm and QEMU do it: what is gone or has changed its size is deleted, then
@@ -71,9 +20,10 @@ pub(super) fn region2(region: &kvm_userspace_memory_region) -> kvm_userspace_mem
 /// vCPUs are not paused, as they are not in those VMMs but for QEMU (accel
 /// blocker): between the delete and the create of a region that is resized, a
 /// guest that uses it finds nothing there.
-#[derive(Debug)]
-pub struct PerRegion<C> {
-    calls: C,
+pub struct PerRegion {
+    calls: Box<dyn RawCalls>,
+    /// The calls of a step, if they are made in one.
+    batch: Option<MemoryRegions>,
     hva: u64,
     /// By name.
     regions: Vec<Entry>,
@@ -91,16 +41,30 @@ struct Entry {
     touched: bool,
 }
 
-impl<C: SetRegion> PerRegion<C> {
+impl PerRegion {
     /// For a scenario of `names` names in host memory at `hva`, with the slot
-    /// ids from 0 up to, not including, `limit`.
+    /// ids from 0 up to, not including, `limit`. With `batch` the calls of a step are
+    /// one of the batch ioctl, so that the two ways differ in nothing but the ioctl.
+    ///
+    /// # Errors
+    /// This kernel has no batch ioctl.
     ///
     /// # Safety
     /// The scenario's host memory is at `hva`, is as long as the scenario says,
     /// outlives the VM, and is the guest's to read and write.
-    pub unsafe fn new(calls: C, hva: u64, names: usize, limit: u32) -> Self {
+    pub unsafe fn new(
+        calls: Box<dyn RawCalls>,
+        batch: bool,
+        hva: u64,
+        names: usize,
+        limit: u32,
+    ) -> Result<Self> {
+        if batch && calls.limits().batch.is_none() {
+            return Err(kvm_memslots::Error::from(ErrorKind::NoBatchIoctl).into());
+        }
+        let batch = batch.then(|| MemoryRegions::new(0, MemoryRegionsFlags::empty()));
         let regions = vec![Entry::default(); names];
-        Self { calls, hva, regions, free: Vec::new(), next: 0, limit }
+        Ok(Self { calls, batch, hva, regions, free: Vec::new(), next: 0, limit })
     }
 
     fn want(&mut self, change: &Change, touched: &mut Vec<Name>) -> Result<()> {
@@ -143,16 +107,21 @@ impl<C: SetRegion> PerRegion<C> {
     }
 
     fn call(&mut self, call: &'static str, slot: u16, place: &Place, size: u64) -> Result<()> {
-        let region = kvm_userspace_memory_region {
+        let region = kvm_userspace_memory_region2 {
             slot: u32::from(slot),
             flags: place.flags.bits(),
             guest_phys_addr: place.gpa,
             memory_size: size,
             userspace_addr: self.hva + place.offset,
+            ..Default::default()
         };
         // SAFETY: whoever made this value promised it, for all regions of the
         // scenario.
-        let set = unsafe { self.calls.set_region(region) };
+        let set = |calls: &dyn RawCalls| unsafe { calls.set_region(&region) };
+        let set = match &mut self.batch {
+            Some(batch) => batch.push(&region).map_err(|_| Errno::E2BIG),
+            None => set(&*self.calls),
+        };
         set.map_err(|errno| refused(call, place.gpa, errno))
     }
 
@@ -182,6 +151,26 @@ impl<C: SetRegion> PerRegion<C> {
         Ok(Spent { ioctls: 1, grace_periods: 1, ..Spent::default() })
     }
 
+    /// The calls that a step took would have cost `spent`; what they do cost.
+    fn end_of_step(&mut self, spent: Spent) -> Result<Spent> {
+        let Some(batch) = self.batch.as_mut().filter(|batch| !batch.is_empty()) else {
+            return Ok(spent);
+        };
+        let deletes = batch.entries().iter().any(|entry| entry.memory_size == 0);
+        let started = Instant::now();
+        // SAFETY: whoever made this value promised it, for all regions of the
+        // scenario.
+        let made = unsafe { self.calls.set_regions(batch) };
+        let in_calls = started.elapsed();
+        let made = made.map_err(|errno| {
+            let gpa = batch.failed_entry().map_or(0, |(_, entry)| entry.guest_phys_addr);
+            refused("a batch", gpa, errno)
+        });
+        batch.clear();
+        made?;
+        Ok(Spent { ioctls: 1, grace_periods: 1 + u64::from(deletes), in_calls, ..spent })
+    }
+
     fn new_id(&mut self) -> Result<u16> {
         if let Some(id) = self.free.pop() {
             return Ok(id);
@@ -203,7 +192,7 @@ fn same_slot(live: &Place, wanted: &Place) -> bool {
         && read_only(live) == read_only(wanted)
 }
 
-impl<C: SetRegion> Apply for PerRegion<C> {
+impl Apply for PerRegion {
     fn apply(&mut self, step: &Step) -> Result<Spent> {
         let mut touched = Vec::with_capacity(step.changes.len());
         for change in &step.changes {
@@ -218,6 +207,6 @@ impl<C: SetRegion> Apply for PerRegion<C> {
             spent += self.create_or_set(name)?;
         }
         spent.in_calls = started.elapsed();
-        self.calls.end_of_step(spent)
+        self.end_of_step(spent)
     }
 }
