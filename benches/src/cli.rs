@@ -1,9 +1,7 @@
 //! The command line.
 
 mod bench;
-mod density;
 mod doctor;
-mod flash;
 mod output;
 mod progress;
 mod shown;
@@ -18,12 +16,10 @@ use clap::{Args, Parser, Subcommand};
 use crate::note::note;
 use crate::rig::Target;
 use bench::BenchArgs;
-use density::DensityArgs;
 use doctor::DoctorArgs;
-use flash::FlashArgs;
 use kvm_memslots_kit::grace::{GraceCounter, Method};
 use kvm_memslots_kit::machine::{new_vm, open_kvm};
-use special::Special;
+use special::{Flash, Shown, Special};
 
 /// The exit code for what can't be done as asked, as clap's for what can't be
 /// understood.
@@ -46,7 +42,7 @@ enum Command {
     Bench(Box<BenchCommand>),
     /// Have a guest program flash, and compare the ways in which the slot of a
     /// ROM device can follow its mode.
-    Flash(FlashArgs),
+    Flash(Shown<Flash>),
     /// Show what this machine offers, what a grace period costs on it, and in
     /// which order a VM is best started.
     Doctor(DoctorArgs),
@@ -59,7 +55,7 @@ enum Command {
     Replay(traces::ReplayArgs),
     /// Assign irqfds while many VMs are up, with and without
     /// `KVM_IRQFD_FLAG_NO_IRQBYPASS`.
-    Density(DensityArgs),
+    Density(Shown<crate::density::Density>),
     /// A VM of `density`, in a process of its own.
     #[command(name = "density-worker", hide = true)]
     DensityWorker {
@@ -92,12 +88,12 @@ pub fn main() -> ExitCode {
             Some(special) => special::run(special),
             None => bench::bench(&command.scenarios),
         },
-        Some(Command::Density(args)) => density::density(&args),
+        Some(Command::Density(args)) => special::density(&args),
         Some(Command::DensityWorker { irqfds, no_irqbypass }) => {
             return crate::density::worker(irqfds, crate::density::Flag(no_irqbypass));
         }
         Some(Command::StartWorker(args)) => return crate::start::worker(args),
-        Some(Command::Flash(args)) => flash::flash(&args),
+        Some(Command::Flash(args)) => special::flash(&args),
         Some(Command::Import(args)) => traces::import(&args),
         Some(Command::Replay(args)) => traces::replay(&args),
         Some(Command::Doctor(args)) => doctor::doctor(&args),
@@ -123,14 +119,6 @@ enum Failure {
     Output(#[from] io::Error),
     #[error("{0:#}")]
     Run(#[from] anyhow::Error),
-    #[error(transparent)]
-    Devices(#[from] crate::devices::DevicesError),
-    #[error(transparent)]
-    Windows(#[from] crate::window::WindowsError),
-    #[error(transparent)]
-    Start(#[from] crate::start::StartError),
-    #[error(transparent)]
-    Trace(#[from] crate::trace::TraceError),
 }
 
 /// Counts grace periods of memslots, where there are any.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum as _;
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::{Limits, MemFlags};
 use kvm_memslots_bench::rig::on_model;
@@ -103,7 +104,7 @@ fn all_steps(scenario: &Scenario) -> impl Iterator<Item = &Step> {
 
 #[test]
 fn every_strategy_shows_the_guest_what_the_scenario_says() {
-    for workload in Workload::ALL {
+    for &workload in Workload::value_variants() {
         for size in SIZES {
             let scenario = workload.generate(size);
             let mut runs = Strategy::GUESTLESS.map(|strategy| Run::new(&scenario, strategy));
@@ -131,7 +132,7 @@ fn every_strategy_shows_the_guest_what_the_scenario_says() {
 
 #[test]
 fn scenarios_keep_to_their_memory_and_leave_the_guest_code_alone() {
-    for workload in Workload::ALL {
+    for &workload in Workload::value_variants() {
         for size in SIZES {
             let scenario = workload.generate(size);
             for change in all_steps(&scenario).flat_map(|step| &step.changes) {
@@ -278,7 +279,7 @@ fn resize_takes_the_fewest_calls_possible() {
 
 #[test]
 fn the_default_sizes_are_exact() {
-    for workload in Workload::ALL {
+    for &workload in Workload::value_variants() {
         for busy in [false, true] {
             let regions = workload.default_regions(busy);
             assert_eq!(workload.generate(regions).regions, regions, "{workload}");

@@ -81,7 +81,7 @@ impl OutputArgs {
 impl Output {
     /// Has `measure` make the comparison, and shows its rows: JSON as they come,
     /// all else at the end, what there is before a failure included.
-    pub(super) fn compare<E: Into<Failure>>(
+    pub(super) fn compare<E: Into<anyhow::Error>>(
         self,
         about: About,
         measure: impl FnOnce(&mut Session<'_>) -> Result<(), E>,
@@ -93,7 +93,7 @@ impl Output {
             pin: about.pin,
             calls: about.calls,
             machine: about.machine,
-            on_run: &mut |what| progress.say(what),
+            on_run: &mut |what| progress.set_message(what.to_owned()),
             on_rows: &mut |new| {
                 if self.json && written.is_ok() {
                     written = progress.suspend(|| report::json(&new, io::stdout().lock()));
@@ -112,7 +112,7 @@ impl Output {
             let shown = shown.map(|row| if about.model { row.without_times() } else { row });
             writeln!(out, "{}", table(about.columns, &shown.collect::<Vec<_>>()))?;
         }
-        measured.map_err(Into::into)?;
+        measured.map_err(|error| Failure::Run(error.into()))?;
         written?;
         if let Some(file) = self.plot {
             let svg = report::plot(about.title, &rows)?;

@@ -1,12 +1,15 @@
-//! Benchmarks with options of their own: `memslots bench devices`, `start` and
-//! `window`.
+//! Comparisons with options of their own: `memslots bench devices`, `start` and
+//! `window`, `memslots density` and `memslots flash`.
 
 use clap::{Args, Subcommand};
 
 use super::shown::{About, OutputArgs};
 use super::{Failure, counted_by, counter, need_kvm};
+use crate::compare::ways;
+use crate::density::{self, Density};
 use crate::devices::{self, Devices};
-use crate::rig::Target;
+use crate::flash::{self, Way};
+use crate::rig::{Busy, Target, Vcpus};
 use crate::start::{self, Start};
 use crate::window::{self, Windows};
 use kvm_memslots_kit::grace::{GraceCounter, Method};
@@ -30,6 +33,27 @@ pub(super) struct Shown<A: Args> {
     what: A,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// What `memslots flash` measures.
+#[derive(Debug, Args)]
+pub(super) struct Flash {
+    /// Command cycles: a word is programmed, its status polled, two words are
+    /// read.
+    #[arg(long, value_name = "N", default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..))]
+    cycles: u32,
+    /// Busy vCPUs meanwhile; several numbers for several comparisons.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 1])]
+    vcpus: Vec<usize>,
+    /// What keeps the vCPUs busy.
+    #[arg(long, value_enum, default_value_t = Busy::Fault)]
+    busy: Busy,
+    /// Ways to compare [default: all].
+    #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
+    way: Vec<Way>,
+    /// Runs that are measured; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
 }
 
 /// What counts the grace periods of interrupts' changes, too: those of this
@@ -81,4 +105,28 @@ fn windows(Shown { what, output }: &Shown<Windows>) -> Result<(), Failure> {
         ..About::of("What blobs that come and go cost", &window::COLUMNS, what.runs)
     };
     output.compare(about, |session| window::windows(what, session))
+}
+
+pub(super) fn density(Shown { what, output }: &Shown<Density>) -> Result<(), Failure> {
+    need_kvm(&[])?;
+    let output = output.prepare()?;
+    let title = "What assigning irqfds costs beside other VMs";
+    let about = About { pin: false, ..About::of(title, &density::COLUMNS, what.rounds) };
+    output.compare(about, |session| density::density(what, session))
+}
+
+pub(super) fn flash(Shown { what, output }: &Shown<Flash>) -> Result<(), Failure> {
+    need_kvm(&what.vcpus)?;
+    let output = output.prepare()?;
+    let about = About {
+        pin: false,
+        calls: counter(Target::Kvm),
+        ..About::of("What a guest that programs flash costs", &flash::COLUMNS, what.runs)
+    };
+    output.compare(about, |session| {
+        what.vcpus.iter().try_for_each(|count| {
+            let vcpus = Vcpus { count: *count, busy: what.busy };
+            flash::compare(&ways(&what.way), what.cycles as usize, vcpus, session)
+        })
+    })
 }

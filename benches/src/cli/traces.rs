@@ -107,7 +107,7 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<(), Failure> {
     output.compare(about, |session| replay.run(&trace, session))
 }
 
-fn read(path: &std::path::Path, vm: Option<i32>) -> Result<trace::Trace, trace::TraceError> {
+fn read(path: &std::path::Path, vm: Option<i32>) -> anyhow::Result<trace::Trace> {
     let _progress = spinner("reading the trace");
-    trace::import(path, vm)
+    Ok(trace::import(path, vm)?)
 }

@@ -77,7 +77,7 @@ impl Who {
 impl compare::Way for Who {
     fn name(self) -> String {
         let name = match self {
-            Self::CloudHypervisor => Way::CloudHypervisor.name(),
+            Self::CloudHypervisor => "cloud-hypervisor",
             Self::Calls => "calls alone",
             Self::Library => "library",
             Self::Triggers => "library, triggers",

@@ -87,7 +87,7 @@ impl Who {
 impl compare::Way for Who {
     fn name(self) -> String {
         let name = match self {
-            Self::CloudHypervisor => Way::CloudHypervisor.name(),
+            Self::CloudHypervisor => "cloud-hypervisor",
             Self::Alioth => "alioth",
             Self::PciBars => "PciBars",
             Self::Kept => "PciBars, kept",

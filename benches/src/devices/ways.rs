@@ -1,7 +1,6 @@
 //! The ways in which devices are attached and detached.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -14,6 +13,7 @@ use kvm_memslots::{Report, vm_fd};
 
 use super::board::{Board, Device};
 use crate::timed::{Clock, Kind, Timed, time};
+use crate::way::shown_by_name;
 
 /// How devices are attached and detached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -36,26 +36,7 @@ pub enum Way {
     Window,
 }
 
-impl Way {
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::CloudHypervisor => "cloud-hypervisor",
-            Self::Firecracker => "firecracker",
-            Self::OneByOne => "one-by-one",
-            Self::Deferred => "deferred",
-            Self::Together => "together",
-            Self::Window => "window",
-        }
-    }
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+shown_by_name!(Way);
 
 /// The order in which a VMM makes the calls of several devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -132,21 +132,6 @@ pub enum Workload {
 }
 
 impl Workload {
-    /// All, in the order in which they are shown.
-    pub const ALL: [Self; 11] = [
-        Self::Sparse,
-        Self::Contiguous,
-        Self::Boot,
-        Self::Hotplug,
-        Self::Resize,
-        Self::DirtyLog,
-        Self::DirtyLogOn,
-        Self::Delete,
-        Self::Singly,
-        Self::Pci,
-        Self::PciDoorbells,
-    ];
-
     /// Whether it has a guest of its own, which decides when regions are mapped.
     #[must_use]
     pub const fn has_guest(self) -> bool {

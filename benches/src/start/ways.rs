@@ -1,6 +1,5 @@
 //! The orders in which VMMs set a VM up.
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +13,7 @@ use super::{Shape, StartError};
 use crate::devices::{Apply, Board, BoardDevice, ByHand, CallOrder, Devices, Spent};
 use crate::rig::Busy;
 use crate::timed::{self, Clock, Kind, Times};
+use crate::way::shown_by_name;
 use kvm_memslots_kit::machine::new_vm;
 use kvm_memslots_kit::usage::Usage;
 
@@ -38,18 +38,6 @@ pub enum Way {
 }
 
 impl Way {
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::CloudHypervisor => "cloud-hypervisor",
-            Self::Firecracker => "firecracker",
-            Self::Qemu => "qemu",
-            Self::Library => "library",
-            Self::LibrarySplit => "library-split",
-        }
-    }
-
     const fn steps(self) -> &'static [Step] {
         use Step::{Devices, Irqchip, Memory, Pit, SplitIrqchip, Tss, Vcpus};
         match self {
@@ -77,11 +65,7 @@ impl Way {
     }
 }
 
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+shown_by_name!(Way);
 
 /// A VM to be, with all that it takes but the VM.
 pub(super) struct Setup {

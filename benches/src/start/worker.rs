@@ -83,7 +83,7 @@ pub fn worker(args: Worker) -> ExitCode {
 /// Sets VMs up at the same time.
 pub(super) fn measure(at_once: u32, told: &Told) -> Result<Vec<Measured>, StartError> {
     let Told { way, profile, cold, shape } = told;
-    let mut args = vec![SUBCOMMAND.to_owned(), "--way".to_owned(), way.name().to_owned()];
+    let mut args = vec![SUBCOMMAND.to_owned(), "--way".to_owned(), way.to_string()];
     let numbers = [
         ("--devices", shape.devices),
         ("--bars", shape.bars),

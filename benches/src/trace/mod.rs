@@ -22,7 +22,6 @@ mod strace;
 pub use bursts::{BURST_GAP, bursts};
 pub use format::{FORMAT, VERSION, write};
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -31,10 +30,13 @@ use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use regex::Regex;
 use thiserror::Error;
 
+use crate::way::shown_by_name;
 use lines::{Line, Lines};
 
 /// Where the calls of a trace were seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// QEMU's event `kvm_set_user_memory`, in whichever text.
@@ -45,15 +47,7 @@ pub enum Source {
     Kprobe,
 }
 
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::QemuLog => "qemu-log",
-            Self::Strace => "strace",
-            Self::Kprobe => "kprobe",
-        })
-    }
-}
+shown_by_name!(Source);
 
 /// One memslot call.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,7 +1,6 @@
 //! The ways in which a blob comes and goes.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -11,6 +10,7 @@ use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionId, RegionSpec, V
 
 use super::blobs::Blobs;
 use super::guest::OWN_SLOTS;
+use crate::way::shown_by_name;
 
 /// Where the blobs are.
 const GPA: u64 = 0x20_0000_0000;
@@ -27,23 +27,7 @@ pub enum Way {
     Window,
 }
 
-impl Way {
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Slots => "slots",
-            Self::Changes => "changes",
-            Self::Window => "window",
-        }
-    }
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+shown_by_name!(Way);
 
 /// A VM that has as many blobs as there are, in one way.
 pub(super) enum Applied<'a> {
