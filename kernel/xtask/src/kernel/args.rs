@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::series::Series;
-use super::target::{Arch, Target};
+use super::target::Target;
 use super::{patch, source, target};
 
 /// What to do, with which kernel.
@@ -20,9 +19,9 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 pub(super) enum Stage {
     /// Unpack the kernel's source and apply the series of `kernel/patches`
-    Fetch(Which),
+    Fetch(Target),
     /// Build the kernel
-    Build(Which),
+    Build(Target),
     /// Check the series as its maintainers would: checkpatch, each patch built on
     /// those before it, warnings, sparse
     Check(Check),
@@ -42,31 +41,6 @@ pub(super) enum Stage {
     Uefi(Uefi),
 }
 
-/// Which kernel. `KSRC=DIR` in the environment builds that tree as it is.
-#[derive(ClapArgs, Clone)]
-pub(super) struct Which {
-    /// Version of the kernel, `newest` for the newest that Debian has, of those
-    /// with series, or of all with --vanilla
-    #[arg(long, value_name = "VERSION", default_value = "6.12")]
-    pub(super) linux: String,
-    /// Architecture of the guest
-    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
-    pub(super) arch: Arch,
-    /// With KASAN, lockdep, object debugging and fault injection
-    #[arg(long)]
-    pub(super) debug: bool,
-    /// Without any series
-    #[arg(long)]
-    pub(super) vanilla: bool,
-    /// With one series, and those that it stands on, only [default: all]
-    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "vanilla")]
-    pub(super) series: Option<Series>,
-    /// With a patch of the lab's: `srcutree.lab_expedited_ms=MS` on the
-    /// kernel's command line makes each expedited grace period last that long
-    #[arg(long)]
-    pub(super) slow_gp: bool,
-}
-
 /// What of it to do, and where what was found goes.
 #[derive(ClapArgs)]
 pub(super) struct Chosen {
@@ -81,7 +55,7 @@ pub(super) struct Chosen {
 #[derive(ClapArgs)]
 pub(super) struct Boot {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(super) target: Target,
     #[command(flatten)]
     pub(super) qemu: Qemu,
     /// Also copy this static program or script to /bin
@@ -96,7 +70,7 @@ pub(super) struct Boot {
 #[derive(ClapArgs)]
 pub(super) struct Test {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(super) target: Target,
     #[command(flatten)]
     pub(super) chosen: Chosen,
     #[command(flatten)]
@@ -106,7 +80,7 @@ pub(super) struct Test {
 #[derive(ClapArgs)]
 pub(super) struct Check {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(super) target: Target,
     #[command(flatten)]
     pub(super) chosen: Chosen,
 }
@@ -120,7 +94,7 @@ pub(super) struct Litmus {
 #[derive(ClapArgs)]
 pub(super) struct Memslots {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(super) target: Target,
     #[command(flatten)]
     pub(super) qemu: Qemu,
     /// Arguments for `memslots`
@@ -131,7 +105,7 @@ pub(super) struct Memslots {
 #[derive(ClapArgs)]
 pub(super) struct Bench {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(super) target: Target,
     #[command(flatten)]
     pub(super) chosen: Chosen,
     #[command(flatten)]
@@ -199,30 +173,20 @@ pub(super) enum Processors {
     Turns,
 }
 
-impl Which {
-    /// What is to be built.
-    pub(super) fn target(&self) -> Result<Target> {
-        let ksrc = std::env::var_os("KSRC").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let version = match self.linux.as_str() {
-            // Of a tree that is there, nobody has to be asked for the version.
-            "newest" if ksrc.is_some() => patch::versions()?.pop().context("there is no series")?,
-            "newest" if self.vanilla => source::newest(None)?,
-            "newest" => source::newest(Some(&patch::versions()?))?,
-            version => version.to_owned(),
-        };
-        if !target::is_version(&version) {
-            bail!("--linux {version}: a version such as 6.12, or newest");
-        }
-        Ok(Target {
-            version,
-            arch: self.arch,
-            debug: self.debug,
-            vanilla: self.vanilla,
-            series: self.series,
-            slow_gp: self.slow_gp,
-            ksrc,
-        })
+/// The kernel that is asked for: `newest` has a version, and `KSRC` counts.
+pub(super) fn found(asked: &Target) -> Result<Target> {
+    let ksrc = std::env::var_os("KSRC").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let version = match asked.version.as_str() {
+        // Of a tree that is there, nobody has to be asked for the version.
+        "newest" if ksrc.is_some() => patch::versions()?.pop().context("there is no series")?,
+        "newest" if asked.vanilla => source::newest(None)?,
+        "newest" => source::newest(Some(&patch::versions()?))?,
+        version => version.to_owned(),
+    };
+    if !target::is_version(&version) {
+        bail!("--linux {version}: a version such as 6.12, or newest");
     }
+    Ok(Target { version, ksrc, ..asked.clone() })
 }
 
 /// `NAME=VALUE`, with a name that a shell can export.

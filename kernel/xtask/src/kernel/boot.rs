@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::build::Kernel;
+use super::build::{self, Kernel};
 use super::console::Console;
 use super::initrd::{self, Command, GuestFile, Program};
 use super::target::{Arch, Target};
@@ -100,6 +100,17 @@ impl Ended {
 }
 
 impl Guest {
+    /// The kernel of `target`, built, and ready to be booted as `qemu` says.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), ahead of building it, or if that fails.
+    pub(super) fn of(target: &Target, qemu: &Qemu) -> Result<(Kernel, Self)> {
+        available(target)?;
+        let kernel = build::kernel(target)?;
+        let guest = Self::new(target, &kernel, qemu.clone())?;
+        Ok((kernel, guest))
+    }
+
     /// The kernel of `target`, to be booted as `qemu` says.
     ///
     /// # Errors
@@ -157,6 +168,22 @@ impl Guest {
         let _ = fs::remove_file(&initrd);
         judge(&console, &outcome, start.elapsed())
             .with_context(|| format!("log: {}", target::shown(&log)))
+    }
+
+    /// Boots and runs the job's command; the lines that it writes, shown as well.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and if the command fails.
+    pub(super) fn lines(&self, job: &Job<'_>) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let ended = self.run(job, |line| {
+            run::say(line);
+            lines.push(line.to_owned());
+        })?;
+        if ended.status != 0 {
+            bail!("{}: ended with status {}", job.name, ended.status);
+        }
+        Ok(lines)
     }
 
     /// Boots and runs `command` with `programs` beside it, shows what it writes,

@@ -37,23 +37,26 @@ use crate::log::Outcome;
 use crate::run;
 use crate::tally::Tally;
 pub(crate) use args::Args;
-use args::{Bench, Boot, Check, Litmus, Memslots, Processors, Qemu, Stage, Test, Uefi, Which};
+use args::{Bench, Boot, Check, Litmus, Memslots, Processors, Qemu, Stage, Test, Uefi};
 use boot::Guest;
-use build::Kernel;
 use initrd::{Command, Program};
 use target::{Arch, Target};
 
 /// Does what `args` say.
 pub(crate) fn run(args: &Args) -> ExitCode {
     let done = match &args.stage {
-        Stage::Fetch(which) => fetch(which),
-        Stage::Build(which) => build(which),
-        Stage::Check(args) => args.which.target().and_then(|target| check::run(&target, args)),
+        Stage::Fetch(asked) => fetch(asked),
+        Stage::Build(asked) => build(asked),
+        Stage::Check(args) => {
+            args::found(&args.target).and_then(|target| check::run(&target, args))
+        }
         Stage::Boot(args) => boot(args),
         Stage::Test(args) => test(args),
         Stage::Bench(args) => bench(args),
         Stage::Memslots(args) => memslots(args),
-        Stage::Litmus(args) => litmus::run(&vanilla(litmus::LINUX), args),
+        Stage::Litmus(args) => {
+            litmus::run(&Target { vanilla: true, ..Target::of(litmus::LINUX) }, args)
+        }
         Stage::Uefi(args) => uefi(args),
     };
     done.unwrap_or_else(|e| {
@@ -62,23 +65,23 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     })
 }
 
-fn fetch(which: &Which) -> Result<ExitCode> {
-    let target = which.target()?;
+fn fetch(asked: &Target) -> Result<ExitCode> {
+    let target = args::found(asked)?;
     let _lock = lock::wait(&target.tree())?;
     patch::apply(&target)?;
     run::say(&format!("source: {}", patch::source(&target)?.display()));
     Ok(ExitCode::SUCCESS)
 }
 
-fn build(which: &Which) -> Result<ExitCode> {
-    let kernel = build::kernel(&which.target()?)?;
+fn build(asked: &Target) -> Result<ExitCode> {
+    let kernel = build::kernel(&args::found(asked)?)?;
     run::say(&format!("kernel: {}", kernel.image.display()));
     Ok(ExitCode::SUCCESS)
 }
 
 /// Ends with the command's status.
 fn boot(args: &Boot) -> Result<ExitCode> {
-    let target = args.which.target()?;
+    let target = args::found(&args.target)?;
     let mut programs = Vec::new();
     for path in &args.with {
         programs.push(Program::of(path, target.arch)?);
@@ -89,62 +92,42 @@ fn boot(args: &Boot) -> Result<ExitCode> {
         *first = format!("/bin/{}", program.name);
         programs.push(program);
     }
-    let (_, guest) = guest(&target, &args.qemu)?;
+    let (_, guest) = Guest::of(&target, &args.qemu)?;
     let command = Command { words, env: args.qemu.env.clone() };
     guest.show("boot", command, &programs)
 }
 
 fn test(args: &Test) -> Result<ExitCode> {
-    let target = args.which.target()?;
-    let (kernel, guest) = guest(&target, &args.qemu)?;
+    let target = args::found(&args.target)?;
+    let (kernel, guest) = Guest::of(&target, &args.qemu)?;
     test::run(&target, &kernel, &guest, args)
 }
 
 fn bench(args: &Bench) -> Result<ExitCode> {
-    let target = args.which.target()?;
+    let target = args::found(&args.target)?;
     if args.args.is_empty() {
         return bench::table(&target, args);
     }
-    let (_, guest) = guest(&target, &args.qemu)?;
+    let (_, guest) = Guest::of(&target, &args.qemu)?;
     let words = [&["bench".to_owned()], &args.args[..]].concat();
     bench::run(&target, &guest, &words, &args.qemu)
 }
 
 fn memslots(args: &Memslots) -> Result<ExitCode> {
-    let target = args.which.target()?;
-    let (_, guest) = guest(&target, &args.qemu)?;
+    let target = args::found(&args.target)?;
+    let (_, guest) = Guest::of(&target, &args.qemu)?;
     bench::run(&target, &guest, &args.args, &args.qemu)
 }
 
-/// A kernel of x86 without any series.
-fn vanilla(version: &str) -> Target {
-    Target {
-        version: version.to_owned(),
-        arch: Arch::X86_64,
-        debug: false,
-        vanilla: true,
-        series: None,
-        slow_gp: false,
-        ksrc: None,
-    }
-}
-
 fn uefi(args: &Uefi) -> Result<ExitCode> {
-    let which = Which {
-        linux: args.linux.clone(),
-        arch: Arch::Arm64,
-        debug: false,
-        vanilla: false,
-        series: None,
-        slow_gp: args.slow_gp,
-    };
-    uefi::run(&which.target()?, args)
+    let asked = Target { arch: Arch::Arm64, slow_gp: args.slow_gp, ..Target::of(&args.linux) };
+    uefi::run(&args::found(&asked)?, args)
 }
 
 /// What every run of all checks includes: the oldest kernel that has a series,
 /// on x86.
 pub(crate) fn check(tally: &mut Tally) -> Result<Outcome> {
-    let target = Target { vanilla: false, ..vanilla("6.12") };
+    let target = Target::of("6.12");
     if let Some(why) = tools::out_of_reach(target.arch) {
         return Ok(Outcome::Skipped(why));
     }
@@ -156,16 +139,7 @@ pub(crate) fn check(tally: &mut Tally) -> Result<Outcome> {
         icount: false,
         processors: None,
     };
-    let (kernel, guest) = guest(&target, &qemu)?;
+    let (kernel, guest) = Guest::of(&target, &qemu)?;
     test::run_counted(&target, &kernel, &guest, tally)?;
     Ok(Outcome::Done)
-}
-
-/// The kernel of `target`, built and ready to be booted.
-fn guest(target: &Target, qemu: &Qemu) -> Result<(Kernel, Guest)> {
-    // What can't be booted need not be built.
-    boot::available(target)?;
-    let kernel = build::kernel(target)?;
-    let guest = Guest::new(target, &kernel, qemu.clone())?;
-    Ok((kernel, guest))
 }

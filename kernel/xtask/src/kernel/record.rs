@@ -165,19 +165,10 @@ pub(super) fn first_line(program: &str, args: &[&str]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::target::Arch;
     use super::*;
 
     fn target() -> Target {
-        Target {
-            version: "6.12".to_owned(),
-            arch: Arch::X86_64,
-            debug: false,
-            vanilla: false,
-            series: Some(Series::Waits),
-            slow_gp: false,
-            ksrc: None,
-        }
+        Target { series: Some(Series::Waits), ..Target::of("6.12") }
     }
 
     fn begin(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::ValueEnum;
+use clap::{Args as ClapArgs, ValueEnum};
 
 pub(super) use super::places::{dir, shown};
 use super::series::Series;
@@ -79,22 +79,48 @@ impl Arch {
     }
 }
 
-/// A kernel to be built.
-#[derive(Debug, Clone)]
+/// A kernel to be built. `KSRC=DIR` in the environment builds that tree as it is.
+#[derive(Debug, Clone, ClapArgs)]
 pub(super) struct Target {
+    /// Version of the kernel, `newest` for the newest that Debian has, of those
+    /// with series, or of all with --vanilla
+    #[arg(long = "linux", value_name = "VERSION", default_value = "6.12")]
     pub(super) version: String,
+    /// Architecture of the guest
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
     pub(super) arch: Arch,
+    /// With KASAN, lockdep, object debugging and fault injection
+    #[arg(long)]
     pub(super) debug: bool,
+    /// Without any series
+    #[arg(long)]
     pub(super) vanilla: bool,
-    /// With this series only, and what that stands on.
+    /// With one series, and those that it stands on, only [default: all]
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "vanilla")]
     pub(super) series: Option<Series>,
-    /// With the lab's patch that can make grace periods slow.
+    /// With a patch of the lab's: `srcutree.lab_expedited_ms=MS` on the
+    /// kernel's command line makes each expedited grace period last that long
+    #[arg(long)]
     pub(super) slow_gp: bool,
     /// A tree that is built as it is, instead of a fetched one.
+    #[arg(skip)]
     pub(super) ksrc: Option<PathBuf>,
 }
 
 impl Target {
+    /// Linux `version` with all series, on x86.
+    pub(super) fn of(version: &str) -> Self {
+        Self {
+            version: version.to_owned(),
+            arch: Arch::X86_64,
+            debug: false,
+            vanilla: false,
+            series: None,
+            slow_gp: false,
+            ksrc: None,
+        }
+    }
+
     /// Names what it shares with kernels that differ in their patches:
     /// `6.12-x86_64-debug`.
     pub(super) fn tree_name(&self) -> String {
@@ -176,17 +202,7 @@ mod tests {
     use super::*;
 
     fn target() -> Target {
-        let version = "6.12".to_owned();
-        let arch = Arch::X86_64;
-        Target {
-            version,
-            arch,
-            debug: false,
-            vanilla: false,
-            series: None,
-            slow_gp: false,
-            ksrc: None,
-        }
+        Target::of("6.12")
     }
 
     #[test]

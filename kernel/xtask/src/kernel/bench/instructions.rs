@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::super::boot::{Guest, Job};
 use super::super::initrd::{Command, Program};
+use super::super::programs;
 use super::super::target::Target;
 use super::super::test::wanted;
-use super::super::{build, programs};
 use crate::run;
 
 /// A scenario of `memslots bench`, by single calls and by the batch ioctl.
@@ -89,9 +89,8 @@ fn lines(
     programs: &[Program],
     strategies: &str,
 ) -> Result<Vec<String>> {
-    let kernel = build::kernel(target)?;
     let qemu = super::super::Qemu { icount: true, ..args.qemu.clone() };
-    let guest = Guest::new(target, &kernel, qemu)?;
+    let (_, guest) = Guest::of(target, &qemu)?;
     let bench = |work: &&Work| {
         format!(
             "/bin/memslots bench {} --regions {} --vcpus 0 --runs 3 --json --strategy {strategies}",
@@ -103,14 +102,7 @@ fn lines(
     let command = Command { words, env: args.qemu.env.clone() };
     run::say("\n==> instructions");
     let programs = programs.iter().collect();
-    let mut lines = Vec::new();
-    let job = Job { programs, ..Job::new("bench-instructions", command) };
-    let ended = guest.run(&job, |line| {
-        run::say(line);
-        lines.push(line.to_owned());
-    })?;
-    anyhow::ensure!(ended.status == 0, "memslots ended with status {}", ended.status);
-    Ok(lines)
+    guest.lines(&Job { programs, ..Job::new("bench-instructions", command) })
 }
 
 impl Work {

@@ -153,25 +153,15 @@ fn tell(
     told: &Told,
     programs: &[Program],
 ) -> Result<Vec<String>> {
-    let kernel = build::kernel(target)?;
     let qemu = super::Qemu { icount: args.qemu.icount || told.icount, ..args.qemu.clone() };
-    let guest = Guest::new(target, &kernel, qemu)?;
+    let (_, guest) = Guest::of(target, &qemu)?;
     let mut words = vec![format!("/bin/{}", told.program)];
     words.extend(told.args.iter().map(|&arg| arg.to_owned()));
     let command = Command { words, env: args.qemu.env.clone() };
     run::say(&format!("\n==> {}", told.name()));
     let name = format!("bench-{}", told.name().trim_end().replace([' ', '=', '.'], "-"));
     let programs = programs.iter().collect();
-    let mut lines = Vec::new();
-    let job = Job { programs, append: told.append, ..Job::new(&name, command) };
-    let ended = guest.run(&job, |line| {
-        run::say(line);
-        lines.push(line.to_owned());
-    })?;
-    if ended.status != 0 {
-        bail!("{} ended with status {}", told.program, ended.status);
-    }
-    Ok(lines)
+    guest.lines(&Job { programs, append: told.append, ..Job::new(&name, command) })
 }
 
 /// Boots once for all rows of `boot`.
@@ -186,24 +176,16 @@ fn measure(
     if boot.slow_gp && target.ksrc.is_some() {
         bail!("KSRC is a tree as it is, without the lab's patch for slow grace periods");
     }
-    super::boot::available(&target)?;
-    let kernel = build::kernel(&target)?;
-    let guest = Guest::new(&target, &kernel, args.qemu.clone())?;
+    let (_, guest) = Guest::of(&target, &args.qemu)?;
     let command = Command { words: script(&boot.rows, args.runs), env: args.qemu.env.clone() };
     run::say(&format!("\n==> {}", boot.machine));
     let load = boot.busy.then(Load::start);
-    let mut lines = Vec::new();
     let name = format!("bench-{}", boot.name);
     let programs = programs.iter().collect();
     let job = Job { programs, append: boot.append, ..Job::new(&name, command) };
-    let ended = guest.run(&job, |line| {
-        run::say(line);
-        lines.push(line.to_owned());
-    })?;
+    let lines = guest.lines(&job);
     drop(load);
-    if ended.status != 0 {
-        bail!("memslots ended with status {}", ended.status);
-    }
+    let lines = lines?;
     for row in &boot.rows {
         let row = Measured::of(row, boot.machine, &lines)
             .with_context(|| format!("{}, see {}", row.work, target::shown(&target.dir())))?;

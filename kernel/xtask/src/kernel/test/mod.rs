@@ -197,9 +197,7 @@ mod tests {
     use super::*;
 
     fn target(vanilla: bool) -> Target {
-        let version = "6.12".to_owned();
-        let arch = Arch::X86_64;
-        Target { version, arch, debug: false, vanilla, series: None, slow_gp: false, ksrc: None }
+        Target { vanilla, ..Target::of("6.12") }
     }
 
     fn names(vanilla: bool, filters: &[&str]) -> Vec<String> {

@@ -10,11 +10,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::Uefi;
 use super::boot::{Guest, Job};
 use super::initrd::{Command, GuestFile};
 use super::record::Record;
 use super::target::{Arch, Target};
-use super::{Uefi, build};
 use crate::run;
 use table::{Boot, Table};
 use ways::{WAYS, Way};
@@ -85,9 +85,7 @@ fn kernel(target: &Target, vanilla: bool) -> Result<Target> {
 
 /// Boots the kernel of `target` once for all of `ways`.
 fn boot(target: &Target, args: &Uefi, ways: &[&Way], files: Vec<GuestFile>) -> Result<Vec<Boot>> {
-    super::boot::available(target)?;
-    let kernel = build::kernel(target)?;
-    let guest = Guest::new(target, &kernel, args.qemu.clone())?;
+    let (_, guest) = Guest::of(target, &args.qemu)?;
     let script = script(ways, args.runs);
     let words = ["sh", "-c", &script].map(str::to_owned).to_vec();
     let name = if args.slow_gp { "uefi-slow-gp" } else { "uefi" };
