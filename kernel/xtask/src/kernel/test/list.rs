@@ -110,7 +110,7 @@ const DIRTY_LOG: Selftest = Selftest {
     ..OTHER
 };
 
-pub(super) const SELFTESTS: [Selftest; 31] = [
+pub(super) const SELFTESTS: [Selftest; 32] = [
     Selftest {
         name: "set_memory_regions_test",
         args: &["50"],
@@ -143,6 +143,7 @@ pub(super) const SELFTESTS: [Selftest; 31] = [
     Selftest { append: SHADOW, ..SLEEPING_FAULT },
     Selftest { name: "irqfd_deassign_test", arch: X86, ..of(Series::Waits) },
     Selftest { name: "guest_memfd_bind_race_test", arch: X86, ..of(Series::Fixes) },
+    Selftest { name: "mmio_spte_sync_test", append: SHADOW, arch: X86, ..of(Series::Fixes) },
     Selftest { name: "pre_fault_memory_delete_test", arch: X86, ..of(Series::Fixes) },
     Selftest { name: "set_memory_region_test", ..OTHER },
     Selftest {
