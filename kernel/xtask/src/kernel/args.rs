@@ -35,7 +35,7 @@ pub(super) enum Stage {
     Memslots(Memslots),
     /// Run the litmus tests of `kernel/litmus`, and the kernel's own, against the
     /// kernel's memory model
-    Litmus(Litmus),
+    Litmus(Chosen),
     /// Boot real UEFI in a real QEMU in an arm64 guest, as it is and with the
     /// preload library, and compare
     Uefi(Uefi),
@@ -81,12 +81,6 @@ pub(super) struct Test {
 pub(super) struct Check {
     #[command(flatten)]
     pub(super) target: Target,
-    #[command(flatten)]
-    pub(super) chosen: Chosen,
-}
-
-#[derive(ClapArgs)]
-pub(super) struct Litmus {
     #[command(flatten)]
     pub(super) chosen: Chosen,
 }

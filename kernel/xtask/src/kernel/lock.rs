@@ -11,28 +11,21 @@ use nix::fcntl::{Flock, FlockArg};
 use super::target;
 use crate::run;
 
-/// Ends with whoever holds it, however that ends.
-#[must_use]
-#[derive(Debug)]
-pub(super) struct Lock {
-    _file: Flock<File>,
-}
-
-/// Waits until nobody else has `dir`, and says so if that takes time.
-pub(super) fn wait(dir: &Path) -> Result<Lock> {
+/// Waits until nobody else has `dir`, and says so if that takes time. The lock ends
+/// with whoever holds it, however that ends.
+pub(super) fn wait(dir: &Path) -> Result<Flock<File>> {
     if let Some(lock) = now(dir)? {
         return Ok(lock);
     }
     run::say(&format!("waiting for another build in {}", target::shown(dir)));
     let lock = Flock::lock(open(dir)?, FlockArg::LockExclusive);
-    let lock = lock.map_err(|(_, e)| e).with_context(|| format!("flock {}", dir.display()))?;
-    Ok(Lock { _file: lock })
+    lock.map_err(|(_, e)| e).with_context(|| format!("flock {}", dir.display()))
 }
 
 /// `None` if somebody has it.
-fn now(dir: &Path) -> Result<Option<Lock>> {
+fn now(dir: &Path) -> Result<Option<Flock<File>>> {
     match Flock::lock(open(dir)?, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => Ok(Some(Lock { _file: file })),
+        Ok(lock) => Ok(Some(lock)),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, e)) => Err(e).with_context(|| format!("flock {}", dir.display())),
     }

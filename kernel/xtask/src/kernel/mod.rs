@@ -37,7 +37,7 @@ use crate::log::Outcome;
 use crate::run;
 use crate::tally::Tally;
 pub(crate) use args::Args;
-use args::{Bench, Boot, Check, Litmus, Memslots, Processors, Qemu, Stage, Test, Uefi};
+use args::{Bench, Boot, Check, Memslots, Processors, Qemu, Stage, Test, Uefi};
 use boot::Guest;
 use initrd::{Command, Program};
 use target::{Arch, Target};
@@ -54,8 +54,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Stage::Test(args) => test(args),
         Stage::Bench(args) => bench(args),
         Stage::Memslots(args) => memslots(args),
-        Stage::Litmus(args) => {
-            litmus::run(&Target { vanilla: true, ..Target::of(litmus::LINUX) }, args)
+        Stage::Litmus(chosen) => {
+            litmus::run(&Target { vanilla: true, ..Target::of(litmus::LINUX) }, chosen)
         }
         Stage::Uefi(args) => uefi(args),
     };

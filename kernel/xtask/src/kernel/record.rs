@@ -109,6 +109,22 @@ pub(super) fn text(asked: &str, facts: &[(&str, String)], found: &str) -> String
     format!("# `{asked}`\n\n| | |\n| --- | --- |\n{facts}\n\n{}\n", found.trim_end())
 }
 
+/// A table in Markdown, aligned.
+pub(super) fn markdown(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut cells: Vec<Vec<String>> = vec![header.iter().map(|&cell| cell.to_owned()).collect()];
+    cells.extend(rows);
+    let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let pad = |(cell, width): (&String, &usize)| format!(" {cell:<width$} |");
+        format!("|{}", row.iter().zip(&widths).map(pad).collect::<String>())
+    };
+    let rule: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
+    let mut lines: Vec<String> = cells.iter().map(line).collect();
+    lines.insert(1, format!("|{}|", rule.join("|")));
+    lines.join("\n")
+}
+
 /// The version in all its parts, as the source's Makefile has it.
 fn kernel(target: &Target) -> Result<String> {
     let path = source::unpatched(target)?.join("Makefile");

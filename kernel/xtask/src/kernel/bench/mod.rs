@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use super::boot::{Guest, Job};
 use super::initrd::{Command, Program};
 use super::programs::{self, Source};
-use super::record::Record;
+use super::record::{self, Record};
 use super::series::Series;
 use super::target::Target;
 use super::test::wanted;
@@ -107,11 +107,11 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
     }
     if !compared.is_empty() {
         found.push("By selftests:".to_owned());
-        found.push(table::markdown(&told::HEADER, compared.iter().map(Compared::cells)));
+        found.push(record::markdown(&told::HEADER, compared.iter().map(Compared::cells)));
     }
     if !counted.is_empty() {
         found.push("Instructions of one emulated processor, idle VM, a slot:".to_owned());
-        found.push(table::markdown(&instructions::HEADER, counted.iter().map(Counted::cells)));
+        found.push(record::markdown(&instructions::HEADER, counted.iter().map(Counted::cells)));
     }
     found.push(match missed {
         0 => "All rows are as wanted.".to_owned(),

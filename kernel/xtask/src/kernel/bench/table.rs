@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::super::record::markdown;
 use super::rows::Row;
 
 /// A row with its figures.
@@ -128,25 +129,9 @@ const HEADER: [&str; 10] = [
     "batch by the library",
 ];
 
-/// The rows as [`markdown`].
+/// The rows, in Markdown.
 pub(super) fn table(rows: &[Measured]) -> String {
     markdown(&HEADER, rows.iter().map(Measured::cells))
-}
-
-/// A table in Markdown, aligned.
-pub(super) fn markdown(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let mut cells: Vec<Vec<String>> = vec![header.iter().map(|&cell| cell.to_owned()).collect()];
-    cells.extend(rows);
-    let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let pad = |(cell, width): (&String, &usize)| format!(" {cell:<width$} |");
-        format!("|{}", row.iter().zip(&widths).map(pad).collect::<String>())
-    };
-    let rule: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
-    let mut lines: Vec<String> = cells.iter().map(line).collect();
-    lines.insert(1, format!("|{}|", rule.join("|")));
-    lines.join("\n")
 }
 
 #[cfg(test)]

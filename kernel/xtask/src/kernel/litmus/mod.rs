@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::args::Chosen;
 use super::record::Record;
 use super::target::Target;
 use super::{source, test};
@@ -26,12 +27,12 @@ use run::Found;
 /// The version whose model it is.
 pub(super) const LINUX: &str = "6.12";
 
-/// Runs the tests of `kernel/litmus` that `args` names, and the kernel's own.
-pub(super) fn run(target: &Target, args: &super::Litmus) -> Result<ExitCode> {
-    let record = Record::begin(&args.chosen, "litmus", target)?;
+/// Runs the tests of `kernel/litmus` that are `chosen`, and the kernel's own.
+pub(super) fn run(target: &Target, chosen: &Chosen) -> Result<ExitCode> {
+    let record = Record::begin(chosen, "litmus", target)?;
     let ours = tests(&workspace::root().join("kernel/litmus"))?;
     let ours: Vec<&PathBuf> =
-        ours.iter().filter(|path| test::wanted(&name(path), &args.chosen.filters)).collect();
+        ours.iter().filter(|path| test::wanted(&name(path), &chosen.filters)).collect();
     if ours.is_empty() {
         bail!("no litmus test is called so");
     }

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use super::super::record::markdown;
 use super::ways::{PLAIN, WAYS, Way, wanted};
 
 /// How much later than as it is the shell may be there: what two boots of the
@@ -196,18 +197,8 @@ impl<'a> Table<'a> {
 
     /// Markdown, aligned, and the checksums below.
     pub(super) fn text(&self) -> String {
-        let mut cells = vec![HEADER.map(str::to_owned).to_vec()];
-        cells.extend(self.rows.iter().map(|row| self.cells(row)));
-        let widths: Vec<usize> = (0..HEADER.len())
-            .map(|column| cells.iter().map(|row| row[column].len()).max().unwrap_or(0))
-            .collect();
-        let line = |row: &Vec<String>| {
-            let pad = |(cell, width): (&String, &usize)| format!(" {cell:<width$} |");
-            format!("|{}", row.iter().zip(&widths).map(pad).collect::<String>())
-        };
-        let rule: String = widths.iter().map(|width| "-".repeat(width + 2) + "|").collect();
-        let mut lines: Vec<String> = cells.iter().map(line).collect();
-        lines.insert(1, format!("|{rule}"));
+        let cells = self.rows.iter().map(|row| self.cells(row));
+        let mut lines = vec![markdown(&HEADER, cells)];
         let sums = self.differing();
         lines.push(String::new());
         if self.same_variables() {
