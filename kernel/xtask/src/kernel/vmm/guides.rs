@@ -26,6 +26,17 @@ fn size(patch: &str) -> (usize, usize) {
     (count("+", "+++"), count("-", "---"))
 }
 
+/// A patch is a diff of ours, not a copy of theirs.
+#[test]
+fn patches_are_small() {
+    for (name, most) in [("alioth", 300), ("libkrun", 100), ("qemu", 410)] {
+        let patch = read(&format!("kernel/vmm/{name}.patch"));
+        let (added, removed) = size(&patch);
+        assert!(added < most && removed > 0, "{name}: +{added} -{removed}");
+        assert!(patch.lines().all(|line| !line.starts_with("+++ /")), "{name}");
+    }
+}
+
 #[test]
 fn what_the_guide_for_c_shows_is_in_the_patch() {
     let patch = read("kernel/vmm/qemu.patch");
