@@ -47,7 +47,7 @@ say() {
 }
 # await FILE PATTERN TIMES: waits for so many lines, and says what it did not see.
 await() {
-	end=$(($(now) + ${VMM_LIMIT:-300} * 100))
+	end=$(($(now) + ${VMM_LIMIT:-600} * 100))
 	while [ "$(grep -a -c "$2" "$1")" -lt "${3:-1}" ]; do
 		kill -0 "$pid" 2>/dev/null || fail "QEMU ended before: $2"
 		[ "$(now)" -lt $end ] || fail "not seen: $2"
