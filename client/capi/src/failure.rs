@@ -12,6 +12,11 @@ use crate::constants::{
 };
 use crate::names::in_c;
 
+/// What was looked up, or `ENOENT` with what there is not.
+pub(crate) fn there<T>(found: Option<T>, what: impl FnOnce() -> String) -> Result<T, Failure> {
+    found.ok_or_else(|| Failure::new(Errno::ENOENT, what()))
+}
+
 /// Why a call did not do what it was asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {

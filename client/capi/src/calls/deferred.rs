@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use kvm_memslots::deferred::{Deferred, Retry};
 use kvm_memslots::{RegionId, Report, Vm};
 
-use super::{Wanted, on, with_vm};
+use super::{Wanted, on, told, with_vm};
 use crate::failure::Failure;
 use crate::handles::{Handle, give_to, own};
 use crate::last::report;
@@ -148,15 +148,12 @@ pub unsafe extern "C" fn kvm_memslots_deferral_usage(
     usage: *mut CDeferralUsage,
 ) -> c_int {
     let lookup = |vm: &Vm| {
-        // SAFETY: as the caller says.
-        let out = unsafe { Out::new(usage) }?;
         let (slot_ns, exit_ns) = vm.deferral_costs();
-        let waiting = vm.deferred_count() as u64;
-        out.put(CDeferralUsage { size: size_of::<CDeferralUsage>(), waiting, slot_ns, exit_ns });
-        Ok(())
+        let (size, waiting) = (size_of::<CDeferralUsage>(), vm.deferred_count() as u64);
+        Ok(CDeferralUsage { size, waiting, slot_ns, exit_ns })
     };
     // SAFETY: as the caller says.
-    unsafe { on(vm, lookup) }
+    unsafe { told(vm, usage, lookup) }
 }
 
 #[unsafe(no_mangle)]

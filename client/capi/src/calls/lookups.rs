@@ -5,21 +5,16 @@ use std::ffi::{c_int, c_void};
 use kvm_memslots::device::DeviceId;
 use kvm_memslots::{Errno, Region, RegionId, Vm};
 
-use super::on;
-use crate::failure::Failure;
+use super::{on, told};
+use crate::failure::{Failure, there};
 use crate::handles::Handle;
 use crate::record::{Out, null, put, read};
 use crate::types::{CEventLimits, CEventState, CLimits, CRegion, CSlot, CSlotUsage};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_limits(vm: *mut Handle<Vm>, limits: *mut CLimits) -> c_int {
-    let lookup = |vm: &Vm| {
-        // SAFETY: as the caller says.
-        unsafe { Out::new(limits) }?.put(vm);
-        Ok(())
-    };
     // SAFETY: as the caller says.
-    unsafe { on(vm, lookup) }
+    unsafe { told(vm, limits, |vm| Ok(vm.into())) }
 }
 
 #[unsafe(no_mangle)]
@@ -27,13 +22,8 @@ pub unsafe extern "C" fn kvm_memslots_event_limits(
     vm: *mut Handle<Vm>,
     limits: *mut CEventLimits,
 ) -> c_int {
-    let lookup = |vm: &Vm| {
-        // SAFETY: as the caller says.
-        unsafe { Out::new(limits) }?.put(vm);
-        Ok(())
-    };
     // SAFETY: as the caller says.
-    unsafe { on(vm, lookup) }
+    unsafe { told(vm, limits, |vm| Ok(vm.into())) }
 }
 
 #[unsafe(no_mangle)]
@@ -70,10 +60,6 @@ unsafe fn found(
     unsafe { on(vm, lookup) }
 }
 
-pub(super) fn none(what: String) -> impl FnOnce() -> Failure {
-    || Failure::new(Errno::ENOENT, what)
-}
-
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvm_memslots_region(
     vm: *mut Handle<Vm>,
@@ -93,8 +79,8 @@ pub unsafe extern "C" fn kvm_memslots_region_at(
     region: *mut CRegion,
 ) -> c_int {
     let find = |vm: &Vm| {
-        let what = format!("no region at GPA {gpa:#x} of address space {as_id}");
-        Ok((vm.region_at(as_id, gpa).ok_or_else(none(what))?, 0))
+        let what = || format!("no region at GPA {gpa:#x} of address space {as_id}");
+        Ok((there(vm.region_at(as_id, gpa), what)?, 0))
     };
     // SAFETY: as the caller says.
     unsafe { found(vm, find, region, std::ptr::null_mut()) }
@@ -109,8 +95,8 @@ pub unsafe extern "C" fn kvm_memslots_region_at_hva(
     offset: *mut u64,
 ) -> c_int {
     let find = |vm: &Vm| {
-        let what = format!("no region at HVA {hva:#x} in address space {as_id}");
-        vm.region_at_hva(as_id, hva).ok_or_else(none(what))
+        let what = || format!("no region at HVA {hva:#x} in address space {as_id}");
+        there(vm.region_at_hva(as_id, hva), what)
     };
     // SAFETY: as the caller says.
     unsafe { found(vm, find, region, offset) }
@@ -126,8 +112,8 @@ pub unsafe extern "C" fn kvm_memslots_region_at_slot(
     region_page: *mut u64,
 ) -> c_int {
     let find = |vm: &Vm| {
-        let what = format!("no region at page {slot_page:#x} of slot {slot}");
-        vm.region_at_slot(as_id, slot, slot_page).ok_or_else(none(what))
+        let what = || format!("no region at page {slot_page:#x} of slot {slot}");
+        there(vm.region_at_slot(as_id, slot, slot_page), what)
     };
     // SAFETY: as the caller says.
     unsafe { found(vm, find, region, region_page) }
@@ -196,14 +182,8 @@ pub unsafe extern "C" fn kvm_memslots_slot_usage(
     as_id: u16,
     usage: *mut CSlotUsage,
 ) -> c_int {
-    let lookup = |vm: &Vm| {
-        // SAFETY: as the caller says.
-        let out = unsafe { Out::new(usage) }?;
-        out.put(vm.slot_usage(as_id)?);
-        Ok(())
-    };
     // SAFETY: as the caller says.
-    unsafe { on(vm, lookup) }
+    unsafe { told(vm, usage, |vm| Ok(vm.slot_usage(as_id)?.into())) }
 }
 
 #[unsafe(no_mangle)]

@@ -41,7 +41,7 @@ use crate::device::CDevice;
 use crate::failure::Failure;
 use crate::handles::{Handle, frees, shared};
 use crate::last::report;
-use crate::record::{Out, read_any};
+use crate::record::{Out, Record, read_any};
 use crate::trigger::CTrigger;
 use crate::types::CReport;
 
@@ -78,6 +78,22 @@ pub(crate) unsafe fn with_vm<R>(
 unsafe fn on(vm: *const Handle<Vm>, f: impl FnOnce(&Vm) -> Result<(), Failure>) -> c_int {
     // SAFETY: as the caller says.
     report(|| unsafe { with_vm(vm, f) })
+}
+
+/// Writes what `find` finds out about a VM.
+unsafe fn told<T: Record>(
+    vm: *const Handle<Vm>,
+    to: *mut T,
+    find: impl FnOnce(&Vm) -> Result<T, Failure>,
+) -> c_int {
+    let lookup = |vm: &Vm| {
+        // SAFETY: as the caller says.
+        let out = unsafe { Out::new(to) }?;
+        out.put(find(vm)?);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { on(vm, lookup) }
 }
 
 /// Where a report goes, and what the caller gave in it.

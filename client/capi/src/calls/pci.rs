@@ -11,7 +11,7 @@ use crate::constants::{
     KVM_MEMSLOTS_PCI_DEFER_IOEVENTFDS, KVM_MEMSLOTS_PCI_KEEP_IOEVENTFDS,
     KVM_MEMSLOTS_PCI_WITHOUT_SLOTS,
 };
-use crate::failure::Failure;
+use crate::failure::{Failure, there};
 use crate::handles::{Handle, exclusive, give, own, shared};
 use crate::last::report;
 use crate::record::{null, put, read};
@@ -216,8 +216,7 @@ pub unsafe extern "C" fn kvm_memslots_pci_base(
 ) -> c_int {
     let lookup = |pci: &PciBars| {
         let found = pci.base(FunctionId::from_raw(function), bar(of));
-        let message = || format!("BAR {of} of function {function} decodes nowhere");
-        let found = found.ok_or_else(|| super::lookups::none(message())())?;
+        let found = there(found, || format!("BAR {of} of function {function} decodes nowhere"))?;
         // SAFETY: null or room for a number, as the caller says.
         unsafe { put(base, found) };
         Ok(())
@@ -235,8 +234,7 @@ pub unsafe extern "C" fn kvm_memslots_pci_decode(
     offset: *mut u64,
 ) -> c_int {
     let lookup = |pci: &PciBars| {
-        let message = || format!("no BAR decodes GPA {gpa:#x}");
-        let (id, at) = pci.decode(gpa).ok_or_else(|| super::lookups::none(message())())?;
+        let (id, at) = there(pci.decode(gpa), || format!("no BAR decodes GPA {gpa:#x}"))?;
         // SAFETY: null or room for a number, as the caller says.
         unsafe { put(function, id.to_raw()) };
         // SAFETY: as above.

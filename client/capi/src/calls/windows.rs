@@ -4,12 +4,12 @@ use std::ffi::{c_int, c_void};
 
 use kvm_memslots::device::Device;
 use kvm_memslots::window::{Edit, Placement, Window};
-use kvm_memslots::{Errno, RegionId, Vm};
+use kvm_memslots::{RegionId, Vm};
 
 use super::with_vm;
 use crate::changes::{CChanges, add};
 use crate::device::{CDevice, describe};
-use crate::failure::Failure;
+use crate::failure::{Failure, there};
 use crate::handles::{Handle, give_to, shared};
 use crate::last::report;
 use crate::record::{Out, list, null, put, read, read_any};
@@ -121,8 +121,7 @@ pub unsafe extern "C" fn kvm_memslots_window_at(
         // SAFETY: as the caller says.
         let out = unsafe { Out::new(placement) }?;
         let what = || format!("nothing is placed at offset {offset:#x}");
-        let found = window.at(offset);
-        out.put(found.ok_or_else(|| Failure::new(Errno::ENOENT, what()))?);
+        out.put(there(window.at(offset), what)?);
         Ok(())
     };
     // SAFETY: as the caller says.
@@ -161,9 +160,8 @@ pub unsafe extern "C" fn kvm_memslots_window_found(
         // SAFETY: as the caller says.
         let found = unsafe { with_vm(vm, |vm| Ok(window.offset_at(vm, as_id, gpa))) }?;
         let what = || format!("GPA {gpa:#x} of address space {as_id} is not in the window");
-        let found = found.ok_or_else(|| Failure::new(Errno::ENOENT, what()))?;
         // SAFETY: null or room for a number, as the caller says.
-        unsafe { put(offset, found) };
+        unsafe { put(offset, there(found, what)?) };
         Ok(())
     };
     // SAFETY: as the caller says.
