@@ -27,8 +27,8 @@ pub struct Structure {
     pub name: &'static str,
     /// Its bytes.
     pub size: usize,
-    /// Its fields, and where each begins.
-    pub fields: &'static [(&'static str, usize)],
+    /// Its fields, where each begins, and its bytes.
+    pub fields: &'static [(&'static str, usize, usize)],
 }
 
 macro_rules! structure {
@@ -45,7 +45,11 @@ macro_rules! structure {
             pub(crate) const STRUCTURE: $crate::record::Structure = $crate::record::Structure {
                 name: $name,
                 size: size_of::<Self>(),
-                fields: &[$((stringify!($field), std::mem::offset_of!(Self, $field))),+],
+                fields: &[$((
+                    stringify!($field),
+                    std::mem::offset_of!(Self, $field),
+                    size_of::<$of>(),
+                )),+],
             };
         }
 

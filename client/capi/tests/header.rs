@@ -87,9 +87,12 @@ fn build(
 fn facts() -> Vec<(String, usize)> {
     let constants = CONSTANTS.iter().map(|(name, value)| ((*name).to_owned(), *value as usize));
     let structures = STRUCTURES.iter().flat_map(|of| {
-        let field = |(field, at): &_| (format!("offsetof(struct {}, {field})", of.name), *at);
+        let field = |(field, at, size): &_| {
+            let offset = (format!("offsetof(struct {}, {field})", of.name), *at);
+            [offset, (format!("sizeof(((struct {} *)0)->{field})", of.name), *size)]
+        };
         let size = (format!("sizeof(struct {})", of.name), of.size);
-        std::iter::once(size).chain(of.fields.iter().map(field))
+        std::iter::once(size).chain(of.fields.iter().flat_map(field))
     });
     constants.chain(structures).collect()
 }
