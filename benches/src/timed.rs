@@ -164,8 +164,13 @@ impl MemoryCalls for Timed {
         self.kvm.check_all(as_id, ops)
     }
 
-    fn dirty_log(&self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno> {
-        self.kvm.dirty_log(as_id, slot, bitmap)
+    fn dirty_log(
+        &self,
+        as_id: u16,
+        slot: &Slot,
+        look: &mut dyn FnMut(&[u64]),
+    ) -> Result<(), Errno> {
+        self.kvm.dirty_log(as_id, slot, look)
     }
 
     fn clear_dirty_log(

@@ -6,7 +6,7 @@
 //! - [`events`]: ioeventfds, irqfds and interrupt routes, in the same words.
 //! - [`kvm`]: KVM behind a VM fd, which answers for both. With the feature `model`
 //!   there are in-memory models of it beside it, for tests.
-//! - [`bits`]: runs of bits in dirty bitmaps.
+//! - [`bits`]: runs of bits in dirty bitmaps; [`Pages`]: those of a guest's pages.
 //!
 //! A VMM uses the `kvm-memslots` crate, which keeps regions, transactions and
 //! dirty logs on top of this one.
@@ -31,6 +31,7 @@ pub mod kvm;
 mod limits;
 mod mapping;
 pub mod memory;
+mod pages;
 mod range;
 #[cfg(feature = "model")]
 mod yes;
@@ -43,6 +44,7 @@ pub use kvm_memslots_uapi as uapi;
 pub use kvm_memslots_uapi::MemFlags;
 pub use limits::{EventLimits, Limits};
 pub use mapping::{GuestMemfd, Kind, Mapping, Slot};
+pub use pages::Pages;
 pub use range::Range;
 #[cfg(feature = "model")]
 pub use yes::Yes;

@@ -40,7 +40,7 @@ impl MemoryCalls for Yes {
         Ok(())
     }
 
-    fn dirty_log(&self, _: u16, _: &Slot, _: &mut [u64]) -> Result<(), Errno> {
+    fn dirty_log(&self, _: u16, _: &Slot, _: &mut dyn FnMut(&[u64])) -> Result<(), Errno> {
         Ok(())
     }
 

@@ -248,7 +248,7 @@ impl Pair {
         let words = (slot.mapping.range().size() / PAGE).div_ceil(64) as usize;
         let (mut reported, mut written, mut touched) =
             (vec![0; words], vec![0; words], vec![0; words]);
-        let kvm = self.kvm.dirty_log(as_id, &slot, &mut reported);
+        let kvm = self.kvm.dirty_log(as_id, &slot, &mut |bits| reported.copy_from_slice(bits));
         let model = self.model.get_dirty_log(as_id, id, &mut written);
         let _ = self.touched.get_dirty_log(as_id, id, &mut touched);
         let outcome = same(kvm, model, &"KVM_GET_DIRTY_LOG")?;

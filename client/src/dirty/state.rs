@@ -4,23 +4,17 @@ use kvm_memslots_shim::memory::SavedDirty;
 
 use super::Overlay;
 
-/// Dirty pages that KVM does not know any more, and room for reading logs.
+/// Dirty pages that KVM does not know any more, for each address space.
 #[derive(Debug)]
-pub(crate) struct DirtyState {
-    /// For each address space.
-    overlays: Vec<Overlay>,
-    /// Reused for reading logs.
-    pub(crate) scratch: Vec<u64>,
-}
+pub(crate) struct DirtyState(Vec<Overlay>);
 
 impl DirtyState {
     pub(crate) fn new(address_spaces: usize) -> Self {
-        let overlays = (0..address_spaces).map(|_| Overlay::default()).collect();
-        Self { overlays, scratch: Vec::new() }
+        Self((0..address_spaces).map(|_| Overlay::default()).collect())
     }
 
     pub(crate) fn overlay(&mut self, as_id: u16) -> &mut Overlay {
-        &mut self.overlays[usize::from(as_id)]
+        &mut self.0[usize::from(as_id)]
     }
 
     /// Keeps what was read of logs that went.

@@ -48,7 +48,10 @@ impl Loop {
     /// Makes the step that leads from `before` to `after`, unless it leads
     /// nowhere. A region that is split is made anew.
     pub fn step(&mut self, before: &Reference, after: &Reference, step: &Step) {
-        let find = |all: &Reference, id| all.regions.iter().find(|reg| reg.id == id).copied();
+        let again = step.makes_anew(before);
+        let find = |all: &Reference, id| {
+            all.regions.iter().find(|reg| reg.id == id && again != Some(id)).copied()
+        };
         for reg in &before.regions {
             if find(after, reg.id).is_none() {
                 self.delete_all(reg.id.to_raw());

@@ -36,6 +36,17 @@ pub enum Step {
     Alias(usize, u64),
 }
 
+impl Step {
+    /// The region that it unmaps and maps again, which is another one then, also under
+    /// its old name.
+    pub fn makes_anew(&self, before: &Reference) -> Option<RegionId> {
+        match *self {
+            Self::Remap(n) | Self::Recut(n, _) => Some(before.regions[before.pick(n)?].id),
+            _ => None,
+        }
+    }
+}
+
 fn flags() -> impl Strategy<Value = MemFlags> {
     prop_oneof![
         5 => Just(MemFlags::empty()),

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use kvm_memslots::backend::Yes;
+use kvm_memslots::backend::model::memory::ModelConfig;
+use kvm_memslots::backend::{MemoryModel, Yes};
 use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots::{Changes, ErrorKind, Limits, Vm};
 
@@ -64,9 +65,10 @@ fn what_is_deferrable_and_logged_is_no_larger_than_a_slot() {
 #[test]
 fn a_log_that_no_memory_is_large_enough_for_is_an_error() {
     let limits = Limits::x86().with_slot_pages(1 << 51);
-    // KVM, and the model, would not take the addresses.
-    let yes = Arc::new(Yes::new(limits));
-    let vm = Vm::builder().open_on(yes.clone(), yes).unwrap();
+    // KVM would not take the addresses.
+    let config = ModelConfig::new(limits).guest_physical_bits(64).hva_end(u64::MAX);
+    let memory = Arc::new(MemoryModel::with_config(config));
+    let vm = Vm::builder().open_on(memory, Arc::new(Yes::new(limits))).unwrap();
     let (hva, size) = (PAGE, 1 << 62);
     let id = map_now(&vm, ram(0, size, hva).log_dirty());
     let error = vm.dirty_log(id).unwrap_err();

@@ -105,11 +105,7 @@ impl World {
     ) {
         let (old, new) = (&was.regions, &self.reference.regions);
         let is_split = matches!(step, Step::Split(..));
-        // What is mapped again is another region, also under its old name.
-        let again = match *step {
-            Step::Remap(n) | Step::Recut(n, _) => was.pick(n).map(|n| old[n].id),
-            _ => None,
-        };
+        let again = step.makes_anew(was);
         let stays = |id| again != Some(id) && old.iter().any(|o| o.id == id);
         let come = || new.iter().filter(|r| !stays(r.id));
         if !is_split {

@@ -47,36 +47,16 @@ pub trait MemoryCalls: Send + Sync {
     /// As there.
     fn check_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal>;
 
-    /// `KVM_GET_DIRTY_LOG`: fills `bitmap`, a bit a page of the slot, lowest
-    /// first. Unless manual protection is enabled on the VM, the log is clear
-    /// afterwards. `bitmap` must have `pages.div_ceil(64)` words for a slot of
-    /// `pages`.
+    /// `KVM_GET_DIRTY_LOG`: has `look` see the bits where they are, a bit a page of the
+    /// slot, lowest first, and 0 beyond its pages. Unless manual protection is enabled
+    /// on the VM, the log is clear afterwards. `look` makes no calls here.
     ///
     /// # Errors
     /// KVM's errno: `ENOENT` where there is no such slot or it is not logged,
-    /// `ENXIO` with a dirty ring; `EINVAL` where `bitmap` is too short.
-    fn dirty_log(&self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno>;
-
-    /// The same, looked at where it is: `look` is called with the bits if there
-    /// are any. Bits beyond the slot's pages are 0.
-    ///
-    /// # Errors
-    /// As there.
-    fn look_at_dirty_log(
-        &self,
-        as_id: u16,
-        slot: &Slot,
-        look: &mut dyn FnMut(&[u64]),
-    ) -> Result<(), Errno> {
-        let pages = slot.mapping.range().size() / self.limits().page_size;
-        let words = usize::try_from(pages.div_ceil(64)).map_err(|_| Errno::EINVAL)?;
-        let mut bitmap = Vec::new();
-        bitmap.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
-        bitmap.resize(words, 0);
-        self.dirty_log(as_id, slot, &mut bitmap)?;
-        look(&bitmap);
-        Ok(())
-    }
+    /// `ENXIO` with a dirty ring. `ENOMEM`, before KVM is asked, where there is no
+    /// memory for the bits.
+    fn dirty_log(&self, as_id: u16, slot: &Slot, look: &mut dyn FnMut(&[u64]))
+    -> Result<(), Errno>;
 
     /// `KVM_CLEAR_DIRTY_LOG`: forgets the pages whose bits are set, `pages`
     /// pages from page `first` of the slot on. `first` is a multiple of 64, and

@@ -79,8 +79,8 @@ impl Kvm {
 /// - [`dirty_log`](MemoryCalls::dirty_log) is memory-safe also if somebody else
 ///   has replaced the slot: `EFAULT` where KVM's slot is larger than the
 ///   caller's (its log is lost then), and pages that KVM's slot does not have
-///   count as dirty. It costs a copy of the bitmap, and memory for the largest
-///   one that was read: 32 KiB per GiB of slot.
+///   count as dirty. It costs memory for the largest bitmap that was read: 32 KiB
+///   per GiB of slot.
 impl MemoryCalls for Kvm {
     fn limits(&self) -> Limits {
         self.allowed.limits
@@ -117,13 +117,7 @@ impl MemoryCalls for Kvm {
         unsafe { self.batch(as_id, MemoryRegionsFlags::DRY_RUN, ops) }
     }
 
-    fn dirty_log(&self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno> {
-        let pages = slot.mapping.range().size() / self.allowed.limits.page_size;
-        let bitmap = bitmap.get_mut(..pages.div_ceil(64) as usize).ok_or(Errno::EINVAL)?;
-        self.look_at_dirty_log(as_id, slot, &mut |bits| bitmap.copy_from_slice(bits))
-    }
-
-    fn look_at_dirty_log(
+    fn dirty_log(
         &self,
         as_id: u16,
         slot: &Slot,

@@ -26,9 +26,9 @@ fn what_was_written_is_in_the_log_once() {
         writer.write(0x10_0000 + page * PAGE);
     }
     let mut log = [0x5a; 3];
-    assert_eq!(machine.kvm.dirty_log(0, &slot, &mut log), Ok(()));
+    assert_eq!(machine.log(&slot, &mut log), Ok(()));
     assert_eq!(log, [1, 1 | 1 << 35, 0x5a]);
-    assert_eq!(machine.kvm.dirty_log(0, &slot, &mut log), Ok(()));
+    assert_eq!(machine.log(&slot, &mut log), Ok(()));
     assert_eq!(log, [0, 0, 0x5a]);
 }
 
@@ -45,7 +45,7 @@ fn a_log_moves_with_its_slot_and_can_be_cleared() {
     assert_eq!(machine.kvm.clear_dirty_log(0, &moved, 0, 64, &[1 << 3]), Ok(()));
     assert_eq!(machine.kvm.clear_dirty_log(0, &moved, 1, 64, &[0]), Err(Errno::EINVAL));
     let mut log = [0; 2];
-    assert_eq!(machine.kvm.dirty_log(0, &moved, &mut log), Ok(()));
+    assert_eq!(machine.log(&moved, &mut log), Ok(()));
     assert_eq!(log, [0, 1 << 6]);
 }
 
@@ -54,10 +54,9 @@ fn a_log_that_is_not_there_is_not_read() {
     let test = "a_log_that_is_not_there_is_not_read";
     let Some((machine, _writer)) = machine(test, 100) else { return };
     let slot = machine.ram.slot(5, 0x10_0000, 100);
-    assert_eq!(machine.kvm.dirty_log(0, &slot, &mut [0; 2]), Err(Errno::ENOENT));
+    assert_eq!(machine.log(&slot, &mut [0; 2]), Err(Errno::ENOENT));
     machine.create(&slot).unwrap();
-    assert_eq!(machine.kvm.dirty_log(0, &slot, &mut [0; 2]), Err(Errno::ENOENT));
-    assert_eq!(machine.kvm.dirty_log(0, &slot, &mut [0; 1]), Err(Errno::EINVAL));
+    assert_eq!(machine.log(&slot, &mut [0; 2]), Err(Errno::ENOENT));
 }
 
 #[test]
@@ -68,7 +67,7 @@ fn a_larger_slot_behind_the_back_does_not_write_beyond_the_bitmap() {
     // What was read before makes no difference.
     let large = logged(machine.ram.slot(5, 0, 1 << 16));
     machine.create(&large).unwrap();
-    machine.kvm.dirty_log(0, &large, &mut [0; 1 << 10]).unwrap();
+    machine.log(&large, &mut [0; 1 << 10]).unwrap();
     let ours = logged(machine.ram.slot(5, 0, 64));
     machine.behind_the_back(&machine.deletion(5));
     // From one word more to 128 KiB of log.
@@ -77,7 +76,7 @@ fn a_larger_slot_behind_the_back_does_not_write_beyond_the_bitmap() {
         machine.behind_the_back(&Op::Create(theirs));
         writer.write((pages - 1) * PAGE);
         let mut log = vec![0x5a; 4096];
-        let answer = machine.kvm.dirty_log(0, &ours, &mut log[..]);
+        let answer = machine.log(&ours, &mut log[..]);
         assert_eq!(answer, Err(Errno::EFAULT), "{pages} pages");
         assert!(log.iter().all(|word| *word == 0x5a), "{pages} pages");
         machine.behind_the_back(&machine.deletion(5));
@@ -93,7 +92,7 @@ fn pages_that_a_smaller_slot_behind_the_back_lacks_count_as_dirty() {
     machine.behind_the_back(&Op::Create(theirs));
     writer.write(7 * PAGE);
     let mut log = [0; 3];
-    assert_eq!(machine.kvm.dirty_log(0, &ours, &mut log), Ok(()));
+    assert_eq!(machine.log(&ours, &mut log), Ok(()));
     assert_eq!(log, [1 << 7, !0, 0b11]);
 }
 
@@ -128,7 +127,7 @@ fn a_split_carries_the_log_page_by_page() {
     assert_eq!(saved, expected);
     // The new slots begin with empty logs.
     let mut log = [0; 2];
-    assert_eq!(machine.kvm.dirty_log(0, &high, &mut log), Ok(()));
+    assert_eq!(machine.log(&high, &mut log), Ok(()));
     assert_eq!(log, [0, 0]);
 }
 
@@ -156,6 +155,6 @@ fn a_log_that_an_undone_plan_has_read_is_saved_whole() {
     assert!(result.is_err());
     assert_eq!(saved, [SavedDirty { range: old.mapping.range(), pages: Some(vec![0, 1 << 35]) }]);
     let mut log = [0; 2];
-    assert_eq!(machine.kvm.dirty_log(0, &old, &mut log), Ok(()));
+    assert_eq!(machine.log(&old, &mut log), Ok(()));
     assert_eq!(log, [0, 0]);
 }

@@ -86,6 +86,11 @@ impl Machine {
         unsafe { self.kvm.change(0, op) }
     }
 
+    /// Reads a dirty log into the first words of `log`.
+    pub(crate) fn log(&self, slot: &Slot, log: &mut [u64]) -> Result<(), Errno> {
+        self.kvm.dirty_log(0, slot, &mut |bits| log[..bits.len()].copy_from_slice(bits))
+    }
+
     pub(crate) fn create(&self, slot: &Slot) -> Result<(), Errno> {
         self.change(&Op::Create(*slot))
     }

@@ -14,9 +14,9 @@ fn a_slot_comes_moves_changes_and_goes() {
     assert_eq!(machine.change(&Op::Move { from: slot, gpa: 0x20_0000 }), Ok(()));
     let flags = MemFlags::LOG_DIRTY_PAGES;
     let logged = Slot { mapping: moved.mapping.with_flags(flags), ..slot };
-    assert_eq!(machine.kvm.dirty_log(0, &logged, &mut [0]), Err(Errno::ENOENT));
+    assert_eq!(machine.log(&logged, &mut [0]), Err(Errno::ENOENT));
     assert_eq!(machine.change(&Op::SetFlags { from: moved, flags }), Ok(()));
-    assert_eq!(machine.kvm.dirty_log(0, &logged, &mut [0]), Ok(()));
+    assert_eq!(machine.log(&logged, &mut [0]), Ok(()));
     assert_eq!(machine.delete(3), Ok(()));
     assert_eq!(machine.delete(3), Err(Errno::EINVAL));
 }

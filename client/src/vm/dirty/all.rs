@@ -1,8 +1,8 @@
 //! Reading the dirty logs of all regions in one pass.
 
-use kvm_memslots_shim::{Errno, Range, bits};
+use kvm_memslots_shim::{Range, bits};
 
-use super::log::{Logged, lost_log, no_memory, pages_of};
+use super::log::{Logged, no_memory, pages_of};
 use crate::RegionId;
 use crate::dirty::{DirtyBitmap, DirtyPages};
 use crate::error::{Error, ErrorKind};
@@ -98,27 +98,17 @@ impl Vm {
         };
         if let (Some(slot), true) = (&slot, plain) {
             let range = slot.mapping.range();
-            let mut look = |bits: &[u64]| {
-                found.scan(&self.tables().regions, as_id, range, bits, page_size);
+            let scan = |_: &mut _, log: &[u64]| {
+                found.scan(&self.tables().regions, as_id, range, log, page_size);
             };
-            let read = self.calls().look_at_dirty_log(as_id, slot, &mut look);
-            if let Some(errno) = read.err().filter(|errno| *errno != Errno::ENXIO) {
-                lost_log(state, as_id, slot, errno, page_size);
-                return Err(ErrorKind::DirtyLog { slot: *slot, errno }.into());
-            }
+            self.read_slot(state, as_id, slot, scan)?;
             return Ok(Some(range.end()));
         }
         if let Some(slot) = &slot {
             let (gfn, pages) = pages_of(slot.mapping.range(), page_size);
-            match self.read_slot(state, as_id, slot) {
-                Ok(()) => {
-                    let words = std::mem::take(&mut state.scratch);
-                    state.overlay(as_id).or(gfn, &words, 0, pages);
-                    state.scratch = words;
-                }
-                Err(Errno::ENXIO) => {}
-                Err(errno) => return Err(ErrorKind::DirtyLog { slot: *slot, errno }.into()),
-            }
+            self.read_slot(state, as_id, slot, |state, log| {
+                state.overlay(as_id).or(gfn, log, 0, pages);
+            })?;
         }
         let tables = &*self.tables();
         let regions = &tables.regions;

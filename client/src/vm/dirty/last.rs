@@ -1,6 +1,6 @@
 //! What becomes of dirty pages when their slots change.
 
-use kvm_memslots_shim::{Errno, Mapping, Range, Slot};
+use kvm_memslots_shim::{Mapping, Range, Slot};
 
 use super::log::{no_memory, pages_of};
 use crate::dirty::{DirtyBitmap, DirtyState};
@@ -28,15 +28,13 @@ impl Vm {
                 }
                 read.push((as_id, slot.id));
                 let (gfn, pages) = pages_of(slot.mapping.range(), self.limits().page_size);
-                let answer = panics.catch(|| self.read_slot(state, as_id, &slot));
-                let words = std::mem::take(&mut state.scratch);
-                match answer {
-                    Some(Ok(())) => state.overlay(as_id).or(gfn, &words, 0, pages),
-                    // A dirty ring: what it holds, only the VMM knows.
-                    Some(Err(Errno::ENXIO)) => {}
-                    _ => state.overlay(as_id).set(gfn, pages),
+                let keep = |state: &mut DirtyState, log: &[u64]| {
+                    state.overlay(as_id).or(gfn, log, 0, pages);
+                };
+                let read = panics.catch(|| self.read_slot(state, as_id, &slot, keep));
+                if !read.is_some_and(|read| read.is_ok()) {
+                    state.overlay(as_id).set(gfn, pages);
                 }
-                state.scratch = words;
             }
         }
     }

@@ -63,15 +63,12 @@ impl Vm {
         // later slot of this region can't be read.
         let mut read = Ok(());
         for slot in slots {
-            if let Err(errno) = self.read_slot(state, logged.as_id, &slot) {
-                read = match errno {
-                    // A dirty ring: what it holds, only the VMM knows.
-                    Errno::ENXIO => continue,
-                    errno => Err(ErrorKind::DirtyLog { slot, errno }.into()),
-                };
+            read = self.read_slot(state, logged.as_id, &slot, |state, log| {
+                self.share_out(state, &logged, &slot, log, &mut dirty);
+            });
+            if read.is_err() {
                 break;
             }
-            self.share_out(state, &logged, &slot, &mut dirty);
         }
         let overlay = state.overlay(logged.as_id);
         if let Err(error) = read {
@@ -103,7 +100,7 @@ impl Vm {
         let pages = first..first.saturating_add(dirty.pages());
         let (logged, slots) = self.logged_slots(id, Some(&pages))?;
         for slot in slots {
-            match self.clear_slot(state, &logged, &slot, dirty) {
+            match self.clear_slot(&logged, &slot, dirty) {
                 // A dirty ring: what is cleared is what the overlay has.
                 Ok(()) | Err(Errno::ENXIO) => {}
                 Err(errno) => return Err(ErrorKind::DirtyLog { slot, errno }.into()),
@@ -161,22 +158,26 @@ impl Vm {
         Ok(Logged { as_id: record.as_id, range, deferrable })
     }
 
-    /// Reads the log of a slot into the scratch buffer.
+    /// Reads the log of a slot, which `f` puts away. With a dirty ring there is
+    /// none: what that holds, only the VMM knows.
     pub(super) fn read_slot(
         &self,
         state: &mut DirtyState,
         as_id: u16,
         slot: &Slot,
-    ) -> Result<(), Errno> {
-        let page_size = self.limits().page_size;
-        let pages = slot.mapping.range().size() / page_size;
-        state.scratch.clear();
-        let words = usize::try_from(pages.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
-        state.scratch.try_reserve(words).map_err(|_| Errno::ENOMEM)?;
-        state.scratch.resize(words, 0);
-        self.calls().dirty_log(as_id, slot, &mut state.scratch).inspect_err(|errno| {
-            lost_log(state, as_id, slot, *errno, page_size);
-        })
+        mut f: impl FnMut(&mut DirtyState, &[u64]),
+    ) -> Result<(), Error> {
+        match self.calls().dirty_log(as_id, slot, &mut |log| f(state, log)) {
+            Ok(()) | Err(Errno::ENXIO) => Ok(()),
+            Err(errno) => {
+                if errno == Errno::EFAULT {
+                    // KVM clears the log before it copies it out.
+                    let (gfn, pages) = pages_of(slot.mapping.range(), self.limits().page_size);
+                    state.overlay(as_id).set(gfn, pages);
+                }
+                Err(ErrorKind::DirtyLog { slot: *slot, errno }.into())
+            }
+        }
     }
 
     /// Of a slot's log that was read, what is in the range asked for goes into
@@ -186,6 +187,7 @@ impl Vm {
         state: &mut DirtyState,
         logged: &Logged,
         slot: &Slot,
+        log: &[u64],
         dirty: &mut DirtyBitmap,
     ) {
         let page_size = self.limits().page_size;
@@ -195,37 +197,28 @@ impl Vm {
         let first = (shared.gpa() - whole.gpa()) / page_size;
         let count = shared.size() / page_size;
         let to = (shared.gpa() - logged.range.gpa()) / page_size;
-        let words = std::mem::take(&mut state.scratch);
-        bits::or(dirty.words_mut(), to, &words, first, count);
+        bits::or(dirty.words_mut(), to, log, first, count);
         let (gfn, behind) = (whole.gpa() / page_size, first + count);
         let overlay = state.overlay(logged.as_id);
-        overlay.or(gfn, &words, 0, first);
-        overlay.or(gfn + behind, &words, behind, pages - behind);
-        state.scratch = words;
+        overlay.or(gfn, log, 0, first);
+        overlay.or(gfn + behind, log, behind, pages - behind);
     }
 
     /// Clears those pages of `slot` that are in the range and set in `dirty`.
     /// KVM wants whole words of the slot's bitmap: bits of neighbours are left
     /// 0, which leaves their pages alone.
-    fn clear_slot(
-        &self,
-        state: &mut DirtyState,
-        logged: &Logged,
-        slot: &Slot,
-        dirty: &DirtyBitmap,
-    ) -> Result<(), Errno> {
+    fn clear_slot(&self, logged: &Logged, slot: &Slot, dirty: &DirtyBitmap) -> Result<(), Errno> {
         let page_size = self.limits().page_size;
         let whole = slot.mapping.range();
         let Some(shared) = whole.intersection(logged.range) else { return Ok(()) };
         let first = (shared.gpa() - whole.gpa()) / page_size;
         let end = first + shared.size() / page_size;
         let (word, end_word) = (first / 64, end.div_ceil(64));
-        state.scratch.clear();
-        state.scratch.resize((end_word - word) as usize, 0);
+        let mut bits = vec![0; (end_word - word) as usize];
         let from = (shared.gpa() - logged.range.gpa()) / page_size;
-        bits::or(&mut state.scratch, first % 64, dirty.words(), from, end - first);
+        bits::or(&mut bits, first % 64, dirty.words(), from, end - first);
         let pages = (end_word * 64).min(whole.size() / page_size) - word * 64;
-        self.calls().clear_dirty_log(logged.as_id, slot, word * 64, pages as u32, &state.scratch)
+        self.calls().clear_dirty_log(logged.as_id, slot, word * 64, pages as u32, &bits)
     }
 
     pub(super) fn harvest_served(&self, logged: &Logged, state: &mut DirtyState) {
@@ -238,9 +231,7 @@ impl Vm {
 /// The dirty log of a region has more pages than there is memory for.
 pub(super) fn no_memory(tables: &Tables, id: RegionId, pages: u64) -> Error {
     match tables.regions.find(id) {
-        Some(index) => {
-            ErrorKind::NoMemory { bytes: pages.div_ceil(8) }.of(tables.regions.described(index))
-        }
+        Some(index) => ErrorKind::NoMemory { bytes: pages.div_ceil(8) }.of(tables.regions.described(index)),
         None => ErrorKind::UnknownRegion { id }.into(),
     }
 }
@@ -248,18 +239,4 @@ pub(super) fn no_memory(tables: &Tables, id: RegionId, pages: u64) -> Error {
 /// The first page and how many there are.
 pub(super) const fn pages_of(range: Range, page_size: u64) -> (u64, u64) {
     (range.gpa() / page_size, range.size() / page_size)
-}
-
-/// KVM clears the log before it copies it out.
-pub(super) fn lost_log(
-    state: &mut DirtyState,
-    as_id: u16,
-    slot: &Slot,
-    errno: Errno,
-    page_size: u64,
-) {
-    if errno == Errno::EFAULT {
-        let range = slot.mapping.range();
-        state.overlay(as_id).set(range.gpa() / page_size, range.size() / page_size);
-    }
 }

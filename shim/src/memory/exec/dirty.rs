@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 
 use kvm_memslots_uapi::MemFlags;
 
-use super::saved::SavedDirty;
 use super::steps::{Refusal, Steps};
 use super::undo::{Undone, at_start};
 use crate::bits;
@@ -14,6 +13,17 @@ use crate::limits::Limits;
 use crate::mapping::Slot;
 use crate::memory::op::Op;
 use crate::memory::plan::Carry;
+use crate::range::Range;
+
+/// Dirty pages that KVM has forgotten: its log was read, or went with its slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedDirty {
+    /// The pages, in bytes.
+    pub range: Range,
+    /// A bit a page of `range`, lowest first; `None` where it is not known
+    /// which pages are dirty, so that all count as dirty.
+    pub pages: Option<Vec<u64>>,
+}
 
 /// What is saved of the dirty logs while a plan is carried out.
 ///
@@ -66,15 +76,14 @@ impl<'a> DirtyLogs<'a> {
 
     fn log_of(&self, steps: &Steps<'_>, slot: &Slot) -> Result<Vec<u64>, Refusal> {
         let refused = |errno, panic| Refusal { index: None, errno, panic };
-        let pages = self.pages(slot.mapping.range().size());
-        if pages > self.limits.slot_pages {
-            return Err(refused(Errno::EINVAL, None));
-        }
-        let words = pages.div_ceil(64) as usize;
+        let words = self.pages(slot.mapping.range().size()).div_ceil(64);
         let mut bits = Vec::new();
-        bits.try_reserve_exact(words).map_err(|_| refused(Errno::ENOMEM, None))?;
-        bits.resize(words, 0);
-        match guarded(|| steps.calls.dirty_log(steps.as_id, slot, &mut bits)) {
+        let room = usize::try_from(words).is_ok_and(|words| bits.try_reserve_exact(words).is_ok());
+        if !room {
+            return Err(refused(Errno::ENOMEM, None));
+        }
+        let mut look = |log: &[u64]| bits.extend_from_slice(log);
+        match guarded(|| steps.calls.dirty_log(steps.as_id, slot, &mut look)) {
             Ok(Ok(())) => Ok(bits),
             Ok(Err(errno)) => Err(refused(errno, None)),
             Err(panic) => Err(refused(Errno::EIO, Some(panic))),

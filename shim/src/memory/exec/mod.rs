@@ -3,10 +3,9 @@
 mod dirty;
 mod error;
 mod run;
-mod saved;
 mod steps;
 mod undo;
 
+pub use dirty::SavedDirty;
 pub use error::{Failed, Why};
 pub use run::{Done, check, execute, execute_one};
-pub use saved::SavedDirty;

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::dirty::DirtyLogs;
+use super::dirty::{DirtyLogs, SavedDirty};
 use super::error::{Failed, Why};
-use super::saved::SavedDirty;
 use super::steps::{Refusal, Steps};
 use super::undo::{Undone, undo};
 use crate::errno::Errno;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::bitmap::{Bitmap, WORD};
+use super::bitmap::Bitmap;
 use super::config::DirtyTracking;
 use super::counts::Call;
 use super::vm::Vm;
@@ -52,21 +52,17 @@ impl Vm {
     ) -> Result<(), Errno> {
         self.counts.clear_dirty_log += 1;
         self.check_dirty_slot(Call::ClearDirtyLog, as_id, id)?;
-        if first % WORD != 0 {
+        if first % 64 != 0 {
             return Err(Errno::EINVAL);
         }
         let log = self.logged(as_id, id)?;
         let rest = log.pages.checked_sub(first).ok_or(Errno::EINVAL)?;
         let pages = u64::from(pages);
-        if pages > rest || (pages < rest && pages % WORD != 0) {
+        if pages > rest || (pages < rest && pages % 64 != 0) {
             return Err(Errno::EINVAL);
         }
-        let masks = bitmap.get(..pages.div_ceil(WORD) as usize).ok_or(Errno::EINVAL)?;
-        let log = Arc::make_mut(log);
-        for (index, mask) in (first / WORD..).zip(masks).filter(|(_, mask)| **mask != 0) {
-            let word = log.word(index) & !mask;
-            log.put(index, word);
-        }
+        let masks = bitmap.get(..pages.div_ceil(64) as usize).ok_or(Errno::EINVAL)?;
+        Arc::make_mut(log).forget(first, masks, pages);
         Ok(())
     }
 

@@ -225,8 +225,20 @@ impl MemoryCalls for Model {
         self.batch(as_id, MemoryRegionsFlags::DRY_RUN, ops)
     }
 
-    fn dirty_log(&self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno> {
-        self.get_dirty_log(as_id, slot.id, bitmap)
+    fn dirty_log(
+        &self,
+        as_id: u16,
+        slot: &Slot,
+        look: &mut dyn FnMut(&[u64]),
+    ) -> Result<(), Errno> {
+        let pages = slot.mapping.range().size() / self.with(|vm| vm.config.limits.page_size);
+        let words = usize::try_from(pages.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
+        let mut bitmap = Vec::new();
+        bitmap.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
+        bitmap.resize(words, 0);
+        self.get_dirty_log(as_id, slot.id, &mut bitmap)?;
+        look(&bitmap);
+        Ok(())
     }
 
     fn clear_dirty_log(

@@ -1,17 +1,15 @@
-//! Dirty pages that KVM does not know any more, but that nobody has been told
-//! of yet.
+//! Bits of a space too large for a slice.
 
 use std::collections::BTreeMap;
 
-use kvm_memslots_shim::bits;
+use crate::bits;
 
 /// Pages a chunk: 4 KiB of bits.
-const PAGES: u64 = 64 * 512;
+const CHUNK: u64 = 64 * 512;
 
 #[derive(Debug, Clone)]
 enum Chunk {
-    /// All pages are dirty: a region of terabytes that is reported all dirty
-    /// costs a few bytes a chunk.
+    /// All are set: terabytes that are dirty cost a few bytes a chunk.
     Full,
     Bits(Box<[u64; 512]>),
 }
@@ -32,12 +30,10 @@ impl Chunk {
     }
 }
 
-/// Dirty pages by guest frame number, sparse.
-///
-/// Filled where a slot's log had to be read on behalf of several regions, or
-/// before the slot went; emptied as the regions' logs are read.
-#[derive(Debug, Default)]
-pub(crate) struct Overlay {
+/// A bit a page, of pages of which few are marked: in memory are those parts that
+/// have any.
+#[derive(Debug, Clone, Default)]
+pub struct Pages {
     chunks: BTreeMap<u64, Chunk>,
 }
 
@@ -52,24 +48,27 @@ struct Part {
 }
 
 fn parts(gfn: u64, pages: u64) -> impl Iterator<Item = Part> {
+    let pages = pages.min(u64::MAX - gfn);
     let mut offset = 0;
     std::iter::from_fn(move || {
-        let (chunk, at) = ((gfn + offset) / PAGES, (gfn + offset) % PAGES);
-        let part = Part { chunk, at, offset, pages: (PAGES - at).min(pages - offset) };
+        let (chunk, at) = ((gfn + offset) / CHUNK, (gfn + offset) % CHUNK);
+        let part = Part { chunk, at, offset, pages: (CHUNK - at).min(pages - offset) };
         offset += part.pages;
         (part.pages > 0).then_some(part)
     })
 }
 
-impl Overlay {
-    pub(crate) fn is_empty(&self) -> bool {
+impl Pages {
+    /// Whether none is marked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 
     /// Marks `pages` pages from `gfn` on.
-    pub(crate) fn set(&mut self, gfn: u64, pages: u64) {
+    pub fn set(&mut self, gfn: u64, pages: u64) {
         for part in parts(gfn, pages) {
-            if part.pages == PAGES {
+            if part.pages == CHUNK {
                 self.chunks.insert(part.chunk, Chunk::Full);
             } else {
                 bits::set(self.bits(part.chunk), part.at, part.pages);
@@ -79,7 +78,7 @@ impl Overlay {
 
     /// Marks those of the `pages` pages from `gfn` on whose bits are set in
     /// `src`, from its bit `src_at` on.
-    pub(crate) fn or(&mut self, gfn: u64, src: &[u64], src_at: u64, pages: u64) {
+    pub fn or(&mut self, gfn: u64, src: &[u64], src_at: u64, pages: u64) {
         for part in parts(gfn, pages) {
             let from = src_at + part.offset;
             if bits::any(src, from, part.pages) {
@@ -88,8 +87,23 @@ impl Overlay {
         }
     }
 
+    /// Marks those of the `pages` pages from `gfn` on that are marked in `other`, from
+    /// page `from` on.
+    pub fn or_pages(&mut self, gfn: u64, other: &Self, from: u64, pages: u64) {
+        let end = from.saturating_add(pages);
+        for (chunk, there) in other.chunks.range(from / CHUNK..end.div_ceil(CHUNK)) {
+            let start = chunk * CHUNK;
+            let (first, behind) = (start.max(from), start.saturating_add(CHUNK).min(end));
+            let (to, n) = (gfn.saturating_add(first - from), behind - first);
+            match there {
+                Chunk::Full => self.set(to, n),
+                Chunk::Bits(bits) => self.or(to, &bits[..], first % CHUNK, n),
+            }
+        }
+    }
+
     /// Forgets the pages of the run whose bits are set in `src`.
-    pub(crate) fn and_not(&mut self, gfn: u64, src: &[u64], pages: u64) {
+    pub fn and_not(&mut self, gfn: u64, src: &[u64], pages: u64) {
         for part in parts(gfn, pages) {
             if let Some(chunk) = self.chunks.get_mut(&part.chunk) {
                 bits::and_not(chunk.bits(), part.at, src, part.offset, part.pages);
@@ -99,12 +113,12 @@ impl Overlay {
     }
 
     /// Forgets the run.
-    pub(crate) fn clear(&mut self, gfn: u64, pages: u64) {
+    pub fn clear(&mut self, gfn: u64, pages: u64) {
         if self.is_empty() {
             return;
         }
         for part in parts(gfn, pages) {
-            if part.pages == PAGES {
+            if part.pages == CHUNK {
                 self.chunks.remove(&part.chunk);
             } else if let Some(chunk) = self.chunks.get_mut(&part.chunk) {
                 bits::clear(chunk.bits(), part.at, part.pages);
@@ -114,7 +128,8 @@ impl Overlay {
     }
 
     /// Whether any page of the run is marked.
-    pub(crate) fn any(&self, gfn: u64, pages: u64) -> bool {
+    #[must_use]
+    pub fn any(&self, gfn: u64, pages: u64) -> bool {
         !self.is_empty()
             && parts(gfn, pages).any(|part| match self.chunks.get(&part.chunk) {
                 Some(Chunk::Full) => true,
@@ -124,7 +139,7 @@ impl Overlay {
     }
 
     /// ORs the run into `dst`, from its first bit on.
-    pub(crate) fn copy_to(&self, gfn: u64, dst: &mut [u64], pages: u64) {
+    pub fn copy_to(&self, gfn: u64, dst: &mut [u64], pages: u64) {
         if self.is_empty() {
             return;
         }
@@ -164,16 +179,18 @@ mod tests {
     enum Step {
         Set(u64, u64),
         Or(u64, u64, u64),
+        OrPages(u64, u64, u64),
         AndNot(u64, u64, u64),
         Clear(u64, u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let run = || (0..PAGES * 3, 0..PAGES * 2);
+        let run = || (0..CHUNK * 3, 0..CHUNK * 2);
         prop_oneof![
             run().prop_map(|(gfn, n)| Step::Set(gfn, n)),
             (run(), any::<u64>()).prop_map(|((gfn, n), pattern)| Step::Or(gfn, n, pattern)),
             (run(), any::<u64>()).prop_map(|((gfn, n), pattern)| Step::AndNot(gfn, n, pattern)),
+            (run(), 0..CHUNK).prop_map(|((gfn, n), from)| Step::OrPages(gfn, n, from)),
             run().prop_map(|(gfn, n)| Step::Clear(gfn, n)),
         ]
     }
@@ -182,40 +199,47 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn same_as_a_set(steps in prop::collection::vec(step(), 0..12)) {
-            let mut overlay = Overlay::default();
+            let mut marked = Pages::default();
             let mut set = BTreeSet::new();
             let hit = |pattern: u64, page: u64| pattern >> (page % 64) & 1 == 1;
             let words = |pattern: u64, n: u64| vec![pattern; n.div_ceil(64) as usize];
             for step in steps {
                 match step {
                     Step::Set(gfn, n) => {
-                        overlay.set(gfn, n);
+                        marked.set(gfn, n);
                         set.extend(gfn..gfn + n);
                     }
                     Step::Or(gfn, n, p) => {
-                        overlay.or(gfn, &words(p, n), 0, n);
+                        marked.or(gfn, &words(p, n), 0, n);
                         set.extend((0..n).filter(|page| hit(p, *page)).map(|page| gfn + page));
                     }
+                    Step::OrPages(gfn, n, from) => {
+                        let other = marked.clone();
+                        marked.or_pages(gfn, &other, from, n);
+                        let there = (0..n).filter(|page| set.contains(&(from + page)));
+                        let there: Vec<u64> = there.map(|page| gfn + page).collect();
+                        set.extend(there);
+                    }
                     Step::AndNot(gfn, n, p) => {
-                        overlay.and_not(gfn, &words(p, n), n);
+                        marked.and_not(gfn, &words(p, n), n);
                         set.retain(|page| !((gfn..gfn + n).contains(page) && hit(p, page - gfn)));
                     }
                     Step::Clear(gfn, n) => {
-                        overlay.clear(gfn, n);
+                        marked.clear(gfn, n);
                         set.retain(|page| !(gfn..gfn + n).contains(page));
                     }
                 }
             }
-            let pages = PAGES * 5;
+            let pages = CHUNK * 5;
             let mut got = vec![0; (pages / 64) as usize];
-            overlay.copy_to(0, &mut got, pages);
+            marked.copy_to(0, &mut got, pages);
             let mut expected = vec![0_u64; (pages / 64) as usize];
             for page in &set {
                 expected[(page / 64) as usize] |= 1 << (page % 64);
             }
             prop_assert!(got == expected);
             if set.is_empty() {
-                prop_assert!(overlay.is_empty(), "empty chunks are kept");
+                prop_assert!(marked.is_empty(), "empty chunks are kept");
             }
         }
     }
