@@ -114,8 +114,9 @@ impl Changes {
     /// new: the slot that is there stays, unless the region is
     /// [alone](RegionSpec::alone), or no slot is free: then it is replaced, which
     /// goes by the [hole policy](crate::HolePolicy). A region that grew is in
-    /// several slots until it is [joined](Self::join), and each change of it is a
-    /// call for each of them. Shrinking to the end of a slot costs deletes
+    /// several slots, and each change of it is a call for each of them, until it is
+    /// [joined](Self::join), or until a change replaces them anyway: moving it, making
+    /// it read-only, other memory. Shrinking to the end of a slot costs deletes
     /// only; else the slot is replaced.
     pub fn resize(&mut self, id: RegionId, size: u64) {
         self.list.push(Change::Resize(id, size));

@@ -64,11 +64,7 @@ impl Report {
     /// System calls that changed something.
     #[must_use]
     pub const fn calls(&self) -> u64 {
-        self.ioctls
-            + self.events.routing_calls
-            + self.events.irqfd_calls
-            + self.events.ioeventfd_calls
-            + self.events.zone_calls
+        self.ioctls + self.events.calls()
     }
 
     /// Grace periods waited for in the calls themselves; those of the kernel's

@@ -102,52 +102,27 @@ impl Deferred {
         data: &mut [u8],
         mut device: impl FnMut(u64, &mut [u8]),
     ) -> Served {
-        let mut all = Served::default();
-        let mut done = 0;
-        while done < data.len() {
-            let at = gpa.wrapping_add(done as u64);
-            match self.read_part(at, &mut data[done..]) {
-                Part::Memory(served) => {
-                    done += served.bytes;
-                    all.add(served);
-                }
-                Part::Device(bytes) => {
-                    device(at, &mut data[done..done + bytes]);
-                    done += bytes;
-                }
-                Part::Fault => {
-                    all.fault = Some(at);
-                    return all;
-                }
+        let len = data.len();
+        in_parts(gpa, len, |at, done| {
+            let part = self.read_part(at, &mut data[done..]);
+            if let Part::Device(bytes) = part {
+                device(at, &mut data[done..done + bytes]);
             }
-        }
-        all
+            part
+        })
     }
 
     /// Answers a write, as [`read`](Self::read) does a read. Writes to read-only
     /// regions are `device`'s. Written pages of regions with a dirty log are in
     /// that.
     pub fn write(&self, gpa: u64, data: &[u8], mut device: impl FnMut(u64, &[u8])) -> Served {
-        let mut all = Served::default();
-        let mut done = 0;
-        while done < data.len() {
-            let at = gpa.wrapping_add(done as u64);
-            match self.write_part(at, &data[done..]) {
-                Part::Memory(served) => {
-                    done += served.bytes;
-                    all.add(served);
-                }
-                Part::Device(bytes) => {
-                    device(at, &data[done..done + bytes]);
-                    done += bytes;
-                }
-                Part::Fault => {
-                    all.fault = Some(at);
-                    return all;
-                }
+        in_parts(gpa, data.len(), |at, done| {
+            let part = self.write_part(at, &data[done..]);
+            if let Part::Device(bytes) = part {
+                device(at, &data[done..done + bytes]);
             }
-        }
-        all
+            part
+        })
     }
 
     /// The first step of [`read`](Self::read): for callers that can't be called
@@ -245,11 +220,27 @@ impl Deferred {
     }
 }
 
-impl Served {
-    fn add(&mut self, other: Self) {
-        self.bytes += other.bytes;
-        self.due |= other.due;
+/// Takes an access step by step: `step` is told where it is, and how many bytes that
+/// is behind `gpa`.
+fn in_parts(gpa: u64, len: usize, mut step: impl FnMut(u64, usize) -> Part) -> Served {
+    let mut all = Served::default();
+    let mut done = 0;
+    while done < len {
+        let at = gpa.wrapping_add(done as u64);
+        done += match step(at, done) {
+            Part::Memory(served) => {
+                all.bytes += served.bytes;
+                all.due |= served.due;
+                served.bytes
+            }
+            Part::Device(bytes) => bytes,
+            Part::Fault => {
+                all.fault = Some(at);
+                break;
+            }
+        }
     }
+    all
 }
 
 impl Clone for Deferred {

@@ -26,36 +26,6 @@ pub(super) fn hole_advice(named: bool) -> &'static str {
     }
 }
 
-/// What an errno of `KVM_SET_USER_MEMORY_REGION` means to the one who asked.
-pub(super) fn advice(errno: Errno, in_the_way: Option<&'static str>) -> String {
-    let text = match (errno, in_the_way) {
-        (Errno::EEXIST, Some(what)) => return format!(": {what} is there"),
-        (Errno::EEXIST, None) => {
-            ": a memslot that this library does not know is there; slots that the VMM makes itself \
-             must not overlap its regions, and their ids must be reserved (Builder::reserve_slots)"
-        }
-        (Errno::EINVAL, _) => {
-            ": an address beyond what this VM can have (guest physical address bits, user \
-             addresses), or a slot id in use behind the library's back"
-        }
-        (Errno::ENOMEM, _) => ": out of kernel memory, or over the cgroup's limit",
-        (Errno::EINTR, _) => ": signals kept interrupting it",
-        (Errno::EIO, _) => ": the VM belongs to another process, or is dead",
-        (Errno::EBADF, _) => ": the guest_memfd is not an open file",
-        _ => "",
-    };
-    text.to_owned()
-}
-
-pub(super) fn dirty_advice(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ENXIO => ": this VM has a dirty ring, which replaces the bitmap",
-        Errno::ENOENT => ": KVM does not log this slot; was it changed behind the library's back?",
-        Errno::ENOMEM => ": this process has no memory for it; KVM was not asked",
-        _ => "",
-    }
-}
-
 /// What an errno means to the one who asked.
 pub(super) fn event_advice(op: &events::Op, errno: Errno) -> &'static str {
     use events::{Op, Part};

@@ -9,10 +9,10 @@ impl ErrorKind {
         match self {
             Self::Open(OpenError::Duplicate { errno, .. } | OpenError::NotAVm { errno, .. })
             | Self::Refused { errno, .. }
-            | Self::RefusedWhole { errno }
+            | Self::RefusedWhole(errno)
             | Self::DirtyLog { errno, .. }
             | Self::Stuck { errno, .. }
-            | Self::NoRing { errno }
+            | Self::NoRing(errno)
             | Self::EventRefused { errno, .. } => *errno,
             Self::Gate(error) => error.errno(),
             Self::Window(error) => error.errno(),

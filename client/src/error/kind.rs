@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use kvm_memslots_shim::events::{self, State};
+use kvm_memslots_shim::memory::{Op, advice};
 use kvm_memslots_shim::uapi::probe::Mismatch;
 use kvm_memslots_shim::{Errno, MemFlags, OpenError, Range, Slot};
 use thiserror::Error as ThisError;
 
-use super::advice::{advice, count, dirty_advice, event_advice, hole_advice, slots_advice};
+use super::advice::{count, event_advice, hole_advice, slots_advice};
 use super::described::{Described, Part};
 use crate::RegionId;
 use crate::device::{DeviceId, DevicePart};
@@ -83,18 +84,12 @@ pub enum ErrorKind {
         /// Bytes a page.
         page_size: u64,
     },
-    /// `address + size` does not fit 64 bits.
-    #[error("{part} plus size wraps around the 64-bit address space")]
-    Wraps {
-        /// Which address.
-        part: Part,
-    },
-    /// The guest addresses are taken.
-    #[error("overlaps {other}; unmap or shrink that first, in the same set of changes")]
-    Overlap {
-        /// The region that is there.
-        other: Box<Described>,
-    },
+    /// This address, with the size, does not fit 64 bits.
+    #[error("{0} plus size wraps around the 64-bit address space")]
+    Wraps(Part),
+    /// The guest addresses are this region's.
+    #[error("overlaps {0}; unmap or shrink that first, in the same set of changes")]
+    Overlap(Box<Described>),
     /// The region is larger than its backing.
     #[error("its backing is {len:#x} bytes at HVA {hva:#x}")]
     OutsideBacking {
@@ -115,12 +110,9 @@ pub enum ErrorKind {
     /// KVM does not allow these flags on a region with a `guest_memfd`.
     #[error(
         "KVM allows no dirty logging, read-only or trapping on a guest_memfd region, \
-         asked for {flags:?}"
+         asked for {0:?}"
     )]
-    GuestMemfdFlags {
-        /// The flags that are not allowed.
-        flags: MemFlags,
-    },
+    GuestMemfdFlags(MemFlags),
     /// KVM here has no trap flag.
     #[error(
         "this KVM's slots can't trap (KVM_CAP_MEM_TRAP, tried only where \
@@ -130,34 +122,22 @@ pub enum ErrorKind {
     /// A trap flag for a region that may share its slot.
     #[error("only a region with a slot of its own can trap; map it alone()")]
     NotAlone,
-    /// A region whose accesses nobody can serve from host memory.
-    #[error("can't be deferrable: {why}")]
-    NotDeferrable {
-        /// What is in the way.
-        why: &'static str,
-    },
-    /// A split that leaves nothing on one side.
-    #[error("can't be split at offset {offset:#x}, only between 0 and its size")]
-    SplitOutside {
-        /// The offset in bytes.
-        offset: u64,
-    },
+    /// A region whose accesses nobody can serve from host memory, and why.
+    #[error("can't be deferrable: {0}")]
+    NotDeferrable(&'static str),
+    /// A split at this offset, in bytes, leaves nothing on one side.
+    #[error("can't be split at offset {0:#x}, only between 0 and its size")]
+    SplitOutside(u64),
     /// No region of this VM has this name.
     #[error(
-        "{id} is not mapped in this VM: it was unmapped, the changes that map it were not applied, \
+        "{0} is not mapped in this VM: it was unmapped, the changes that map it were not applied, \
          or it is another VM's"
     )]
-    UnknownRegion {
-        /// The id.
-        id: RegionId,
-    },
+    UnknownRegion(RegionId),
     /// A region or a device with this name is there: the changes were applied
     /// before.
-    #[error("{what} is there already: were these changes applied before?")]
-    Twice {
-        /// The region or device.
-        what: Box<str>,
-    },
+    #[error("{0} is there already: were these changes applied before?")]
+    Twice(Box<str>),
     /// No device of this VM has this name.
     #[error(
         "{id:?} is not attached to this VM: it was detached, the changes that attach it were not \
@@ -170,15 +150,12 @@ pub enum ErrorKind {
     /// The region's writes are not logged.
     #[error("dirty logging is off; switch it on first (Changes::set_log_dirty)")]
     NotLogged,
-    /// There is no memory for as many bits as the region has pages.
+    /// There is no memory for as many bits as the region has pages: so many bytes.
     #[error(
-        "no memory for its dirty log, {bytes} bytes; ask for parts of it \
+        "no memory for its dirty log, {0} bytes; ask for parts of it \
          (Vm::dirty_log_of), and switch logging off before it is moved"
     )]
-    NoMemory {
-        /// What its dirty log takes.
-        bytes: u64,
-    },
+    NoMemory(u64),
     /// Pages that the region does not have.
     #[error("pages {first} to {end} were asked for, it has {pages}")]
     NoSuchPages {
@@ -238,9 +215,11 @@ pub enum ErrorKind {
     /// regions share a slot, the one to blame was found by asking KVM for each.
     #[error(
         "KVM refused to change GPA {range}: {errno}{}; the layout is what it was",
-        advice(*.errno, *.in_the_way)
+        in_the_way.map_or_else(|| advice::change(Some(op), *errno).into(), |what| format!(" ({what} is there)"))
     )]
     Refused {
+        /// The call.
+        op: Box<Op>,
         /// The guest addresses of what was refused.
         range: Range,
         /// KVM's errno.
@@ -250,15 +229,12 @@ pub enum ErrorKind {
     },
     /// KVM refused a call of which it blamed no part; everything before it was
     /// undone.
-    #[error("KVM refused a memslot call: {errno}{}; the layout is what it was", advice(*.errno, None))]
-    RefusedWhole {
-        /// KVM's errno.
-        errno: Errno,
-    },
+    #[error("KVM refused a memslot call: {0}{hint}; the layout is what it was", hint = advice::change(None, *.0))]
+    RefusedWhole(Errno),
     /// The dirty log could not be read or cleared. Nothing is lost: what was
     /// read before is reported by the next call. With `ENOMEM` KVM was not asked, as
     /// this process has no memory for the log of the slot.
-    #[error("the dirty log of {slot}: {errno}{}", dirty_advice(*.errno))]
+    #[error("the dirty log of {slot}: {errno}{}", advice::dirty_log(*errno))]
     DirtyLog {
         /// The slot.
         slot: Slot,
@@ -351,13 +327,8 @@ pub enum ErrorKind {
         len: u32,
     },
     /// The ring of the zones can't be read through this descriptor.
-    #[error(
-        "no ring of coalesced writes behind this descriptor, which has to be a vCPU's: {errno}"
-    )]
-    NoRing {
-        /// What `fstat` or `mmap` said.
-        errno: Errno,
-    },
+    #[error("no ring of coalesced writes behind this descriptor, which has to be a vCPU's: {0}")]
+    NoRing(Errno),
     /// The GSI is in use.
     #[error("GSI {gsi} is taken by {by}; only lines with a resample eventfd can share one")]
     GsiTaken {

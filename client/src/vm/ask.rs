@@ -8,13 +8,18 @@ use super::{Commit, Panics, Tables, Vm};
 use crate::error::{Described, Error, ErrorKind};
 use kvm_memslots_shim::memory::Op;
 
-/// Memory that KVM maps for itself on x86, below 4 GiB: where it is unless the
-/// VMM says otherwise (`KVM_SET_TSS_ADDR`, `KVM_SET_IDENTITY_MAP_ADDR`; what all
-/// VMMs say is three pages behind the identity map).
-const INTERNAL: [(u64, u64, &str); 3] = [
+const IDENTITY_MAP: &str = "KVM's own memslot of the identity map (KVM_SET_IDENTITY_MAP_ADDR)";
+const TSS: &str = "KVM's own memslot of the TSS (KVM_SET_TSS_ADDR)";
+
+/// Memory that KVM maps for itself on x86, below 4 GiB: where the identity map is by
+/// default, and where QEMU has it, which leaves room for larger firmware. VMMs put
+/// the TSS behind it. Nobody can ask KVM.
+const INTERNAL: [(u64, u64, &str); 5] = [
     (0xfee0_0000, 0x1000, "KVM's own memslot of the APIC access page"),
-    (0xfffb_c000, 0x1000, "KVM's own memslot of the identity map (KVM_SET_IDENTITY_MAP_ADDR)"),
-    (0xfffb_d000, 0x3000, "KVM's own memslot of the TSS (KVM_SET_TSS_ADDR)"),
+    (0xfffb_c000, 0x1000, IDENTITY_MAP),
+    (0xfffb_d000, 0x3000, TSS),
+    (0xfeff_c000, 0x1000, IDENTITY_MAP),
+    (0xfeff_d000, 0x3000, TSS),
 ];
 
 fn internal(range: Range) -> Option<&'static str> {
@@ -49,7 +54,7 @@ impl Vm {
                 (op, *errno)
             }
             Why::Refused { errno, .. } | Why::Stuck { errno, .. } => {
-                return ErrorKind::RefusedWhole { errno: *errno }.into();
+                return ErrorKind::RefusedWhole(*errno).into();
             }
             Why::DirtyLog { slot, errno } => {
                 return ErrorKind::DirtyLog { slot: *slot, errno: *errno }.into();
@@ -69,11 +74,13 @@ impl Vm {
             None => op.range(),
         };
         let in_the_way = internal(range).filter(|_| errno == Errno::EEXIST);
+        let op = Box::new(*op);
         let (region, change) = match blamed {
             Some(part) => (Some(part.region), part.change),
             None => (None, None),
         };
-        let error = Error::from(ErrorKind::Refused { range, errno, in_the_way }).of_region(region);
+        let error =
+            Error::from(ErrorKind::Refused { op, range, errno, in_the_way }).of_region(region);
         match change {
             Some(change) => error.in_change(change),
             None => error,

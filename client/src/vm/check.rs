@@ -122,19 +122,19 @@ impl Checks<'_> {
             if !self.limits.guest_memfd {
                 ErrorKind::GuestMemfdUnsupported
             } else if flags.intersects(no_memfd) {
-                ErrorKind::GuestMemfdFlags { flags: flags & no_memfd }
+                ErrorKind::GuestMemfdFlags(flags & no_memfd)
             } else if deferrable {
                 let why = "its private memory is out of the VMM's reach";
-                ErrorKind::NotDeferrable { why }
+                ErrorKind::NotDeferrable(why)
             } else {
                 return Ok(());
             }
         } else if flags.contains(MemFlags::TRAP) && deferrable {
             let why = "it is to trap, and its exits would be served from memory";
-            ErrorKind::NotDeferrable { why }
+            ErrorKind::NotDeferrable(why)
         } else if flags.contains(MemFlags::LOG_DIRTY_PAGES) && deferrable && too_large {
             let why = "its writes are logged, and it is larger than a slot";
-            ErrorKind::NotDeferrable { why }
+            ErrorKind::NotDeferrable(why)
         } else {
             return Ok(());
         };
@@ -143,5 +143,5 @@ impl Checks<'_> {
 }
 
 pub(super) fn wraps(region: Box<Described>, part: Part) -> Error {
-    ErrorKind::Wraps { part }.of(region)
+    ErrorKind::Wraps(part).of(region)
 }

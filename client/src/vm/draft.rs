@@ -168,7 +168,7 @@ impl<'t> Draft<'t> {
             Some((low, high))
         };
         let Some((low, high)) = parts() else {
-            return Err(ErrorKind::SplitOutside { offset }.of(whole.described(id)));
+            return Err(ErrorKind::SplitOutside(offset).of(whole.described(id)));
         };
         let origin = Some(whole.origin().unwrap_or(id));
         let part = |mapping, skip, reach| {
@@ -189,7 +189,7 @@ impl<'t> Draft<'t> {
     fn set_flags(&mut self, id: RegionId, set: MemFlags, of: MemFlags) -> Result<(), Error> {
         let at = self.touch(id)?;
         let Some(record) = &mut self.edits[at].now else {
-            return Err(ErrorKind::UnknownRegion { id }.into());
+            return Err(ErrorKind::UnknownRegion(id).into());
         };
         let flags = record.mapping.flags() & !of | set;
         record.mapping = record.mapping.with_flags(flags);
@@ -283,7 +283,7 @@ impl<'t> Draft<'t> {
 
     /// The edit of a region that is there at this point, made if need be.
     fn touch(&mut self, id: RegionId) -> Result<usize, Error> {
-        let unknown = || Err(ErrorKind::UnknownRegion { id }.into());
+        let unknown = || Err(ErrorKind::UnknownRegion(id).into());
         if let Some(at) = self.edit_of(id) {
             if self.edits[at].now.is_none() {
                 return unknown();
@@ -301,21 +301,14 @@ impl<'t> Draft<'t> {
         let at = self.touch(id)?;
         match &self.edits[at].now {
             Some(record) => Ok((at, record.clone())),
-            None => Err(ErrorKind::UnknownRegion { id }.into()),
+            None => Err(ErrorKind::UnknownRegion(id).into()),
         }
     }
 
-    /// A region that waits for its slot waits no longer.
-    pub(super) fn promote(&mut self, index: u32) {
+    /// A region that waits for its slot waits no longer, or gives it back.
+    pub(super) fn defer(&mut self, index: u32, deferral: Deferral) {
         if let Ok((at, record)) = self.current(self.regions.id(index)) {
-            self.set(at, Some(Record { deferral: Deferral::Over, ..record }));
-        }
-    }
-
-    /// A region gives its slot back.
-    pub(super) fn demote(&mut self, index: u32) {
-        if let Ok((at, record)) = self.current(self.regions.id(index)) {
-            self.set(at, Some(Record { deferral: Deferral::Waiting, ..record }));
+            self.set(at, Some(Record { deferral, ..record }));
         }
     }
 
@@ -325,7 +318,7 @@ impl<'t> Draft<'t> {
             Some(at) => self.edits[at].now.is_some(),
             None => self.regions.find(id).is_some(),
         };
-        if is_there { Err(ErrorKind::Twice { what: id.to_string().into() }.into()) } else { Ok(()) }
+        if is_there { Err(ErrorKind::Twice(id.to_string().into()).into()) } else { Ok(()) }
     }
 
     /// The last edit of a name: what is unmapped and mapped again has one for each.
@@ -404,5 +397,5 @@ fn cut(from: Option<(u32, Range)>, offset: u64) -> [Option<(u32, Range)>; 2] {
 }
 
 fn overlap(edit: &Edit, record: &Record, other: Box<Described>) -> Error {
-    ErrorKind::Overlap { other }.of(record.described(edit.id)).in_change(edit.change)
+    ErrorKind::Overlap(other).of(record.described(edit.id)).in_change(edit.change)
 }

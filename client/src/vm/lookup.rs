@@ -28,7 +28,7 @@ impl Vm {
     /// [`ErrorKind::UnknownRegion`].
     pub fn region(&self, id: RegionId) -> Result<Region, Error> {
         let tables = self.tables();
-        let index = tables.regions.find(id).ok_or(ErrorKind::UnknownRegion { id })?;
+        let index = tables.regions.find(id).ok_or(ErrorKind::UnknownRegion(id))?;
         Ok(tables.regions.region(index))
     }
 

@@ -138,7 +138,7 @@ impl<'t> PlacedDraft<'t> {
             part.check().map_err(|error| wrong(ErrorKind::Window(error)))?;
             let before = device.parts[..index].iter().any(|(other, _)| other == name);
             if before || self.find(*name).is_some() || regions.record(*name).is_some() {
-                return Err(wrong(ErrorKind::Twice { what: name.to_string().into() }));
+                return Err(wrong(ErrorKind::Twice(name.to_string().into())));
             }
         }
         let (device, parts) = (Arc::clone(&device.name), device.parts.clone());
@@ -148,7 +148,7 @@ impl<'t> PlacedDraft<'t> {
 
     fn move_to(&mut self, number: usize, name: RegionId, offset: u64) -> Result<(), Error> {
         let found = self.find(name).and_then(|(id, index)| Some((id, index, self.of(id)?)));
-        let (id, index, parts) = found.ok_or(ErrorKind::UnknownRegion { id: name })?;
+        let (id, index, parts) = found.ok_or(ErrorKind::UnknownRegion(name))?;
         let mut parts = Parts::clone(parts);
         let part = parts.parts[index].1.moved_to(offset);
         part.check().map_err(|error| {

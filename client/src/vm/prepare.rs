@@ -108,8 +108,8 @@ impl Vm {
             events.take(number, change, &mut draft)?;
             placed.take(number, change, &draft)?;
         }
-        promote.down.iter().for_each(|index| draft.demote(*index));
-        promote.up.iter().for_each(|index| draft.promote(*index));
+        promote.down.iter().for_each(|index| draft.defer(*index, Deferral::Waiting));
+        promote.up.iter().for_each(|index| draft.defer(*index, Deferral::Over));
         draft.seal()?;
         let events = events.finish(&draft)?;
         let placed = placed.finish()?;

@@ -18,6 +18,6 @@ impl Vm {
         let page = self.event_limits().zones.ring_page;
         let page = page.ok_or(ErrorKind::NoZones { ports: false })?;
         let ring = CoalescedRing::map(vcpu.as_fd(), page);
-        ring.map_err(|errno| ErrorKind::NoRing { errno }.into())
+        ring.map_err(|errno| ErrorKind::NoRing(errno).into())
     }
 }

@@ -72,7 +72,7 @@ fn a_log_that_no_memory_is_large_enough_for_is_an_error() {
     let (hva, size) = (PAGE, 1 << 62);
     let id = map_now(&vm, ram(0, size, hva).log_dirty());
     let error = vm.dirty_log(id).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::NoMemory { bytes, .. } if *bytes == 1 << 47));
+    assert!(matches!(error.kind(), ErrorKind::NoMemory(bytes) if *bytes == 1 << 47));
     assert_eq!(error.region().map(|region| region.id), Some(id));
     vm.dirty_logs().unwrap_err();
     let mut c = Changes::new();

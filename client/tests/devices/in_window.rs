@@ -97,7 +97,7 @@ fn it_comes_and_goes_with_the_device() {
     w.rig.detach(id).unwrap();
     w.assert_placed(&[]);
     let error = w.rig.apply(|c| c.move_in_window(ids[1], 0)).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::UnknownRegion { id } if *id == ids[1]), "{error}");
+    assert!(matches!(error.kind(), ErrorKind::UnknownRegion(id) if *id == ids[1]), "{error}");
 }
 
 #[test]

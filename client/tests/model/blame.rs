@@ -181,6 +181,8 @@ fn slots_of_kvms_own() {
         (0xfee0_0000, 1, "APIC access page"),
         (0xfffb_c000, 1, "identity map (KVM_SET_IDENTITY_MAP_ADDR)"),
         (0xfffb_d000, 3, "TSS (KVM_SET_TSS_ADDR)"),
+        (0xfeff_c000, 1, "identity map (KVM_SET_IDENTITY_MAP_ADDR)"),
+        (0xfeff_d000, 3, "TSS (KVM_SET_TSS_ADDR)"),
     ];
     for (gpa, pages, name) in own {
         for batch in [None, Some(16)] {

@@ -249,6 +249,22 @@ fn joining_on_request() {
     }
 }
 
+/// What replaces all slots of a region anyway makes one of them.
+#[test]
+fn a_region_that_grew_is_joined_by_what_replaces_its_slots() {
+    let ways: [fn(&mut Changes, RegionId); 3] = [
+        |c, id| c.move_to(id, 40 * PAGE),
+        |c, id| c.set_read_only(id, true),
+        |c, id| c.replace(id, memory(HVA + 0x100_0000, 4 * PAGE)),
+    ];
+    for way in ways {
+        let (vm, model, grown, _) = in_pieces(HolePolicy::Named);
+        vm.apply(changes(|c| way(c, grown))).unwrap();
+        assert_eq!((cost(&model), model.slot_count(0)), ((5, 9), 2));
+        assert_same_slots(&vm, &model);
+    }
+}
+
 /// Regions that were split and have become different are in a slot each, until they
 /// are alike again and joined, all of them in one set.
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use std::ops::AddAssign;
 
 use super::part::Part;
 use super::routes::Routes;
@@ -35,21 +35,11 @@ pub struct Waits {
     pub in_ioeventfd_deassign: u64,
 }
 
-impl Add for Waits {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            in_calls: self.in_calls + other.in_calls,
-            in_irqfd_shutdown: self.in_irqfd_shutdown + other.in_irqfd_shutdown,
-            in_ioeventfd_deassign: self.in_ioeventfd_deassign + other.in_ioeventfd_deassign,
-        }
-    }
-}
-
 impl AddAssign for Waits {
     fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
+        self.in_calls += other.in_calls;
+        self.in_irqfd_shutdown += other.in_irqfd_shutdown;
+        self.in_ioeventfd_deassign += other.in_ioeventfd_deassign;
     }
 }
 
@@ -130,29 +120,21 @@ impl Cost {
     }
 }
 
-impl Add for Cost {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            routing_calls: self.routing_calls + other.routing_calls,
-            irqfd_calls: self.irqfd_calls + other.irqfd_calls,
-            ioeventfd_calls: self.ioeventfd_calls + other.ioeventfd_calls,
-            zone_calls: self.zone_calls + other.zone_calls,
-            waits: self.waits + other.waits,
-        }
-    }
-}
-
 impl AddAssign for Cost {
     fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
+        self.routing_calls += other.routing_calls;
+        self.irqfd_calls += other.irqfd_calls;
+        self.ioeventfd_calls += other.ioeventfd_calls;
+        self.zone_calls += other.zone_calls;
+        self.waits += other.waits;
     }
 }
 
 impl Sum for Cost {
     fn sum<I: Iterator<Item = Self>>(costs: I) -> Self {
-        costs.fold(Self::default(), Add::add)
+        let mut all = Self::default();
+        costs.for_each(|cost| all += cost);
+        all
     }
 }
 

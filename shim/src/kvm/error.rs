@@ -21,23 +21,17 @@ pub enum OpenError {
     },
     /// The descriptor is KVM's, but not a VM's.
     #[error(
-        "file descriptor {fd} is /dev/kvm itself: pass the one of the VM, \
+        "file descriptor {0} is /dev/kvm itself: pass the one of the VM, \
          which KVM_CREATE_VM returned"
     )]
-    SystemFd {
-        /// The descriptor.
-        fd: RawFd,
-    },
+    SystemFd(RawFd),
     /// The VM was created by another process (before a `fork`, say), or KVM
     /// has given it up after an error.
     #[error(
-        "file descriptor {fd} is a VM, but one that this process can't use (EIO): \
+        "file descriptor {0} is a VM, but one that this process can't use (EIO): \
          it was created by another process, or KVM has declared it dead"
     )]
-    NotUsable {
-        /// The descriptor.
-        fd: RawFd,
-    },
+    NotUsable(RawFd),
     /// Not a VM.
     #[error(
         "file descriptor {fd} ({what}) is not a KVM VM, KVM_CHECK_EXTENSION failed with {errno}: \
@@ -52,11 +46,8 @@ pub enum OpenError {
         errno: Errno,
     },
     /// A VM whose memory is not set up with memslots.
-    #[error("the VM of file descriptor {fd} has no memslots (KVM_CAP_USER_MEMORY is 0)")]
-    NoMemslots {
-        /// The descriptor.
-        fd: RawFd,
-    },
+    #[error("the VM of file descriptor {0} has no memslots (KVM_CAP_USER_MEMORY is 0)")]
+    NoMemslots(RawFd),
     /// Quirks that the kernel does not let go of.
     #[error(
         "the quirks {quirks:#x} of the VM can't be disabled ({errno}): the kernel has {known:#x}"

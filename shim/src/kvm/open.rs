@@ -27,14 +27,14 @@ pub(super) fn check(vm: &dyn VmCalls, fd: RawFd) -> Result<(), OpenError> {
     let api_version = || retry(|| unsafe { vm.ioctl(KVM_GET_API_VERSION, 0) });
     match vm.check_extension(KVM_CAP_USER_MEMORY) {
         // The /dev/kvm fd answers KVM_CHECK_EXTENSION too.
-        Ok(_) if api_version().is_ok() => Err(OpenError::SystemFd { fd }),
-        Ok(0) => Err(OpenError::NoMemslots { fd }),
+        Ok(_) if api_version().is_ok() => Err(OpenError::SystemFd(fd)),
+        Ok(0) => Err(OpenError::NoMemslots(fd)),
         Ok(_) => Ok(()),
         Err(errno) => {
             let what = what_is(fd);
             // kvm_vm_ioctl() refuses a foreign mm and a dead VM alike.
             if errno == Errno::EIO && what.contains("kvm-vm") {
-                return Err(OpenError::NotUsable { fd });
+                return Err(OpenError::NotUsable(fd));
             }
             Err(OpenError::NotAVm { fd, what, errno })
         }

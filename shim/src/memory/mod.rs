@@ -6,6 +6,7 @@
 //! [`Done`], or [`Failed`] with what is live then. [`MemoryCalls`] is who
 //! answers: [`Kvm`](crate::Kvm), or the `Model` of it (feature `model`).
 
+pub mod advice;
 mod batch;
 mod calls;
 mod exec;

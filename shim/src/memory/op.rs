@@ -1,5 +1,7 @@
 //! One memslot change.
 
+use std::fmt;
+
 use kvm_memslots_uapi::{MAX_ENTRIES, MemFlags, kvm_userspace_memory_region2};
 
 use crate::mapping::{Mapping, Slot};
@@ -145,6 +147,26 @@ impl Op {
             ..Default::default()
         }
     }
+}
+
+/// As an infinitive.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Delete(slot) => write!(f, "delete {slot}"),
+            Self::Create(slot) => write!(f, "create {slot}"),
+            Self::Move { from, gpa } => write!(f, "move {from} to GPA {gpa:#x}"),
+            Self::SetFlags { from, flags } => {
+                let [before, after] = [from.mapping.flags(), *flags].map(names);
+                write!(f, "set the flags of {from} from {before} to {after}")
+            }
+        }
+    }
+}
+
+fn names(flags: MemFlags) -> String {
+    let names: Vec<_> = flags.iter_names().map(|(name, _)| name).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join("|") }
 }
 
 fn moved(slot: &Slot, gpa: u64) -> Mapping {

@@ -61,7 +61,7 @@ fn dev_kvm_itself_is_recognised() {
     let Some(_machine) = Machine::new("dev_kvm_itself_is_recognised", 1) else { return };
     let kvm = kvm_ioctls::Kvm::new().unwrap();
     let error = open(borrowed(&kvm)).unwrap_err();
-    assert!(matches!(error, OpenError::SystemFd { fd } if fd == kvm.as_raw_fd()));
+    assert!(matches!(error, OpenError::SystemFd(fd) if fd == kvm.as_raw_fd()));
     assert!(error.to_string().contains("/dev/kvm itself"));
     assert!(error.to_string().contains("KVM_CREATE_VM"));
 }

@@ -130,7 +130,7 @@ impl Vm {
         id: RegionId,
         pages: Option<&Pages<u64>>,
     ) -> Result<Logged, Error> {
-        let index = tables.regions.find(id).ok_or(ErrorKind::UnknownRegion { id })?;
+        let index = tables.regions.find(id).ok_or(ErrorKind::UnknownRegion(id))?;
         let record: Record = tables.regions.record(index);
         let described = || record.described(id);
         if !record.mapping.is_logged() {
@@ -231,8 +231,8 @@ impl Vm {
 /// The dirty log of a region has more pages than there is memory for.
 pub(super) fn no_memory(tables: &Tables, id: RegionId, pages: u64) -> Error {
     match tables.regions.find(id) {
-        Some(index) => ErrorKind::NoMemory { bytes: pages.div_ceil(8) }.of(tables.regions.described(index)),
-        None => ErrorKind::UnknownRegion { id }.into(),
+        Some(index) => ErrorKind::NoMemory(pages.div_ceil(8)).of(tables.regions.described(index)),
+        None => ErrorKind::UnknownRegion(id).into(),
     }
 }
 

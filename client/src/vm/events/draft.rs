@@ -85,7 +85,7 @@ impl<'t> EventDraft<'t> {
     fn attach(&mut self, number: usize, id: DeviceId, device: &Device) -> Result<(), Error> {
         if self.devices.contains_key(&id) || self.edits.contains_key(&id) {
             let what = format!("device \"{}\"", device.name).into();
-            return Err(ErrorKind::Twice { what }.into());
+            return Err(ErrorKind::Twice(what).into());
         }
         let of = |error: ErrorKind, part| Error::from(error).of_device(&device.name, Some(part));
         for (index, kick) in device.kicks.iter().enumerate() {

@@ -200,9 +200,9 @@ fn only_a_vm_fd_is_taken() {
     let check = |fake| check(&Seat::new(fake), 7);
     assert!(check(Fake::new(&memslots, absent)).is_ok());
     let system = Fake { is_system_fd: true, ..Fake::new(&memslots, absent) };
-    assert!(matches!(check(system), Err(OpenError::SystemFd { fd: 7 })));
+    assert!(matches!(check(system), Err(OpenError::SystemFd(7))));
     let none = check(Fake::new(&[], absent));
-    assert!(matches!(none, Err(OpenError::NoMemslots { fd: 7 })));
+    assert!(matches!(none, Err(OpenError::NoMemslots(7))));
 }
 
 #[test]
