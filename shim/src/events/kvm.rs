@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 
 use kvm_bindings::{
     KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_coalesced_mmio_zone,
-    kvm_coalesced_mmio_zone__bindgen_ty_1, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd,
+    kvm_coalesced_mmio_zone__bindgen_ty_1, kvm_ioeventfd, kvm_irqfd,
 };
 use kvm_memslots_uapi::irqfd::KVM_IRQFD_FLAG_NO_IRQBYPASS;
 
@@ -38,10 +38,9 @@ impl Kvm {
             let head = [[route.gsi, kind], [flags, 0]];
             table.extend_from_slice(&[head[0], head[1], pair(0), pair(2), pair(4), pair(6)]);
         }
-        let header = table.as_ptr().cast::<kvm_irq_routing>();
         // SAFETY: the header and the `nr` entries behind it are there, wherever
         // they are aligned to.
-        unsafe { self.calls.tell(KVM_SET_GSI_ROUTING, header) }
+        unsafe { self.calls.tell(KVM_SET_GSI_ROUTING, table.as_ptr()) }
     }
 
     fn change_irqfd(&self, irqfd: &Irqfd, assign: bool) -> Result<(), Errno> {

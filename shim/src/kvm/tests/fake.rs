@@ -136,8 +136,10 @@ impl VmCalls for Seat {
             }
             KVM_GET_DIRTY_LOG => {
                 self.ask("get")?;
-                // SAFETY: as above, and any bit pattern is a value of either variant.
-                let bitmap = unsafe { (*at.cast::<kvm_dirty_log>()).__bindgen_anon_1.dirty_bitmap };
+                // SAFETY: as above.
+                let log = unsafe { &*at.cast::<kvm_dirty_log>() };
+                // SAFETY: any bit pattern is a value of either variant.
+                let bitmap = unsafe { log.__bindgen_anon_1.dirty_bitmap };
                 let log = self.look().log.clone();
                 // SAFETY: tests give no longer log than the buffer they ask with.
                 unsafe { log.as_ptr().copy_to_nonoverlapping(bitmap.cast(), log.len()) };
