@@ -32,7 +32,7 @@ impl Vm {
                     state.overlay(as_id).or(gfn, log, 0, pages);
                 };
                 let read = panics.catch(|| self.read_slot(state, as_id, &slot, keep));
-                if !read.is_some_and(|read| read.is_ok()) {
+                if read.is_none_or(|read| read.is_err()) {
                     state.overlay(as_id).set(gfn, pages);
                 }
             }
