@@ -8,10 +8,19 @@ use crate::Vm;
 impl Window {
     /// Where in this window a range of guest addresses is, if all of it is there.
     pub(crate) fn offset_of(&self, vm: &Vm, as_id: u16, range: Range) -> Option<u64> {
-        let region = vm.region_at(as_id, range.gpa())?;
-        let hva = region.hva + (range.gpa() - region.range.gpa());
-        let offset = hva.checked_sub(self.inner.host.base()).filter(|at| *at < self.size())?;
-        (range.end() <= region.range.end()).then_some(offset)
+        let (mut gpa, mut offset) = (range.gpa(), None);
+        // The window's region may have been split.
+        while gpa < range.end() {
+            let region = vm.region_at(as_id, gpa)?;
+            let hva = region.hva + (gpa - region.range.gpa());
+            let at = hva.checked_sub(self.inner.host.base()).filter(|at| *at < self.size())?;
+            let start = *offset.get_or_insert(at);
+            if at.checked_sub(start) != Some(gpa - range.gpa()) {
+                return None;
+            }
+            gpa = region.range.end();
+        }
+        offset
     }
 
     /// What a guest finds at an address of an address space of `vm`, if this

@@ -58,8 +58,10 @@
 //!
 //! # Logging
 //! A window's region is logged as any other
-//! ([`Changes::set_log_dirty`](crate::Changes::set_log_dirty)), whole, and read by
-//! range ([`Vm::dirty_log_of`](crate::Vm::dirty_log_of)). The log has what the
+//! ([`Changes::set_log_dirty`](crate::Changes::set_log_dirty)), whole or, once it is
+//! [split](crate::Changes::split), in part, and read by
+//! range ([`Vm::dirty_log_of`](crate::Vm::dirty_log_of)). What is placed may lie across
+//! the parts. The log has what the
 //! guest wrote, whatever was there then. That something was placed or removed is
 //! for the VMM to send.
 //!

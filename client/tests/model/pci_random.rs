@@ -10,7 +10,6 @@ mod shapes;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use kvm_memslots::backend::model::events;
@@ -23,6 +22,7 @@ use kvm_memslots::{Changes, Errno, HolePolicy, Limits, Range, RegionId, Slot, Vm
 
 use self::naive::{Naive, Setting, Wanted};
 use self::shapes::{HVA, Kind, SHAPES, memory, spec};
+use crate::common::host::memfd;
 use crate::common::numbers::{Numbers, seeds};
 
 const RAM: u64 = 0x10_0000;
@@ -87,11 +87,7 @@ impl World {
         if keeps {
             bars = bars.keep_ioeventfds();
         }
-        // SAFETY: takes a name.
-        let fd = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
-        // SAFETY: a new descriptor.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(0x1_0000).unwrap();
+        let file = memfd(0, 0x1_0000);
         let deferrable = n.below(3) == 0;
         let ids = (0..3).map(|f| bars.add(&vm, spec(f, &file, deferrable)).unwrap()).collect();
         let naive = (0..3).map(Naive::new).collect();

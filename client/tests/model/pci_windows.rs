@@ -168,6 +168,32 @@ fn what_can_not_be_placed_is_that_bars_trouble() {
     assert_eq!(world.window.placed().len(), 3);
 }
 
+/// A part of the window is logged, or it is in two places: what matters is where the
+/// window's bytes are.
+#[test]
+fn a_window_whose_region_was_split_is_one() {
+    let mut world = World::new();
+    let four = world.in_file(0, 4);
+    let region = world.vm.region_at(0, WINDOW).unwrap().id;
+    let mut c = Changes::new();
+    let upper = c.split(region, 6 * page_size());
+    c.set_log_dirty(upper, true);
+    world.vm.apply(c).unwrap();
+    assert_eq!(world.model.slot_count(0), 2);
+    assert_eq!(world.put(four, WINDOW + 4 * page_size(), true), 0);
+    assert_eq!(world.peek.pages(&world.window), with(&[(4, 4, 0)]));
+    assert_eq!(world.refused(four), None);
+    // Once the upper part is elsewhere, no BAR is across its start.
+    world.put(four, WINDOW, false);
+    let mut c = Changes::new();
+    c.move_to(upper, OUTSIDE);
+    world.vm.apply(c).unwrap();
+    world.put(four, WINDOW + 4 * page_size(), true);
+    assert_eq!(world.refused(four), Some(Errno::EEXIST));
+    world.put(four, OUTSIDE, true);
+    assert_eq!(world.peek.pages(&world.window), with(&[(6, 4, 0)]));
+}
+
 #[test]
 fn without_slots_what_is_outside_exits() {
     let mut world = World::new();

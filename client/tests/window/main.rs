@@ -194,6 +194,14 @@ fn a_region_of_a_window_is_found_by_its_guest_address() {
     vm.apply(c).unwrap();
     assert_eq!(window.found(&vm, 0, GPA + page), None);
     assert_eq!(window.found(&vm, 0, 4 * GPA + page), placed);
+    // A part of it that has a slot of its own, as it is logged.
+    let mut c = kvm_memslots::Changes::new();
+    let part = c.split(region, page);
+    c.set_log_dirty(part, true);
+    vm.apply(c).unwrap();
+    assert_eq!(vm.slots(0).len(), 2);
+    assert_eq!(window.found(&vm, 0, 4 * GPA + page), placed);
+    assert_eq!(window.found(&vm, 0, 4 * GPA), Some(Found::Gap { offset: 0 }));
     // Another one's is not this one's.
     let other = Window::new(WindowSpec::new(at(0, page))).unwrap();
     assert_eq!(other.found(&vm, 0, 4 * GPA + page), None);
