@@ -6,63 +6,33 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Random, guest_or_skip, vm_or_skip};
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use common::Random;
+use common::windowed::{self, PAGES, Rig, gpa};
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use kvm_memslots::backend::{EventCalls, EventModel, EventOp, Irqchip, MemoryModel};
 use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
-use kvm_memslots::window::{CheckedFile, Gap, Window, WindowPart, WindowSpec};
-use kvm_memslots::{Changes, Error, ErrorKind, Limits, RegionId, Vm, at, vm_fd};
-use kvm_memslots_kit::guest::{Access, Outcome, Prober};
+use kvm_memslots::window::{CheckedFile, Gap, Window, WindowPart};
+use kvm_memslots::{Changes, Error, ErrorKind, Limits, RegionId, Vm};
+use kvm_memslots_kit::guest::{Access, Outcome};
 use kvm_memslots_kit::host::SMALL_PAGE;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-const OWN_SLOT: u16 = 7;
-const GPA: u64 = 0x1000_0000;
-const PAGES: u64 = 16;
 const DOORBELL: u64 = 0xd000_0000;
 
-/// A VM with a window, and a file each page of which starts with its number,
-/// counted from 1.
-struct Rig {
-    // In this order: nothing runs when memory goes.
-    prober: Prober,
-    vm: Vm,
-    window: Window,
-    file: CheckedFile,
-    fd: VmFd,
-}
-
 impl Rig {
-    fn new(test: &str, gap: Gap) -> Option<Self> {
-        let fd = vm_or_skip(test)?;
-        let prober = guest_or_skip(test, Prober::new(&fd, OWN_SLOT))?;
-        let vm = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT).open(vm_fd(&fd)).unwrap();
-        let window = Window::new(WindowSpec::new(at(GPA, PAGES * SMALL_PAGE)).gap(gap)).unwrap();
-        let mut c = Changes::new();
-        c.map(window.region());
-        vm.apply(c).unwrap();
-        // SAFETY: takes a name.
-        let file = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
-        assert!(file >= 0, "memfd_create: {}", std::io::Error::last_os_error());
-        // SAFETY: a new descriptor.
-        let file = unsafe { File::from_raw_fd(file) };
-        file.set_len(PAGES * SMALL_PAGE).unwrap();
-        for page in 0..PAGES {
-            file.write_all_at(&(page + 1).to_ne_bytes(), page * SMALL_PAGE).unwrap();
-        }
-        Some(Self { prober, vm, window, file: CheckedFile::new(file).unwrap(), fd })
+    fn checked(&self) -> CheckedFile {
+        CheckedFile::new(self.file.try_clone().unwrap()).unwrap()
     }
 
     /// Device `n`: page `n` of the file, at a page of the window.
     fn device(&self, n: u64, page: u64) -> (Device, RegionId) {
         let (id, offset) = (RegionId::new(), page * SMALL_PAGE);
-        let part = WindowPart::new(&self.window, offset, SMALL_PAGE, &self.file, n * SMALL_PAGE);
+        let file = self.checked();
+        let part = WindowPart::new(&self.window, offset, SMALL_PAGE, &file, n * SMALL_PAGE);
         (Device::new(format!("dev{n}")).in_window(id, part), id)
     }
 
@@ -83,10 +53,6 @@ impl Rig {
             other => panic!("page {page}: {other:?}"),
         })
     }
-}
-
-const fn gpa(page: u64) -> u64 {
-    GPA + page * SMALL_PAGE
 }
 
 /// Zeroes, but for these pages.
@@ -308,12 +274,8 @@ fn random_sets_come_to_what_they_come_to_on_the_model() {
         events.change(&EventOp::Assign(by_hand.into())).unwrap();
         let memory = Arc::new(MemoryModel::new(Limits::x86()));
         let model = Vm::builder().open_on(memory, Arc::new(events)).unwrap();
-        let span = at(GPA, PAGES * SMALL_PAGE);
-        let window = Window::new(WindowSpec::new(span).gap(Gap::Zeroes)).unwrap();
-        let mut c = Changes::new();
-        c.map(window.region());
-        model.apply(c).unwrap();
-
+        let (_, window) = windowed::window(&model, Gap::Zeroes);
+        let file = rig.checked();
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (seed << 20));
         let (mut devices, mut parts) = (0, Vec::new());
         let mut real = Side { vm: &rig.vm, window: &rig.window, ids: BTreeMap::new() };
@@ -321,7 +283,7 @@ fn random_sets_come_to_what_they_come_to_on_the_model() {
         for round in 0..60 {
             let ops = ops(&mut random, &mut devices, &mut parts);
             let outcomes = [&mut real, &mut modelled].map(|side| {
-                side.apply(&ops, &rig.file, &event).map_err(|error| {
+                side.apply(&ops, &file, &event).map_err(|error| {
                     let kind = std::mem::discriminant(error.kind());
                     (kind, error.errno(), error.change(), error.part())
                 })

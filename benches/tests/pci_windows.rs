@@ -7,7 +7,6 @@ mod common;
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
 use kvm_memslots::window::{Gap, Window, WindowSpec};
 use kvm_memslots::{Access as May, Backing, Changes, HolePolicy, RegionSpec, Vm, at, vm_fd};
 use kvm_memslots_kit::guest::{Access, Mmio, Prober};
-use kvm_memslots_kit::host::SMALL_PAGE;
+use kvm_memslots_kit::host::{SMALL_PAGE, memfd};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -43,12 +42,7 @@ const ALL: NonZeroUsize = NonZeroUsize::new(FUNCTIONS * SIZE as usize).unwrap();
 
 impl Memory {
     fn new() -> Self {
-        // SAFETY: takes a name.
-        let fd = unsafe { libc::memfd_create(c"bars".as_ptr(), libc::MFD_CLOEXEC) };
-        assert!(fd >= 0);
-        // SAFETY: a new descriptor.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(ALL.get() as u64).unwrap();
+        let file = memfd(ALL.get() as u64).unwrap();
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping, which only the guest uses.
         let mapping = unsafe { mmap(None, ALL, access, MapFlags::MAP_SHARED, &file, 0) }.unwrap();

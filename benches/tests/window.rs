@@ -5,62 +5,27 @@
 
 mod common;
 
-use std::fs::File;
-use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Random, guest_or_skip, set_slot, skip, vm_or_skip};
-use kvm_ioctls::VmFd;
-use kvm_memslots::window::{Contents, Edit, Found, Gap, Window, WindowSpec};
-use kvm_memslots::{Changes, RegionId, Vm, at, vm_fd};
+use common::windowed::{GPA, PAGES, Rig, SPARE_SLOT, gpa};
+use common::{Random, set_slot, skip};
+use kvm_memslots::Changes;
+use kvm_memslots::window::{Contents, Edit, Found, Gap};
 use kvm_memslots_kit::guest::{Access, GuestError, Outcome, Prober, code_returning};
 use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 use kvm_memslots_kit::userfault::Userfault;
 use nix::errno::Errno;
 
-const OWN_SLOT: u16 = 7;
-const SLEEP_SLOT: u16 = 8;
-const GPA: u64 = 0x1000_0000;
-const PAGES: u64 = 16;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Values of a word in a gap of zeroes, and of what was not placed from a file.
 const NOTHING: Outcome = Outcome::Value(0);
 
-struct Rig {
-    // In this order: nothing runs when memory goes.
-    prober: Prober,
-    vm: Vm,
-    region: RegionId,
-    window: Window,
-    file: File,
-    fd: VmFd,
-}
-
 impl Rig {
-    /// A window of so many pages, and a file as large, each page of which starts
-    /// with its number, counted from 1.
-    fn new(test: &str, gap: Gap) -> Option<Self> {
-        let fd = vm_or_skip(test)?;
-        let prober = guest_or_skip(test, Prober::new(&fd, OWN_SLOT))?;
-        let vm = Vm::builder().reserve_slots(0, OWN_SLOT..=SLEEP_SLOT).open(vm_fd(&fd)).unwrap();
-        let spec = WindowSpec::new(at(GPA, PAGES * SMALL_PAGE)).gap(gap);
-        let window = Window::new(spec).unwrap();
-        let mut c = Changes::new();
-        let region = c.map(window.region());
-        vm.apply(c).unwrap();
-        let file = file();
-        file.set_len(PAGES * SMALL_PAGE).unwrap();
-        for page in 0..PAGES {
-            file.write_all_at(&(page + 1).to_ne_bytes(), page * SMALL_PAGE).unwrap();
-        }
-        Some(Self { prober, vm, region, window, file, fd })
-    }
-
     fn place(&self, page: u64, pages: u64, from: u64) {
         let contents = Contents::file(&self.file, from * SMALL_PAGE);
         self.window.place(page * SMALL_PAGE, pages * SMALL_PAGE, contents).unwrap();
@@ -77,18 +42,6 @@ impl Rig {
     fn read(&mut self, page: u64) -> Outcome {
         self.probe(Access::Read(gpa(page))).unwrap()
     }
-}
-
-fn file() -> File {
-    // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"window".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0, "memfd_create: {}", std::io::Error::last_os_error());
-    // SAFETY: a new descriptor.
-    unsafe { File::from_raw_fd(fd) }
-}
-
-const fn gpa(page: u64) -> u64 {
-    GPA + page * SMALL_PAGE
 }
 
 /// The access ended the `KVM_RUN`.
@@ -278,11 +231,16 @@ fn run_beside<T>(
 #[test]
 fn nothing_that_was_removed_is_seen_or_written_any_more() {
     let test = "nothing_that_was_removed_is_seen_or_written_any_more";
-    for logged in [false, true] {
+    // Not logged, or from that page on.
+    for logged in [None, Some(0), Some(2)] {
         let Some(rig) = Rig::new(test, Gap::Scratch) else { return };
         let Rig { prober, vm, region, window, file, fd } = rig;
         let mut c = Changes::new();
-        c.set_log_dirty(region, logged);
+        let part = match logged {
+            Some(page) if page > 0 => c.split(region, page * SMALL_PAGE),
+            _ => region,
+        };
+        c.set_log_dirty(part, logged.is_some());
         vm.apply(c).unwrap();
         // What is placed has its number in the first word. The guest writes the
         // second.
@@ -326,9 +284,9 @@ fn nothing_that_was_removed_is_seen_or_written_any_more() {
             }
         });
         assert!(*seen.lock().unwrap() > 0, "the guest saw nothing of it");
-        if logged {
-            let dirty = vm.dirty_log(region).unwrap();
-            assert_eq!(dirty.iter().collect::<Vec<_>>(), [3]);
+        if let Some(from) = logged {
+            let dirty = vm.dirty_log(part).unwrap();
+            assert_eq!(dirty.iter().collect::<Vec<_>>(), [3 - from]);
         }
         drop(fd);
     }
@@ -397,7 +355,7 @@ fn placing_waits_for_no_page_fault_that_sleeps() {
         Err(error) => return skip(test, format_args!("no userfaultfd: {error}")),
     };
     let elsewhere = GPA + 0x1000_0000;
-    set_slot(&fd, SLEEP_SLOT.into(), elsewhere, SMALL_PAGE, &memory, 0);
+    set_slot(&fd, SPARE_SLOT.into(), elsewhere, SMALL_PAGE, &memory, 0);
     std::thread::scope(|scope| {
         let vcpu = scope.spawn(move || prober.probe(&[Access::Read(elsewhere), Access::Read(GPA)]));
         is_asleep.recv_timeout(PATIENCE).unwrap();

@@ -1,6 +1,9 @@
 //! Host memory for guests: address space reserved, pages on first touch.
 
+use std::fs::File;
+use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::FromRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +15,22 @@ pub const LARGE_PAGE: u64 = 2 << 20;
 
 /// Bytes of a small page.
 pub const SMALL_PAGE: u64 = 4096;
+
+/// A file of shared memory, `size` bytes of it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn memfd(size: u64) -> io::Result<File> {
+    // SAFETY: takes a name.
+    let fd = unsafe { libc::memfd_create(c"memslots".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    Ok(file)
+}
 
 /// Which pages stand behind the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

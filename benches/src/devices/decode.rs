@@ -20,8 +20,7 @@ use super::rig::split_irqchip;
 use super::taken::{shape, taken};
 use super::ways::{Spent, Way};
 use crate::compare::{self, Session, Stop, Taken, Watch};
-use crate::window::memfd;
-use kvm_memslots_kit::host::{HostMemory, Pages};
+use kvm_memslots_kit::host::{HostMemory, Pages, memfd};
 use kvm_memslots_kit::machine::new_vm;
 
 /// Memory of a BAR, behind which are its doorbells.

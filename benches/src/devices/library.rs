@@ -12,7 +12,7 @@ use kvm_memslots::{Changes, HolePolicy, RegionId, Vm, at};
 use super::board::{Board, Device};
 use super::ways::{Apply, Spent, Way};
 use crate::timed::{self, Clock};
-use crate::window::memfd;
+use kvm_memslots_kit::host::memfd;
 
 /// With the library.
 pub(super) struct Library {

@@ -1,12 +1,12 @@
 //! The blobs: parts of one file, which a VMM has mapped already.
 
-use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use kvm_memslots::window::CheckedFile;
+use kvm_memslots_kit::host::memfd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// `count` blobs of one size.
@@ -47,18 +47,4 @@ impl Drop for Blobs {
         // SAFETY: the mapping is this value's; no guest that has it runs any more.
         let _ = unsafe { munmap(self.mapping, (self.size * self.count) as usize) };
     }
-}
-
-/// A file of shared memory.
-pub(crate) fn memfd(size: u64) -> io::Result<File> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: takes a name.
-    let fd = unsafe { libc::memfd_create(c"memslots".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(size)?;
-    Ok(file)
 }

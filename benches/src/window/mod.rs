@@ -6,7 +6,6 @@ mod guest;
 mod run;
 mod ways;
 
-pub(crate) use blobs::memfd;
 pub use guest::Guest;
 pub use run::{COLUMNS, windows};
 pub use ways::Way;

@@ -1,6 +1,8 @@
 //! What the integration tests share.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod windowed;
+
 use std::io::Write;
 
 use kvm_bindings::kvm_userspace_memory_region;
