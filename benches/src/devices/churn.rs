@@ -17,9 +17,11 @@ use super::Devices;
 use super::board::Device;
 use super::error::DevicesError;
 use super::rig::split_irqchip;
-use super::taken::{shape, taken};
+use super::run::summarize;
+use super::taken::{profiled, shape, taken};
 use super::ways::{Spent, Way};
 use crate::compare::{self, Lap, Session, Taken, Watch};
+use crate::timed::{self, Clock, Timed};
 use kvm_memslots_kit::machine::new_vm;
 
 /// So many of them are masked and unmasked.
@@ -97,15 +99,15 @@ fn message(vector: usize, step: u32) -> Msi {
 
 /// A VM in which all vectors are set up.
 enum Machine {
-    ByHand { calls: Box<Kvm>, irqfds: Vec<Irqfd>, routes: BTreeMap<u32, Route>, sparing: bool },
+    ByHand { calls: Box<Timed>, irqfds: Vec<Irqfd>, routes: BTreeMap<u32, Route>, sparing: bool },
     Library { vm: Box<Vm>, id: DeviceId },
 }
 
 impl Machine {
-    fn new(vm: &VmFd, fds: &[Arc<EventFd>], who: Who) -> io::Result<Self> {
+    fn new(vm: &VmFd, fds: &[Arc<EventFd>], who: Who, clock: Option<Clock>) -> io::Result<Self> {
         let messages = || fds.iter().enumerate().map(|(vector, fd)| (fd, message(vector, 0)));
         if who.way() == Way::Together {
-            let vm = Vm::open(vm_fd(vm)).map_err(io::Error::other)?;
+            let vm = timed::open(Vm::builder(), vm, clock)?;
             let nic = device::Device::new("nic");
             let nic = messages().fold(nic, |nic, (fd, msi)| match who {
                 Who::Triggers => {
@@ -119,6 +121,7 @@ impl Machine {
             return Ok(Self::Library { vm: Box::new(vm), id });
         }
         let calls = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
+        let calls = Timed::new(calls, clock);
         let irqfd = |(gsi, (fd, _)): (u32, (&Arc<EventFd>, Msi))| Irqfd {
             gsi,
             fd: fd.as_raw_fd(),
@@ -163,7 +166,7 @@ impl Machine {
 }
 
 fn by_hand(
-    calls: &Kvm,
+    calls: &Timed,
     irqfds: &[Irqfd],
     routes: &mut BTreeMap<u32, Route>,
     sparing: bool,
@@ -217,6 +220,7 @@ fn by_hand(
 struct Compared {
     who: Who,
     machine: Machine,
+    clock: Option<Clock>,
     // KVM looks at no eventfd that is closed: the VM goes before them.
     _vm: VmFd,
     step: u32,
@@ -224,14 +228,15 @@ struct Compared {
 }
 
 impl Compared {
-    fn new(vectors: u32, who: Who) -> Result<Self, DevicesError> {
+    fn new(vectors: u32, who: Who, profile: bool) -> Result<Self, DevicesError> {
         let vm = new_vm().map_err(DevicesError::Vm)?;
         split_irqchip(&vm).map_err(DevicesError::Vm)?;
         let fds = (0..vectors).map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new));
         let fds: Vec<_> = fds.collect::<io::Result<_>>().map_err(DevicesError::Board)?;
         let failed = |error| DevicesError::Call { way: who.way(), what: "setting up", error };
-        let machine = Machine::new(&vm, &fds, who).map_err(failed)?;
-        Ok(Self { who, machine, _vm: vm, step: 0, _fds: fds })
+        let clock = profile.then(Clock::default);
+        let machine = Machine::new(&vm, &fds, who, clock.clone()).map_err(failed)?;
+        Ok(Self { who, machine, clock, _vm: vm, step: 0, _fds: fds })
     }
 
     /// All passes once.
@@ -246,9 +251,12 @@ impl Compared {
                 self.machine.pass(pass, self.step).map_err(failed)?;
             }
             self.step += 1;
+            if let Some(clock) = &self.clock {
+                clock.take();
+            }
             let (done, lap) = watch.lap(|| self.machine.pass(pass, self.step));
             let (spent, wall) = done.map_err(failed)?;
-            Ok(taken(Lap { wall, ..lap }, &spent))
+            Ok(profiled(self.clock.as_ref(), taken(Lap { wall, ..lap }, &spent)))
         };
         PASSES.into_iter().map(pass).collect()
     }
@@ -259,13 +267,16 @@ pub(super) fn churn(
     vectors: u32,
     session: &mut Session<'_>,
 ) -> Result<(), DevicesError> {
-    let mut all =
-        Who::ALL.iter().map(|who| Compared::new(vectors, *who)).collect::<Result<Vec<_>, _>>()?;
+    let new = |who: &Who| Compared::new(vectors, *who, args.profile);
+    let mut all = Who::ALL.iter().map(new).collect::<Result<Vec<_>, _>>()?;
     let args = Devices { devices: 1, ..args.clone() };
     let passes = PASSES.map(|(_, name)| shape(&args, 0, name));
-    session.compare(&passes, &Who::ALL, &[Who::CloudHypervisor], |who, watch| {
+    let mut rows = session.rows(&passes, &Who::ALL, &[Who::CloudHypervisor], |who, watch| {
         let compared = all.iter_mut().filter(|one| one.who == who);
         let taken: Result<Vec<_>, DevicesError> = compared.map(|one| one.round(watch)).collect();
         Ok(taken?.concat())
-    })
+    })?;
+    summarize(&args, &mut rows);
+    session.say(rows);
+    Ok(())
 }

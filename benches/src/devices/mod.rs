@@ -51,7 +51,7 @@ pub struct Devices {
     #[arg(long, value_enum, default_value_t = Busy::Fault)]
     pub busy: Busy,
     /// Say where the time goes: in calls of which kind, and in none.
-    #[arg(long, conflicts_with_all = ["hotplug", "churn", "decode"])]
+    #[arg(long, conflicts_with_all = ["hotplug", "decode"])]
     pub profile: bool,
     /// Runs that are measured; the median counts.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

@@ -10,7 +10,7 @@ use super::Devices;
 use super::board::Board;
 use super::error::DevicesError;
 use super::library::Library;
-use super::taken::taken;
+use super::taken::{profiled, taken};
 use super::ways::{Apply, ByHand, CallOrder, Way};
 use crate::compare::{Taken, Watch};
 use crate::timed::Clock;
@@ -78,31 +78,25 @@ impl Rig {
         let all = 0..self.board.devices.len();
         let refused = |what| move |error| DevicesError::Call { way, what, error };
         // What opening and the window took.
-        self.profiled(Taken::default());
+        if let Some(clock) = &self.clock {
+            clock.take();
+        }
         let (attached, attach) = watch.lap(|| {
             let attached = applied.attach(&self.board, all.clone())?;
             Ok(attached.plus(applied.finish()?))
         });
         let attached = taken(attach, &attached.map_err(refused("attaching"))?);
-        let attached = self.profiled(attached);
+        let attached = profiled(self.clock.as_ref(), attached);
         if let Some(busy) = &self.busy {
             busy.wait_for_progress(START)?;
         }
         let (detached, detach) = watch.lap(|| applied.detach(&self.board, all));
         let detached = taken(detach, &detached.map_err(refused("detaching"))?);
-        let detached = self.profiled(detached);
+        let detached = profiled(self.clock.as_ref(), detached);
         if let Some(busy) = &self.busy {
             busy.check()?;
         }
         Ok(vec![attached, detached])
-    }
-
-    /// With where the time went since it was asked last.
-    fn profiled(&self, mut taken: Taken) -> Taken {
-        if let Some(clock) = &self.clock {
-            taken.pools = clock.take().pools(taken.lap.wall.as_nanos() as u64);
-        }
-        taken
     }
 
     pub(super) fn finish(self) -> Result<(), DevicesError> {

@@ -8,8 +8,17 @@ use super::hotplug;
 use super::rig::Rig;
 use super::taken::shape;
 use super::ways::Way;
-use crate::compare::{Session, ways};
+use crate::compare::{Row, Session, ways};
 use crate::timed::Times;
+
+/// Says where the time went, if that was asked.
+pub(super) fn summarize(args: &Devices, rows: &mut [Row]) {
+    if args.profile {
+        for row in rows {
+            row.summarize(&Times::names());
+        }
+    }
+}
 
 /// Measures.
 ///
@@ -35,11 +44,7 @@ pub fn devices(args: &Devices, session: &mut Session<'_>) -> Result<(), DevicesE
             rig.finish()?;
             Ok::<_, crate::compare::Stop<DevicesError>>(taken)
         })?;
-        if args.profile {
-            for row in &mut rows {
-                row.summarize(&Times::names());
-            }
-        }
+        summarize(args, &mut rows);
         session.say(rows);
     }
     Ok(())

@@ -4,6 +4,7 @@ use super::Devices;
 use super::ways::Spent;
 use crate::compare::{Lap, Shape, Taken, beside};
 use crate::report::Column;
+use crate::timed::Clock;
 
 /// The columns of the table.
 pub const COLUMNS: [Column; 11] = [
@@ -63,4 +64,12 @@ pub(super) fn taken(lap: Lap, spent: &Spent) -> Taken {
         ],
         ..Taken::default()
     }
+}
+
+/// With where the time went since the clock was asked last, if there is one.
+pub(super) fn profiled(clock: Option<&Clock>, mut taken: Taken) -> Taken {
+    if let Some(clock) = clock {
+        taken.pools = clock.take().pools(taken.lap.wall.as_nanos() as u64);
+    }
+    taken
 }

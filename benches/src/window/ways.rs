@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use kvm_memslots::window::{Contents, Window, WindowSpec};
 use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionId, RegionSpec, Vm, at, vm_fd};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::blobs::Blobs;
 use super::guest::OWN_SLOTS;
@@ -25,6 +29,8 @@ pub enum Way {
     Changes,
     /// In a window: `mmap`.
     Window,
+    /// The two calls of `mmap` that this takes, and nothing else.
+    Mmap,
 }
 
 shown_by_name!(Way);
@@ -34,6 +40,7 @@ pub(super) enum Applied<'a> {
     Slots(&'a VmFd, &'a Blobs),
     Changes(Box<Vm>, &'a Blobs, BTreeMap<u64, RegionId>),
     Window { blobs: &'a Blobs, window: Window, _vm: Box<Vm> },
+    Mmap(Reserved, &'a Blobs),
 }
 
 impl<'a> Applied<'a> {
@@ -53,6 +60,12 @@ impl<'a> Applied<'a> {
                 changes.map(window.region());
                 vm.apply(changes).map_err(io::Error::other)?;
                 Self::Window { blobs, window, _vm: vm }
+            }
+            Way::Mmap => {
+                let reserved = Reserved::new(blobs.count * blobs.size)?;
+                let (size, hva) = (reserved.len.get() as u64, reserved.hva());
+                set_region(vm, 0, size, GPA, hva)?;
+                Self::Mmap(reserved, blobs)
             }
         };
         (0..blobs.count).try_for_each(|blob| applied.place(blob))?;
@@ -76,6 +89,15 @@ impl<'a> Applied<'a> {
                 let contents = Contents::checked(&blobs.file, offset);
                 window.place(offset, blobs.size, contents).map_err(io::Error::other)
             }
+            Self::Mmap(reserved, blobs) => {
+                let (at, len) = reserved.part(blobs, blob)?;
+                let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+                let how = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+                let offset = i64::try_from(blobs.offset(blob)).map_err(io::Error::other)?;
+                // SAFETY: the addresses are reserved for this.
+                unsafe { mmap(Some(at), len, access, how, blobs.file.as_fd(), offset) }?;
+                Ok(())
+            }
         }
     }
 
@@ -90,6 +112,12 @@ impl<'a> Applied<'a> {
             Self::Window { blobs, window, .. } => {
                 window.remove(blobs.offset(blob), blobs.size).map_err(io::Error::other)
             }
+            Self::Mmap(reserved, blobs) => {
+                let (at, len) = reserved.part(blobs, blob)?;
+                // SAFETY: the addresses are reserved for this.
+                unsafe { gap(Some(at), len, MapFlags::MAP_FIXED) }?;
+                Ok(())
+            }
         }
     }
 }
@@ -98,13 +126,64 @@ fn set_slot(vm: &VmFd, blobs: &Blobs, blob: u64, size: u64) -> io::Result<()> {
     // Slots beyond the guest's own.
     let slot = u32::try_from(blob).map_err(io::Error::other)?;
     let slot = if slot < u32::from(*OWN_SLOTS.start()) { slot } else { slot + 2 };
+    set_region(vm, slot, size, GPA + blobs.offset(blob), blobs.hva(blob))
+}
+
+fn set_region(vm: &VmFd, slot: u32, memory_size: u64, gpa: u64, hva: u64) -> io::Result<()> {
     let region = kvm_userspace_memory_region {
         slot,
         flags: 0,
-        guest_phys_addr: GPA + blobs.offset(blob),
-        memory_size: size,
-        userspace_addr: blobs.hva(blob),
+        guest_phys_addr: gpa,
+        memory_size,
+        userspace_addr: hva,
     };
-    // SAFETY: the blobs outlive the VM's vCPUs.
+    // SAFETY: the memory outlives the VM's vCPUs.
     unsafe { vm.set_user_memory_region(region) }.map_err(io::Error::from)
+}
+
+/// Host addresses that blobs are mapped to.
+pub(super) struct Reserved {
+    base: NonNull<libc::c_void>,
+    len: NonZeroUsize,
+}
+
+impl Reserved {
+    fn new(len: u64) -> io::Result<Self> {
+        let len = usize::try_from(len).ok().and_then(NonZeroUsize::new);
+        let len = len.ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a new mapping.
+        Ok(Self { base: unsafe { gap(None, len, MapFlags::empty()) }?, len })
+    }
+
+    fn hva(&self) -> u64 {
+        self.base.as_ptr().expose_provenance() as u64
+    }
+
+    /// Where a blob is to be, and how long it is.
+    fn part(&self, blobs: &Blobs, blob: u64) -> io::Result<(NonZeroUsize, NonZeroUsize)> {
+        let at = NonZeroUsize::new((self.hva() + blobs.offset(blob)) as usize);
+        let part = at.zip(NonZeroUsize::new(blobs.size as usize));
+        part.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's; no guest that has it runs any more.
+        let _ = unsafe { munmap(self.base, self.len.get()) };
+    }
+}
+
+/// Maps what a window has where nothing is.
+///
+/// # Safety
+/// With `MAP_FIXED`, the addresses are the caller's to do that with.
+unsafe fn gap(
+    at: Option<NonZeroUsize>,
+    len: NonZeroUsize,
+    fixed: MapFlags,
+) -> nix::Result<NonNull<libc::c_void>> {
+    let how = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | fixed;
+    // SAFETY: the caller vouches for the addresses.
+    unsafe { mmap_anonymous(at, len, ProtFlags::PROT_NONE, how) }
 }
