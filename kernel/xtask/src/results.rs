@@ -20,7 +20,7 @@ pub(crate) struct Args {
 /// A file's name, what it shows, and the arguments of `memslots`.
 type Measured = (&'static str, &'static str, &'static [&'static str]);
 
-const MEASURED: [Measured; 17] = [
+const MEASURED: [Measured; 19] = [
     ("scenarios", "Memory of VMMs, call by call and in sets", &[]),
     ("devices", "Devices attached and detached", &["bench", "devices"]),
     (
@@ -35,6 +35,11 @@ const MEASURED: [Measured; 17] = [
     ),
     ("devices-hotplug", "One device after another", &["bench", "devices", "--hotplug", "0,2,5,20"]),
     ("devices-churn", "Vectors masked and changed", &["bench", "devices", "--churn", "2048"]),
+    (
+        "devices-churn-profile",
+        "Vectors masked and changed: where the time goes",
+        &["bench", "devices", "--churn", "2048", "--profile", "--runs", "15"],
+    ),
     (
         "devices-decode",
         "BARs with doorbells that go on, off and move",
@@ -51,6 +56,11 @@ const MEASURED: [Measured; 17] = [
         "window-spin",
         "Blobs that come and go beside vCPUs that spin",
         &["bench", "window", "--busy", "spin", "--sleep", "0"],
+    ),
+    (
+        "window-profile",
+        "Blobs that come and go: what of the time is the kernel's",
+        &["bench", "window", "--busy", "spin", "--sleep", "0", "--sizes", "64", "--runs", "15"],
     ),
     ("pci", "A guest that enables PCI functions by config writes", &["bench", "pci"]),
     (
