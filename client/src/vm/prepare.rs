@@ -25,7 +25,7 @@ pub(super) struct Before {
     pub(super) mapping: Mapping,
     /// What the report says of it, if it is unmapped.
     pub(super) gone: Option<Region>,
-    /// Where its memory is afterwards, if that is logged still.
+    /// Where its memory is afterwards, if that is logged still but in no slot or another.
     pub(super) moves_to: Option<Range>,
     /// Whether KVM moves its slots, which keep their logs.
     pub(super) with_log: bool,
@@ -298,11 +298,14 @@ fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
             let skip = part.gpa() - whole.range().gpa();
             whole.part(mapping, skip).region(edit.id)
         });
-        let moved = |now: &Mapping| {
-            let elsewhere = now.range().gpa() != mapping.range().gpa();
-            (elsewhere && now.hva() == mapping.hva() && now.is_logged()).then_some(now.range())
+        let moved = |now: &Record| {
+            let (is_logged, now_at) = (now.mapping.is_logged(), now.range());
+            let elsewhere = now_at.gpa() != mapping.range().gpa();
+            let gives_up_its_slot = now.waits() && !regions.is_waiting(index);
+            let same = is_logged && now.mapping.hva() == mapping.hva();
+            (same && (elsewhere || gives_up_its_slot)).then_some(now_at)
         };
-        let moves_to = edit.now.as_ref().and_then(|now| moved(&now.mapping));
+        let moves_to = edit.now.as_ref().and_then(moved);
         let with_log = moves_to.is_some_and(|to| is_moved(works, as_id, mapping.range(), to));
         Some(Before { id: edit.id, as_id, mapping, gone, moves_to, with_log })
     });

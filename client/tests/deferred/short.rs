@@ -1,7 +1,7 @@
 //! More deferrable regions than slots.
 
 use kvm_memslots::deferred::{Costs, Deferral, Deferred, Policy, Retry};
-use kvm_memslots::{Changes, ErrorKind, Limits, RegionId, Vm};
+use kvm_memslots::{Changes, ErrorKind, HolePolicy, Limits, RegionId, Vm};
 use proptest::prelude::*;
 
 use crate::memory::{Memory, PAGE, device, open_with};
@@ -64,6 +64,35 @@ fn nobody_waits_for_ever() {
     for n in [0, 1, 2, 0, 1, 2, 2, 1] {
         let accesses = (1..100).find(|_| !access(&vm, &exits, &ids, n)).unwrap();
         assert!(accesses <= 5 * EXITS + 1, "{accesses} accesses to {n}");
+    }
+}
+
+/// A log goes with the slot that is given back, and the region is logged still.
+#[test]
+fn what_was_written_by_way_of_a_slot_is_dirty_without_it() {
+    let memory = Memory::new(4);
+    for policy in [HolePolicy::Named, HolePolicy::NoVcpuRuns] {
+        let deferral = Deferral::default().policy(Policy::Fixed { exits: EXITS });
+        let (vm, model) = open_with(deferral.costs(Costs::UNMEASURED), Limits::x86().with_slots(1));
+        vm.set_hole_policy(policy).unwrap();
+        let mut c = Changes::new();
+        let page = |n: u64| {
+            let hva = memory.hva() + 2 * n * PAGE;
+            device(4 * n * PAGE, 2 * PAGE, hva).deferrable().log_dirty()
+        };
+        let ids = [0, 1].map(|n| c.map(page(n)));
+        vm.apply(c).unwrap();
+        let exits = vm.deferred(0).unwrap();
+        let served = |n: u64| exits.read(4 * n * PAGE, &mut [0; 4], |_, _| panic!("a device"));
+        (0..EXITS).for_each(|_| _ = served(0));
+        vm.promote_due().unwrap().unwrap();
+        assert_eq!(has_slot(&vm, &ids), [true, false]);
+        model.guest_write(0, PAGE, 4);
+        (0..5 * EXITS).for_each(|_| _ = served(1));
+        vm.promote_due().unwrap().unwrap();
+        assert_eq!(has_slot(&vm, &ids), [false, true]);
+        assert!(vm.dirty_log(ids[0]).unwrap().is_dirty(1));
+        assert_eq!(vm.dirty_log(ids[0]).unwrap().count(), 0);
     }
 }
 
