@@ -136,7 +136,8 @@ impl Planner<'_> {
     fn plan_window(&self, window: &Window, space: &Space, spare: u32) -> Result<Plan, PlanError> {
         let Window { live, wanted, .. } = window;
         let limits = self.rules.limits;
-        let make_room = self.rules.may_replace.then_some(spare);
+        // What is out of place may have shared slots that are gone.
+        let make_room = (self.rules.may_replace || space.unsettled).then_some(spare);
         plan(&Request { live, wanted, ids: &space.ids, limits, make_room })
     }
 

@@ -6,8 +6,8 @@ use crate::common::{
     policies, ram,
 };
 use kvm_memslots::backend::MemoryModel;
-use kvm_memslots::backend::model::memory::GuestAccess;
-use kvm_memslots::{Changes, ErrorKind, HolePolicy, Limits, RegionId, RegionSpec, Vm, at};
+use kvm_memslots::backend::model::memory::{Call, Fault, GuestAccess};
+use kvm_memslots::{Changes, Errno, ErrorKind, HolePolicy, Limits, RegionId, RegionSpec, Vm, at};
 
 fn small(slots: u32, policy: HolePolicy) -> (Vm, MemoryModel) {
     on_model(Vm::builder().holes(policy), MemoryModel::new(Limits::x86().with_slots(slots)))
@@ -351,5 +351,23 @@ fn nearly_full() {
         }
         assert_eq!(cost(&model), (400, 600));
         assert_eq!(vm.slot_usage(0).unwrap().available, 0);
+    }
+}
+
+/// Where undoing failed there may be less room than there was: what shared a slot
+/// because it always had gets one again.
+#[test]
+fn what_shared_a_slot_shares_one_again_after_a_failure() {
+    for policy in policies().into_iter().skip(1) {
+        let (vm, model) = small(2, policy);
+        let [low, _] = map_all(&vm, [ram(0, 4), ram(100, 1)]);
+        vm.apply(changes(|c| _ = c.split(low, 2 * PAGE))).unwrap();
+        model.inject(Fault::from_nth(2, Errno::ENOMEM).only(Call::SetRegion));
+        let error = vm.apply(changes(|c| c.unmap(low))).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Stuck { .. }), "{error}");
+        model.clear_faults();
+        vm.apply(Changes::new()).unwrap();
+        assert_same_slots(&vm, &model);
+        assert_eq!((vm.regions().len(), vm.slots(0).len()), (3, 2));
     }
 }
