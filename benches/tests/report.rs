@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use kvm_memslots_bench::compare::Row;
+use kvm_memslots_bench::replay::COLUMNS;
 use kvm_memslots_bench::report::Report;
 use kvm_memslots_kit::machine::Machine;
 use serde_json::{Value, json};
@@ -100,7 +101,8 @@ fn a_page_of_kvm_has_times_and_does_not_claim_more_than_was_found() {
     let page = |rows: &[Row]| {
         let machine = Machine::look();
         let (title, command) = ("Costs", "memslots replay");
-        Report { title, command, machine: &machine, model: false, rows, changes: None }.page()
+        let (columns, changes) = (&COLUMNS, None);
+        Report { title, command, machine: &machine, model: false, columns, rows, changes }.page()
     };
     let found = page(&[
         measured("shim", 10, &walls, &known, None),
@@ -119,6 +121,13 @@ fn a_page_of_kvm_has_times_and_does_not_claim_more_than_was_found() {
     // Two plots over sizes, a distribution for each size.
     assert_eq!(found.matches("<svg").count(), 2 + 2);
     assert!(!found.contains("about"));
+
+    // What tells ways apart is shown, whatever a command counts; what does not is not.
+    let mut rows = ["shim", "trap"].map(|way| measured(way, 10, &walls, &known, None));
+    assert!(!page(&rows).contains("flips"));
+    rows[1].more.insert("flips".to_owned(), 882.into());
+    let found = page(&rows);
+    assert!(found.contains("<th>flips</th>") && found.contains("<td>882</td>"), "{found}");
 
     let found = page(&[measured("deferred", 10, &walls[..1], &unknown, Some("a lower bound"))]);
     let said = "at least 7 calls and at least 9 grace periods, 2.00 ms, about 4.00 times as fast";
@@ -209,6 +218,7 @@ fn no_text_of_a_plot_is_over_another() {
                     command,
                     machine: &machine,
                     model: false,
+                    columns: &COLUMNS,
                     rows: &rows,
                     changes: None,
                 };
@@ -275,6 +285,7 @@ fn whatever_the_rows_say_the_page_is_well_formed() {
             command: "memslots \"<x>\"",
             machine: &machine,
             model: false,
+            columns: &COLUMNS,
             rows,
             changes: Some(&["a < b".to_owned()]),
         }

@@ -134,6 +134,7 @@ impl Output {
             command: &format!("memslots {}", command.join(" ")),
             machine: &Machine::look(),
             model: about.model,
+            columns: about.columns,
             rows: &rows,
             changes: changes.as_deref(),
         };

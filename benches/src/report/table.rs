@@ -31,7 +31,7 @@ pub enum Column {
 }
 
 impl Column {
-    const fn head(self) -> &'static str {
+    pub(super) const fn head(self) -> &'static str {
         match self {
             Self::Said(head, _)
             | Self::SaidTime(head, _)
@@ -46,7 +46,7 @@ impl Column {
         }
     }
 
-    fn cell(self, row: &Row) -> String {
+    pub(super) fn cell(self, row: &Row) -> String {
         let at_least = row.at_least();
         match self {
             Self::Said(_, key) => said(row.more.get(key)),

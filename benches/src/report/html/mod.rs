@@ -5,7 +5,7 @@ mod page;
 
 use std::fmt::Write;
 
-use super::{human, or_dash};
+use super::{Column, human, or_dash};
 use crate::compare::Row;
 pub(super) use chart::distribution as runs;
 use kvm_memslots_kit::machine::Machine;
@@ -22,6 +22,8 @@ pub struct Report<'a> {
     pub machine: &'a Machine,
     /// Whether times mean nothing, as changes were made on the model of KVM.
     pub model: bool,
+    /// The columns of the table on a terminal.
+    pub columns: &'a [Column],
     /// What was measured.
     pub rows: &'a [Row],
     /// What changed since a run before, if there was one.
@@ -49,15 +51,47 @@ impl Report<'_> {
             for sentence in sentences(rows, !self.model) {
                 let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
             }
-            if self.model {
-                body += &table_of(&COUNTS, rows.iter().map(|row| counts(row).into()), 1);
-            } else {
-                body += &table_of(&HEADER, rows.iter().map(cells), 1);
+            let columns = self.columns(rows);
+            let header: Vec<&str> = columns.iter().map(|column| column.head()).collect();
+            let cells = |row: &Row| {
+                let cell = |column: &Column| match (column, &row.skipped) {
+                    // Why is said above.
+                    (Column::Time(_), Some(_)) => "skipped".to_owned(),
+                    _ => column.cell(row),
+                };
+                columns.iter().map(cell).collect()
+            };
+            body += &table_of(&header, rows.iter().map(cells), 1);
+            if !self.model {
                 body += &runs(rows);
             }
             body += "</section>\n";
         }
         page(self.title, &body)
+    }
+
+    /// What the table of a comparison shows. What matters most comes first: a narrow
+    /// screen shows only that at once.
+    fn columns(&self, rows: &[Row]) -> Vec<Column> {
+        let shown = |column: &&Column| match column {
+            Column::Way(_) | Column::Ioctls | Column::GracePeriods => true,
+            Column::Time(_) | Column::Ratio(..) => !self.model,
+            // What is the same for all is in the title, or tells none apart.
+            column => rows.iter().any(|row| column.cell(row) != column.cell(&rows[0])),
+        };
+        let mut columns: Vec<Column> = self.columns.iter().filter(shown).copied().collect();
+        columns.sort_by_key(|column| match column {
+            Column::Way(_) => 0,
+            Column::Time(_) => 1,
+            Column::Ratio(..) => 2,
+            Column::Ioctls | Column::GracePeriods => 3,
+            _ => 4,
+        });
+        if !self.model {
+            columns.push(Column::With("fastest", |row| or_dash(row.wall_ns_min.map(human))));
+            columns.push(Column::With("slowest", |row| or_dash(row.wall_ns_max.map(human))));
+        }
+        columns
     }
 
     fn where_(&self) -> String {
@@ -97,36 +131,6 @@ impl Report<'_> {
              which each median lies with 95 %, do not overlap.{about}"
         ))
     }
-}
-
-/// What matters most comes first: a narrow screen shows only that at once.
-const HEADER: [&str; 7] =
-    ["way", "median", "times as fast", "calls", "grace periods", "fastest", "slowest"];
-
-/// Of the model, whose times mean nothing.
-const COUNTS: [&str; 3] = ["way", "calls", "grace periods"];
-
-fn counts(row: &Row) -> [String; 3] {
-    let (at_least, by) = (row.at_least(), row.grace_periods_by);
-    [
-        row.way.clone(),
-        or_dash(row.ioctls.map(|count| format!("{at_least}{count}"))),
-        or_dash(row.grace_periods.map(|count| format!("{at_least}{count} {by}"))),
-    ]
-}
-
-fn cells(row: &Row) -> Vec<String> {
-    let time = |ns: Option<u64>| or_dash(ns.map(human));
-    let [way, calls, grace_periods] = counts(row);
-    vec![
-        way,
-        if row.skipped.is_some() { "skipped".to_owned() } else { time(row.wall_ns) },
-        or_dash(row.ratios.values().next()),
-        calls,
-        grace_periods,
-        time(row.wall_ns_min),
-        time(row.wall_ns_max),
-    ]
 }
 
 /// What a comparison says, with its `times` if they mean something.
