@@ -141,9 +141,10 @@ fn sentences(rows: &[Row], times: bool) -> Vec<String> {
         if let Some(time) = row.wall_ns {
             let at_least = if row.at_least().is_empty() { "" } else { "at least " };
             let mut counts = Vec::new();
-            counts.extend(row.ioctls.map(|count| format!("{at_least}{count} calls")));
-            counts
-                .extend(row.grace_periods.map(|count| format!("{at_least}{count} grace periods")));
+            for (count, what) in [(row.ioctls, "call"), (row.grace_periods, "grace period")] {
+                let s = if count == Some(1) { "" } else { "s" };
+                counts.extend(count.map(|count| format!("{at_least}{count} {what}{s}")));
+            }
             let mut costs = vec![counts.join(" and ")];
             if times {
                 costs.push(human(time));
