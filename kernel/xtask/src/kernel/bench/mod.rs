@@ -134,16 +134,22 @@ fn compare(target: &Target, args: &super::Bench, told: &Told) -> Result<Vec<Comp
     super::boot::available(target)?;
     let kernel = build::kernel(target)?;
     let programs = selftests::build(target, &kernel, &[told.program])?;
-    let this = tell(target, args, told, &programs)?;
-    let mut vanilla = Vec::new();
-    if told.takes_vanilla() {
-        if target.ksrc.is_some() {
-            bail!("KSRC is one tree, and this takes the kernel without the series, too");
-        }
-        let target = Target { vanilla: true, series: None, ..target.clone() };
-        vanilla = tell(&target, args, told, &programs)?;
+    let kernels = told.kernels(target)?;
+    if kernels.len() > 1 && target.ksrc.is_some() {
+        bail!("KSRC is one tree, and this takes the kernel without the series, too");
     }
-    told.compared(&this, &vanilla)
+    let said: Result<Vec<Vec<String>>> =
+        kernels.iter().map(|kernel| tell(kernel, args, told, &programs)).collect();
+    let said = said?;
+    if kernels.len() < 3 {
+        return told.compared(&said[0], said.get(1).map_or(&[], Vec::as_slice));
+    }
+    let mut compared = Vec::new();
+    for (kernels, said) in kernels.windows(2).zip(said.windows(2)) {
+        let rows = told.compared(&said[0], &said[1])?;
+        compared.extend(rows.into_iter().map(|row| row.between(&kernels[0], &kernels[1], target)));
+    }
+    Ok(compared)
 }
 
 /// What the selftest says on the kernel of `target`.

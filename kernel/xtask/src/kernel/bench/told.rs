@@ -24,7 +24,7 @@ pub(super) struct Told {
     work: &'static str,
     with: With,
     /// How many times as fast as what it is compared with it has to be, or how
-    /// many instructions more it may take, by [`With::VanillaCycles`].
+    /// many instructions more it may take, by [`With::Cycles`].
     wanted: f64,
 }
 
@@ -41,8 +41,10 @@ pub(super) enum With {
     /// grace periods, of which there may be none with the series.
     Vanilla,
     /// The same, of cycles, which are instructions by `icount`, and no grace
-    /// periods.
-    VanillaCycles,
+    /// periods. Where a series is asked for, it is the kernel with what that
+    /// stands on, and the latter against one without any series, which tells
+    /// what costs what.
+    Cycles,
 }
 
 /// A comparison with its figures, in microseconds or instructions.
@@ -52,7 +54,8 @@ pub(super) struct Compared {
     /// What it is compared with.
     other: f64,
     this: f64,
-    wanted: f64,
+    /// `None` if it is not the series that is compared.
+    wanted: Option<f64>,
     /// Of the other and of this, if they are counted.
     grace_periods: Option<[u64; 2]>,
     /// Whether they are instructions, and `wanted` is the difference.
@@ -72,7 +75,7 @@ const SLEEPING: Told = Told {
     wanted: 1.0 / 3.0,
 };
 
-static ALL: [Told; 6] = [
+static ALL: [Told; 7] = [
     SLEEPING,
     Told { append: "kvm_amd.npt=0", work: "the same with shadow paging ({})", ..SLEEPING },
     Told {
@@ -103,9 +106,20 @@ static ALL: [Told; 6] = [
         args: &["measure"],
         append: "kvm.force_emulation_prefix=1",
         line: "An emulated {} takes {} cycles",
-        work: "an emulated {} where nothing traps, against a kernel without any series",
-        with: With::VanillaCycles,
+        work: "an emulated {} where nothing traps",
+        with: With::Cycles,
         wanted: 2.0,
+        ..SLEEPING
+    },
+    Told {
+        series: Series::Trap,
+        program: "mem_trap_test",
+        args: &["measure"],
+        append: "kvm.force_emulation_prefix=1",
+        line: "A {} fault takes {} cycles",
+        work: "a {} fault where nothing traps",
+        with: With::Cycles,
+        wanted: 0.0,
         ..SLEEPING
     },
     Told {
@@ -140,9 +154,18 @@ impl Told {
         format!("{} {}", self.program, self.append)
     }
 
-    /// Whether it takes the kernel without the series, too.
-    pub(super) fn takes_vanilla(&self) -> bool {
-        matches!(self.with, With::Vanilla | With::VanillaCycles)
+    /// The kernels that are compared: that of `target`, if nothing else is, and
+    /// those without the series, in order. Each is to be held against the next.
+    pub(super) fn kernels(&self, target: &Target) -> Result<Vec<Target>> {
+        let mut kernels = vec![target.clone()];
+        if self.with == With::Cycles && target.series.is_some() {
+            let below = target.with()?.into_iter().rev().nth(1);
+            kernels.extend(below.map(|below| Target { series: Some(below), ..target.clone() }));
+        }
+        if matches!(self.with, With::Vanilla | With::Cycles) {
+            kernels.push(Target { vanilla: true, series: None, ..target.clone() });
+        }
+        Ok(kernels)
     }
 
     /// What `lines` tell, and those of a kernel without the series.
@@ -162,7 +185,7 @@ impl Told {
                     grace_periods = count(&words, 5).zip(count(&words, 4)).map(<[u64; 2]>::from);
                     number(&words, 2)?
                 }
-                With::Vanilla | With::VanillaCycles => {
+                With::Vanilla | With::Cycles => {
                     let vanilla = vanilla.iter().find(|other| other[0] == words[0])?;
                     if self.with == With::Vanilla {
                         grace_periods = Some([count(vanilla, 2)?, count(&words, 2)?]);
@@ -170,12 +193,13 @@ impl Told {
                     number(vanilla, 1)?
                 }
             };
-            let instructions = self.with == With::VanillaCycles;
+            let instructions = self.with == With::Cycles;
             let mut work = self.work.replace("{}", &words[0]);
             if self.icount && !instructions {
                 work.push_str(", 1 ns an instruction");
             }
-            Some(Compared { work, other, this, wanted: self.wanted, grace_periods, instructions })
+            let wanted = Some(self.wanted);
+            Some(Compared { work, other, this, wanted, grace_periods, instructions })
         });
         let compared: Option<Vec<Compared>> = compared.collect();
         compared
@@ -185,21 +209,34 @@ impl Told {
 }
 
 impl Compared {
+    /// Says which kernels are compared. Something is wanted of `target` only.
+    pub(super) fn between(mut self, this: &Target, other: &Target, target: &Target) -> Self {
+        let name = |kernel: &Target| kernel.series.map_or("no series", Series::name);
+        self.work.push_str(&format!(": {} against {}", name(this), name(other)));
+        self.wanted = self.wanted.filter(|_| this.series == target.series);
+        self
+    }
+
     fn ratio(&self) -> f64 {
         // Less than the clock shows is as good as one of it.
         self.other.max(1.0) / self.this.max(1.0)
     }
 
     pub(super) fn reached(&self) -> bool {
+        let Some(wanted) = self.wanted else { return true };
         if self.instructions {
-            return self.this - self.other <= self.wanted;
+            return self.this - self.other <= wanted;
         }
-        self.ratio() >= self.wanted && self.grace_periods.is_none_or(|[_, this]| this == 0)
+        self.ratio() >= wanted && self.grace_periods.is_none_or(|[_, this]| this == 0)
     }
 
     /// As [`HEADER`] names them.
     pub(super) fn cells(&self) -> Vec<String> {
-        let verdict = if self.reached() { "yes" } else { "NO" };
+        let verdict = match self.wanted {
+            None => "",
+            Some(_) if self.reached() => "yes",
+            Some(_) => "NO",
+        };
         let grace_periods =
             |nth: usize| self.grace_periods.map_or_else(String::new, |gps| gps[nth].to_string());
         let took = |number: f64| {
@@ -209,19 +246,22 @@ impl Compared {
                 format!("{number:.1} us")
             }
         };
-        let (ratio, wanted) = if self.instructions {
-            (format!("{:+.0}", self.this - self.other), format!("{:+.0}", self.wanted))
-        } else {
-            [self.ratio(), self.wanted].map(super::table::three_digits).into()
+        let shown = |number: f64| {
+            if self.instructions {
+                format!("{number:+.0}")
+            } else {
+                super::table::three_digits(number)
+            }
         };
+        let ratio = if self.instructions { self.this - self.other } else { self.ratio() };
         vec![
             self.work.clone(),
             took(self.other),
             grace_periods(0),
             took(self.this),
             grace_periods(1),
-            ratio,
-            wanted,
+            shown(ratio),
+            self.wanted.map_or_else(String::new, shown),
             verdict.to_owned(),
         ]
     }
@@ -292,7 +332,7 @@ mod tests {
 
     #[test]
     fn against_a_kernel_without_the_series() {
-        let irqfds = ALL.iter().find(|told| told.takes_vanilla()).unwrap();
+        let irqfds = ALL.iter().find(|told| told.with == With::Vanilla).unwrap();
         let this = lines(&["  256 irqfds deassigned in 900 us, 0 grace periods"]);
         let other = lines(&["  256 irqfds deassigned in 45000 us, 256 grace periods"]);
         let compared = irqfds.compared(&this, &other).unwrap();
@@ -304,14 +344,47 @@ mod tests {
 
     #[test]
     fn instructions_more_than_without_the_series() {
-        let access = ALL.iter().find(|told| told.with == With::VanillaCycles).unwrap();
+        let access = ALL.iter().find(|told| told.with == With::Cycles).unwrap();
         let said = |cycles: u32| lines(&[&format!("An emulated read takes {cycles} cycles")]);
         let compared = |cycles| access.compared(&said(cycles), &said(5000)).unwrap().remove(0);
         assert!(compared(5002).reached() && compared(4990).reached());
         assert!(!compared(5003).reached());
         assert_eq!(
-            compared(5003).cells()[1..7],
-            ["5000 instructions", "", "5003 instructions", "", "+3", "+2"]
+            compared(5003).cells()[1..],
+            ["5000 instructions", "", "5003 instructions", "", "+3", "+2", "NO"]
         );
+    }
+
+    #[test]
+    fn the_kernels_that_are_compared() {
+        let access = ALL.iter().find(|told| told.with == With::Cycles).unwrap();
+        let all = Target {
+            version: "6.12".to_owned(),
+            arch: Arch::X86_64,
+            debug: false,
+            vanilla: false,
+            series: None,
+            slow_gp: false,
+            ksrc: None,
+        };
+        let names = |told: &Told, target: &Target| -> Vec<String> {
+            told.kernels(target).unwrap().iter().map(Target::name).collect()
+        };
+        assert_eq!(names(access, &all), ["6.12-x86_64", "6.12-x86_64-vanilla"]);
+        let trap = Target { series: Some(Series::Trap), ..all };
+        assert_eq!(
+            names(access, &trap),
+            ["6.12-x86_64-trap", "6.12-x86_64-batch", "6.12-x86_64-vanilla"]
+        );
+        assert_eq!(names(&SLEEPING, &trap), ["6.12-x86_64-trap"]);
+
+        let [this, below, vanilla] = &access.kernels(&trap).unwrap()[..] else { panic!() };
+        let said = |cycles: u32| lines(&[&format!("An emulated read takes {cycles} cycles")]);
+        let row = || access.compared(&said(5003), &said(5000)).unwrap().remove(0);
+        let cells = row().between(this, below, &trap).cells();
+        assert!(cells[0].ends_with(": trap against batch") && cells[7] == "NO", "{cells:?}");
+        let cells = row().between(below, vanilla, &trap).cells();
+        assert!(cells[0].ends_with(": batch against no series"), "{cells:?}");
+        assert_eq!(cells[5..], ["+3", "", ""]);
     }
 }
