@@ -51,7 +51,7 @@ fn six_thousand_cycles_toggled_and_deferred() {
 fn six_thousand_cycles_with_a_trap() {
     let test = "six_thousand_cycles_with_a_trap";
     let Some(trapped) = driven(test, Way::Trap) else { return };
-    assert_eq!((trapped.ioctls, trapped.grace_periods), (2 * CYCLES, 0));
+    assert_eq!((trapped.ioctls, trapped.grace_periods), (2 * CYCLES, 1), "the first flip");
     assert_eq!((trapped.exits, trapped.served), (4 * CYCLES, 0));
     let Some(deferred) = driven(test, Way::Deferred) else { return };
     assert_eq!(trapped.contents, deferred.contents);

@@ -152,9 +152,9 @@ impl Changes {
     }
 
     /// Has the guest's accesses to a region exit as MMIO, or not any more:
-    /// [`MemFlags::TRAP`]. One call and no grace period, but for the first time in
-    /// a VM, when KVM waits for one that reports don't count. The region has a slot
-    /// of its own ([`RegionSpec::alone`]).
+    /// [`MemFlags::TRAP`]. One call and no grace period, but one for the first time
+    /// in a VM that it makes a region trap. The region has a slot of its own
+    /// ([`RegionSpec::alone`]).
     ///
     /// When it has been applied, no vCPU reaches memory that traps, and none
     /// exits for memory that does not. A dirty log goes on.

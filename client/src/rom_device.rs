@@ -20,7 +20,7 @@ pub enum RomMode {
     #[default]
     Auto,
     /// By [`MemFlags::TRAP`](crate::MemFlags::TRAP): one call a flip, and no
-    /// grace period.
+    /// grace period, but one for the first of a VM.
     Trap,
     /// The slot goes with each command. Once the device has shown that it
     /// [churns](Churn), it comes back only when it is worth it
@@ -63,8 +63,11 @@ impl RomMode {
 ///
 /// // The guest writes a command, and reads the array again later.
 /// let report = flash.set_array_mode(&vm, false)?.expect("it was in array mode");
-/// assert_eq!((report.ioctls, report.grace_periods), (1, 0));
+/// assert_eq!((report.ioctls, report.grace_periods), (1, 1));
 /// flash.set_array_mode(&vm, true)?;
+/// // That was the VM's first flip of this kind. It is the only one to wait.
+/// let report = flash.set_array_mode(&vm, false)?.expect("it was in array mode");
+/// assert_eq!((report.ioctls, report.grace_periods), (1, 0));
 /// # }
 /// # Ok(())
 /// # }

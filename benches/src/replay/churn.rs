@@ -38,6 +38,8 @@ pub struct Churn {
     with: With,
     after: u32,
     ids: HashMap<u32, Track>,
+    /// Whether a slot has begun to trap: the first flip of a VM waits.
+    trapped: bool,
 }
 
 /// What is known of a slot id.
@@ -72,7 +74,7 @@ impl Churn {
     /// [`RawCalls::set_region`] says, until the VM is gone.
     #[must_use]
     pub unsafe fn new(slots: Box<dyn RawCalls>, with: With, after: u32) -> Self {
-        Self { slots, with, after, ids: HashMap::new() }
+        Self { slots, with, after, ids: HashMap::new(), trapped: false }
     }
 
     fn call(&mut self, region: &Region) -> Result<Spent, Errno> {
@@ -93,7 +95,8 @@ impl Churn {
             None => Ok(Spent::default()),
             Some(live) if self.with == With::Trap && track.returns >= self.after => {
                 self.set(&Region { flags: live.flags | TRAP, ..live })?;
-                Ok(Spent { flips: 1, ..Spent::default() })
+                let first = !std::mem::replace(&mut self.trapped, true);
+                Ok(Spent { flips: 1, grace_periods: first.into(), ..Spent::default() })
             }
             Some(_) => {
                 self.set(region)?;

@@ -323,6 +323,7 @@ impl Builder {
                 placed: super::placed::Placed::default(),
                 order,
                 room: super::draft::Room::default(),
+                traps: false,
             }),
             committer: std::sync::atomic::AtomicUsize::new(0),
             dirty: Mutex::new(DirtyState::new(count)),

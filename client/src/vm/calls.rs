@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kvm_memslots_shim::events;
-use kvm_memslots_shim::memory::{self, Done, Op, Plan, SavedDirty};
-use kvm_memslots_shim::{Errno, Kind, Mapping, Range, Slot};
+use kvm_memslots_shim::memory::{self, Done, How, Op, Plan, SavedDirty};
+use kvm_memslots_shim::{Errno, Kind, Mapping, MemFlags, Range, Slot};
 
 use super::events::Devices;
 use super::prepare::{Prepared, Work};
@@ -44,6 +44,24 @@ impl Undone {
     }
 }
 
+/// The grace period that KVM waits for beside those of the `ops`, when a VM's first
+/// flip makes a slot trap: its own accesses tell of themselves from then on only
+/// (`kvm_let_guest_accesses_tell()`). In a batch with something else it is no flip.
+pub(super) fn first_trap(traps: &mut bool, ops: &[Op], how: How) -> u64 {
+    let begins = |op: &Op| {
+        let traps = |slot: Option<Slot>| {
+            slot.is_some_and(|slot| slot.mapping.flags().contains(MemFlags::TRAP))
+        };
+        matches!(op, Op::SetFlags { .. }) && !traps(op.before()) && traps(op.after())
+    };
+    let flips =
+        |call: &[Op]| how == How::PerRegion || call.iter().all(|op| op.grace_periods() == 0);
+    let first = !*traps
+        && ops.chunks(how.ops_per_call()).any(|call| call.iter().any(begins) && flips(call));
+    *traps |= first;
+    u64::from(first)
+}
+
 impl Vm {
     /// Takes events away, changes memory, then what is in windows, brings events; or
     /// undoes it all.
@@ -72,7 +90,8 @@ impl Vm {
             let failed = match result {
                 Ok(done) => {
                     made.memory.ioctls += done.ioctls;
-                    made.memory.grace_periods += done.grace_periods;
+                    made.memory.grace_periods += done.grace_periods
+                        + first_trap(&mut commit.traps, &work.plan.ops, self.how);
                     made.memory.elapsed += done.elapsed;
                     continue;
                 }

@@ -144,6 +144,8 @@ pub(crate) struct Commit {
     placed: placed::Placed,
     order: order::OrderCheck,
     room: draft::Room,
+    /// Whether a flip has made a slot trap, see [`calls::first_trap`].
+    traps: bool,
 }
 
 impl Commit {

@@ -45,10 +45,10 @@ fn flip(vm: &Vm, model: &MemoryModel, device: &mut RomDevice, pairs: u64) -> (u6
 }
 
 #[test]
-fn a_trap_costs_a_call_and_no_grace_period() {
+fn a_trap_costs_a_call_and_one_grace_period_in_all() {
     let (vm, model, mut device) = device(Limits::x86().with_trap(), RomMode::Auto);
     assert_eq!(device.mode(), RomMode::Trap);
-    assert_eq!(flip(&vm, &model, &mut device, 100), (200, 0));
+    assert_eq!(flip(&vm, &model, &mut device, 100), (200, 1));
     assert_eq!(device.flips(), 200);
 }
 

@@ -5,7 +5,7 @@ use kvm_memslots::backend::model::memory::GuestAccess;
 use kvm_memslots::{ErrorKind, Limits, MemFlags, RegionSpec, at};
 
 #[test]
-fn a_flip_is_one_call_without_a_grace_period() {
+fn a_flip_is_one_call_without_a_grace_period_but_the_first() {
     for limits in [Limits::x86().with_trap(), Limits::x86().with_trap().with_batch(64)] {
         let (vm, model) = vm(limits);
         let rom = RegionSpec::rom(at(PAGE, PAGE), memory(HVA + PAGE, PAGE)).trapped();
@@ -22,9 +22,17 @@ fn a_flip_is_one_call_without_a_grace_period() {
         assert_eq!(vm.region(rom).unwrap().flags, MemFlags::READONLY);
         assert_eq!(vm.apply(flip(false)).unwrap().ioctls, 0, "as it is");
 
+        // The first that makes a region trap.
+        for grace_periods in [1, 0] {
+            let preview = vm.preview(&flip(true)).unwrap();
+            assert_eq!((preview.ioctls, preview.grace_periods), (1, grace_periods));
+            assert_eq!(vm.apply(flip(true)).unwrap().grace_periods, grace_periods);
+            assert_eq!(vm.apply(flip(false)).unwrap().grace_periods, 0);
+            assert_eq!(model.counts().grace_periods, 1);
+        }
+
         // In a set with something else.
-        let preview = vm.preview(&flip(true)).unwrap();
-        assert_eq!((preview.ioctls, preview.grace_periods), (1, 0));
+        model.reset_counts();
         let mut both = flip(true);
         both.set_log_dirty(ram, true);
         assert_eq!(vm.apply(both).unwrap().grace_periods, 1, "of the log");

@@ -9,6 +9,7 @@ use kvm_memslots_uapi::{
 
 use super::apply::Undo;
 use super::bitmap::{Bitmap, Carry};
+use super::check::begins_to_trap;
 use super::counts::Call;
 use super::space::Live;
 use super::vm::Vm;
@@ -128,6 +129,12 @@ impl Vm {
         match outcome.and_then(|()| self.net_outcome(as_id, &journal)) {
             Ok(grace_periods) if !dry_run => {
                 self.counts.grace_periods += grace_periods;
+                let begins = |(id, before): (u16, Option<&Live>)| {
+                    let both = before.zip(self.live(as_id, id));
+                    both.is_some_and(|(old, new)| begins_to_trap(&old.slot, &new.slot))
+                };
+                let flips = grace_periods == 0 && journal.before().any(begins);
+                self.flipped(flips);
                 self.carry(as_id, &journal);
                 Ok(())
             }

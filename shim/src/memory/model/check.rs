@@ -43,6 +43,11 @@ impl Change {
     }
 }
 
+pub(super) fn begins_to_trap(old: &Slot, new: &Slot) -> bool {
+    let traps = |slot: &Slot| slot.mapping.flags().contains(MemFlags::TRAP);
+    !traps(old) && traps(new)
+}
+
 /// A region that breaks a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refusal {

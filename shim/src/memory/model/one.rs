@@ -2,6 +2,7 @@
 
 use kvm_memslots_uapi::{MemFlags, kvm_userspace_memory_region, kvm_userspace_memory_region2};
 
+use super::check::{Change, begins_to_trap};
 use super::counts::Call;
 use super::vm::Vm;
 use crate::errno::Errno;
@@ -56,6 +57,9 @@ impl Vm {
         match outcome {
             Ok(change) => {
                 self.counts.grace_periods += change.grace_periods();
+                if let Change::FlagsOnly { old, new } = &change {
+                    self.flipped(begins_to_trap(old, new));
+                }
                 self.apply((region.slot >> 16) as u16, change);
                 Ok(())
             }

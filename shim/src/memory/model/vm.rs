@@ -16,9 +16,17 @@ pub(super) struct Vm {
     pub(super) pages: u64,
     pub(super) counts: Counts,
     pub(super) faults: Faults<Call>,
+    /// Whether a flip has made a slot trap (`kvm->guest_accesses_tell`).
+    pub(super) traps: bool,
 }
 
 impl Vm {
+    /// Counts what the first flip waits for that makes a slot trap.
+    pub(super) fn flipped(&mut self, begins_to_trap: bool) {
+        self.counts.grace_periods += u64::from(begins_to_trap && !self.traps);
+        self.traps |= begins_to_trap;
+    }
+
     /// Without slots.
     pub(super) fn new(config: ModelConfig) -> Self {
         let spaces = vec![Space::default(); usize::from(config.limits.address_spaces)];
@@ -29,6 +37,7 @@ impl Vm {
             pages: 0,
             counts: Counts::default(),
             faults: Faults::default(),
+            traps: false,
         }
     }
 

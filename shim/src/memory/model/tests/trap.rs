@@ -45,9 +45,11 @@ fn a_write_to_a_trapping_rom_is_none_to_a_rom() {
 }
 
 #[test]
-fn a_flip_waits_for_nothing() {
+fn the_first_flip_that_makes_a_slot_trap_waits() {
     let model = with_trap();
     assert_eq!(cost(&model, trapping(ram())), 1, "a create");
+    assert_eq!(cost(&model, ram()), 0);
+    assert_eq!(cost(&model, trapping(ram())), 1);
     assert_eq!(cost(&model, ram()), 0);
     assert_eq!(cost(&model, trapping(ram())), 0);
     assert_eq!(cost(&model, trapping(logged(ram()))), 1, "logging, too");
@@ -56,19 +58,24 @@ fn a_flip_waits_for_nothing() {
 }
 
 #[test]
-fn a_batch_of_flips_waits_for_nothing() {
+fn a_batch_of_flips_waits_the_first_time() {
     let model = with_trap();
     let other = region(1, 16, 1, 0x7f010);
     for region in [ram(), other] {
         set(&model, region).unwrap();
     }
     model.reset_counts();
-    let entries = [trapping(ram()), trapping(other)];
-    let flags = MemoryRegionsFlags::empty();
-    let mut batch = MemoryRegions::from_entries(0, flags, &entries).unwrap();
-    assert_eq!(model.set_user_memory_regions(&mut batch), Ok(()));
-    assert_eq!((model.counts().ioctls, model.counts().grace_periods), (1, 0));
+    let flip = |entries: &[Region]| {
+        let flags = MemoryRegionsFlags::empty();
+        let mut batch = MemoryRegions::from_entries(0, flags, entries).unwrap();
+        assert_eq!(model.set_user_memory_regions(&mut batch), Ok(()));
+        (model.counts().ioctls, model.counts().grace_periods)
+    };
+    let both = [trapping(ram()), trapping(other)];
+    assert_eq!(flip(&both), (1, 1));
     assert_eq!(model.guest_at(0, 0x1_0000), GuestAccess::Mmio);
+    assert_eq!(flip(&[ram(), other]), (2, 1));
+    assert_eq!(flip(&both), (3, 1));
 }
 
 #[test]
