@@ -118,7 +118,7 @@ impl<'t> Draft<'t> {
 
     fn unmap(&mut self, id: RegionId) -> Result<(), Error> {
         let at = self.touch(id)?;
-        self.set(at, None);
+        self.edits[at].now = None;
         Ok(())
     }
 
@@ -148,7 +148,7 @@ impl<'t> Draft<'t> {
         record.mapping = mapping;
         record.set_extra(extra);
         self.checks.kind(&record, || record.described(id))?;
-        self.set(at, Some(record));
+        self.edits[at].now = Some(record);
         Ok(())
     }
 
@@ -178,7 +178,7 @@ impl<'t> Draft<'t> {
             part
         };
         let (low, high) = (part(low, 0, offset), part(high, offset, whole.reach() - offset));
-        self.set(at, Some(low));
+        self.edits[at].now = Some(low);
         let Edit { is_new, from, .. } = self.edits[at];
         let [from, above] = cut(from, offset);
         self.edits[at].from = from;
@@ -212,7 +212,7 @@ impl<'t> Draft<'t> {
         let span = Span { gpa, size: old.range().size() };
         self.checks.numbers(span, old.hva(), old.guest_memfd(), described)?;
         record.mapping = old.moved_to(gpa).ok_or_else(|| wraps(described(), Part::Gpa))?;
-        self.set(at, Some(record));
+        self.edits[at].now = Some(record);
         Ok(())
     }
 
@@ -236,7 +236,7 @@ impl<'t> Draft<'t> {
             let extra = record.extra.as_deref().cloned().unwrap_or_default();
             record.set_extra(Extra { origin: Some(origin), ..extra });
         }
-        self.set(at, Some(record));
+        self.edits[at].now = Some(record);
         Ok(())
     }
 
@@ -308,7 +308,7 @@ impl<'t> Draft<'t> {
     /// A region that waits for its slot waits no longer, or gives it back.
     pub(super) fn defer(&mut self, index: u32, deferral: Deferral) {
         if let Ok((at, record)) = self.current(self.regions.id(index)) {
-            self.set(at, Some(Record { deferral, ..record }));
+            self.edits[at].now = Some(Record { deferral, ..record });
         }
     }
 
@@ -380,10 +380,6 @@ impl<'t> Draft<'t> {
             self.index = Some(index);
         }
         at
-    }
-
-    fn set(&mut self, at: usize, now: Option<Record>) {
-        self.edits[at].now = now;
     }
 }
 
