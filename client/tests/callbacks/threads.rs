@@ -163,9 +163,14 @@ impl MemoryCalls for AtALog {
         self.model.check_all(as_id, ops)
     }
 
-    fn dirty_log(&self, as_id: u16, slot: &Slot, bitmap: &mut [u64]) -> Result<(), Errno> {
+    fn dirty_log(
+        &self,
+        as_id: u16,
+        slot: &Slot,
+        look: &mut dyn FnMut(&[u64]),
+    ) -> Result<(), Errno> {
         self.meanwhile();
-        self.model.dirty_log(as_id, slot, bitmap)
+        self.model.dirty_log(as_id, slot, look)
     }
 
     fn clear_dirty_log(

@@ -212,7 +212,7 @@ impl Compared {
     /// Says which kernels are compared. Something is wanted of `target` only.
     pub(super) fn between(mut self, this: &Target, other: &Target, target: &Target) -> Self {
         let name = |kernel: &Target| kernel.series.map_or("no series", Series::name);
-        self.work.push_str(&format!(": {} against {}", name(this), name(other)));
+        self.work = format!("{}: {} against {}", self.work, name(this), name(other));
         self.wanted = self.wanted.filter(|_| this.series == target.series);
         self
     }
