@@ -266,13 +266,17 @@ fn what_kvm_lacks() {
         builder.open_on(Arc::new(memory), Arc::new(events)).unwrap_err()
     };
     let x86 = Limits::x86();
-    for (bytes, pages) in [(0, 1), (3, 1), (0x1800, 1), (u64::MAX, 1), (PAGE, 0)] {
-        let limits = x86.with_page_size(bytes).with_slot_pages(pages);
+    let bad =
+        [(0, 1, 1), (3, 1, 1), (0x1800, 1, 1), (u64::MAX, 1, 1), (PAGE, 0, 1), (PAGE, 1, 256)];
+    for (bytes, pages, spaces) in bad {
+        let limits = x86.with_page_size(bytes).with_slot_pages(pages).with_address_spaces(spaces);
         let error = open_with(Vm::builder(), limits);
-        let ErrorKind::BackendLimits { page_size, slot_pages } = *error.kind() else {
+        let ErrorKind::BackendLimits { page_size, slot_pages, address_spaces } = *error.kind()
+        else {
             panic!("{error}")
         };
-        assert_eq!((page_size, slot_pages, error.errno()), (bytes, pages, Errno::EINVAL));
+        assert_eq!((page_size, slot_pages, address_spaces), (bytes, pages, spaces));
+        assert_eq!(error.errno(), Errno::EINVAL);
         assert!(error.to_string().contains(&format!("{bytes:#x} bytes")), "{error}");
     }
     let open = |builder| open_with(builder, x86);

@@ -54,13 +54,16 @@ pub enum ErrorKind {
     /// A backend of the VMM's own says limits that nothing fits.
     #[error(
         "the backend's limits can't be: pages of {page_size:#x} bytes, which has to be a power of \
-         two, and slots of up to {slot_pages} pages, which has to be at least one"
+         two, slots of up to {slot_pages} pages, which has to be at least one, and \
+         {address_spaces} address spaces, of which 255 are the most"
     )]
     BackendLimits {
         /// Bytes a page.
         page_size: u64,
         /// Pages of the largest slot.
         slot_pages: u64,
+        /// How many address spaces.
+        address_spaces: u16,
     },
     /// Called from a callback that runs inside of a change.
     #[error(

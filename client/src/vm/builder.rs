@@ -277,9 +277,9 @@ impl Builder {
         events: Arc<dyn EventCalls>,
     ) -> Result<Vm, Error> {
         let limits = memory.limits();
-        let Limits { page_size, slot_pages, .. } = limits;
-        if !page_size.is_power_of_two() || slot_pages == 0 {
-            return Err(ErrorKind::BackendLimits { page_size, slot_pages }.into());
+        let Limits { page_size, slot_pages, address_spaces, .. } = limits;
+        if !page_size.is_power_of_two() || slot_pages == 0 || address_spaces > u8::MAX.into() {
+            return Err(ErrorKind::BackendLimits { page_size, slot_pages, address_spaces }.into());
         }
         let how = match (self.executor, limits.batch) {
             (Executor::PerRegion, _) | (Executor::Auto, None) => How::PerRegion,

@@ -56,13 +56,13 @@ impl SlotTable {
     pub(crate) fn insert(&mut self, slot: &Slot) {
         let Slot { id, mapping } = *slot;
         self.room_for(usize::from(id));
-        if let Some(memfd) = mapping.guest_memfd() {
-            self.memfds.insert(id.into(), memfd);
-        }
         let gpa = mapping.range().gpa();
         // Whatever was said of the id and of the address before.
         if let Some(old) = self.by_id(id) {
             self.remove(&old);
+        }
+        if let Some(memfd) = mapping.guest_memfd() {
+            self.memfds.insert(id.into(), memfd);
         }
         if let Some(old) = self.by_gpa.insert(gpa, id) {
             self.slots[usize::from(old)] = NONE;

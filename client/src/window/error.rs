@@ -213,6 +213,7 @@ fn advice(call: &str, errno: Errno) -> &'static str {
              a file or a device, or several mappings), or it is not at these addresses; place it \
              from its descriptor, or give it a slot of its own"
         }
+        (_, Errno::EAGAIN) => ": over the limit of locked memory (RLIMIT_MEMLOCK, mlockall)",
         (_, Errno::ENOMEM) => {
             ": out of memory, or of mappings (vm.max_map_count), or over a limit (RLIMIT_AS)"
         }
