@@ -1,5 +1,6 @@
 //! Sharing slots is invisible in the dirty log, and costs no dirty page.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::common::{
@@ -216,7 +217,17 @@ fn a_log_that_cannot_be_read_loses_nothing() {
         run.write(&[1]);
         run.model.inject(Fault::nth(2, Errno::EFAULT).only(Call::GetDirtyLog));
         read(&run.vm, grown).unwrap_err();
-        assert_eq!(run.dirty(grown), Vec::from_iter(std::iter::once(1).chain(10..20)));
+        let all_of_it = Vec::from_iter(std::iter::once(1).chain(10..20));
+        assert_eq!(run.dirty(grown), all_of_it);
+
+        // So it is where a backend panics, which may have cleared it.
+        for panicking in [Fault::panicking, Fault::panicking_after] {
+            run.write(&[1]);
+            let second = Fault::nth(2, Errno::ENOMEM).only(Call::GetDirtyLog);
+            run.model.inject(panicking(second));
+            catch_unwind(AssertUnwindSafe(|| read(&run.vm, grown))).unwrap_err();
+            assert_eq!(run.dirty(grown), all_of_it);
+        }
     }
 }
 

@@ -16,15 +16,13 @@ impl Vm {
     /// [`ErrorKind::DirtyLog`], [`ErrorKind::Forked`]. What was read by then is
     /// reported by the next call.
     pub fn dirty_logs(&self) -> Result<Vec<(RegionId, DirtyBitmap)>, Error> {
-        let mut all = Vec::new();
-        let result = self.for_each_dirty_log(|id, pages| all.push((id, pages.to_bitmap())));
-        if let Err(error) = result {
-            if all.is_empty() {
-                return Err(error);
-            }
+        let (mut all, mut panics) = (Vec::new(), Panics::default());
+        let keep = |id, pages: DirtyPages<'_>| all.push((id, pages.to_bitmap()));
+        if let Err(error) = self.read_all(&mut panics, keep) {
             for (id, dirty) in all {
                 self.give_back(id, dirty.words(), 0, dirty.pages());
             }
+            panics.resume();
             return Err(error);
         }
         Ok(all)
@@ -38,13 +36,21 @@ impl Vm {
     /// # Errors
     /// [`ErrorKind::DirtyLog`], [`ErrorKind::Forked`]. What `f` was not called for
     /// is reported by the next call; so it is where `f` panics.
-    pub fn for_each_dirty_log(
+    pub fn for_each_dirty_log(&self, f: impl FnMut(RegionId, DirtyPages<'_>)) -> Result<(), Error> {
+        let mut panics = Panics::default();
+        let result = self.read_all(&mut panics, f);
+        panics.resume();
+        result
+    }
+
+    fn read_all(
         &self,
+        panics: &mut Panics,
         mut f: impl FnMut(RegionId, DirtyPages<'_>),
     ) -> Result<(), Error> {
         let mut found = Found::default();
         (0..self.limits().address_spaces)
-            .try_for_each(|as_id| self.read_space(as_id, &mut found, &mut f))
+            .try_for_each(|as_id| self.read_space(as_id, &mut found, panics, &mut f))
     }
 
     /// The same of one address space: the slots of others are not read.
@@ -60,18 +66,22 @@ impl Vm {
         if as_id >= available {
             return Err(ErrorKind::NoSuchAddressSpace { asked: as_id, available }.into());
         }
-        self.read_space(as_id, &mut Found::default(), &mut f)
+        let mut panics = Panics::default();
+        let result = self.read_space(as_id, &mut Found::default(), &mut panics, &mut f);
+        panics.resume();
+        result
     }
 
     fn read_space(
         &self,
         as_id: u16,
         found: &mut Found,
+        panics: &mut Panics,
         f: &mut impl FnMut(RegionId, DirtyPages<'_>),
     ) -> Result<(), Error> {
         let mut from = Some(0);
         while let Some(gpa) = from {
-            from = self.read_next(as_id, gpa, found)?;
+            from = self.read_next(as_id, gpa, found, panics)?;
             self.hand_out(found, f);
         }
         Ok(())
@@ -80,7 +90,13 @@ impl Vm {
     /// Reads the log of the next slot from `gpa` on, and finds out whose pages are
     /// dirty; says where to go on. Regions without a slot are found along the
     /// way.
-    fn read_next(&self, as_id: u16, gpa: u64, found: &mut Found) -> Result<Option<u64>, Error> {
+    fn read_next(
+        &self,
+        as_id: u16,
+        gpa: u64,
+        found: &mut Found,
+        panics: &mut Panics,
+    ) -> Result<Option<u64>, Error> {
         found.clear();
         let state = &mut *self.dirty_of_this_process()?;
         let Some(rest) = Range::between(gpa, u64::MAX) else { return Ok(None) };
@@ -101,12 +117,12 @@ impl Vm {
             let scan = |_: &mut _, log: &[u64]| {
                 found.scan(&self.tables().regions, as_id, range, log, page_size);
             };
-            self.read_slot(state, as_id, slot, scan)?;
+            self.read_slot(state, as_id, slot, panics, scan)?;
             return Ok(Some(range.end()));
         }
         if let Some(slot) = &slot {
             let (gfn, pages) = pages_of(slot.mapping.range(), page_size);
-            self.read_slot(state, as_id, slot, |state, log| {
+            self.read_slot(state, as_id, slot, panics, |state, log| {
                 state.overlay(as_id).or(gfn, log, 0, pages);
             })?;
         }

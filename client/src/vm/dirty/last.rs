@@ -31,8 +31,7 @@ impl Vm {
                 let keep = |state: &mut DirtyState, log: &[u64]| {
                     state.overlay(as_id).or(gfn, log, 0, pages);
                 };
-                let read = panics.catch(|| self.read_slot(state, as_id, &slot, keep));
-                if read.is_none_or(|read| read.is_err()) {
+                if self.read_slot(state, as_id, &slot, panics, keep).is_err() {
                     state.overlay(as_id).set(gfn, pages);
                 }
             }

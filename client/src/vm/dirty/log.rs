@@ -8,7 +8,7 @@ use crate::RegionId;
 use crate::dirty::{DirtyBitmap, DirtyState};
 use crate::error::{Error, ErrorKind};
 use crate::vm::record::Record;
-use crate::vm::{Tables, Vm};
+use crate::vm::{Panics, Tables, Vm};
 
 /// A logged region, or the part of it that was asked for.
 pub(super) struct Logged {
@@ -61,9 +61,9 @@ impl Vm {
         self.harvest_served(&logged, state);
         // What is read goes into the overlay where it is of others, or if a
         // later slot of this region can't be read.
-        let mut read = Ok(());
+        let (mut read, mut panics) = (Ok(()), Panics::default());
         for slot in slots {
-            read = self.read_slot(state, logged.as_id, &slot, |state, log| {
+            read = self.read_slot(state, logged.as_id, &slot, &mut panics, |state, log| {
                 self.share_out(state, &logged, &slot, log, &mut dirty);
             });
             if read.is_err() {
@@ -73,6 +73,7 @@ impl Vm {
         let overlay = state.overlay(logged.as_id);
         if let Err(error) = read {
             overlay.or(gfn, dirty.words(), 0, pages);
+            panics.resume();
             return Err(error);
         }
         overlay.copy_to(gfn, dirty.words_mut(), pages);
@@ -159,19 +160,22 @@ impl Vm {
     }
 
     /// Reads the log of a slot, which `f` puts away. With a dirty ring there is
-    /// none: what that holds, only the VMM knows.
+    /// none: what that holds, only the VMM knows. A panic of the backend is kept, and
+    /// an error.
     pub(super) fn read_slot(
         &self,
         state: &mut DirtyState,
         as_id: u16,
         slot: &Slot,
+        panics: &mut Panics,
         mut f: impl FnMut(&mut DirtyState, &[u64]),
     ) -> Result<(), Error> {
-        match self.calls().dirty_log(as_id, slot, &mut |log| f(state, log)) {
+        let read = || self.calls().dirty_log(as_id, slot, &mut |log| f(state, log));
+        match panics.catch(read).unwrap_or(Err(Errno::EFAULT)) {
             Ok(()) | Err(Errno::ENXIO) => Ok(()),
             Err(errno) => {
                 if errno == Errno::EFAULT {
-                    // KVM clears the log before it copies it out.
+                    // KVM clears the log before it copies it out; so may one that panics.
                     let (gfn, pages) = pages_of(slot.mapping.range(), self.limits().page_size);
                     state.overlay(as_id).set(gfn, pages);
                 }
