@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvm_memslots::{DirtyBitmap, MemFlags, RegionId, Report};
+use kvm_memslots::{DirtyBitmap, MemFlags, RegionId, Report, Vm};
 
 use super::expected::Expected;
-use super::world::World;
+use super::world::{World, unless_refused};
 use crate::common::PAGE;
 use crate::common::numbers::Numbers;
 
@@ -23,7 +23,8 @@ pub(super) fn writes(n: &mut Numbers, world: &World, now: &mut Expected) {
                 let served = deferred.write(gpa + 8, &[1; 8], |_, _| panic!("{id} is no device"));
                 assert_eq!(served.bytes, 8);
                 if served.due && n.chance(2) {
-                    let _ = world.vm.promote_due();
+                    let _ = world.may_fail(n, |vm| unless_refused(vm.promote_due()));
+                    world.repair();
                 }
             } else {
                 assert!(!world.memory.guest_write(region.space, gpa, 8).is_empty());
@@ -41,13 +42,13 @@ fn assert_has(owed: &BTreeSet<u64>, dirty: Option<&DirtyBitmap>, id: RegionId) {
     assert!(lost.is_empty(), "pages {lost:?} of {id} are lost");
 }
 
-/// Reads logs of some regions, or of all.
+/// Reads logs of some regions, or of all. What can't be read is not lost.
 pub(super) fn reads(n: &mut Numbers, world: &World, now: &mut Expected) {
     for (id, region) in now.regions.iter_mut().filter(|(_, region)| region.is_logged()) {
         if !n.chance(4) {
             continue;
         }
-        let dirty = world.vm.dirty_log(*id).unwrap();
+        let Some(dirty) = world.may_fail(n, |vm| vm.dirty_log(*id)) else { continue };
         assert_has(&region.owed, Some(&dirty), *id);
         if !world.manual {
             region.owed.clear();
@@ -55,12 +56,13 @@ pub(super) fn reads(n: &mut Numbers, world: &World, now: &mut Expected) {
             let half = region.pages.div_ceil(2);
             let mut part = DirtyBitmap::new(half);
             dirty.iter().filter(|page| *page < half).for_each(|page| part.set(page, 1));
-            world.vm.clear_dirty_log(*id, 0, &part).unwrap();
+            let _ = world.may_fail(n, |vm| vm.clear_dirty_log(*id, 0, &part));
             region.owed = region.owed.split_off(&half);
         }
     }
     if n.chance(8) {
-        let logs: BTreeMap<_, _> = world.vm.dirty_logs().unwrap().into_iter().collect();
+        let Some(logs) = world.may_fail(n, Vm::dirty_logs) else { return };
+        let logs = BTreeMap::from_iter(logs);
         for (id, region) in &mut now.regions {
             assert_has(&region.owed, logs.get(id), *id);
             if !world.manual {

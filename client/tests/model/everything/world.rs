@@ -1,7 +1,9 @@
 //! The VM and the models under it; what an observer is told.
 
 use std::collections::BTreeMap;
+use std::error;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use kvm_memslots::backend::model::events;
@@ -9,7 +11,9 @@ use kvm_memslots::backend::model::memory::{DirtyTracking, Fault, ModelConfig};
 use kvm_memslots::backend::{EventModel, EventState, Irqchip, MemoryModel};
 use kvm_memslots::deferred::{Deferral, Policy};
 use kvm_memslots::device::Route;
-use kvm_memslots::{Backing, Changes, Errno, Limits, Observer, Region, RegionId, Slot, Vm};
+use kvm_memslots::{
+    Backing, Changes, Errno, Error, ErrorKind, Limits, Observer, Region, RegionId, Slot, Vm,
+};
 
 use crate::common::numbers::Numbers;
 use crate::common::{self, PAGE};
@@ -106,7 +110,7 @@ impl World {
             Errno::EINTR,
             Errno::EPERM,
         ]);
-        let (k, forever, panics) = (1 + n.below(12), n.chance(3), n.chance(6));
+        let (k, forever, mut panics) = (1 + n.below(12), n.chance(3), n.chance(6));
         let (of_memory, before) = (n.chance(2), n.chance(2));
         macro_rules! fault {
             ($fault:ty) => {{
@@ -138,17 +142,68 @@ impl World {
             told.push(format!("{later:?}"));
             self.events.inject(later);
         }
+        if let Some(observer) = self.observer.as_ref().filter(|_| n.chance(3)) {
+            let mood = if n.chance(3) { Mood::Refuses } else { Mood::Panics(n.below(6)) };
+            told.push(format!("the observer: {mood:?}"));
+            *observer.mood.lock().unwrap() = mood;
+            panics |= matches!(mood, Mood::Panics(_));
+        }
         (told, panics)
+    }
+
+    /// Calls `f`, which may fail if one of the next few calls does, and is to succeed
+    /// otherwise.
+    pub(super) fn may_fail<T>(
+        &self,
+        n: &mut Numbers,
+        f: impl FnOnce(&Vm) -> Result<T, Error>,
+    ) -> Option<T> {
+        let faulty = n.chance(4);
+        if faulty {
+            let (memory, events) = (Fault::nth(1 + n.below(3), Errno::ENOMEM), 1 + n.below(3));
+            let events = events::Fault::nth(events, Errno::ENOMEM);
+            match n.below(4) {
+                0 => self.memory.inject(memory.panicking()),
+                1 => self.memory.inject(memory.panicking_after()),
+                2 => self.events.inject(events),
+                _ => self.memory.inject(memory),
+            }
+        }
+        let done = catch_unwind(AssertUnwindSafe(|| f(&self.vm)));
+        self.clear_faults();
+        match done {
+            Ok(Ok(value)) => Some(value),
+            _ if faulty => None,
+            Ok(Err(error)) => panic!("{error}"),
+            Err(panic) => resume_unwind(panic),
+        }
     }
 
     pub(super) fn clear_faults(&self) {
         self.memory.clear_faults();
         self.events.clear_faults();
+        if let Some(observer) = &self.observer {
+            *observer.mood.lock().unwrap() = Mood::Fine;
+        }
     }
 
     /// A set of nothing puts right what could not be taken back.
     pub(super) fn repair(&self) {
         self.vm.apply(Changes::new()).unwrap();
+    }
+}
+
+/// What no fault is needed for: the sets ask for nothing that is wrong by itself.
+pub(super) fn may_be_refused(error: &Error) -> bool {
+    use ErrorKind::{Hole, NotDeferrable, TooManySlots};
+    matches!(error.kind(), Hole { .. } | NotDeferrable(_) | TooManySlots { .. })
+}
+
+/// What waits for slots goes on waiting where it can't have them.
+pub(super) fn unless_refused<T>(result: Result<T, Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if !may_be_refused(&error) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -161,12 +216,31 @@ pub(super) struct Watching {
     pub(super) mapped: Mutex<BTreeMap<RegionId, Place>>,
     /// What it should not have been told: a panic could be one of a backend's.
     pub(super) wrong: Mutex<Vec<String>>,
+    mood: Mutex<Mood>,
+}
+
+/// What an observer does about what it is told next.
+#[derive(Clone, Copy, Debug, Default)]
+enum Mood {
+    #[default]
+    Fine,
+    Refuses,
+    /// After so many.
+    Panics(u64),
 }
 
 impl Watching {
     fn expect(&self, right: bool, what: impl FnOnce() -> String) {
         if !right {
             self.wrong.lock().unwrap().push(what());
+        }
+    }
+
+    fn told(&self) {
+        let mood = *self.mood.lock().unwrap();
+        if let Mood::Panics(after) = mood {
+            *self.mood.lock().unwrap() = after.checked_sub(1).map_or(Mood::Fine, Mood::Panics);
+            assert!(after > 0, "an injected panic of an observer");
         }
     }
 }
@@ -176,9 +250,17 @@ pub(super) fn place(region: &Region) -> Place {
 }
 
 impl Observer for Watching {
+    fn check(&self, _: &[Region], _: &[Region]) -> Result<(), Box<dyn error::Error + Send + Sync>> {
+        match *self.mood.lock().unwrap() {
+            Mood::Refuses => Err("no".into()),
+            _ => Ok(()),
+        }
+    }
+
     fn unmapping(&self, region: &Region) {
         let was = self.mapped.lock().unwrap().remove(&region.id);
         self.expect(was == Some(place(region)), || format!("{was:?} goes as {region:?}"));
+        self.told();
     }
 
     fn mapped(&self, region: &Region) {
@@ -189,5 +271,7 @@ impl Observer for Watching {
         self.expect(mapped.values().all(beside), || format!("{region:?} over {mapped:?}"));
         let twice = mapped.insert(region.id, place(region));
         self.expect(twice.is_none(), || format!("{region:?} comes twice"));
+        drop(mapped);
+        self.told();
     }
 }
