@@ -3,6 +3,8 @@
 //! as the set says, or as it was. No dirty page is lost.
 //!
 //! `MEMSLOTS_EVERYTHING_SEEDS=0..100000` runs more.
+//! What deferral does follows the times that it measures, so a few seeds end differently
+//! from run to run: one that fails may take several tries.
 
 mod checked;
 mod chosen;
