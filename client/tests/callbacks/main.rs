@@ -9,3 +9,5 @@ mod panics;
 mod reentrancy;
 mod rig;
 mod threads;
+#[path = "../common/told.rs"]
+mod told;

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use kvm_memslots::backend::{BatchRefusal, EventModel, Irqchip, MemoryCalls, MemoryModel, Op};
-use kvm_memslots::{Changes, DirtyBitmap, Errno, ErrorKind, Limits, RegionId, Slot, Vm};
+use kvm_memslots::backend::{EventModel, Irqchip};
+use kvm_memslots::{Changes, DirtyBitmap, ErrorKind, Limits, RegionId, Vm};
 
 use crate::rig::{PAGE, Script, locked, open, ram};
+use crate::told::{Call, Told};
 
 trait Hotplug: Send + Sync {
     fn plug(&self, gpa: u64) -> RegionId;
@@ -126,81 +127,29 @@ fn nobody_waits_for_ever() {
     }
 }
 
-/// Has others do something while KVM is at a dirty log.
-struct AtALog {
-    model: MemoryModel,
-    others: Mutex<Option<Box<dyn Fn() + Send>>>,
-}
-
-impl AtALog {
-    fn meanwhile(&self) {
-        if let Some(others) = &*locked(&self.others) {
-            others();
-        }
-    }
-}
-
-impl MemoryCalls for AtALog {
-    fn limits(&self) -> Limits {
-        MemoryCalls::limits(&self.model)
-    }
-
-    fn name(&self) -> &'static str {
-        "at a log"
-    }
-
-    unsafe fn change(&self, as_id: u16, op: &Op) -> Result<(), Errno> {
-        // SAFETY: as the caller says.
-        unsafe { self.model.change(as_id, op) }
-    }
-
-    unsafe fn change_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
-        // SAFETY: as the caller says.
-        unsafe { self.model.change_all(as_id, ops) }
-    }
-
-    fn check_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
-        self.model.check_all(as_id, ops)
-    }
-
-    fn dirty_log(
-        &self,
-        as_id: u16,
-        slot: &Slot,
-        look: &mut dyn FnMut(&[u64]),
-    ) -> Result<(), Errno> {
-        self.meanwhile();
-        self.model.dirty_log(as_id, slot, look)
-    }
-
-    fn clear_dirty_log(
-        &self,
-        as_id: u16,
-        slot: &Slot,
-        first: u64,
-        pages: u32,
-        bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        self.meanwhile();
-        MemoryCalls::clear_dirty_log(&self.model, as_id, slot, first, pages, bitmap)
-    }
-}
+/// What others do while KVM is at a dirty log.
+type Meanwhile = Box<dyn Fn() + Send>;
 
 /// Where KVM takes its time for a log, other memory changes, and lookups see it.
 #[test]
 fn nobody_waits_for_a_log_but_who_changes_what_is_logged() {
     let _watchdog = Watchdog::new();
-    let model = MemoryModel::new(Limits::x86());
-    let calls = Arc::new(AtALog { model, others: Mutex::default() });
+    let meanwhile = Arc::new(Mutex::<Option<Meanwhile>>::default());
+    let at_a_log = Arc::clone(&meanwhile);
+    let calls = Told::new(move |call| {
+        if call == Call::Log {
+            locked(&at_a_log).iter().for_each(|others| others());
+        }
+    });
     let events = Arc::new(EventModel::new(Irqchip::Split));
-    let vm = Arc::new(Vm::builder().open_on(Arc::clone(&calls) as _, events).unwrap());
+    let vm = Arc::new(Vm::builder().open_on(Arc::new(calls), events).unwrap());
     let mut c = Changes::new();
     let logged = c.map(ram(0, PAGE).log_dirty());
     vm.apply(c).unwrap();
     let next = AtomicU64::new(1);
     let (done, changed) = mpsc::channel();
     let others = Arc::clone(&vm);
-    *locked(&calls.others) = Some(Box::new(move || {
+    *locked(&meanwhile) = Some(Box::new(move || {
         let (vm, done) = (Arc::clone(&others), done.clone());
         let gpa = 2 * PAGE * next.fetch_add(1, Ordering::Relaxed);
         let other = std::thread::spawn(move || {
@@ -214,6 +163,6 @@ fn nobody_waits_for_a_log_but_who_changes_what_is_logged() {
     vm.dirty_log(logged).unwrap();
     vm.for_each_dirty_log(|_, _| {}).unwrap();
     vm.clear_dirty_log(logged, 0, &DirtyBitmap::new(1)).unwrap();
-    *locked(&calls.others) = None;
+    *locked(&meanwhile) = None;
     assert_eq!(changed.iter().collect::<Vec<_>>(), [true; 3]);
 }

@@ -7,6 +7,7 @@ pub mod host;
 pub mod naive;
 pub mod numbers;
 mod reference;
+pub mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

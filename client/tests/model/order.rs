@@ -1,13 +1,13 @@
 //! The order of a VM's start: what is said of it, and when.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::common::told::{Call, Told};
 use crate::common::{HVA, PAGE, ram};
-use kvm_memslots::backend::{BatchRefusal, EventModel, Irqchip, MemoryCalls, MemoryModel, Op};
+use kvm_memslots::backend::{EventModel, Irqchip};
 use kvm_memslots::device::{Bus, Device, Doorbell};
-use kvm_memslots::{Access, Backing, Builder, Changes, Errno, Limits, RegionSpec, Slot, Vm, at};
+use kvm_memslots::{Access, Backing, Builder, Changes, Errno, RegionSpec, Vm, at};
 
 /// Counts warnings about the order, by the call that they name.
 #[derive(Clone, Default)]
@@ -52,66 +52,14 @@ impl tracing::Subscriber for Warnings {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// Memslot calls that take as long as one behind a normal grace period.
-struct Slow {
-    model: MemoryModel,
-    calls: AtomicU64,
-}
-
-impl Slow {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { model: MemoryModel::new(Limits::x86()), calls: AtomicU64::new(0) })
-    }
-}
-
-impl MemoryCalls for Slow {
-    fn limits(&self) -> Limits {
-        MemoryCalls::limits(&self.model)
-    }
-
-    fn name(&self) -> &'static str {
-        "slow"
-    }
-
-    unsafe fn change(&self, as_id: u16, op: &Op) -> Result<(), Errno> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(3));
-        // SAFETY: as the caller says.
-        unsafe { self.model.change(as_id, op) }
-    }
-
-    unsafe fn change_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
-        // SAFETY: as the caller says.
-        unsafe { self.model.change_all(as_id, ops) }
-    }
-
-    fn check_all(&self, as_id: u16, ops: &[Op]) -> Result<(), BatchRefusal> {
-        self.model.check_all(as_id, ops)
-    }
-
-    fn dirty_log(
-        &self,
-        as_id: u16,
-        slot: &Slot,
-        look: &mut dyn FnMut(&[u64]),
-    ) -> Result<(), Errno> {
-        self.model.dirty_log(as_id, slot, look)
-    }
-
-    fn clear_dirty_log(
-        &self,
-        as_id: u16,
-        slot: &Slot,
-        first: u64,
-        pages: u32,
-        bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        MemoryCalls::clear_dirty_log(&self.model, as_id, slot, first, pages, bitmap)
-    }
-}
-
+/// Its memslot calls take as long as one behind a normal grace period.
 fn slow_vm(builder: Builder, irqchip: Irqchip) -> Vm {
-    builder.open_on(Slow::new(), Arc::new(EventModel::new(irqchip))).unwrap()
+    let slow = Told::new(|call| {
+        if call == Call::Change {
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    });
+    builder.open_on(Arc::new(slow), Arc::new(EventModel::new(irqchip))).unwrap()
 }
 
 /// Maps `pages`, two pages each and none beside another, in one set.
