@@ -116,8 +116,18 @@ impl SlotIds {
 
     /// The free ids, lowest first.
     pub fn free(&self) -> impl Iterator<Item = u16> + '_ {
+        self.free_from(0)
+    }
+
+    /// Those from `first` on.
+    pub(crate) fn free_from(&self, first: u32) -> impl Iterator<Item = u16> + '_ {
+        let (lowest, below) = (first as usize / 64, (1 << (first % 64)) - 1);
         let words = self.open.iter().zip(0..).flat_map(|(open, n)| ones(*open, n));
-        words.flat_map(|word| ones(!self.taken[word], word)).map(|id| id as u16)
+        let free = move |word: usize| {
+            let free = !self.taken[word];
+            ones(if word == lowest { free & !below } else { free }, word)
+        };
+        words.filter(move |word| *word >= lowest).flat_map(free).map(|id| id as u16)
     }
 
     /// How many ids are in use, reserved ones aside.

@@ -53,7 +53,7 @@ impl Gsis {
     }
 
     fn all_free(&self) -> impl Iterator<Item = u32> + '_ {
-        self.ids.free().map(u32::from).filter(|gsi| *gsi >= self.first)
+        self.ids.free_from(self.first).map(u32::from)
     }
 }
 
@@ -78,5 +78,14 @@ mod tests {
         gsis.give_back(3);
         gsis.reserve(27..=u32::MAX);
         assert_eq!([gsis.take(), gsis.take()], [Some(26), None]);
+    }
+
+    #[test]
+    fn none_below_the_first_is_handed_out() {
+        let mut gsis = Gsis::new(130, 200);
+        gsis.reserve(132..=191);
+        assert_eq!(gsis.free(), 10);
+        assert_eq!([gsis.take(), gsis.take(), gsis.take()], [Some(130), Some(131), Some(192)]);
+        assert_eq!(Gsis::new(1 << 20, 4096).take(), None);
     }
 }
