@@ -69,7 +69,7 @@ pub(crate) fn is(fd: c_int, mark: usize) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
 
     use super::*;
 
@@ -89,11 +89,11 @@ mod tests {
             assert!(of(one.as_raw_fd()).is_none());
             assert!(set(one.as_raw_fd(), mark));
             let again = one.try_clone().unwrap();
-            let number = one.as_raw_fd();
-            drop(one);
-            assert_eq!((of(again.as_raw_fd()), of(other.as_raw_fd())), (Some(mark), None));
+            // Never free: another test's thread would be given the number.
+            let number = one.into_raw_fd();
             // SAFETY: numbers of this test's own: the file's old one is another's.
             assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), number) }, number);
+            assert_eq!((of(again.as_raw_fd()), of(other.as_raw_fd())), (Some(mark), None));
             assert!(!is(number, mark));
             // SAFETY: just made.
             drop(unsafe { OwnedFd::from_raw_fd(number) });
