@@ -13,7 +13,7 @@ fn in_child(f: impl FnOnce() -> bool) -> bool {
     assert!(pid >= 0);
     if pid == 0 {
         // SAFETY: takes a number. A child that hangs is ended.
-        unsafe { libc::alarm(60) };
+        unsafe { libc::alarm(120) };
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(false);
         // SAFETY: nothing of the parent's runs in the child any more.
         unsafe { libc::_exit(i32::from(!done)) };

@@ -45,7 +45,7 @@ impl Watchdog {
         let done = Arc::<AtomicBool>::default();
         let watched = Arc::clone(&done);
         std::thread::spawn(move || {
-            for _ in 0..1200 {
+            for _ in 0..3000 {
                 std::thread::sleep(Duration::from_millis(100));
                 if watched.load(Ordering::Relaxed) {
                     return;

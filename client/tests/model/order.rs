@@ -1,6 +1,6 @@
 //! The order of a VM's start: what is said of it, and when.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::common::told::{Call, Told};
@@ -15,9 +15,19 @@ struct Warnings(Arc<Mutex<Vec<String>>>);
 
 impl Warnings {
     fn of(&self, work: impl FnOnce()) -> Vec<String> {
+        keep_callsites_on();
         tracing::subscriber::with_default(self.clone(), work);
         std::mem::take(&mut self.0.lock().unwrap())
     }
+}
+
+/// Where a process has one subscriber, a thread without one that comes to a callsite
+/// first switches that off for all: `tracing` asks that thread's. Of two it asks both.
+fn keep_callsites_on() {
+    static TWO: OnceLock<[tracing::Dispatch; 2]> = OnceLock::new();
+    TWO.get_or_init(|| [(), ()].map(|()| tracing::Dispatch::new(Warnings::default())));
+    // What was switched off before that.
+    tracing::callsite::rebuild_interest_cache();
 }
 
 impl tracing::field::Visit for Warnings {

@@ -206,7 +206,10 @@ fn a_setuid_program_heeds_no_environment() {
     };
     mode(dir.path(), 0o755);
     let (program, copy) = (dir.path().join("program"), dir.path().join("library.so"));
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // By another process: a child that another test forks meanwhile would have the
+    // descriptor, and what is open for writing is not executed (ETXTBSY).
+    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program).status();
+    assert!(copied.unwrap().success());
     std::fs::copy(library, &copy).unwrap();
     for path in [&program, &copy] {
         mode(path, 0o755);

@@ -115,7 +115,7 @@ fn see(kind: &Kind, dir: &Path, seed: u64, library: Option<&Path>) -> String {
     let seen = dir.join("seen");
     let _ = std::fs::remove_file(&seen);
     let mut command = Command::new("timeout");
-    command.arg("120");
+    command.arg("300");
     again(&mut command, kind, seed, &seen);
     if let Some(library) = library {
         command.env("KVM_MEMSLOTS_PRELOAD", "defer");

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use kvm_memslots::backend::model::events;
 use kvm_memslots::backend::model::memory::{DirtyTracking, Fault, ModelConfig};
 use kvm_memslots::backend::{EventModel, EventState, Irqchip, MemoryModel};
-use kvm_memslots::deferred::{Deferral, Policy};
+use kvm_memslots::deferred::{Costs, Deferral, Policy};
 use kvm_memslots::device::Route;
 use kvm_memslots::{
     Backing, Changes, Errno, Error, ErrorKind, Limits, Observer, Region, RegionId, Slot, Vm,
@@ -80,9 +80,13 @@ impl World {
         let what = format!("{limits:?}, {policy:?}, {tracking:?}");
         let builder = Vm::builder().holes(policy).manual_dirty_log(manual);
         let mut builder = builder.own_routes(Route::x86_defaults());
+        // Measured ones differ from run to run, and so would what becomes due.
+        let costs = Costs { map_ns: 10_000, unmap_ns: 20_000, exit_ns: 5_000 };
+        let mut deferral = Deferral::default().costs(costs);
         if n.chance(2) {
-            builder = builder.deferral(Deferral::default().policy(Policy::Fixed { exits: 3 }));
+            deferral = deferral.policy(Policy::Fixed { exits: 3 });
         }
+        builder = builder.deferral(deferral);
         let observer = n.chance(2).then(Arc::<Watching>::default);
         if let Some(observer) = &observer {
             builder = builder.observer(observer.clone());

@@ -145,17 +145,17 @@ fn show(log: &mut Log, program: &Program, ran: Ran) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::os::unix::fs::PermissionsExt as _;
-
     use serde_json::json;
 
     use super::*;
 
     fn script(dir: &Path, name: &str, text: &str) -> Program {
         let executable = dir.join(name);
-        std::fs::write(&executable, format!("#!/bin/sh\n{text}\n")).unwrap();
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&executable, mode).unwrap();
+        // By a process of its own: a child that another test forks meanwhile would have
+        // this one's descriptor, and what is open for writing is not executed (ETXTBSY).
+        let write = r##"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 755 "$0""##;
+        let mut sh = Command::new("sh");
+        assert!(sh.args(["-c", write]).arg(&executable).arg(text).status().unwrap().success());
         Program { dir: dir.to_owned(), source: name.into(), executable }
     }
 
