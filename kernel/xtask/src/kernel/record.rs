@@ -68,6 +68,7 @@ impl Record {
         add(self.command != "litmus", &format!("--linux {}", target.version));
         add(any, &format!("--arch {}", target.arch.name()));
         add(target.debug, "--debug");
+        add(target.jump_labels, "--jump-labels");
         add(any && target.vanilla, "--vanilla");
         add(target.slow_gp, "--slow-gp");
         if let Some(series) = target.series {
@@ -206,6 +207,8 @@ mod tests {
             "cargo xtask kernel bench --record --linux 6.12 --arch x86_64 --series waits"
         );
         assert!(record.path(&target()).ends_with("kernel/results/bench-6.12-x86_64-waits.md"));
+        let patching = Target { jump_labels: true, ..target() };
+        assert!(record.asked(&patching).ends_with(" --arch x86_64 --jump-labels --series waits"));
         let text = text(&asked, &[("kernel", "6.12.1".to_owned())], "found\n\n");
         assert!(text.starts_with("# `cargo") && text.ends_with("| kernel | 6.12.1 |\n\nfound\n"));
     }

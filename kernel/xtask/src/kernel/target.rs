@@ -81,6 +81,7 @@ impl Arch {
 
 /// A kernel to be built. `KSRC=DIR` in the environment builds that tree as it is.
 #[derive(Debug, Clone, ClapArgs)]
+#[allow(clippy::struct_excessive_bools)] // Options of the command line.
 pub(super) struct Target {
     /// Version of the kernel, `newest` for the newest that Debian has, of those
     /// with series, or of all with --vanilla
@@ -92,6 +93,10 @@ pub(super) struct Target {
     /// With KASAN, lockdep, object debugging and fault injection
     #[arg(long)]
     pub(super) debug: bool,
+    /// With `CONFIG_JUMP_LABEL`, for what static keys cost: code is patched while
+    /// it runs, which some selftests do not survive under emulation
+    #[arg(long)]
+    pub(super) jump_labels: bool,
     /// Without any series
     #[arg(long)]
     pub(super) vanilla: bool,
@@ -114,6 +119,7 @@ impl Target {
             version: version.to_owned(),
             arch: Arch::X86_64,
             debug: false,
+            jump_labels: false,
             vanilla: false,
             series: None,
             slow_gp: false,
@@ -129,6 +135,9 @@ impl Target {
         name.push_str(self.arch.name());
         if self.debug {
             name.push_str("-debug");
+        }
+        if self.jump_labels {
+            name.push_str("-jump-labels");
         }
         name
     }
@@ -183,6 +192,9 @@ impl Target {
         if self.debug {
             fragments.push(lab.join("debug.config"));
         }
+        if self.jump_labels {
+            fragments.push(lab.join("jump_labels.config"));
+        }
         fragments
     }
 }
@@ -214,6 +226,8 @@ mod tests {
         assert_eq!(Target { slow_gp: true, ..target() }.name(), "6.12-x86_64-slow-gp");
         let batch = Target { series: Some(Series::Batch), ..target() };
         assert_eq!(batch.name(), "6.12-x86_64-batch");
+        let patching = Target { jump_labels: true, ..batch };
+        assert_eq!(patching.name(), "6.12-x86_64-jump-labels-batch");
     }
 
     #[test]
@@ -222,6 +236,7 @@ mod tests {
         let vanilla = Target { vanilla: true, ..target() };
         assert_eq!((patched.tree(), vanilla.tree()), (target().tree(), target().tree()));
         assert_ne!(Target { debug: true, ..target() }.tree(), target().tree());
+        assert_ne!(Target { jump_labels: true, ..target() }.tree(), target().tree());
     }
 
     #[test]
@@ -244,7 +259,8 @@ mod tests {
 
     #[test]
     fn the_lab_has_what_is_named() {
-        let debug = Target { debug: true, ..target() };
+        let debug = Target { debug: true, jump_labels: true, ..target() };
+        assert_eq!(debug.fragments().len(), 3);
         for fragment in debug.fragments() {
             assert!(fragment.exists(), "{}", fragment.display());
         }

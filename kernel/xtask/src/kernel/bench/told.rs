@@ -45,6 +45,9 @@ pub(super) enum With {
     /// stands on, and the latter against one without any series, which tells
     /// what costs what.
     Cycles,
+    /// The same, of an emulated instruction, and what it may take more is for each
+    /// of its [`accesses`].
+    Accesses,
 }
 
 /// A comparison with its figures, in microseconds or instructions.
@@ -107,7 +110,7 @@ static ALL: [Told; 7] = [
         append: "kvm.force_emulation_prefix=1",
         line: "An emulated {} takes {} cycles",
         work: "an emulated {} where nothing traps",
-        with: With::Cycles,
+        with: With::Accesses,
         wanted: 2.0,
         ..SLEEPING
     },
@@ -154,15 +157,20 @@ impl Told {
         format!("{} {}", self.program, self.append)
     }
 
+    /// Whether its numbers are instructions.
+    fn counts(&self) -> bool {
+        matches!(self.with, With::Cycles | With::Accesses)
+    }
+
     /// The kernels that are compared: that of `target`, if nothing else is, and
     /// those without the series, in order. Each is to be held against the next.
     pub(super) fn kernels(&self, target: &Target) -> Result<Vec<Target>> {
         let mut kernels = vec![target.clone()];
-        if self.with == With::Cycles && target.series.is_some() {
+        if self.counts() && target.series.is_some() {
             let below = target.with()?.into_iter().rev().nth(1);
             kernels.extend(below.map(|below| Target { series: Some(below), ..target.clone() }));
         }
-        if matches!(self.with, With::Vanilla | With::Cycles) {
+        if self.with == With::Vanilla || self.counts() {
             kernels.push(Target { vanilla: true, series: None, ..target.clone() });
         }
         Ok(kernels)
@@ -185,7 +193,7 @@ impl Told {
                     grace_periods = count(&words, 5).zip(count(&words, 4)).map(<[u64; 2]>::from);
                     number(&words, 2)?
                 }
-                With::Vanilla | With::Cycles => {
+                With::Vanilla | With::Cycles | With::Accesses => {
                     let vanilla = vanilla.iter().find(|other| other[0] == words[0])?;
                     if self.with == With::Vanilla {
                         grace_periods = Some([count(vanilla, 2)?, count(&words, 2)?]);
@@ -193,12 +201,17 @@ impl Told {
                     number(vanilla, 1)?
                 }
             };
-            let instructions = self.with == With::Cycles;
+            let instructions = self.counts();
             let mut work = self.work.replace("{}", &words[0]);
             if self.icount && !instructions {
                 work.push_str(", 1 ns an instruction");
             }
-            let wanted = Some(self.wanted);
+            let mut wanted = Some(self.wanted);
+            if self.with == With::Accesses {
+                let accesses = accesses(&words[0]);
+                work = format!("{work}, {accesses} accesses");
+                wanted = Some(self.wanted * f64::from(accesses));
+            }
             Some(Compared { work, other, this, wanted, grace_periods, instructions })
         });
         let compared: Option<Vec<Compared>> = compared.collect();
@@ -269,6 +282,12 @@ impl Compared {
 
 pub(super) const HEADER: [&str; 8] =
     ["work", "against", "GPs", "took", "GPs", "ratio", "wanted", "reached"];
+
+/// How often an emulated instruction called `kind` accesses the guest's memory: its
+/// prefix and itself are fetched, then it reads or writes, or does both.
+fn accesses(kind: &str) -> u8 {
+    if kind == "exchange" { 4 } else { 3 }
+}
 
 /// The words in `line` where `pattern` has `{}`; `None` if the rest differs.
 fn words(line: &str, pattern: &str) -> Option<Vec<String>> {
@@ -344,29 +363,30 @@ mod tests {
 
     #[test]
     fn instructions_more_than_without_the_series() {
-        let access = ALL.iter().find(|told| told.with == With::Cycles).unwrap();
+        let access = ALL.iter().find(|told| told.with == With::Accesses).unwrap();
         let said = |cycles: u32| lines(&[&format!("An emulated read takes {cycles} cycles")]);
         let compared = |cycles| access.compared(&said(cycles), &said(5000)).unwrap().remove(0);
-        assert!(compared(5002).reached() && compared(4990).reached());
-        assert!(!compared(5003).reached());
+        assert!(compared(5006).reached() && compared(4990).reached());
+        assert!(!compared(5007).reached());
+        assert!(compared(5006).cells()[0].ends_with(", 3 accesses"));
         assert_eq!(
-            compared(5003).cells()[1..],
-            ["5000 instructions", "", "5003 instructions", "", "+3", "+2", "NO"]
+            compared(5007).cells()[1..],
+            ["5000 instructions", "", "5007 instructions", "", "+7", "+6", "NO"]
         );
+        let said = |cycles: u32| lines(&[&format!("An emulated exchange takes {cycles} cycles")]);
+        let compared = |cycles| access.compared(&said(cycles), &said(5000)).unwrap().remove(0);
+        assert!(compared(5008).reached() && !compared(5009).reached());
+
+        let fault = ALL.iter().find(|told| told.with == With::Cycles).unwrap();
+        let said = |cycles: u32| lines(&[&format!("A page fault takes {cycles} cycles")]);
+        let compared = |cycles| fault.compared(&said(cycles), &said(5000)).unwrap().remove(0);
+        assert!(compared(5000).reached() && !compared(5001).reached());
     }
 
     #[test]
     fn the_kernels_that_are_compared() {
-        let access = ALL.iter().find(|told| told.with == With::Cycles).unwrap();
-        let all = Target {
-            version: "6.12".to_owned(),
-            arch: Arch::X86_64,
-            debug: false,
-            vanilla: false,
-            series: None,
-            slow_gp: false,
-            ksrc: None,
-        };
+        let access = ALL.iter().find(|told| told.with == With::Accesses).unwrap();
+        let all = Target::of("6.12");
         let names = |told: &Told, target: &Target| -> Vec<String> {
             told.kernels(target).unwrap().iter().map(Target::name).collect()
         };
@@ -380,11 +400,11 @@ mod tests {
 
         let [this, below, vanilla] = &access.kernels(&trap).unwrap()[..] else { panic!() };
         let said = |cycles: u32| lines(&[&format!("An emulated read takes {cycles} cycles")]);
-        let row = || access.compared(&said(5003), &said(5000)).unwrap().remove(0);
+        let row = || access.compared(&said(5007), &said(5000)).unwrap().remove(0);
         let cells = row().between(this, below, &trap).cells();
         assert!(cells[0].ends_with(": trap against batch") && cells[7] == "NO", "{cells:?}");
         let cells = row().between(below, vanilla, &trap).cells();
         assert!(cells[0].ends_with(": batch against no series"), "{cells:?}");
-        assert_eq!(cells[5..], ["+3", "", ""]);
+        assert_eq!(cells[5..], ["+7", "", ""]);
     }
 }

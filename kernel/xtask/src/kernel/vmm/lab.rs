@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use super::which::Kernel;
 use crate::kernel::boot::{self, Guest, Job};
 use crate::kernel::initrd::{Command, GuestFile, Program};
-use crate::kernel::target::{Arch, Target};
+use crate::kernel::target::Target;
 use crate::kernel::{Qemu, build};
 use crate::run;
 
@@ -38,15 +38,7 @@ pub(super) fn run(
     files: Vec<GuestFile>,
     qemu: &Qemu,
 ) -> Result<Vec<String>> {
-    let target = Target {
-        version: "6.12".to_owned(),
-        arch: Arch::X86_64,
-        debug: false,
-        vanilla: on == Kernel::Lab,
-        series: None,
-        slow_gp: false,
-        ksrc: None,
-    };
+    let target = Target { vanilla: on == Kernel::Lab, ..Target::of("6.12") };
     boot::available(&target)?;
     let kernel = build::kernel(&target)?;
     let lab = Guest::new(&target, &kernel, qemu.clone())?;
