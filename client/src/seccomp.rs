@@ -20,8 +20,8 @@ use libc::SYS_readlink;
 #[cfg(not(target_arch = "x86_64"))]
 use libc::SYS_readlinkat as SYS_readlink;
 use libc::{
-    SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_fcntl, SYS_fstat, SYS_futex,
-    SYS_getpid, SYS_getrandom, SYS_ioctl, SYS_kcmp, SYS_madvise, SYS_mmap, SYS_mprotect,
+    SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_fcntl, SYS_fstat, SYS_fstatfs,
+    SYS_futex, SYS_getpid, SYS_getrandom, SYS_ioctl, SYS_kcmp, SYS_madvise, SYS_mmap, SYS_mprotect,
     SYS_mremap, SYS_msync, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_process_vm_readv,
     SYS_process_vm_writev, SYS_sched_getaffinity, SYS_sched_yield,
 };
@@ -130,6 +130,7 @@ pub const WINDOW: &[Call] = calls![
     SYS_close,
     SYS_fcntl,
     SYS_fstat,
+    SYS_fstatfs,
     SYS_madvise,
     SYS_mmap,
     SYS_mremap,

@@ -54,6 +54,14 @@ impl CheckedFile {
         Ok(Self { fd: Arc::new(fd), named: named.ok_or(WindowErrorKind::NoFile)? })
     }
 
+    /// How large its pages are.
+    pub(super) fn page(&self) -> Option<u64> {
+        match self.named {
+            Named::File { page } => Some(page),
+            Named::Memory | Named::Device => None,
+        }
+    }
+
     /// Whether both are the same descriptor.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.fd, &other.fd)
@@ -115,7 +123,10 @@ impl<'fd> Contents<'fd> {
 
     /// What is in a file, shared, from `offset` bytes in it on: memory of
     /// `memfd_create`, a file of a file system. The offset is a multiple of the
-    /// page size (of `hugetlbfs`: of its page size).
+    /// page size. Of `hugetlbfs` they are whole huge pages: the offset, the length
+    /// and the guest address are multiples of theirs, else that is
+    /// [`WindowErrorKind::Geometry`], as the kernel would replace what is beside. What is
+    /// removed is whole, too.
     ///
     /// The file may be shorter than what is placed. What the guest accesses
     /// behind its end fails as in a [`Gap::Fault`](super::Gap::Fault), as it does
@@ -132,14 +143,15 @@ impl<'fd> Contents<'fd> {
         Self::new(What::File { fd: file.fd.as_fd(), offset, named: Some(file.named) })
     }
 
-    /// What else can be mapped, shared: a BAR of VFIO, a `dma-buf`.
+    /// What else can be mapped, shared: a BAR of VFIO, a `dma-buf`. (Huge pages as in
+    /// [`file`](Self::file).)
     ///
     /// # Safety
     /// The guest may access what is mapped, at any time, as it wants to, until it
     /// is removed. No guest may have the rings of `io_uring`, or `kvm_run` of a
     /// vCPU, with which it could have this process's memory written.
     pub unsafe fn device(fd: &'fd impl AsFd, offset: u64) -> Self {
-        Self::new(What::File { fd: fd.as_fd(), offset, named: Some(Named::File) })
+        Self::new(What::File { fd: fd.as_fd(), offset, named: Some(Named::Device) })
     }
 
     /// Zeroes, private to the guest. They are gone when they are removed.
@@ -152,8 +164,8 @@ impl<'fd> Contents<'fd> {
     /// anonymous memory has moved to the window, and the addresses read as zeroes.
     /// Either way they stay mapped, and stay the caller's to unmap. Others the
     /// kernel refuses: private mappings of devices, and before Linux 5.13 those of
-    /// files; mappings of devices are to be placed from their
-    /// [descriptor](Self::device).
+    /// files, and those of huge pages (`MAP_HUGETLB`); mappings of devices are to be
+    /// placed from their [descriptor](Self::device).
     ///
     /// It keeps the protection that it has, and [`read_only`](Self::read_only)
     /// only says so.

@@ -74,7 +74,11 @@ impl Step<'_> {
 
     /// Does what may fail or take its time, and changes nothing: maps the
     /// descriptor somewhere, unless it can be placed directly.
-    pub(super) fn prepare(&self, index: usize) -> Result<Option<Scratch>, WindowError> {
+    pub(super) fn prepare(
+        &self,
+        index: usize,
+        host: &Reservation,
+    ) -> Result<Option<Scratch>, WindowError> {
         let Some(contents) = &self.contents else { return Ok(None) };
         let What::File { fd, offset, named } = contents.what else { return Ok(None) };
         let named = match named {
@@ -84,8 +88,14 @@ impl Step<'_> {
                 None => return Err(self.wrong(index, WindowErrorKind::NoFile)),
             },
         };
-        if named == Named::Memory {
-            return Ok(None);
+        let page = match named {
+            Named::Memory => return Ok(None),
+            Named::File { page } => page,
+            Named::Device => host::page_of(fd).map_err(|failed| self.refused(index, failed))?,
+        };
+        if !host.is_whole(self.offset, self.len, page) {
+            let size = host.len();
+            return Err(self.wrong(index, WindowErrorKind::Geometry { page, size }));
         }
         let mapped = Scratch::of_file(fd, offset, self.len, contents.protection());
         mapped.map(Some).map_err(|failed| self.refused(index, failed))

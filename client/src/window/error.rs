@@ -96,7 +96,8 @@ impl std::error::Error for WindowError {}
 #[non_exhaustive]
 pub enum WindowErrorKind {
     /// Offsets and lengths are multiples of the page size, lengths are not 0, and
-    /// what they name is in the window.
+    /// what they name is in the window. Of a file of huge pages that is so in theirs,
+    /// and for host addresses, too.
     #[error("not a range of whole pages of {page:#x} bytes in a window of {size:#x} bytes")]
     Geometry {
         /// Bytes of a page.
@@ -206,7 +207,8 @@ fn advice(call: &str, errno: Errno) -> &'static str {
         ("mmap", Errno::EPERM) => ": the file is sealed against writing, or must not be mapped",
         ("mmap", Errno::ENODEV) => ": what the descriptor names can't be mapped",
         ("mmap", Errno::EINVAL) => {
-            ": the offset in the file is no multiple of the page size (huge pages: of theirs)"
+            ": the offset in the file is no multiple of the page size (huge pages: of theirs), or \
+             a part of a huge page was to go"
         }
         ("mremap", Errno::EINVAL | Errno::EFAULT) => {
             ": the kernel neither duplicates nor moves such a mapping (one that is private and of \

@@ -53,8 +53,31 @@ pub(super) enum Named {
     /// (`do_mmap()`), and `shmem_mmap()` refuses nothing but seals, of which there
     /// are none and can't be any.
     Memory,
-    /// By way of a [`Scratch`]: its file system has its own reasons.
-    File,
+    /// By way of a [`Scratch`]: its file system has its own reasons. In whole pages of
+    /// so many bytes.
+    File { page: u64 },
+    /// The same, and how large its pages are is asked for each time.
+    Device,
+}
+
+/// How large the pages of a file are: `hugetlbfs` maps whole huge pages. Asked for a
+/// part of one, `mmap` and `mremap` round up (`ksys_mmap_pgoff()`, `do_mremap()`). They
+/// would replace what is beside it, also outside of the window.
+pub(super) fn page_of(fd: BorrowedFd<'_>) -> Result<u64, Failed> {
+    // SAFETY: all zeroes is a value of that structure.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes the structure.
+    if unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut stat) } != 0 {
+        return match Errno::last() {
+            // A file system that says nothing of itself.
+            Errno::ENOSYS => Ok(page_size()),
+            errno => Err(("fstatfs", errno)),
+        };
+    }
+    // How wide the fields are depends on the architecture and the C library.
+    let is_huge = i128::from(stat.f_type) == i128::from(libc::HUGETLBFS_MAGIC);
+    let page = u64::try_from(stat.f_bsize).ok().filter(|_| is_huge);
+    Ok(page.unwrap_or_else(page_size))
 }
 
 /// What a descriptor names, which stays so for as long as it is open; `None`: what
@@ -71,13 +94,14 @@ pub(super) fn named(fd: BorrowedFd<'_>) -> Result<Option<Named>, Failed> {
         return Ok(None);
     }
     // The blocks of hugetlbfs, which reserves pages last, are its pages.
-    if u64::try_from(stat.st_blksize) != Ok(page_size()) {
-        return Ok(Some(Named::File));
+    let page = page_size();
+    if u64::try_from(stat.st_blksize) != Ok(page) {
+        return Ok(Some(Named::File { page: page_of(fd)? }));
     }
     // SAFETY: takes numbers. Only shared memory and hugetlbfs have seals.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
     let sealed = seals >= 0 && seals & libc::F_SEAL_SEAL != 0 && seals & WRITE_SEALS == 0;
-    Ok(Some(if sealed { Named::Memory } else { Named::File }))
+    Ok(Some(if sealed { Named::Memory } else { Named::File { page } }))
 }
 
 /// A mapping that is nobody's yet, or that was taken from somewhere: dropped, it
@@ -220,6 +244,11 @@ impl Reservation {
 
     pub(super) const fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Whether a range is whole pages of so many bytes, of the process's as well.
+    pub(super) const fn is_whole(&self, offset: u64, len: u64, page: u64) -> bool {
+        (self.base + offset) % page == 0 && len % page == 0
     }
 
     /// The address of a range, if it is one of these.

@@ -87,11 +87,11 @@
 //! | what | calls |
 //! | --- | --- |
 //! | [`Window::new`] | `mmap`, up to 2 `munmap` (of what aligning left over) |
-//! | [`CheckedFile::new`] | `fstat`, `fcntl` |
+//! | [`CheckedFile::new`] | `fstat`, and `fcntl` or (where blocks are no pages) `fstatfs` |
 //! | [`Contents::checked`], shared memory (`memfd_create`, `tmpfs`) | `mmap` |
 //! | [`Contents::checked`], other files | `mmap`, `mremap` |
-//! | [`Contents::file`] | `fstat`, `fcntl` more for each |
-//! | [`Contents::device`] | `mmap`, `mremap` |
+//! | [`Contents::file`] | those of [`CheckedFile::new`] more for each |
+//! | [`Contents::device`] | `fstatfs`, `mmap`, `mremap` |
 //! | [`Contents::anonymous`] | `mmap` |
 //! | [`Contents::mapping`] | 2 `mremap` (before Linux 5.13 up to 3) |
 //! | a window with [huge pages](WindowSpec::huge_pages) | `madvise` more for each |
@@ -310,8 +310,14 @@ impl Window {
         Arc::as_ptr(&self.inner).addr()
     }
 
-    fn check(&self, offset: u64, len: u64) -> Result<(), WindowErrorKind> {
-        self.inner.check(offset, len)
+    /// Whether a part of a file of such pages can be there.
+    fn check(&self, offset: u64, len: u64, page: Option<u64>) -> Result<(), WindowErrorKind> {
+        self.inner.check(offset, len)?;
+        let host = &self.inner.host;
+        match page.filter(|page| !host.is_whole(offset, len, *page)) {
+            Some(page) => Err(WindowErrorKind::Geometry { page, size: host.len() }),
+            None => Ok(()),
+        }
     }
 
     /// The first that is in `len` bytes from `offset` on, but for what is `gone`.
@@ -352,7 +358,7 @@ impl Inner {
             return Err(WindowError::new(WindowErrorKind::Forked, 0, size));
         }
         for (index, step) in steps.iter().enumerate() {
-            scratches.push(step.prepare(index)?);
+            scratches.push(step.prepare(index, &self.host)?);
         }
         let Some(mut state) = self.state() else {
             return Err(WindowError::new(WindowErrorKind::Forked, 0, size));

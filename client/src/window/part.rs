@@ -26,7 +26,8 @@ pub struct WindowPart {
 
 impl WindowPart {
     /// `len` bytes from `offset` in `window` on, which are those of `file` from
-    /// `file_offset` bytes in it on. All are multiples of the page size.
+    /// `file_offset` bytes in it on. All are multiples of the page size, and of a file
+    /// of huge pages of theirs ([`Contents::file`]).
     pub fn new(
         window: &Window,
         offset: u64,
@@ -92,7 +93,7 @@ impl WindowPart {
     }
 
     pub(crate) fn check(&self) -> Result<(), WindowError> {
-        self.window.check(self.offset, self.len).map_err(|kind| self.wrong(kind))
+        self.window.check(self.offset, self.len, self.file.page()).map_err(|kind| self.wrong(kind))
     }
 
     pub(crate) fn wrong(&self, kind: WindowErrorKind) -> WindowError {

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod huge;
 mod rig;
 
 use std::fs::File;
