@@ -3,9 +3,8 @@
 use super::is_results;
 use super::page::Page;
 
-/// Words that a sentence has at most. 25 is what to write; a little is left for
-/// what can't be cut.
-const LIMIT: usize = 30;
+/// Words that a sentence has at most.
+const LIMIT: usize = 25;
 
 /// What ends in a full stop and no sentence.
 const ABBREVIATED: [&str; 3] = ["i.e.", "e.g.", "..."];
@@ -66,7 +65,7 @@ mod tests {
         let page = |text: String| Page::new("docs/a.md".into(), &text);
         let long = vec!["word"; LIMIT + 1].join(" ");
         let told =
-            "docs/a.md:3: a sentence of 31 words, more than 30: word word word word word word ...";
+            "docs/a.md:3: a sentence of 26 words, more than 25: word word word word word word ...";
         assert_eq!(faults_of(&page(format!("# A\n\n{long}.\n"))), [told]);
         // Cells, items and paragraphs are apart, and so is code.
         let short = vec!["word"; LIMIT].join(" ");
