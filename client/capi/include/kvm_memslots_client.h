@@ -41,7 +41,8 @@
  * fork() in a process with several threads, C allows what is async-signal-safe
  * only, and of this library that is kvm_memslots_version().
  *
- * System calls.  docs/reference/seccomp.md has those that each call makes.
+ * System calls.  kvm_memslots_syscalls() has those that each call makes, for
+ * filters; docs/reference/seccomp.md says which when.
  *
  * Errors.  One errno has one meaning.  Where kvm_memslots_last_error_info() has
  * KVM_MEMSLOTS_ERROR_KVM it is the kernel's, and where it has
@@ -83,5 +84,6 @@
 #include "kvm_memslots_client/deferred.h"
 #include "kvm_memslots_client/rom.h"
 #include "kvm_memslots_client/pci.h"
+#include "kvm_memslots_client/seccomp.h"
 
 #endif /* KVM_MEMSLOTS_CLIENT_H */

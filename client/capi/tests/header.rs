@@ -251,6 +251,17 @@ fn nothing_of_rusts_is_forgotten() {
         seen += 1;
     }
     assert!(seen > 200, "{seen}");
+    // Constants: the lists of system calls are the only ones of their kind.
+    let constants = api.lines().filter_map(|line| line.strip_prefix("pub const kvm_memslots::"));
+    let lists = constants.filter_map(|line| line.strip_prefix("seccomp::")?.split(':').next());
+    let lists: Vec<&str> = lists.collect();
+    assert!(lists.len() > 10, "{lists:?}");
+    for list in lists {
+        let name = format!("KVM_MEMSLOTS_SYSCALLS_{list}");
+        let in_c = CONSTANTS.iter().any(|(known, _)| *known == name);
+        let why_not = known.contains(&format!("seccomp__{}_", list.to_lowercase()));
+        assert!(in_c || why_not, "{list}");
+    }
 }
 
 /// Whatever errno the library comes up with has its line in the table.

@@ -322,9 +322,13 @@ int main(int argc, char **argv)
 	bars_in_windows();
 	devices_in_windows();
 	ways_to_open();
+	system_calls_are_listed();
 	handles_are_checked();
 	if (argc == 2)
 		what_was_freed_is_told();
+	/* What watches a program makes calls of its own. */
+	if (argc == 2 && vm_fd >= 0)
+		filters_let_a_vm_live();
 	what_is_in_use_is_told();
 	late_in_a_thread();
 	in_a_fork();

@@ -96,4 +96,8 @@ uint64_t placed(struct kvm_memslots_window *window);
 /* in_window.c */
 void devices_in_windows(void);
 
+/* syscalls.c */
+void system_calls_are_listed(void);
+void filters_let_a_vm_live(void);
+
 #endif

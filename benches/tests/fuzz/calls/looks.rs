@@ -9,6 +9,13 @@ use super::memory::any_log;
 use super::world::{World, init, mistake};
 use crate::engine::Numbers;
 
+/// What C is told is a call that there is.
+unsafe extern "C" fn any_call(_: *mut c_void, call: *const CSyscall) {
+    // SAFETY: the library gave it.
+    let call = unsafe { &*call };
+    assert!(call.number >= 0 && !call.name.is_null() && call.size == size_of::<CSyscall>());
+}
+
 pub(super) fn step(world: &World, numbers: &mut Numbers<'_>) {
     let vm = world.one(&world.vms, numbers);
     let set = world.one(&world.sets, numbers);
@@ -28,7 +35,7 @@ pub(super) fn step(world: &World, numbers: &mut Numbers<'_>) {
     // SAFETY: handles are null, of another kind or there; structures have their
     // sizes, and lists are as long as is said.
     let came = unsafe {
-        match numbers.byte() % 12 {
+        match numbers.byte() % 13 {
             0 => {
                 kvm_memslots_region_at_hva(vm, as_id, backing.hva, &raw mut region, &raw mut offset)
             }
@@ -41,7 +48,8 @@ pub(super) fn step(world: &World, numbers: &mut Numbers<'_>) {
             7 => kvm_memslots_exits_served(vm, id, &raw mut served),
             8 => kvm_memslots_window_at(window, backing.len, &raw mut placement),
             9 => kvm_memslots_set_read_only(set, id, as_id.into()),
-            10 => kvm_memslots_set_trap(set, id, as_id.into()),
+            10 => kvm_memslots_syscalls(id as u32 % 16, Some(any_call), nothing),
+            11 => kvm_memslots_set_trap(set, id, as_id.into()),
             _ => {
                 assert!(kvm_memslots_changes_len(set) < 4096);
                 return assert_eq!(kvm_memslots_version(), KVM_MEMSLOTS_VERSION);

@@ -8,6 +8,7 @@ mod function;
 mod options;
 mod region;
 mod report;
+mod syscall;
 mod window;
 
 pub use callbacks::{CGate, CHarvest, CObserver};
@@ -18,6 +19,7 @@ pub use function::{CBar, CBarDoorbell, CBarRange, CFunction};
 pub use options::{CGsiRange, CLimits, COptions, CSlotRange};
 pub use region::{CBacking, CRegion, CSlot, CSpec};
 pub use report::{CPreview, CReport, CSlotUsage};
+pub use syscall::CSyscall;
 pub use window::{CPlacement, CWindowSpec};
 
 pub(crate) use callbacks::Opened;
@@ -66,6 +68,7 @@ pub const STRUCTURES: &[Structure] = &[
     CSlotRange::STRUCTURE,
     CSlotUsage::STRUCTURE,
     CSpec::STRUCTURE,
+    CSyscall::STRUCTURE,
     CWindowSpec::STRUCTURE,
     CZone::STRUCTURE,
     CZoneWrite::STRUCTURE,

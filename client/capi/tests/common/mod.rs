@@ -90,6 +90,7 @@ pub(crate) fn program() -> Vec<PathBuf> {
         "zones.c",
         "windows.c",
         "in_window.c",
+        "syscalls.c",
     ]
     .map(|name| file("tests").join(name))
     .into()

@@ -77,6 +77,7 @@ fn in_c(rust: &str) -> String {
                 "EachPlacement",
                 "EachPlaced",
                 "EachZoneWrite",
+                "EachSyscall",
                 "DeviceRead",
                 "DeviceWrite",
             ];
