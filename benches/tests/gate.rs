@@ -22,7 +22,7 @@ const OWN_SLOT: u16 = 0;
 const GPA: u64 = 0x100_0000;
 const SMALL: u64 = 16 * SMALL_PAGE;
 const LARGE: u64 = 32 * SMALL_PAGE;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A region that keeps a slot of its own, so that each change of its size is a
 /// delete and a create.

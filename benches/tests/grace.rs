@@ -53,7 +53,7 @@ fn a_busy_vcpu_adds_nothing() {
     for work in [Work::Spin, Work::FaultIn { bytes: LARGE_PAGE, pages: Pages::Small }] {
         let vm = vm_or_skip(test).unwrap();
         let Some(busy) = guest_or_skip(test, BusyVcpus::start(&vm, 1000, 1, work)) else { return };
-        busy.wait_for_progress(Duration::from_secs(120)).unwrap();
+        busy.wait_for_progress(Duration::from_mins(2)).unwrap();
         let counted = counter.count(|| create_and_delete(&vm, 200)).1.unwrap();
         assert_eq!(counted, 200 + 2 * 200, "{work:?}");
         busy.stop().unwrap();

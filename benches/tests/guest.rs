@@ -15,7 +15,7 @@ use kvm_memslots_kit::guest::{
 use kvm_memslots_kit::host::{HostMemory, LARGE_PAGE, Pages, SMALL_PAGE};
 
 const OWN_SLOT: u16 = 7;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 #[test]
 fn probe_tells_memory_from_mmio() {

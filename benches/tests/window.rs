@@ -20,7 +20,7 @@ use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
 use kvm_memslots_kit::userfault::Userfault;
 use nix::errno::Errno;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Values of a word in a gap of zeroes, and of what was not placed from a file.
 const NOTHING: Outcome = Outcome::Value(0);

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::common::{skip, vm_or_skip};
 
 /// Longer than an interrupt takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 /// The slot of the guest's code.
 pub const OWN_SLOT: u16 = 500;
 

@@ -88,7 +88,7 @@ pub(super) fn calibrate(
         Err(GuestError::Unsupported) => Vec::new(),
         started => {
             let vcpus = started.map_err(Misfit::Guest)?;
-            vcpus.wait_for_progress(Duration::from_secs(60)).map_err(Misfit::Guest)?;
+            vcpus.wait_for_progress(Duration::from_mins(1)).map_err(Misfit::Guest)?;
             let counts = known_changes(counter, &vm, true)?;
             vcpus.stop().map_err(Misfit::Guest)?;
             counts

@@ -55,7 +55,7 @@ const APIC_EOI: u64 = 0xfee0_00b0;
 pub const MSI_ADDRESS: u64 = 0xfee0_0000;
 
 /// How long the guest may take for what it is told.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 // Read-only data to the host, which copies it into the guest and never runs it.
 // RBX: counters, RBP: mailbox, R8: the APIC's EOI, R9: the stack, R10: doorbell.

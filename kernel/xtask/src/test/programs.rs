@@ -153,7 +153,7 @@ mod tests {
         let executable = dir.join(name);
         // By a process of its own: a child that another test forks meanwhile would have
         // this one's descriptor, and what is open for writing is not executed (ETXTBSY).
-        let write = r##"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 755 "$0""##;
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 755 "$0""#;
         let mut sh = Command::new("sh");
         assert!(sh.args(["-c", write]).arg(&executable).arg(text).status().unwrap().success());
         Program { dir: dir.to_owned(), source: name.into(), executable }

@@ -214,7 +214,7 @@ mod tests {
         };
         busy.threads().push(VcpuThread::spawn(0, vcpu, DOORBELL_GPA, slow).expect("a thread"));
         for _ in 0..5 {
-            let deadline = Instant::now() + Duration::from_secs(120);
+            let deadline = Instant::now() + Duration::from_mins(2);
             while !handling.load(Ordering::SeqCst) {
                 assert!(Instant::now() < deadline, "{:?}", busy.check());
                 std::thread::yield_now();

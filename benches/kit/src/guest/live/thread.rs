@@ -16,7 +16,7 @@ use crate::guest::GuestError;
 
 /// Kicks and waits are given up after this long: a vCPU leaves `KVM_RUN`
 /// within microseconds of a signal, so something is broken then.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
 thread_local! {
     /// `kvm_run.immediate_exit` of the vCPU that this thread runs.
@@ -285,7 +285,7 @@ mod tests {
             let exit = vcpu.run().map(|exit| format!("{exit:?}"));
             returned.send(exit.map_err(kvm_ioctls::Error::errno)).expect("a receiver");
         });
-        let result = result.recv_timeout(Duration::from_secs(60));
+        let result = result.recv_timeout(Duration::from_mins(1));
         // Ends the guest also where the first kick was lost.
         let _ = thread.kill(kick_signal());
         thread.join().expect("the thread");
