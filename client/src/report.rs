@@ -28,7 +28,8 @@ pub struct Report {
     /// System calls that changed memslots, as counted while they were made.
     pub ioctls: u64,
     /// SRCU grace periods that those calls wait for, by KVM's rules: one for a
-    /// call that creates or changes flags, two for one that deletes or moves.
+    /// call that creates or changes flags, two for one that deletes or moves, none for
+    /// a flip of the trap flag. A VM's first flip to a region that traps waits for one.
     pub grace_periods: u64,
     /// Calls for routes, irqfds and ioeventfds, and what they wait for by the
     /// rules of Linux 6.18.

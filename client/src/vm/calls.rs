@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kvm_memslots_shim::events;
-use kvm_memslots_shim::memory::{self, Done, How, Op, Plan, SavedDirty};
-use kvm_memslots_shim::{Errno, Kind, Mapping, MemFlags, Range, Slot};
+use kvm_memslots_shim::memory::{self, Done, Op, Plan, SavedDirty};
+use kvm_memslots_shim::{Errno, Kind, Mapping, Range, Slot};
 
 use super::events::Devices;
 use super::prepare::{Prepared, Work};
@@ -44,24 +44,6 @@ impl Undone {
     }
 }
 
-/// The grace period that KVM waits for beside those of the `ops`, when a VM's first
-/// flip makes a slot trap: its own accesses tell of themselves from then on only
-/// (`kvm_let_guest_accesses_tell()`). In a batch with something else it is no flip.
-pub(super) fn first_trap(traps: &mut bool, ops: &[Op], how: How) -> u64 {
-    let begins = |op: &Op| {
-        let traps = |slot: Option<Slot>| {
-            slot.is_some_and(|slot| slot.mapping.flags().contains(MemFlags::TRAP))
-        };
-        matches!(op, Op::SetFlags { .. }) && !traps(op.before()) && traps(op.after())
-    };
-    let flips =
-        |call: &[Op]| how == How::PerRegion || call.iter().all(|op| op.grace_periods() == 0);
-    let first = !*traps
-        && ops.chunks(how.ops_per_call()).any(|call| call.iter().any(begins) && flips(call));
-    *traps |= first;
-    u64::from(first)
-}
-
 impl Vm {
     /// Takes events away, changes memory, then what is in windows, brings events; or
     /// undoes it all.
@@ -86,12 +68,11 @@ impl Vm {
             // (`Backing::borrowed`), or gave an owner, which the region table,
             // the edits or `limbo` hold until then.
             let result =
-                unsafe { self.execute(work.as_id, &work.plan, prepared.paused, &mut dirty) };
+                unsafe { self.execute(commit, prepared, work.as_id, &work.plan, &mut dirty) };
             let failed = match result {
                 Ok(done) => {
                     made.memory.ioctls += done.ioctls;
-                    made.memory.grace_periods += done.grace_periods
-                        + first_trap(&mut commit.traps, &work.plan.ops, self.how);
+                    made.memory.grace_periods += done.grace_periods;
                     made.memory.elapsed += done.elapsed;
                     continue;
                 }
@@ -161,15 +142,18 @@ impl Vm {
     #[allow(clippy::result_large_err)] // Once a plan.
     unsafe fn execute(
         &self,
+        commit: &mut Commit,
+        prepared: &Prepared,
         as_id: u16,
         plan: &Plan,
-        read_logs: bool,
         dirty: &mut Option<&mut DirtyState>,
     ) -> Result<Done, memory::Failed> {
         let mut saved: Vec<SavedDirty> = Vec::new();
+        let (how, traps, read_logs) = (self.how, &mut commit.traps, prepared.paused);
         // SAFETY: the caller's promise is the same.
-        let result =
-            unsafe { memory::execute(&*self.memory, as_id, plan, self.how, read_logs, &mut saved) };
+        let result = unsafe {
+            memory::execute(&*self.memory, as_id, plan, how, traps, read_logs, &mut saved)
+        };
         if let Some(dirty) = dirty {
             dirty.keep(as_id, saved, self.limits.page_size);
         }
@@ -189,7 +173,7 @@ impl Vm {
         for at in (0..done).rev() {
             let Work { as_id, plan } = &prepared.works[at];
             // SAFETY: as in `make_calls`: what is made again was there before.
-            let result = unsafe { self.execute(*as_id, &plan.inverse(), prepared.paused, dirty) };
+            let result = unsafe { self.execute(commit, prepared, *as_id, &plan.inverse(), dirty) };
             // A log that went is not what comes back.
             let lost = plan.ops.iter().filter(|op| loses_log(op)).filter_map(Op::before);
             if let Some(dirty) = dirty {

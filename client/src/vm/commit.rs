@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvm_memslots_shim::events::Part;
 use kvm_memslots_shim::{events, memory};
 
-use super::calls::{Made, first_trap};
+use super::calls::Made;
 use super::draft::Edit;
 use super::events::Attached;
 use super::prepare::{Before, Prepared, Promotion};
@@ -137,10 +137,9 @@ impl Vm {
         for work in &prepared.works {
             memory::check(&*self.memory, work.as_id, &work.plan, self.how)
                 .map_err(|failed| self.explain(&prepared, work, &failed.why, None))?;
-            let cost = work.plan.cost(self.how);
+            let cost = work.plan.cost(self.how, &mut traps);
             preview.ioctls += cost.ioctls;
-            preview.grace_periods +=
-                cost.grace_periods + first_trap(&mut traps, &work.plan.ops, self.how);
+            preview.grace_periods += cost.grace_periods;
             if self.opens_holes(work) {
                 preview.holes.extend(work.plan.holes.iter().map(|hole| (work.as_id, *hole)));
             }

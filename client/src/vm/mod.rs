@@ -144,7 +144,7 @@ pub(crate) struct Commit {
     placed: placed::Placed,
     order: order::OrderCheck,
     room: draft::Room,
-    /// Whether a flip has made a slot trap, see [`calls::first_trap`].
+    /// Whether a flip has made a slot trap, see [`How::grace_periods`].
     traps: bool,
 }
 

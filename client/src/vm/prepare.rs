@@ -191,7 +191,7 @@ impl Vm {
 
     /// Whether vCPUs can see that pages which stay mapped are not for a moment.
     pub(super) fn opens_holes(&self, work: &Work) -> bool {
-        let at_once = self.is_batched() && work.plan.cost(self.how).ioctls <= 1;
+        let at_once = self.is_batched() && work.plan.ops.len() <= self.how.ops_per_call();
         !work.plan.holes.is_empty() && !at_once
     }
 

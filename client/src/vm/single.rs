@@ -4,7 +4,7 @@
 
 use kvm_memslots_shim::memory::{self, Op, Plan, Why};
 
-use super::calls::{Made, Undone, first_trap, or_stuck};
+use super::calls::{Made, Undone, or_stuck};
 use super::check::Checks;
 use super::commit::{Left, follow};
 use super::draft::{Draft, Edit};
@@ -39,13 +39,10 @@ impl Vm {
         // SAFETY: whoever made the backing of the region promised that its
         // memory stays until a change that unmaps it has been applied, or gave
         // an owner: the region table holds that, or the change that maps it.
-        let result = unsafe { memory::execute_one(&*self.memory, as_id, &op, self.how) };
+        let result =
+            unsafe { memory::execute_one(&*self.memory, as_id, &op, self.how, &mut commit.traps) };
         let memory = match result {
-            Ok(mut done) => {
-                let ops = std::slice::from_ref(&op);
-                done.grace_periods += first_trap(&mut commit.traps, ops, self.how);
-                done
-            }
+            Ok(done) => done,
             Err(failed) => {
                 return Some(Err(self.single_failed(commit, as_id, op, edit, failed, panics)));
             }

@@ -81,7 +81,8 @@ impl Op {
         matches!(self, Self::Delete(_) | Self::Move { .. })
     }
 
-    /// How many grace periods the single-region ioctl waits for.
+    /// How many grace periods the single-region ioctl waits for; a VM's first flip to
+    /// a slot that traps for one more ([`How::grace_periods`]).
     #[must_use]
     pub fn grace_periods(&self) -> u64 {
         match self {
@@ -92,6 +93,13 @@ impl Op {
             }
             Self::Create(_) => 1,
         }
+    }
+
+    /// Whether it has a slot trap that is there and did not.
+    fn begins_to_trap(&self) -> bool {
+        let Self::SetFlags { from, flags } = self else { return false };
+        let [before, after] = [from.mapping, from.mapping.with_flags(*flags)].map(|it| it.flags());
+        (after - before).contains(MemFlags::TRAP)
     }
 
     /// The id of the slot that changes.
@@ -195,6 +203,26 @@ impl How {
             Self::Batch { max_entries } => max_entries as usize,
         }
     }
+
+    /// The grace periods that `ops` wait for, made in this order. `traps` is whether a
+    /// flip has had a slot of the VM trap: the first one to do so waits for one
+    /// (`kvm_let_guest_accesses_tell()` in the series). In a batch with something else
+    /// it is no flip.
+    #[must_use]
+    pub fn grace_periods(self, ops: &[Op], traps: &mut bool) -> u64 {
+        let mut of_call = |ops: &[Op]| {
+            let most = ops.iter().map(Op::grace_periods).max().unwrap_or_default();
+            let is_flip = self == Self::PerRegion || most == 0;
+            let first = !*traps && is_flip && ops.iter().any(Op::begins_to_trap);
+            *traps |= first;
+            most + u64::from(first)
+        };
+        match ops {
+            // What most plans are.
+            [_] => of_call(ops),
+            _ => ops.chunks(self.ops_per_call()).map(of_call).sum(),
+        }
+    }
 }
 
 /// What a plan costs.
@@ -207,12 +235,10 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// What `ops` cost, in this order.
+    /// What `ops` cost, in this order; `traps` as in [`How::grace_periods`].
     #[must_use]
-    pub fn of(ops: &[Op], how: How) -> Self {
-        let calls = ops.chunks(how.ops_per_call());
-        let ioctls = calls.len() as u64;
-        let most = |ops: &[Op]| ops.iter().map(Op::grace_periods).max().unwrap_or_default();
-        Self { ioctls, grace_periods: calls.map(most).sum() }
+    pub fn of(ops: &[Op], how: How, traps: &mut bool) -> Self {
+        let ioctls = ops.len().div_ceil(how.ops_per_call()) as u64;
+        Self { ioctls, grace_periods: how.grace_periods(ops, traps) }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) const WAYS: [How; 4] = [
 
 /// How many calls change something.
 pub(crate) fn calls(world: &World, how: How) -> u64 {
-    world.plan.cost(how).ioctls
+    world.plan.cost(how, &mut false).ioctls
 }
 
 /// The slots of `all` that `ops` name, by id.

@@ -121,7 +121,7 @@ impl Script {
         saved: &mut Vec<SavedDirty>,
     ) -> Result<Done, Failed> {
         // SAFETY: the model maps nothing.
-        unsafe { execute(self, 0, plan, how, read_logs, saved) }
+        unsafe { execute(self, 0, plan, how, &mut false, read_logs, saved) }
     }
 
     /// The pages that the model's logs or `saved` call dirty.

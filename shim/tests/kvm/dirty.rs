@@ -119,7 +119,8 @@ fn a_split_carries_the_log_page_by_page() {
     let mut saved = vec![];
     // SAFETY: the memory is that of `machine.ram`, as in `Machine::change`.
     let done =
-        unsafe { execute(&machine.kvm, 0, &plan, How::PerRegion, true, &mut saved) }.unwrap();
+        unsafe { execute(&machine.kvm, 0, &plan, How::PerRegion, &mut false, true, &mut saved) }
+            .unwrap();
     assert_eq!((done.ioctls, done.grace_periods), (3, 4));
     let carried = |range, bits: &[u64]| SavedDirty { range, pages: Some(bits.to_vec()) };
     let expected =
@@ -151,7 +152,8 @@ fn a_log_that_an_undone_plan_has_read_is_saved_whole() {
     writer.write(0x10_0000 + 99 * PAGE);
     let mut saved = vec![];
     // SAFETY: the memory is that of `machine.ram`, as in `Machine::change`.
-    let result = unsafe { execute(&machine.kvm, 0, &plan, How::PerRegion, true, &mut saved) };
+    let result =
+        unsafe { execute(&machine.kvm, 0, &plan, How::PerRegion, &mut false, true, &mut saved) };
     assert!(result.is_err());
     assert_eq!(saved, [SavedDirty { range: old.mapping.range(), pages: Some(vec![0, 1 << 35]) }]);
     let mut log = [0; 2];

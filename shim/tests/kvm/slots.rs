@@ -113,7 +113,7 @@ fn a_slot_behind_the_back_ends_a_plan_that_leaves_nothing() {
     for how in ways(&machine) {
         machine.behind_the_back(&Op::Create(foreign));
         // SAFETY: the memory is that of `machine.ram`, as in `Machine::change`.
-        let error = unsafe { execute(&machine.kvm, 0, &plan, how, false, &mut vec![]) };
+        let error = unsafe { execute(&machine.kvm, 0, &plan, how, &mut false, false, &mut vec![]) };
         let error = error.unwrap_err();
         let Why::Refused { index: Some(7), errno: Errno::EEXIST, .. } = error.why else {
             panic!("{error:?}");
@@ -122,9 +122,9 @@ fn a_slot_behind_the_back_ends_a_plan_that_leaves_nothing() {
 
         machine.behind_the_back(&machine.deletion(500));
         // SAFETY: as above.
-        let done = unsafe { execute(&machine.kvm, 0, &plan, how, false, &mut vec![]) };
+        let done = unsafe { execute(&machine.kvm, 0, &plan, how, &mut false, false, &mut vec![]) };
         let done = done.unwrap();
-        let cost = plan.cost(how);
+        let cost = plan.cost(how, &mut false);
         assert_eq!((done.ioctls, done.grace_periods), (cost.ioctls, cost.grace_periods));
         let slots: Vec<Slot> = plan.ops.iter().filter_map(Op::after).collect();
         machine.assert_live(&slots);
@@ -154,7 +154,7 @@ fn a_plan_on_a_slot_that_went_behind_the_back_is_undone() {
     let plan = Plan { ops, ..Plan::default() };
     for how in ways(&machine) {
         // SAFETY: the memory is that of `machine.ram`, as in `Machine::change`.
-        let error = unsafe { execute(&machine.kvm, 0, &plan, how, false, &mut vec![]) };
+        let error = unsafe { execute(&machine.kvm, 0, &plan, how, &mut false, false, &mut vec![]) };
         let error = error.unwrap_err();
         assert!(
             matches!(error.why, Why::Refused { index: Some(4), errno: Errno::EINVAL, .. }),
@@ -188,7 +188,7 @@ fn a_batch_on_a_kernel_without_it_is_refused_whole() {
     let plan = creates(&machine, 10);
     let how = How::Batch { max_entries: 64 };
     // SAFETY: the memory is that of `machine.ram`, as in `Machine::change`.
-    let error = unsafe { execute(&machine.kvm, 0, &plan, how, false, &mut vec![]) };
+    let error = unsafe { execute(&machine.kvm, 0, &plan, how, &mut false, false, &mut vec![]) };
     let error = error.unwrap_err();
     assert!(matches!(error.why, Why::Refused { index: None, errno: Errno::ENOTTY, .. }));
     let refused = machine.kvm.check_all(0, &plan.ops).unwrap_err();

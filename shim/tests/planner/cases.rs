@@ -20,16 +20,16 @@ fn last_plan(layouts: &[&[Extent]]) -> Plan {
 fn growth_is_one_create_and_opens_no_hole() {
     let plan = last_plan(&[&[ram(0, 4)], &[ram(0, 8)]]);
     assert_eq!(plan.ops.len(), 1);
-    assert_eq!(plan.cost(How::PerRegion).grace_periods, 1);
+    assert_eq!(plan.cost(How::PerRegion, &mut false).grace_periods, 1);
     assert_eq!(plan.holes, []);
 }
 
 #[test]
 fn a_punched_hole_is_one_delete_and_two_creates() {
     let plan = last_plan(&[&[ram(0, 8)], &[ram(0, 2), ram(4, 4)]]);
-    let cost = plan.cost(How::PerRegion);
+    let cost = plan.cost(How::PerRegion, &mut false);
     assert_eq!((cost.ioctls, cost.grace_periods), (3, 4));
-    assert_eq!(plan.cost(How::Batch { max_entries: 100 }).grace_periods, 2);
+    assert_eq!(plan.cost(How::Batch { max_entries: 100 }, &mut false).grace_periods, 2);
     assert_eq!(plan.holes, [range(0, 2 * PAGE), range(4 * PAGE, 4 * PAGE)]);
 }
 
@@ -39,7 +39,7 @@ fn a_bar_that_moves_is_one_move() {
     let target = moved(&bar, 20 * PAGE);
     let plan = last_plan(&[&[bar], &[target]]);
     assert!(matches!(plan.ops[..], [Op::Move { .. }]), "{plan:?}");
-    assert_eq!(plan.cost(How::PerRegion).grace_periods, 2);
+    assert_eq!(plan.cost(How::PerRegion, &mut false).grace_periods, 2);
 }
 
 #[test]

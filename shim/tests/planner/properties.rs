@@ -95,7 +95,7 @@ proptest! {
         let plan = vm.plan(&wanted, &limits).unwrap();
         vm.carry_out(&plan);
         let inverse = plan.inverse();
-        prop_assert_eq!(inverse.cost(How::PerRegion).ioctls, plan.cost(How::PerRegion).ioctls);
+        prop_assert_eq!(inverse.cost(How::PerRegion, &mut false).ioctls, plan.cost(How::PerRegion, &mut false).ioctls);
         let before = vm.mapped();
         let missing = vm.carry_out(&inverse);
         assert_carried(&inverse, &before, &vm.mapped());

@@ -1,5 +1,6 @@
 //! From the first call to the last.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::dirty::{DirtyLogs, SavedDirty};
@@ -17,13 +18,14 @@ use crate::memory::plan::Plan;
 pub struct Done {
     /// Calls that changed memslots, as counted while they were made.
     pub ioctls: u64,
-    /// Grace periods that these calls wait for, by the plan.
+    /// Grace periods that these calls wait for, by KVM's rules.
     pub grace_periods: u64,
     /// From the first call to the last.
     pub elapsed: Duration,
 }
 
-/// Carries `plan` out in address space `as_id`.
+/// Carries `plan` out in address space `as_id`. `traps` is whether a flip has had a
+/// slot of the VM trap ([`How::grace_periods`]), also by a plan that was undone.
 ///
 /// - An empty plan calls nothing.
 /// - With [`How::Batch`] and room for all changes in one call, KVM makes them
@@ -70,7 +72,7 @@ pub struct Done {
 /// let plan = Plan { ops: vec![Op::Create(low), Op::Create(high)], ..Plan::default() };
 /// let mut saved = Vec::new();
 /// // SAFETY: as above.
-/// let result = unsafe { execute(&vm, 0, &plan, How::PerRegion, false, &mut saved) };
+/// let result = unsafe { execute(&vm, 0, &plan, How::PerRegion, &mut false, false, &mut saved) };
 /// // Slot 9 is in the way of the second change; the first one is undone.
 /// let why = result.map_err(|failed| failed.why);
 /// let Err(Why::Refused { index: Some(1), errno: Errno::EEXIST, .. }) = why else {
@@ -92,13 +94,14 @@ pub unsafe fn execute(
     as_id: u16,
     plan: &Plan,
     how: How,
+    traps: &mut bool,
     read_logs: bool,
     saved: &mut Vec<SavedDirty>,
 ) -> Result<Done, Failed> {
     if plan.ops.is_empty() {
         return Ok(Done::default());
     }
-    let steps = Steps::new(calls, as_id, &plan.ops, how);
+    let steps = Steps::new(calls, as_id, &plan.ops, how, Cell::from_mut(traps));
     let atomic = steps.is_atomic();
     debug_assert!(
         atomic || plan.carries.is_empty() || !plan.holes.is_empty(),
@@ -117,20 +120,20 @@ pub unsafe fn execute(
             panic,
         })?;
     }
+    let mut grace_periods = 0;
     for step in 0..steps.count() {
         // SAFETY: the caller's promise is the same.
-        if let Err(refusal) = unsafe { steps.take(step) } {
-            let keep = |done, undone: &Undone| logs.keep_undone(&steps, done, undone);
-            // SAFETY: as above; what the undo creates is what the plan deleted.
-            return Err(unsafe { give_up(&steps, step, refusal, keep) });
+        match unsafe { steps.take(step) } {
+            Ok(waited) => grace_periods += waited,
+            Err(refusal) => {
+                let keep = |done, undone: &Undone| logs.keep_undone(&steps, done, undone);
+                // SAFETY: as above; what the undo creates is what the plan deleted.
+                return Err(unsafe { give_up(&steps, step, refusal, keep) });
+            }
         }
     }
     logs.keep_carried();
-    Ok(Done {
-        ioctls: steps.count() as u64,
-        grace_periods: plan.cost(how).grace_periods,
-        elapsed: start.elapsed(),
-    })
+    Ok(Done { ioctls: steps.count() as u64, grace_periods, elapsed: start.elapsed() })
 }
 
 /// [`execute`] of a plan of one change that takes no dirty log away: the same
@@ -147,16 +150,17 @@ pub unsafe fn execute_one(
     as_id: u16,
     op: &Op,
     how: How,
+    traps: &mut bool,
 ) -> Result<Done, Failed> {
     debug_assert!(!(op.invalidates() && op.before().is_some_and(|slot| slot.mapping.is_logged())));
-    let steps = Steps::new(calls, as_id, std::slice::from_ref(op), how);
+    let steps = Steps::new(calls, as_id, std::slice::from_ref(op), how, Cell::from_mut(traps));
     let start = Instant::now();
     // SAFETY: the caller's promise is the same.
-    if let Err(refusal) = unsafe { steps.take(0) } {
+    match unsafe { steps.take(0) } {
+        Ok(grace_periods) => Ok(Done { ioctls: 1, grace_periods, elapsed: start.elapsed() }),
         // SAFETY: as above.
-        return Err(unsafe { give_up(&steps, 0, refusal, |_, _| ()) });
+        Err(refusal) => Err(unsafe { give_up(&steps, 0, refusal, |_, _| ()) }),
     }
-    Ok(Done { ioctls: 1, grace_periods: op.grace_periods(), elapsed: start.elapsed() })
 }
 
 /// Undoes the first `done` steps and says what has become of the plan. `keep` is
@@ -205,7 +209,8 @@ pub fn check(calls: &dyn MemoryCalls, as_id: u16, plan: &Plan, how: How) -> Resu
     if plan.ops.is_empty() {
         return Ok(());
     }
-    let steps = Steps::new(calls, as_id, &plan.ops, how);
+    let traps = Cell::new(false);
+    let steps = Steps::new(calls, as_id, &plan.ops, how, &traps);
     steps.check_first().map_err(|refusal| refused(&steps, refusal))
 }
 

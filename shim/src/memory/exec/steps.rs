@@ -1,5 +1,7 @@
 //! The calls of a plan, one after the other.
 
+use std::cell::Cell;
+
 use crate::errno::Errno;
 use crate::guard::{Panic, guarded};
 use crate::memory::calls::{BatchRefusal, MemoryCalls};
@@ -14,6 +16,8 @@ pub(super) struct Steps<'a> {
     /// The changes that all steps make, in order.
     pub(super) ops: &'a [Op],
     how: How,
+    /// Whether a flip has had a slot of the VM trap.
+    traps: &'a Cell<bool>,
     /// Changes a step.
     size: usize,
 }
@@ -28,8 +32,14 @@ pub(super) struct Refusal {
 }
 
 impl<'a> Steps<'a> {
-    pub(super) fn new(calls: &'a dyn MemoryCalls, as_id: u16, ops: &'a [Op], how: How) -> Self {
-        Self { calls, as_id, ops, how, size: how.ops_per_call() }
+    pub(super) fn new(
+        calls: &'a dyn MemoryCalls,
+        as_id: u16,
+        ops: &'a [Op],
+        how: How,
+        traps: &'a Cell<bool>,
+    ) -> Self {
+        Self { calls, as_id, ops, how, traps, size: how.ops_per_call() }
     }
 
     /// How many there are.
@@ -49,14 +59,15 @@ impl<'a> Steps<'a> {
         &self.ops[start..self.ops.len().min(start + self.size)]
     }
 
-    /// Takes `step`.
+    /// Takes `step`; the grace periods that it waited for.
     ///
     /// # Safety
     /// [`MemoryCalls::change`] for what the step's changes map.
-    pub(super) unsafe fn take(&self, step: usize) -> Result<(), Refusal> {
+    pub(super) unsafe fn take(&self, step: usize) -> Result<u64, Refusal> {
         let ops = self.ops_of(step);
         // SAFETY: the caller's promise is the same.
-        refused(step * self.size, ops, guarded(|| unsafe { self.make(ops) }))
+        refused(step * self.size, ops, guarded(|| unsafe { self.make(ops) }))?;
+        Ok(self.waited(ops))
     }
 
     /// Takes `step` back.
@@ -66,7 +77,17 @@ impl<'a> Steps<'a> {
     pub(super) unsafe fn take_back(&self, step: usize) -> Result<(), Refusal> {
         let ops: Vec<Op> = self.ops_of(step).iter().rev().map(Op::inverse).collect();
         // SAFETY: the caller's promise is the same.
-        refused(step * self.size, &ops, guarded(|| unsafe { self.make(&ops) }))
+        refused(step * self.size, &ops, guarded(|| unsafe { self.make(&ops) }))?;
+        self.waited(&ops);
+        Ok(())
+    }
+
+    /// The grace periods of a call that was made.
+    fn waited(&self, ops: &[Op]) -> u64 {
+        let mut traps = self.traps.get();
+        let waited = self.how.grace_periods(ops, &mut traps);
+        self.traps.set(traps);
+        waited
     }
 
     /// Has KVM check the first step, which is not taken.

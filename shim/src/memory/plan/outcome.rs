@@ -23,10 +23,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What the changes cost this way.
+    /// What the changes cost this way; `traps` as in [`How::grace_periods`].
     #[must_use]
-    pub fn cost(&self, how: How) -> Cost {
-        Cost::of(&self.ops, how)
+    pub fn cost(&self, how: How, traps: &mut bool) -> Cost {
+        Cost::of(&self.ops, how, traps)
     }
 
     /// The plan that takes this one back when it has been carried out.

@@ -26,7 +26,7 @@ use crate::range::Range;
 /// let ids = &SlotIds::new(limits.slots);
 /// let plan = plan(&Request { live, wanted: &wanted, ids, limits, make_room: None })?;
 /// assert_eq!(plan.ops, [Op::Create(Slot { id: 0, mapping: both })]);
-/// assert_eq!(plan.cost(How::PerRegion).grace_periods, 1);
+/// assert_eq!(plan.cost(How::PerRegion, &mut false).grace_periods, 1);
 /// # Ok::<(), kvm_memslots_shim::memory::PlanError>(())
 /// ```
 ///
