@@ -91,7 +91,7 @@ impl compare::Way for Who {
 /// The vector that gets other messages.
 const PROGRAMMED: usize = MASKED;
 
-/// A message of a vector; [`PROGRAMMED`] has another one each step.
+/// A message of a vector; [`PROGRAMMED`] has another one with each step.
 fn message(vector: usize, step: u32) -> Msi {
     let shift = if vector == PROGRAMMED { step % 4 } else { 0 };
     Msi { data: 0x30 + shift, ..Device::msi(0) }
@@ -223,7 +223,8 @@ struct Compared {
     clock: Option<Clock>,
     // KVM looks at no eventfd that is closed: the VM goes before them.
     _vm: VmFd,
-    step: u32,
+    /// How often a message was programmed.
+    programmed: u32,
     _fds: Vec<Arc<EventFd>>,
 }
 
@@ -236,7 +237,20 @@ impl Compared {
         let failed = |error| DevicesError::Call { way: who.way(), what: "setting up", error };
         let clock = profile.then(Clock::default);
         let machine = Machine::new(&vm, &fds, who, clock.clone()).map_err(failed)?;
-        Ok(Self { who, machine, clock, _vm: vm, step: 0, _fds: fds })
+        Ok(Self { who, machine, clock, _vm: vm, programmed: 0, _fds: fds })
+    }
+
+    /// What all ways do alike before a pass that is timed.
+    fn prepare(&mut self, pass: Pass) -> io::Result<Spent> {
+        // A table set after 64 others takes 0.7 times what the same one takes
+        // alone (caches, the slabs of its entries): all ways have set one before.
+        if pass == Pass::Program { Ok(self.pass(pass)?.0) } else { Ok(Spent::default()) }
+    }
+
+    fn pass(&mut self, pass: Pass) -> io::Result<(Spent, Duration)> {
+        // Always another message: the library makes no call for one that is there.
+        self.programmed += u32::from(pass == Pass::Program);
+        self.machine.pass(pass, self.programmed)
     }
 
     /// All passes once.
@@ -244,17 +258,11 @@ impl Compared {
         let way = self.who.way();
         let failed = |error| DevicesError::Call { way, what: "changing vectors", error };
         let pass = |(pass, _)| {
-            // A table set after 64 others takes 0.7 times what the same one takes
-            // alone (caches, the slabs of its entries): all ways have set one before.
-            if pass == Pass::Program {
-                self.step += 1;
-                self.machine.pass(pass, self.step).map_err(failed)?;
-            }
-            self.step += 1;
+            self.prepare(pass).map_err(failed)?;
             if let Some(clock) = &self.clock {
                 clock.take();
             }
-            let (done, lap) = watch.lap(|| self.machine.pass(pass, self.step));
+            let (done, lap) = watch.lap(|| self.pass(pass));
             let (spent, wall) = done.map_err(failed)?;
             Ok(profiled(self.clock.as_ref(), taken(Lap { wall, ..lap }, &spent)))
         };
@@ -279,4 +287,39 @@ pub(super) fn churn(
     summarize(&args, &mut rows);
     session.say(rows);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn all_ways_set_a_table_before_the_one_that_is_timed() {
+        for who in Who::ALL {
+            let mut one = match Compared::new(MASKED as u32 + 2, who, false) {
+                Ok(one) => one,
+                // Written directly: the test harness would swallow what `eprintln!` says.
+                Err(error) => {
+                    let test = "all_ways_set_a_table_before_the_one_that_is_timed";
+                    let _ = writeln!(io::stderr(), "SKIPPED {test}: {error}");
+                    return;
+                }
+            };
+            for round in 0..5 {
+                let mut made = PASSES.map(|(pass, _)| {
+                    let before = one.prepare(pass).expect("a table");
+                    let (spent, _) = one.pass(pass).expect("a pass");
+                    (before.routing_calls, spent.routing_calls)
+                });
+                if who == Who::CloudHypervisor {
+                    assert_eq!([made[0].1, made[1].1], [MASKED as u64; 2]);
+                    made[0].1 = 0;
+                    made[1].1 = 0;
+                }
+                assert_eq!(made, [(0, 0), (0, 0), (1, 1), (0, 0)], "{who:?}, round {round}");
+            }
+        }
+    }
 }
