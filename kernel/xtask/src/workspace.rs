@@ -44,6 +44,8 @@ pub(crate) struct Package {
     pub(crate) published: bool,
     /// The Rust it promises to build with.
     pub(crate) rust_version: Option<String>,
+    /// What cargo builds of it: kind (`bin`, `test`, ...) and name.
+    pub(crate) targets: Vec<(String, String)>,
 }
 
 /// The members of the workspace.
@@ -61,6 +63,10 @@ pub(crate) fn packages() -> Result<Vec<Package>> {
 fn parse_packages(metadata: &[u8]) -> Result<Vec<Package>> {
     let metadata: Value = serde_json::from_slice(metadata).context("cargo metadata")?;
     let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let target = |target: &Value| {
+        let (kind, name) = (target["kind"][0].as_str()?, target["name"].as_str()?);
+        Some((kind.to_owned(), name.to_owned()))
+    };
     let parse = |package: &Value| {
         Some(Package {
             name: package["name"].as_str()?.to_owned(),
@@ -69,6 +75,12 @@ fn parse_packages(metadata: &[u8]) -> Result<Vec<Package>> {
             // A list of registries, empty for `publish = false`, null for any.
             published: package["publish"].as_array().is_none_or(|to| !to.is_empty()),
             rust_version: package["rust_version"].as_str().map(str::to_owned),
+            targets: package["targets"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(target)
+                .collect(),
         })
     };
     packages.iter().map(|package| parse(package).context("a package without a name")).collect()
@@ -85,7 +97,8 @@ mod tests {
     #[test]
     fn packages_of_metadata() {
         let metadata = br#"{"packages": [
-            {"name": "a", "manifest_path": "/w/a/Cargo.toml", "version": "0.1.0", "publish": null, "rust_version": "1.85"},
+            {"name": "a", "manifest_path": "/w/a/Cargo.toml", "version": "0.1.0", "publish": null, "rust_version": "1.85",
+             "targets": [{"kind": ["test"], "name": "t"}]},
             {"name": "b", "manifest_path": "/w/b/Cargo.toml", "version": "0.1.0", "publish": [], "rust_version": null},
             {"name": "c", "manifest_path": "/w/c/Cargo.toml", "version": "0.1.0", "publish": ["here"]}]}"#;
         let package = |name: &str, published, rust_version: Option<&str>| Package {
@@ -94,10 +107,15 @@ mod tests {
             dir: Path::new("/w").join(name),
             published,
             rust_version: rust_version.map(str::to_owned),
+            targets: Vec::new(),
+        };
+        let a = Package {
+            targets: vec![("test".to_owned(), "t".to_owned())],
+            ..package("a", true, Some("1.85"))
         };
         assert_eq!(
             parse_packages(metadata).unwrap(),
-            [package("a", true, Some("1.85")), package("b", false, None), package("c", true, None)]
+            [a, package("b", false, None), package("c", true, None)]
         );
         assert!(parse_packages(b"{}").is_err());
     }

@@ -10,6 +10,8 @@ mod links;
 mod manifests;
 mod page;
 mod sentences;
+mod small;
+mod targets;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -15,6 +15,8 @@ pub(super) struct Page {
     pub(super) links: Vec<(usize, String)>,
     /// Blocks of code: line, language, text.
     pub(super) blocks: Vec<(usize, String, String)>,
+    /// Code within text, by line.
+    pub(super) codes: Vec<(usize, String)>,
     /// Text that is no code, by line.
     pub(super) prose: Vec<(usize, String)>,
     /// The same as paragraphs, items of lists and cells of tables, each with the
@@ -69,6 +71,7 @@ impl Page {
                     if let Some(heading) = &mut heading {
                         heading.push_str(&text);
                     }
+                    page.codes.push((line(range.start), text.into_string()));
                 }
                 Event::Text(text) => {
                     if let Some((_, _, block)) = &mut block {
@@ -134,6 +137,7 @@ mod tests {
         let page = Page::new("p.md".into(), text);
         assert_eq!(page.anchors, ["kvm_mem_trap-and-more", "twice", "twice-1"]);
         assert_eq!(page.links, [(3, "a.md#b".to_owned())]);
+        assert_eq!(page.codes, [(1, "KVM_MEM_TRAP".to_owned())]);
         assert_eq!(page.blocks, [(5, "sh".to_owned(), "memslots\n".to_owned())]);
         assert!(page.prose.contains(&(3, " in 3 ms.".to_owned())), "{:?}", page.prose);
     }

@@ -54,8 +54,8 @@ pub(super) const STEPS: [Step; 12] = [
     },
     Step {
         name: "docs",
-        what: "links, commands, sentences and figures of the pages",
-        seconds: (5, 2),
+        what: "links, sentences and figures of the pages; their commands, run small",
+        seconds: (25, 20),
         slow: false,
         run: docs::check,
     },
