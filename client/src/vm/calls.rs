@@ -260,7 +260,11 @@ impl Vm {
             let done =
                 events::execute(&*self.events, &mut commit.events.live, std::slice::from_ref(&op));
             let gone = matches!(op, events::Op::Deassign(events::Part::Ioeventfd(_)));
-            match done.map_err(|failed| failed.why) {
+            let done = done.map_err(|failed| {
+                Panics::default().keep(failed.panic);
+                failed.why
+            });
+            match done {
                 Ok(_) => {}
                 // KVM has no such ioeventfd, or not any more.
                 Err(events::Why::Refused { errno: Errno::ENOENT, .. }) if gone => {}

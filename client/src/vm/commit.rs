@@ -112,8 +112,7 @@ impl Vm {
         });
         garbage.drop_all(&mut panics);
         panics.drop_all(changes.that_own());
-        panics.resume();
-        result
+        panics.resume_or(result)
     }
 
     /// What applying these changes now would cost. With the batch ioctl the
@@ -121,7 +120,16 @@ impl Vm {
     ///
     /// # Errors
     /// As [`apply`](Self::apply), as far as it can be known.
+    ///
+    /// # Panics
+    /// If the backend did.
     pub fn preview(&self, changes: &Changes) -> Result<Preview, Error> {
+        let mut panics = Panics::default();
+        let result = self.preview_with(changes, &mut panics);
+        panics.resume_or(result)
+    }
+
+    fn preview_with(&self, changes: &Changes, panics: &mut Panics) -> Result<Preview, Error> {
         let committing = self.enter()?;
         let prepared = self
             .prepare(&committing.commit, changes, &Promotion::default())
@@ -135,8 +143,11 @@ impl Vm {
         };
         let mut traps = committing.commit.traps;
         for work in &prepared.works {
-            memory::check(&*self.memory, work.as_id, &work.plan, self.how)
-                .map_err(|failed| self.explain(&prepared, work, &failed.why, None))?;
+            let checked = memory::check(&*self.memory, work.as_id, &work.plan, self.how);
+            checked.map_err(|failed| {
+                panics.keep(failed.panic);
+                self.explain(&prepared, work, &failed.why, None)
+            })?;
             let cost = work.plan.cost(self.how, &mut traps);
             preview.ioctls += cost.ioctls;
             preview.grace_periods += cost.grace_periods;

@@ -336,18 +336,24 @@ impl Drop for Vm {
         let in_limbo = !commit.limbo.is_empty();
         let mut changes = Changes::new();
         self.tables().regions.owned().for_each(|id| changes.unmap(id));
-        if changes.is_empty() && !in_limbo {
-            return;
-        }
         // A gate may panic, or the backend: then KVM may still map the memory.
-        let gone = panics.catch(|| self.apply(changes)).is_some_and(|result| result.is_ok());
+        let gone = changes.is_empty() && !in_limbo
+            || panics.catch(|| self.apply(changes)).is_some_and(|result| result.is_ok());
         let commit = self.commit.get_mut().unwrap_or_else(PoisonError::into_inner);
         let tables = self.tables.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if !gone {
+        let extras = tables.regions.take_extras();
+        if gone {
+            panics.drop_all(extras);
+        } else {
             // The guest may still reach this memory: nobody else may get it.
-            std::mem::forget(tables.regions.take_extras());
+            std::mem::forget(extras);
         }
         std::mem::forget(std::mem::take(&mut commit.limbo));
+        // One by one: two that panic while they are dropped would end the process.
+        panics.drop_all(std::mem::take(&mut tables.devices).into_values().collect());
+        panics.drop_all(std::mem::take(&mut self.observers));
+        panics.drop_all(Vec::from_iter(self.harvest.take()));
+        panics.drop_all(vec![std::mem::take(&mut commit.holes)]);
         if !std::thread::panicking() {
             panics.resume();
         }

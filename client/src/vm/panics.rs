@@ -3,7 +3,8 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// The first panic of a change.
+/// The first panic of a change. What others carry is leaked: to drop it may panic, too,
+/// and two panics at once end the process.
 #[derive(Default)]
 pub(crate) struct Panics(Option<Box<dyn Any + Send>>);
 
@@ -24,8 +25,9 @@ impl Panics {
 
     /// Keeps a panic that somebody else caught.
     pub(crate) fn keep(&mut self, panic: Option<Box<dyn Any + Send>>) {
-        if self.0.is_none() {
-            self.0 = panic;
+        match &self.0 {
+            None => self.0 = panic,
+            Some(_) => std::mem::forget(panic),
         }
     }
 
@@ -40,9 +42,22 @@ impl Panics {
     }
 
     /// Goes on with the first panic, if there was one.
-    pub(crate) fn resume(self) {
-        if let Some(panic) = self.0 {
+    pub(crate) fn resume(mut self) {
+        if let Some(panic) = self.0.take() {
             resume_unwind(panic);
         }
+    }
+
+    /// The same, when `value` has been dropped; gives it back if there was none.
+    pub(crate) fn resume_or<T>(mut self, value: T) -> T {
+        let Some(panic) = self.0.take() else { return value };
+        self.drop_all(vec![value]);
+        resume_unwind(panic)
+    }
+}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        std::mem::forget(self.0.take());
     }
 }

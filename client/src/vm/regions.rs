@@ -330,8 +330,8 @@ impl Regions {
         owned.map(|(index, _)| self.id(*index))
     }
 
-    /// What holds memory, to be leaked.
-    pub(crate) fn take_extras(&mut self) -> impl Sized + use<> {
-        std::mem::take(&mut self.extras)
+    /// What holds memory.
+    pub(crate) fn take_extras(&mut self) -> Vec<Arc<Extra>> {
+        std::mem::take(&mut self.extras).into_values().collect()
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use kvm_memslots::backend::model::memory::GuestAccess;
 use kvm_memslots::backend::model::{events, memory};
-use kvm_memslots::backend::{EventModel, MemoryModel};
+use kvm_memslots::backend::{EventModel, Irqchip, MemoryModel};
 use kvm_memslots::device::{Device, DeviceId, Doorbell, Msi};
 use kvm_memslots::{Access, Backing, Changes, Errno, Limits, RegionId, RegionSpec, Vm, at};
 use proptest::prelude::*;
@@ -374,4 +374,78 @@ fn files_that_panic_when_they_are_dropped_do_so_one_by_one() {
     assert_eq!(said.downcast_ref(), Some(&"a bomb"));
     assert_eq!(vm.regions().len(), 3);
     vm.apply(Changes::new()).unwrap();
+}
+
+/// What a panic carries that can't be dropped in peace either.
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        panic!("a grenade");
+    }
+}
+
+/// Memory, and a callback, that throw one.
+struct Thrower(u64);
+
+impl Drop for Thrower {
+    fn drop(&mut self) {
+        std::panic::panic_any(Grenade);
+    }
+}
+
+// SAFETY: only ever mapped into a model.
+unsafe impl kvm_memslots::HostMemory for Thrower {
+    fn range(&self) -> (u64, u64) {
+        (self.0, PAGE)
+    }
+}
+
+impl kvm_memslots::Observer for Thrower {
+    fn unmapping(&self, _: &kvm_memslots::Region) {
+        std::panic::panic_any(Grenade);
+    }
+
+    fn mapped(&self, _: &kvm_memslots::Region) {
+        std::panic::panic_any(Grenade);
+    }
+}
+
+/// Whether `f` panics with a payload of that kind, which is leaked.
+fn throws(f: impl FnOnce()) -> bool {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(f)) else { return false };
+    let is_one = payload.is::<Grenade>();
+    std::mem::forget(payload);
+    is_one
+}
+
+#[test]
+fn payloads_that_panic_when_they_are_dropped_do_not_end_the_process() {
+    let limits = Limits::x86();
+    let (model, events) = (MemoryModel::new(limits), EventModel::new(Irqchip::Split));
+    let builder = [1, 2].into_iter().fold(Vm::builder(), |builder, n| {
+        builder.observer(Arc::new(Thrower(HVA + 100 * n * PAGE)))
+    });
+    let vm = builder.open_on(Arc::new(model.clone()), Arc::new(events)).unwrap();
+    let spec = |page: u64| {
+        let backing = Backing::owned(Arc::new(Thrower(HVA + page * PAGE)), 0);
+        RegionSpec::ram(at(page * PAGE, PAGE), backing)
+    };
+    let mut changes = Changes::new();
+    let [a, b] = [0, 2].map(|page| changes.map(spec(page)));
+    changes.map(spec(4));
+    changes.map(spec(6));
+    assert!(throws(|| drop(vm.apply(changes))), "two observers");
+    let mut changes = Changes::new();
+    [a, b].into_iter().for_each(|id| changes.unmap(id));
+    // Observers and the memory of two regions.
+    assert!(throws(|| drop(vm.apply(changes))));
+    assert_eq!((vm.regions().len(), model.slots(0).len()), (2, 2));
+    // A refused set drops what it was to map.
+    let mut changes = Changes::new();
+    [4, 4].into_iter().for_each(|page| _ = changes.map(spec(page)));
+    assert!(throws(|| drop(vm.apply(changes))));
+    // The rest of the memory, and the observers themselves.
+    assert!(throws(|| drop(vm)));
+    assert_eq!(model.slots(0), []);
 }
