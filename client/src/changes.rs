@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use kvm_memslots_shim::MemFlags;
 
 use crate::device::{Device, DeviceId, Event, Msi, Route};
+use crate::outcome::Outcome;
 use crate::{Backing, RegionId, RegionSpec};
 
 /// One change of a set.
@@ -241,37 +242,39 @@ impl Changes {
         self.list.push(Change::OwnRoutes(routes.into_iter().collect()));
     }
 
-    /// The regions that this set maps, in order, those of devices among them.
-    pub fn regions(&self) -> impl Iterator<Item = (RegionId, &RegionSpec)> + '_ {
-        self.list.iter().flat_map(|change| {
-            let (one, many) = match change {
-                Change::Map(id, spec) => (Some((*id, spec)), &[][..]),
-                Change::Attach(_, device) => (None, &device.regions[..]),
-                _ => (None, &[][..]),
-            };
-            one.into_iter().chain(many.iter().map(|(id, spec)| (*id, spec)))
-        })
+    /// The regions that this set maps, those of devices among them, as the set leaves
+    /// them: moved, split, resized, with other flags and other memory, and without those
+    /// that it unmaps again. In the order in which they come. Changes that
+    /// [`Vm::apply`](crate::Vm::apply) would refuse, and those of regions that are
+    /// mapped already, are left out.
+    pub fn regions(&self) -> impl Iterator<Item = (RegionId, RegionSpec)> + '_ {
+        Outcome::of(&self.list).regions().map(|(id, spec)| (id, spec.into_owned()))
     }
 
     /// Those of them with this [tag](RegionSpec::tag).
-    pub fn tagged(&self, tag: u64) -> impl Iterator<Item = (RegionId, &RegionSpec)> + '_ {
+    pub fn tagged(&self, tag: u64) -> impl Iterator<Item = (RegionId, RegionSpec)> + '_ {
         self.regions().filter(move |(_, spec)| spec.tag == Some(tag))
     }
 
     /// That of them at a guest address of an address space.
     #[must_use]
-    pub fn region_at(&self, as_id: u16, gpa: u64) -> Option<(RegionId, &RegionSpec)> {
-        self.regions().find(|(_, spec)| {
+    pub fn region_at(&self, as_id: u16, gpa: u64) -> Option<(RegionId, RegionSpec)> {
+        let mut regions = Outcome::of(&self.list).regions();
+        let (id, spec) = regions.find(|(_, spec)| {
             spec.as_id == as_id && gpa >= spec.span.gpa && gpa - spec.span.gpa < spec.span.size
-        })
+        })?;
+        Some((id, spec.into_owned()))
     }
 
-    /// That of them at a host virtual address, in an address space.
+    /// That of them at a host virtual address, in an address space. Of several, the one
+    /// that starts last.
     #[must_use]
-    pub fn region_at_hva(&self, as_id: u16, hva: u64) -> Option<(RegionId, &RegionSpec)> {
-        self.regions().find(|(_, spec)| {
+    pub fn region_at_hva(&self, as_id: u16, hva: u64) -> Option<(RegionId, RegionSpec)> {
+        let there = Outcome::of(&self.list).regions().filter(|(_, spec)| {
             let start = spec.backing.hva;
             spec.as_id == as_id && hva >= start && hva - start < spec.span.size
-        })
+        });
+        let (id, spec) = there.max_by_key(|(_, spec)| spec.backing.hva)?;
+        Some((id, spec.into_owned()))
     }
 }

@@ -43,6 +43,7 @@ mod fork;
 mod gate;
 mod id;
 mod observer;
+mod outcome;
 pub mod pci;
 mod region;
 mod report;

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use crate::common::{self, HVA, PAGE, changes, map_all, memory, on_model, ram};
 use kvm_memslots::backend::MemoryModel;
 use kvm_memslots::device::Device;
+use proptest::prelude::*;
+
 use kvm_memslots::{
     Changes, Kind, Limits, MemFlags, Observer, Range, Region, RegionId, RegionSpec, Vm, at,
 };
@@ -138,6 +140,100 @@ fn over_a_set_of_changes() {
     assert_eq!(at_hva(0, HVA + 5 * PAGE), Some((high, kvm_memslots::at(4 * PAGE, 2 * PAGE))));
     assert_eq!(at_hva(1, HVA), Some((smm, kvm_memslots::at(0, PAGE))));
     assert_eq!((at_hva(1, HVA + 5 * PAGE), at_hva(0, HVA + 50 * PAGE)), (None, None));
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Map { page: u64, tag: u64, space: u16 },
+    Attach { page: u64 },
+    Detach(usize),
+    Unmap(usize),
+    Move(usize, u64),
+    Split(usize, u64),
+    Resize(usize, u64),
+    ReadOnly(usize),
+    Replace(usize, u64),
+}
+
+/// What lookups find in a set is what they find in a VM to which it was applied.
+#[test]
+fn over_a_set_that_changes_what_it_maps() {
+    let page = || 0..32_u64;
+    let which = || 0..12_usize;
+    let step = prop_oneof![
+        4 => (page(), 0..3_u64, 0..2_u16)
+            .prop_map(|(page, tag, space)| Step::Map { page, tag, space }),
+        1 => page().prop_map(|page| Step::Attach { page }),
+        1 => which().prop_map(Step::Detach),
+        1 => which().prop_map(Step::Unmap),
+        3 => (which(), page()).prop_map(|(n, page)| Step::Move(n, page)),
+        2 => (which(), 1..4_u64).prop_map(|(n, pages)| Step::Split(n, pages)),
+        1 => (which(), 1..5_u64).prop_map(|(n, pages)| Step::Resize(n, pages)),
+        1 => which().prop_map(Step::ReadOnly),
+        1 => (which(), page()).prop_map(|(n, page)| Step::Replace(n, page)),
+    ];
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) };
+    proptest!(config, |(steps in prop::collection::vec(step, 1..24))| {
+        let (vm, _) = common::vm(Limits::x86().with_address_spaces(2));
+        let (mut c, mut ids, mut devices) = (Changes::new(), Vec::new(), Vec::new());
+        for step in steps {
+            // What can't be is left out.
+            let (before, known) = (c.clone(), ids.len());
+            let pick = |n: usize| ids.get(n).copied().unwrap_or_else(RegionId::new);
+            match step {
+                Step::Map { page, tag, space } => {
+                    ids.push(c.map(ram(page, 4).tag(tag).address_space(space)));
+                }
+                Step::Attach { page } => {
+                    ids.push(RegionId::new());
+                    let bar = ram(page, 4).tag(1);
+                    devices.push(c.attach(Device::new("nic").region(ids[known], bar)));
+                }
+                Step::Detach(n) => devices.get(n).into_iter().for_each(|id| c.detach(*id)),
+                Step::Unmap(n) => c.unmap(pick(n)),
+                Step::Move(n, page) => c.move_to(pick(n), page * PAGE),
+                Step::Split(n, pages) => {
+                    let upper = c.split(pick(n), pages * PAGE);
+                    ids.push(upper);
+                }
+                Step::Resize(n, pages) => c.resize(pick(n), pages * PAGE),
+                Step::ReadOnly(n) => c.set_read_only(pick(n), true),
+                Step::Replace(n, page) => {
+                    c.replace(pick(n), memory(HVA + page * PAGE, 4 * PAGE));
+                }
+            }
+            if vm.preview(&c).is_err() {
+                c = before;
+                ids.truncate(known);
+            }
+        }
+        vm.apply(c.clone()).unwrap();
+        let of_region = |r: Region| (r.id, r.range.gpa(), r.range.size(), r.hva, r.flags);
+        let of_spec = |(id, spec): (RegionId, RegionSpec)| {
+            let (at, hva) = (spec.span(), spec.backing().hva());
+            (id, at.gpa, at.size, hva, spec.flags())
+        };
+        let sorted = |mut all: Vec<(RegionId, u64, u64, u64, MemFlags)>| {
+            all.sort_unstable_by_key(|region| region.0);
+            all
+        };
+        let all = |specs: Vec<(RegionId, RegionSpec)>| {
+            sorted(specs.into_iter().map(of_spec).collect())
+        };
+        let applied = |regions: Vec<Region>| sorted(regions.into_iter().map(of_region).collect());
+        prop_assert_eq!(all(c.regions().collect()), applied(vm.regions()));
+        for tag in 0..3 {
+            prop_assert_eq!(all(c.tagged(tag).collect()), applied(vm.tagged(tag)));
+        }
+        for (space, page) in (0..2).flat_map(|space| (0..40).map(move |page| (space, page))) {
+            let at = page * PAGE + 5;
+            let there = c.region_at(space, at).map(of_spec);
+            prop_assert_eq!(there, vm.region_at(space, at).map(of_region));
+            let start = |hva| vm.region_at_hva(space, hva).map(|(region, _)| region.hva);
+            let there = c.region_at_hva(space, HVA + at).map(|(_, spec)| spec.backing().hva());
+            prop_assert_eq!(there, start(HVA + at));
+        }
+    });
 }
 
 #[test]
