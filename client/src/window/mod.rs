@@ -56,6 +56,15 @@
 //! An access that came before contents were placed and is reported after that
 //! finds them when the vCPU runs again.
 //!
+//! # Slots in its range
+//! A window's slot takes its whole range. A region that is mapped there as well is
+//! refused ([`ErrorKind::Overlap`](crate::ErrorKind::Overlap)), over a gap too. So is a
+//! slot that the VMM makes by itself (KVM's `EEXIST`). A part is made free for a slot by
+//! [splitting](crate::Changes::split) the window's region and unmapping the part, in
+//! one set with the map. What is placed beneath stays there and can be changed. The guest
+//! finds it once the slot has gone and the [region](Window::region) is mapped as a whole
+//! again. Until then [`Window::found`] is `None` there.
+//!
 //! # Logging
 //! A window's region is logged as any other
 //! ([`Changes::set_log_dirty`](crate::Changes::set_log_dirty)), whole or, once it is
