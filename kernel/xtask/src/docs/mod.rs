@@ -6,6 +6,7 @@ pub(crate) mod book;
 mod commands;
 mod errors;
 mod figures;
+mod glossary;
 mod links;
 mod manifests;
 mod page;
@@ -31,6 +32,7 @@ pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
     faults.extend(figures::faults(&pages)?);
     faults.extend(manifests::faults(&pages)?);
     faults.extend(errors::faults()?);
+    faults.extend(glossary::faults(log)?);
     faults.extend(commands::faults(&pages, log)?);
     for fault in &faults {
         log.say(fault);
