@@ -156,7 +156,8 @@ pub const SCRATCH_VM: &[Call] = calls![
     KVM_SET_USER_MEMORY_REGION
 ];
 
-/// [`Vm::apply`](crate::Vm::apply) and what applies changes by itself
+/// [`Vm::apply`](crate::Vm::apply), [`preview`](crate::Vm::preview), which has the
+/// batch ioctl try, and what applies changes by itself
 /// ([`close`](crate::Vm::close), [`promote`](crate::Vm::promote),
 /// [`RomDevice`](crate::RomDevice), [`PciBars`](crate::pci::PciBars)).
 ///

@@ -6,6 +6,7 @@
 mod host;
 mod jail;
 mod machine;
+mod opening;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,14 +14,15 @@ use std::sync::Arc;
 
 use host::{eventfd, memfd};
 use jail::{SKIP, STOPPED, end, in_child, only, run};
-use kvm_memslots::backend::OpenError;
 use kvm_memslots::deferred::Deferred;
 use kvm_memslots::device::{Bus, Coalesced, Device, Doorbell, Msi};
 use kvm_memslots::pci::{BarSpec, FunctionSpec, PciBars};
-use kvm_memslots::seccomp::{APPLY, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RING, SERVE, WINDOW};
+use kvm_memslots::seccomp::{
+    APPLY, DIRTY_LOG, DROP, OPEN, ORDER_CHECK, RING, SERVE, TWINS, WINDOW,
+};
 use kvm_memslots::window::{CheckedFile, Contents, Edit, Window, WindowPart, WindowSpec};
-use kvm_memslots::{Changes, Error, ErrorKind, RegionId, RegionSpec, Vm, at};
-use machine::{PAGE, borrowed, has_irqchip, make_manual, open, pages, vm_fd};
+use kvm_memslots::{Changes, ErrorKind, RegionId, RegionSpec, Vm, at, twins};
+use machine::{PAGE, has_irqchip, make_manual, open, pages, vm_fd};
 
 /// Changes of every kind. What is mapped at the end.
 fn change(vm: &Vm, events: Option<[OwnedFd; 2]>) -> RegionId {
@@ -101,23 +103,37 @@ fn the_filter_stops_what_it_does_not_have() {
 }
 
 #[test]
-fn opening() {
-    run("opening", || {
+fn finding_twins() {
+    run("finding_twins", || {
+        let (one, other) = (eventfd(), eventfd());
+        let copy = one.try_clone().unwrap();
+        let net = [one, other, copy].into_iter();
+        let net = net.fold(Device::new("net"), |device, event| device.vector(event, None));
+        only(&[TWINS]);
+        match twins::find([&net]) {
+            Ok(found) => assert!(found.unwrap().to_string().starts_with("vector 2")),
+            Err(errno) => end(SKIP, &format!("kcmp: {errno}")),
+        }
+        net
+    });
+}
+
+/// Lookups, and the building of changes, take no list.
+#[test]
+fn looking_up() {
+    run("looking_up", || {
         let fd = vm_fd();
-        let other = File::open("/").unwrap();
-        // The second one finds that the first is another VM.
-        let (first, second) = (vm_fd(), vm_fd());
-        // Nobody hears warnings, so the order of the start is not asked for.
-        only(&[OPEN]);
-        let _vms = [open(&first), open(&second)];
-        open(&fd);
-        let error = Vm::open(&other).map(drop).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Open(OpenError::NotAVm { .. })), "{error}");
-        let again = Vm::open(borrowed(&first)).map(drop);
-        let refused = |error: &Error| matches!(error.kind(), ErrorKind::AlreadyOpen);
-        // Without kcmp it is not told.
-        assert!(again.as_ref().err().is_none_or(refused), "{again:?}");
-        (fd, first, second, other)
+        let vm = open(&fd);
+        let id = change(&vm, None);
+        let backing = pages(1, true);
+        only(&[]);
+        let mut c = Changes::new();
+        c.map(RegionSpec::ram(at(1 << 30, PAGE), backing).tag(7));
+        c.unmap(id);
+        let region = vm.region_at(0, 0).unwrap();
+        assert_eq!((region.id, vm.slots(0).len() as u32), (id, vm.slot_usage(0).unwrap().used));
+        assert!(vm.tagged(7).is_empty());
+        (fd, vm, c)
     });
 }
 
@@ -129,6 +145,9 @@ fn applying() {
         let vm = open(&fd);
         // Closing what was the VMM's is its own business.
         only(&[APPLY, DROP]);
+        let mut c = Changes::new();
+        c.map(RegionSpec::ram(at(0, PAGE), pages(1, true)));
+        assert_eq!(vm.preview(&c).unwrap().ioctls, 1);
         change(&vm, events);
         map_deferrable(&vm);
         vm.close().unwrap();

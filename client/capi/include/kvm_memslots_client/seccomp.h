@@ -27,7 +27,8 @@ enum kvm_memslots_syscalls_of {
 	KVM_MEMSLOTS_SYSCALLS_ORDER_CHECK = 2,
 	KVM_MEMSLOTS_SYSCALLS_SLOT_ZAP_ALL = 3,
 	KVM_MEMSLOTS_SYSCALLS_SCRATCH_VM = 4,
-	/* kvm_memslots_apply(), commit, close, promote, ROM devices, PCI BARs. */
+	/* kvm_memslots_apply(), _preview(), _commit(), _close(), _promote(); ROM
+	   devices, PCI BARs. */
 	KVM_MEMSLOTS_SYSCALLS_APPLY = 5,
 	KVM_MEMSLOTS_SYSCALLS_DIRTY_LOG = 6,	/* kvm_memslots_*dirty_log*() */
 	KVM_MEMSLOTS_SYSCALLS_SERVE = 7,	/* kvm_memslots_exits_read(), _write() */

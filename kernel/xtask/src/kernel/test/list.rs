@@ -183,11 +183,12 @@ const fn test(package: &'static str, name: &'static str) -> Source {
 }
 
 /// The workspace's tests that use KVM.
-pub(super) const TESTS: [Source; 14] = [
+pub(super) const TESTS: [Source; 15] = [
     test("kvm-memslots-uapi", "probe"),
     test("kvm-memslots-shim", "kvm"),
     test("kvm-memslots", "spaces"),
     test("kvm-memslots", "bad_input"),
+    test("kvm-memslots", "seccomp"),
     test("kvm-memslots-bench", "deferred"),
     test("kvm-memslots-bench", "devices"),
     test("kvm-memslots-bench", "differential"),
