@@ -66,7 +66,7 @@ impl Vm {
     /// `tracing` subscriber): its panic goes on when all is settled. Changes that
     /// KVM has carried out by then have been applied.
     pub fn apply(&self, changes: Changes) -> Result<Report, Error> {
-        self.apply_with(changes, |_| Promotion::default())
+        self.apply_with(changes, |_, _| Promotion::default())
     }
 
     /// The same, if there are any, or if a set before could not be undone.
@@ -75,17 +75,18 @@ impl Vm {
         if changes.is_empty() && settled() { Ok(None) } else { self.apply(changes).map(Some) }
     }
 
-    /// The same, with waiting regions mapped along that `promote` chooses.
+    /// The same, with waiting regions mapped along that `promote` chooses, which may add
+    /// changes: nobody else changes the VM by then.
     pub(crate) fn apply_with(
         &self,
-        changes: Changes,
-        promote: impl FnOnce(&Commit) -> Promotion,
+        mut changes: Changes,
+        promote: impl FnOnce(&Commit, &mut Changes) -> Promotion,
     ) -> Result<Report, Error> {
         let mut panics = Panics::default();
         let mut garbage = Garbage::default();
         let mut early = None;
         let result = self.enter().and_then(|mut committing| {
-            let promote = promote(&committing.commit);
+            let promote = promote(&committing.commit, &mut changes);
             let done =
                 self.carry_out(&mut committing, &changes, &promote, &mut garbage, &mut panics);
             early = committing.commit.order.take();

@@ -29,6 +29,7 @@ use panics::Panics;
 use regions::Regions;
 use slots::SlotTable;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -130,6 +131,18 @@ pub(crate) struct Tables {
     /// For each address space.
     pub(crate) slots: Vec<SlotTable>,
     devices: events::Devices,
+}
+
+impl Tables {
+    fn remove_all(&self, changes: &mut Changes) {
+        self.devices.keys().for_each(|id| changes.detach(*id));
+        let of_devices: HashSet<_> =
+            self.devices.values().flat_map(|device| device.regions.iter().copied()).collect();
+        let spaces = 0..self.slots.len() as u16;
+        let all = spaces.flat_map(|as_id| self.regions.iter(as_id));
+        let ids = all.map(|index| self.regions.id(index));
+        ids.filter(|id| !of_devices.contains(id)).for_each(|id| changes.unmap(id));
+    }
 }
 
 /// What only a change needs.
@@ -260,28 +273,21 @@ impl Vm {
         }
     }
 
-    /// Unmaps all regions and detaches all devices.
+    /// Unmaps all regions and detaches all devices: as one set of changes, of what is
+    /// there when its turn comes. What another thread is applying is waited for, and goes,
+    /// too. The `Vm` is usable afterwards, and what is applied then is applied: who wants
+    /// it empty has other threads stop before.
     ///
     /// # Errors
     /// As [`apply`](Self::apply); everything is what it was then.
+    ///
+    /// # Panics
+    /// As there.
     pub fn close(&self) -> Result<Report, Error> {
-        let mut changes = Changes::new();
-        {
-            let tables = self.tables();
-            tables.devices.keys().for_each(|id| changes.detach(*id));
-            let devices = tables.devices.values();
-            let of_devices: std::collections::HashSet<_> =
-                devices.flat_map(|device| device.regions.iter().copied()).collect();
-            for as_id in 0..self.limits.address_spaces {
-                for index in tables.regions.iter(as_id) {
-                    let id = tables.regions.id(index);
-                    if !of_devices.contains(&id) {
-                        changes.unmap(id);
-                    }
-                }
-            }
-        }
-        self.apply(changes)
+        self.apply_with(Changes::new(), |_, changes| {
+            self.tables().remove_all(changes);
+            prepare::Promotion::default()
+        })
     }
 
     /// The right to change the VM. Waits until nobody else has it.

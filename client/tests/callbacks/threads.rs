@@ -166,3 +166,40 @@ fn nobody_waits_for_a_log_but_who_changes_what_is_logged() {
     *locked(&meanwhile) = None;
     assert_eq!(changed.iter().collect::<Vec<_>>(), [true; 3]);
 }
+
+/// Whatever is applied before it is gone when it returns, also what another thread is
+/// applying while it is called.
+#[test]
+fn closing_waits_for_what_is_being_applied() {
+    let _watchdog = Watchdog::new();
+    for _ in 0..300 {
+        let (entered, let_in) = mpsc::channel();
+        let (let_go, go_on) = mpsc::channel::<()>();
+        let go_on = Mutex::new(go_on);
+        let told = Told::new(move |call| {
+            if call == Call::Change && entered.send(()).is_ok() {
+                // Hung up: it is not the first call.
+                let _ = locked(&go_on).recv();
+            }
+        });
+        let events = Arc::new(EventModel::new(Irqchip::Split));
+        let vm = Vm::builder().open_on(Arc::new(told), events).unwrap();
+        std::thread::scope(|scope| {
+            let applied = scope.spawn(|| {
+                let mut c = Changes::new();
+                c.map(ram(0, PAGE));
+                vm.apply(c).unwrap();
+            });
+            let_in.recv().unwrap();
+            // In the middle of a call, and about to be waited for.
+            let closed = scope.spawn(|| {
+                drop(let_go);
+                vm.close().unwrap()
+            });
+            applied.join().unwrap();
+            assert_eq!(closed.join().unwrap().slots, 0);
+        });
+        assert_eq!(vm.regions(), []);
+        assert_eq!(vm.slots(0), []);
+    }
+}

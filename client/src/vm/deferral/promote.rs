@@ -158,7 +158,7 @@ impl Vm {
         let mut last: Option<Error> = None;
         loop {
             let (mut up, mut down) = (Vec::new(), Vec::new());
-            let report = self.apply_with(Changes::new(), |commit| {
+            let report = self.apply_with(Changes::new(), |commit, _| {
                 let tables = self.tables();
                 let named = |index: &u32| (tables.regions.as_id(*index), tables.regions.id(*index));
                 let mut promotion = which(commit, &tables);
