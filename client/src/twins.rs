@@ -29,6 +29,14 @@ pub struct Twins {
     pub second: Twin,
 }
 
+impl Twins {
+    /// `EBUSY`: what KVM says to the second one.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        Errno::EBUSY
+    }
+}
+
 /// One of two.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -72,6 +72,17 @@ impl fmt::Display for EntryError {
 
 impl core::error::Error for EntryError {}
 
+impl EntryError {
+    /// What KVM would say: `EINVAL`, or `E2BIG`.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::SlotBeyond16Bits { .. } => nix::errno::Errno::EINVAL as i32,
+            Self::Full => nix::errno::Errno::E2BIG as i32,
+        }
+    }
+}
+
 /// A batch: header and entries in one allocation, laid out as the kernel reads
 /// it. `nr` always equals the number of entries behind the header.
 ///

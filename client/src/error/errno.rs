@@ -1,25 +1,27 @@
 //! The errno of each kind.
 
-use kvm_memslots_shim::{Errno, OpenError};
+use kvm_memslots_shim::Errno;
 
 use super::kind::ErrorKind;
 
 impl ErrorKind {
-    pub(super) fn errno(&self) -> Errno {
+    /// As [`Error::errno`](super::Error::errno).
+    #[must_use]
+    pub fn errno(&self) -> Errno {
         match self {
-            Self::Open(OpenError::Duplicate { errno, .. } | OpenError::NotAVm { errno, .. })
-            | Self::Refused { errno, .. }
+            Self::Refused { errno, .. }
             | Self::RefusedWhole(errno)
             | Self::DirtyLog { errno, .. }
             | Self::Stuck { errno, .. }
             | Self::NoRing(errno)
             | Self::EventRefused { errno, .. } => *errno,
+            Self::Open(error) => error.errno(),
             Self::Gate(error) => error.errno(),
             Self::Window(error) => error.errno(),
             Self::AlreadyOpen | Self::SlotInUse { .. } => Errno::EBUSY,
             Self::Hole { .. } => Errno::EPERM,
             Self::Reentrant => Errno::EDEADLK,
-            Self::Open(OpenError::NotUsable { .. }) | Self::Forked => Errno::EIO,
+            Self::Forked => Errno::EIO,
             Self::Internal(_) => Errno::ENOTRECOVERABLE,
             Self::Observer(_) => Errno::ECANCELED,
             Self::UnknownRegion { .. } | Self::UnknownDevice { .. } => Errno::ENOENT,

@@ -10,6 +10,7 @@ mod changes;
 mod dirty;
 mod dirty_random;
 mod dirty_slots;
+mod errors;
 mod everything;
 mod holes;
 mod ids;

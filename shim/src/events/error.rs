@@ -39,3 +39,21 @@ pub enum Why {
         unsure: Vec<Op>,
     },
 }
+
+impl Why {
+    /// Of the call that failed first.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Refused { errno, .. } | Self::Stuck { errno, .. } => *errno,
+        }
+    }
+}
+
+impl Failed {
+    /// Of the call that failed first.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        self.why.errno()
+    }
+}

@@ -61,3 +61,17 @@ pub enum OpenError {
         errno: Errno,
     },
 }
+
+impl OpenError {
+    /// Of the call that failed, or the one that says what is wrong.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Duplicate { errno, .. }
+            | Self::NotAVm { errno, .. }
+            | Self::Quirks { errno, .. } => *errno,
+            Self::NotUsable(_) => Errno::EIO,
+            Self::SystemFd(_) | Self::NoMemslots(_) => Errno::EINVAL,
+        }
+    }
+}

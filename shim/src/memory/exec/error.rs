@@ -62,6 +62,26 @@ pub enum Why {
     },
 }
 
+impl Why {
+    /// Of the call that failed first.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Refused { errno, .. }
+            | Self::DirtyLog { errno, .. }
+            | Self::Stuck { errno, .. } => *errno,
+        }
+    }
+}
+
+impl Failed {
+    /// Of the call that failed first.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        self.why.errno()
+    }
+}
+
 fn refusal(index: Option<usize>, op: Option<&Op>, errno: Errno) -> String {
     let change = match (index, op) {
         (Some(index), Some(op)) => format!("change {index} of the plan, to {op}"),

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::errno::Errno;
 use crate::ids::SlotIds;
 use crate::limits::Limits;
 use crate::mapping::{Mapping, Slot};
@@ -79,4 +80,15 @@ pub enum PlanError {
         /// How many it can have.
         available: u32,
     },
+}
+
+impl PlanError {
+    /// `EEXIST`, or `ENOSPC` where slots are short.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Overlap { .. } => Errno::EEXIST,
+            Self::TooManySlots { .. } => Errno::ENOSPC,
+        }
+    }
 }
