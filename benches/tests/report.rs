@@ -76,7 +76,7 @@ fn the_page_is_one_file_with_every_number() {
     // A plot over sizes for each scenario; and no time, which would be the model's.
     assert_eq!(page.matches("<svg").count(), 2);
     assert!(page.contains("Grace periods over regions: sparse, no vCPU"));
-    for time in [" times as ", "<td>median</td>", " us", " ms", "Time over", "Each dot"] {
+    for time in [" times as ", "<td>median</td>", " us", " ms", "Time over", "each dot"] {
         assert!(!page.contains(time), "{time}");
     }
 }
@@ -114,11 +114,12 @@ fn a_page_of_kvm_has_times_and_does_not_claim_more_than_was_found() {
         "<td>4.00 ms</td>",
         "7 calls and 9 grace periods, 2.00 ms, 2.50 times as fast as per-region.",
         "Time over calls: replay",
-        "Each dot is a run",
+        "each dot is a run",
+        "% of runs",
     ] {
         assert!(found.contains(part), "{part}");
     }
-    // Two plots over sizes, a distribution for each size.
+    // Two plots over sizes, percentiles for each size.
     assert_eq!(found.matches("<svg").count(), 2 + 2);
     assert!(!found.contains("about"));
 

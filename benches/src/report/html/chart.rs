@@ -147,12 +147,7 @@ fn draw_lines(
         (least(&mut points().map(|at| *at.1)) / 1.5, most(&mut points().map(|at| *at.1)) * 1.5);
     let sizes = (from..to).log_scale().with_key_points(ticks(from, to));
     let values = (low..high).log_scale().with_key_points(ticks(low, high));
-    let mut chart = ChartBuilder::on(area)
-        .margin(8)
-        .margin_right(16)
-        .x_label_area_size(36)
-        .y_label_area_size(64)
-        .build_cartesian_2d(sizes, values)?;
+    let mut chart = around(area).build_cartesian_2d(sizes, values)?;
     chart
         .configure_mesh()
         .x_desc(unit)
@@ -180,50 +175,71 @@ fn draw_lines(
     Ok(())
 }
 
-/// All runs of a comparison: a line of dots for each way.
-pub(in crate::report) fn distribution(rows: &[Row]) -> String {
+/// All runs of a comparison as percentiles: for each way a line from its fastest
+/// run to its slowest, a dot for each run.
+pub(in crate::report) fn percentiles(rows: &[Row]) -> String {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.walls_ns.len() > 1).collect();
     if rows.is_empty() {
         return String::new();
     }
     let names: Vec<&str> = rows.iter().map(|row| row.way.as_str()).collect();
-    let caption = "Each dot is a run; further right is slower";
-    let height = 60 + 24 * rows.len() as u32;
-    figure(caption, &names, height, |area| {
-        let walls = || rows.iter().flat_map(|row| &row.walls_ns).map(|wall| (*wall).max(1) as f64);
+    let series: Vec<Vec<(f64, f64)>> = rows.iter().map(|row| by_percent(&row.walls_ns)).collect();
+    let caption = "Runs from the fastest to the slowest, by percent; each dot is a run";
+    figure(caption, &names, HEIGHT, |area| {
+        let walls = || series.iter().flatten().map(|(_, wall)| *wall);
         let least = walls().fold(f64::INFINITY, f64::min) / 1.2;
         let most = walls().fold(1.0, f64::max) * 1.2;
         let axis = (least..most).log_scale().with_key_points(ticks(least, most));
-        let mut chart = ChartBuilder::on(area)
-            .margin(8)
-            .margin_left(20)
-            .margin_right(24)
-            .x_label_area_size(30)
-            .build_cartesian_2d(axis, 0.0..rows.len() as f64)?;
+        let mut chart = around(area).build_cartesian_2d(0.0..100.0, axis)?;
         chart
             .configure_mesh()
-            .disable_y_mesh()
-            .disable_y_axis()
-            .x_labels(4)
+            .x_desc("% of runs")
             .label_style(LABELS)
+            .axis_desc_style(LABELS)
+            .x_labels(5)
+            .y_labels(4)
             .light_line_style(TRANSPARENT)
-            .x_label_formatter(&|ns| time_label(*ns))
+            .x_label_formatter(&|percent| format!("{percent:.0}"))
+            .y_label_formatter(&|ns| time_label(*ns))
             .draw()?;
-        for (index, row) in rows.iter().enumerate() {
-            let y = rows.len() as f64 - 0.5 - index as f64;
-            let dots = row.walls_ns.iter().map(|wall| {
-                Circle::new(((*wall).max(1) as f64, y), 4, colour(index).mix(0.6).filled())
-            });
-            chart.draw_series(dots)?;
+        for (index, points) in series.into_iter().enumerate() {
+            // Of many, neighbours would be one blot.
+            let size = if points.len() > 40 { 0 } else { 3 };
+            chart.draw_series(LineSeries::new(points.clone(), colour(index).stroke_width(2)))?;
+            let dot = |at| Circle::new(at, size, colour(index).filled());
+            chart.draw_series(points.into_iter().map(dot))?;
         }
         area.present()?;
         Ok(())
     })
 }
 
+/// Samples in ascending order, each in the middle of its share of 100 %.
+fn by_percent(samples: &[u64]) -> Vec<(f64, f64)> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    let share = 100.0 / sorted.len() as f64;
+    let at = |(index, sample): (usize, u64)| ((index as f64 + 0.5) * share, sample.max(1) as f64);
+    sorted.into_iter().enumerate().map(at).collect()
+}
+
+/// Room for what is written at the axes.
+fn around<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut chart = ChartBuilder::on(area);
+    chart.margin(8).margin_right(16).x_label_area_size(36).y_label_area_size(64);
+    chart
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_in_the_middle_of_their_shares() {
+        let expected = [(12.5, 1.0), (37.5, 2.0), (62.5, 3.0), (87.5, 4.0)];
+        assert_eq!(by_percent(&[4, 2, 0, 3]), expected);
+        assert_eq!(by_percent(&[7]), [(50.0, 7.0)]);
+    }
 
     #[test]
     fn an_axis_has_some_round_numbers() {

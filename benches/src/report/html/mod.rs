@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use super::{Column, human, or_dash};
 use crate::compare::Row;
-pub(super) use chart::distribution as runs;
+pub(super) use chart::percentiles as runs;
 use kvm_memslots_kit::machine::Machine;
 pub(super) use page::{escape, page, table as table_of};
 
