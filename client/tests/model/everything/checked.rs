@@ -70,6 +70,8 @@ fn slots(world: &World, space: u16, regions: &[Region]) {
         assert_eq!(slot.mapping.flags(), region.flags);
         let (in_slot, in_region) = (gpa - range.gpa(), gpa - region.range.gpa());
         assert_eq!(slot.mapping.hva() + in_slot, region.hva + in_region);
+        let there = slot.mapping.guest_memfd().map(|memfd| (memfd.fd, memfd.offset + in_slot));
+        assert_eq!(there, region.guest_memfd.map(|memfd| (memfd.fd, memfd.offset + in_region)));
         let within = region.range.contains(range.gpa()) && range.end() <= region.range.end();
         assert!(within || !region.alone, "{region:?} shares {slot:?}");
         let back = world.vm.region_at_slot(space, slot.id, in_slot / PAGE).unwrap();

@@ -7,7 +7,7 @@ use kvm_memslots::device::{Bus, Coalesced, Device, DeviceId, Doorbell, Msi};
 use kvm_memslots::{Changes, MemFlags, RegionId, RegionSpec, at};
 
 use super::expected::{At, BELL, Dev, Expected, Reg, SPACE, ZONE, pin};
-use super::world::{World, hva, memory};
+use super::world::{MEMFD, MEMFD_EACH, World, hva, memory};
 use crate::common::PAGE;
 use crate::common::numbers::Numbers;
 
@@ -44,6 +44,8 @@ pub(super) fn change(
             let region = next.regions.get_mut(&id)?;
             (region.hva, region.reach) = (hva(4000 + n.below(500)), region.pages);
             region.owed.clear();
+            // Private memory does not come along.
+            region.flags.remove(MemFlags::GUEST_MEMFD);
             c.replace(id, memory(region.hva, region.pages));
             Some(format!("replace {id}"))
         }
@@ -69,7 +71,7 @@ pub(super) fn change(
 }
 
 /// A region where there is room, if that is found.
-fn region(n: &mut Numbers, world: &World, next: &Expected) -> Option<(Reg, RegionSpec)> {
+fn region(n: &mut Numbers, world: &World, next: &mut Expected) -> Option<(Reg, RegionSpec)> {
     let limits = world.vm.limits();
     let space = n.below(limits.address_spaces.into()) as u16;
     let mut places = (0..8).map(|_| (n.below(SPACE), 1 + n.below(9)));
@@ -77,16 +79,21 @@ fn region(n: &mut Numbers, world: &World, next: &Expected) -> Option<(Reg, Regio
     // Mostly, host memory carries on from one region to the next.
     let hva = hva(if n.chance(4) { 1000 + n.below(2000) } else { page });
     let reach = pages + n.below(6);
-    let (span, memory) = (at(page * PAGE, pages * PAGE), memory(hva, reach));
-    let spec = match n.below(3) {
+    let (span, mut memory) = (at(page * PAGE, pages * PAGE), memory(hva, reach));
+    let private = limits.guest_memfd && n.chance(4);
+    if private {
+        // No two regions have the same of it, however they grow.
+        memory = memory.with_guest_memfd(MEMFD, u64::from(next.number()) * MEMFD_EACH);
+    }
+    let spec = match n.below(if private { 2 } else { 3 }) {
         0 => RegionSpec::ram(span, memory),
         1 => RegionSpec::device(span, memory),
         _ => RegionSpec::rom(span, memory),
     };
     let mut spec = spec.address_space(space);
     let alone = n.chance(4);
-    let trapped = alone && limits.trap && n.chance(2);
-    let deferrable = n.chance(4) && !trapped;
+    let trapped = alone && limits.trap && !private && n.chance(2);
+    let deferrable = n.chance(4) && !trapped && !private;
     if alone {
         spec = spec.alone();
     }
@@ -99,7 +106,7 @@ fn region(n: &mut Numbers, world: &World, next: &Expected) -> Option<(Reg, Regio
     if n.chance(4) {
         spec = spec.permanent();
     }
-    if n.chance(3) {
+    if !private && n.chance(3) {
         spec = spec.log_dirty();
     }
     let flags = spec.flags();
@@ -149,7 +156,8 @@ fn place(n: &mut Numbers, c: &mut Changes, next: &mut Expected) -> Option<String
 fn flag(n: &mut Numbers, world: &World, c: &mut Changes, next: &mut Expected) -> Option<String> {
     let id = pick(n, &next.regions)?;
     let region = next.regions.get_mut(&id)?;
-    let on = n.chance(2);
+    // Slots with private memory have no other flag.
+    let on = n.chance(2) && !region.flags.contains(MemFlags::GUEST_MEMFD);
     let flag = match n.below(3) {
         0 => {
             c.set_log_dirty(id, on);

@@ -27,6 +27,10 @@ static HOST: LazyLock<u64> = LazyLock::new(|| {
     (memory.as_mut_ptr().expose_provenance() as u64).next_multiple_of(PAGE)
 });
 
+/// The number of a `guest_memfd`, and how much of it is for a region.
+pub(super) const MEMFD: i32 = 900;
+pub(super) const MEMFD_EACH: u64 = 32 * PAGE;
+
 /// Where page `n` of the host memory is.
 pub(super) fn hva(n: u64) -> u64 {
     *HOST + n * PAGE
@@ -69,6 +73,9 @@ impl World {
         if n.chance(3) {
             limits = limits.with_slot_pages(n.pick(&[4, 7]));
         }
+        if n.chance(2) {
+            limits = limits.with_guest_memfd();
+        }
         let policy = common::policies()[n.below(4) as usize].clone();
         let tracking = match n.below(4) {
             0 | 1 => DirtyTracking::Bitmap,
@@ -76,6 +83,7 @@ impl World {
         };
         let manual = tracking != DirtyTracking::Bitmap;
         let memory = MemoryModel::with_config(ModelConfig::new(limits).dirty_tracking(tracking));
+        memory.add_guest_memfd(MEMFD, u64::from(u16::MAX) * MEMFD_EACH);
         let events = EventModel::new(Irqchip::Full);
         let what = format!("{limits:?}, {policy:?}, {tracking:?}");
         let builder = Vm::builder().holes(policy).manual_dirty_log(manual);
