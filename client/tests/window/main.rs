@@ -296,12 +296,15 @@ fn a_fork_is_told_so() {
     // allocates an error at most, with a C library that keeps its own locks whole.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let refused = window.place(page, page, Contents::file(&file, 0));
-        let forked = refused.is_err_and(|error| *error.kind() == WindowErrorKind::Forked);
-        let nothing = window.placed().is_empty() && window.at(0).is_none();
-        drop(window);
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let refused = window.place(page, page, Contents::file(&file, 0));
+            let forked = refused.is_err_and(|error| *error.kind() == WindowErrorKind::Forked);
+            let nothing = window.placed().is_empty() && window.at(0).is_none();
+            drop(window);
+            forked && nothing
+        }));
         // SAFETY: ends the child without what is the parent's to do.
-        unsafe { libc::_exit(i32::from(!(forked && nothing))) };
+        unsafe { libc::_exit(i32::from(!done.unwrap_or(false))) };
     }
     assert!(child > 0);
     let mut status = -1;
