@@ -1,7 +1,7 @@
 //! Files and mappings of huge pages, of which the kernel maps no part: it rounds up.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +11,7 @@ use kvm_memslots::window::{
 };
 use kvm_memslots::{Changes, Errno, ErrorKind, Limits, RegionId, at};
 
-use crate::common::host::{Peek, memfd, numbered, page_size};
+use crate::common::host::{Peek, numbered, page_size};
 use crate::common::vm;
 
 const HUGE: u64 = 2 << 20;
@@ -28,7 +28,16 @@ impl Pool {
     fn file(test: &str) -> Option<(Self, File)> {
         static ONE: Mutex<()> = Mutex::new(());
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = memfd(libc::MFD_HUGETLB | 21 << 26, 2 * HUGE);
+        // SAFETY: takes a name.
+        let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | 21 << 26) };
+        if fd < 0 {
+            let error = std::io::Error::last_os_error();
+            eprintln!("SKIPPED {test}: no huge pages of {HUGE:#x} bytes: {error}");
+            return None;
+        }
+        // SAFETY: the descriptor is new, and nobody else's.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(2 * HUGE).unwrap();
         let mut pool = Self { before: None, _one: one };
         if !is_mappable(&file) {
             let before = fs::read_to_string(POOL).unwrap_or_default();
