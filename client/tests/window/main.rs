@@ -8,6 +8,7 @@ mod huge;
 mod rig;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::with_exposed_provenance;
@@ -206,6 +207,46 @@ fn a_region_of_a_window_is_found_by_its_guest_address() {
     // Another one's is not this one's.
     let other = Window::new(WindowSpec::new(at(0, page))).unwrap();
     assert_eq!(other.found(&vm, 0, 4 * GPA + page), None);
+}
+
+/// The guest's huge pages can be the host's wherever a window is as large as one.
+#[test]
+fn host_addresses_are_the_guests_modulo_what_is_huge() {
+    let (large, page) = (2 << 20, page_size());
+    for size in [page, 3 * page, large - page, large, 2 * large + page, 1 << 30] {
+        for gpa in [0, page, 7 * large, 7 * large + 3 * page, (5 << 30) + large] {
+            let window = Window::new(WindowSpec::new(at(gpa, size))).unwrap();
+            let align = (1_u64 << size.ilog2()).min(1 << 30);
+            assert_eq!(window.backing().hva() % align, gpa % align, "{size:#x} at {gpa:#x}");
+        }
+    }
+}
+
+#[test]
+fn huge_pages_are_asked_for_where_something_is_placed() {
+    let test = "huge_pages_are_asked_for_where_something_is_placed";
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let has_thp = std::fs::exists("/sys/kernel/mm/transparent_hugepage").unwrap_or(false);
+    if !smaps.contains("VmFlags:") || !has_thp {
+        // Written directly: the test harness would swallow what `eprintln!` says.
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no transparent huge pages");
+        return;
+    }
+    let (large, file) = (2 << 20, numbered(1));
+    for asks in [false, true] {
+        let spec = WindowSpec::new(at(GPA, 4 * large));
+        let window = Window::new(if asks { spec.huge_pages() } else { spec }).unwrap();
+        window.place(0, large, Contents::anonymous()).unwrap();
+        window.place(2 * large, large, Contents::file(&file, 0)).unwrap();
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let flags = |hva: u64| {
+            let start = smaps.find(&format!("{hva:x}-")).unwrap();
+            let flags = smaps[start..].lines().find_map(|line| line.strip_prefix("VmFlags:"));
+            flags.unwrap().split_whitespace().any(|flag| flag == "hg")
+        };
+        let base = window.backing().hva();
+        assert_eq!([base, base + 2 * large].map(flags), [asks; 2]);
+    }
 }
 
 #[test]
