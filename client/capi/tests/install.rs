@@ -93,7 +93,7 @@ const STATIC: [&str; 3] = ["--static", "--cflags", "--libs"];
 
 /// The examples, and what they say.
 #[cfg(target_arch = "x86_64")]
-const EXAMPLES: [(&str, &[&str]); 2] = [
+const EXAMPLES: [(&str, &[&str]); 4] = [
     (
         "examples/vmm.c",
         &[
@@ -114,6 +114,20 @@ const EXAMPLES: [(&str, &[&str]); 2] = [
             "masked: pending 1, raised 0",
             "unmasked: raised 1",
             "exit: memory",
+        ],
+    ),
+    ("examples/flash.c", &["64 words programmed and read back, 128 flips"]),
+    (
+        "examples/migration.c",
+        &[
+            "sent: 80 pages",
+            "sent: 24 pages",
+            "sent: 12 pages",
+            "sent: 6 pages",
+            "sent: 3 pages",
+            "the last: 1 pages",
+            "memory: the same",
+            "counted: 146, there on to 156",
         ],
     ),
 ];
@@ -215,15 +229,20 @@ fn programs_run_under_valgrind() {
         return;
     }
     let Some(installed) = Installed::new(test) else { return };
-    let built = installed.build(&program(), &SHARED, &["-g"]).unwrap();
-    let valgrind = |args: &[&str]| {
+    let valgrind = |built: &Command, args: &[&str]| {
         let mut valgrind = Command::new("valgrind");
         valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]);
         valgrind.arg("--errors-for-leak-kinds=definite").arg(built.get_program()).args(args);
         valgrind.env("LD_LIBRARY_PATH", installed.usr().join("lib"));
         valgrind
     };
-    ran(test, &mut valgrind(&["model", "careful"]));
+    let built = installed.build(&program(), &SHARED, &["-g"]).unwrap();
+    ran(test, &mut valgrind(&built, &["model", "careful"]));
+    #[cfg(target_arch = "x86_64")]
+    for (name, expected) in EXAMPLES {
+        let built = installed.build(&[file(name)], &SHARED, &["-g"]).unwrap();
+        assert_ran(test, &mut valgrind(&built, &[]), expected);
+    }
 }
 
 #[test]
@@ -242,5 +261,10 @@ fn programs_run_under_the_address_sanitizer() {
             }
             Err(why) => panic!("{why}"),
         }
+    }
+    #[cfg(target_arch = "x86_64")]
+    for (name, expected) in EXAMPLES {
+        let mut program = installed.build(&[file(name)], &SHARED, &flags).unwrap();
+        assert_ran(test, &mut program, expected);
     }
 }
