@@ -61,7 +61,7 @@ fn flash() {
     assert!(said.contains("64 words programmed and read back, 128 flips"), "{said}");
 }
 
-/// A kernel is not built for this: the lab boots one, see `kernel/README.md`.
+/// A kernel is not built for this: `cargo xtask kernel test boot-linux` boots one.
 #[test]
 fn boot_linux() {
     let program = env!("CARGO_BIN_EXE_boot-linux");

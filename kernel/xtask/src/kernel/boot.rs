@@ -54,6 +54,9 @@ pub(super) struct Job<'a> {
     pub(super) processors: Processors,
     /// Which of the guests that run at once it is, see [`Guest::beside`].
     pub(super) worker: usize,
+    /// Whether it boots this kernel in a guest of its own, and finds it as `/kernel`.
+    /// Such a guest loses timer interrupts unless time is counted in instructions.
+    pub(super) nests: bool,
 }
 
 impl Job<'_> {
@@ -68,6 +71,7 @@ impl Job<'_> {
             limit: None,
             processors: Processors::Parallel,
             worker: 0,
+            nests: false,
         }
     }
 }
@@ -142,7 +146,13 @@ impl Guest {
     pub(super) fn run(&self, job: &Job<'_>, mut line: impl FnMut(&str)) -> Result<Ended> {
         let log = self.dir.join(format!("{}.log", job.name));
         let initrd = self.dir.join(format!("{}.cpio", job.name));
-        fs::write(&initrd, initrd::archive(&self.busybox, &job.programs, &job.files, &job.command))
+        let mut files = job.files.clone();
+        if job.nests {
+            let content =
+                fs::read(&self.image).with_context(|| format!("{}", self.image.display()))?;
+            files.push(GuestFile { path: "kernel".to_owned(), content, executable: false });
+        }
+        fs::write(&initrd, initrd::archive(&self.busybox, &job.programs, &files, &job.command))
             .with_context(|| format!("{}", initrd.display()))?;
         let mut file = File::create(&log).with_context(|| format!("{}", log.display()))?;
         let mut qemu = self.command(&initrd, job);
@@ -225,7 +235,7 @@ impl Guest {
             }
         };
         qemu.args(["-m", &format!("{}M", self.qemu.memory), "-nodefaults", "-nographic"]);
-        if self.qemu.icount {
+        if self.qemu.icount || job.nests {
             qemu.args(["-smp", "1", "-accel", "tcg,thread=single"]);
             qemu.args(["-icount", "shift=0,sleep=off"]);
         } else {

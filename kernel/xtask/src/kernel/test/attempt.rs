@@ -48,6 +48,7 @@ pub(super) fn one(
         limit: case.limit,
         processors: case.processors,
         worker,
+        nests: case.nests,
         ..Job::new(&name, case.command.clone())
     };
     let mut tried = 1;

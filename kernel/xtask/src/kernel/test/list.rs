@@ -201,6 +201,10 @@ pub(super) const TESTS: [Source; 15] = [
     test("kvm-memslots-bench", "replay"),
 ];
 
+/// The VMM that boots Linux.
+pub(super) const BOOT_LINUX: Source =
+    Source { package: "kvm-memslots-examples", kind: "bin", name: "boot-linux" };
+
 #[cfg(test)]
 mod tests {
     use super::*;

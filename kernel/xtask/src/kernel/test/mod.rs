@@ -19,7 +19,7 @@ use super::target::{Arch, Target};
 use super::{Processors, selftests};
 use crate::run;
 use crate::tally::Tally;
-use list::{Again, SELFTESTS, TESTS};
+use list::{Again, BOOT_LINUX, SELFTESTS, TESTS};
 
 /// A test in a guest of its own.
 #[derive(Clone)]
@@ -34,6 +34,8 @@ struct Case {
     again: Again,
     /// After how long it has derailed, too: its vCPUs can come to a stop.
     limit: Option<Duration>,
+    /// See [`Job::nests`](super::boot::Job::nests).
+    nests: bool,
 }
 
 /// [`Case::limit`] of a selftest on a debug kernel, and on others.
@@ -72,6 +74,22 @@ pub(super) fn wanted(name: &str, filters: &[String]) -> bool {
     filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
 }
 
+/// The example that boots Linux, on the kernel that runs it.
+fn boot_linux() -> Case {
+    let words = ["sh", "-c", include_str!("boot_linux.sh")].map(str::to_owned).into();
+    Case {
+        name: format!("{} {}", BOOT_LINUX.package, BOOT_LINUX.name),
+        append: "kvm_amd.vgif=0 kvm_amd.avic=0 kvm_amd.vls=0",
+        program: BOOT_LINUX.name,
+        command: Command { words, ..Command::default() },
+        rust: false,
+        processors: Processors::Turns,
+        again: Again::Nothing,
+        limit: None,
+        nests: true,
+    }
+}
+
 /// The tests that `target` has and `filters` let run.
 fn cases(target: &Target, filters: &[String]) -> Result<Vec<Case>> {
     let with = target.with()?;
@@ -95,6 +113,7 @@ fn cases(target: &Target, filters: &[String]) -> Result<Vec<Case>> {
             processors: processors(target.arch, test.series.is_none()),
             again: test.again,
             limit: (test.again != Again::Nothing).then_some(derailed_after),
+            nests: false,
         }
     });
     let tests = TESTS.iter().map(|test| {
@@ -111,9 +130,11 @@ fn cases(target: &Target, filters: &[String]) -> Result<Vec<Case>> {
             processors: processors(target.arch, false),
             again: Again::All,
             limit: None,
+            nests: false,
         }
     });
-    Ok(selftests.chain(tests).filter(|case| wanted(&case.name, filters)).collect())
+    let linux = (target.arch == Arch::X86_64).then(boot_linux);
+    Ok(selftests.chain(tests).chain(linux).filter(|case| wanted(&case.name, filters)).collect())
 }
 
 /// Runs the tests that `args` names.
@@ -181,7 +202,8 @@ fn build(target: &Target, kernel: &Kernel, cases: &[Case]) -> Result<Vec<Program
     if !names.is_empty() {
         programs = selftests::build(target, kernel, &names)?;
     }
-    let tests: Vec<Source> = TESTS.into_iter().filter(|test| needed(test.name, true)).collect();
+    let mut tests: Vec<Source> = TESTS.into_iter().filter(|test| needed(test.name, true)).collect();
+    tests.extend(needed(BOOT_LINUX.name, false).then_some(BOOT_LINUX));
     if !tests.is_empty() {
         programs.extend(programs::build(&tests, target.arch)?);
     }
@@ -272,6 +294,15 @@ mod tests {
         let all = cases(&Target { arch: Arch::Arm64, ..target(false) }, &[]).unwrap();
         assert!(all.iter().any(|case| case.program == "set_memory_regions_test"));
         assert!(all.iter().all(|case| case.append.is_empty()));
+    }
+
+    #[test]
+    fn linux_boots_where_its_vmm_runs() {
+        let boots = |arch| {
+            let target = Target { arch, ..target(true) };
+            cases(&target, &["boot-linux".to_owned()]).unwrap().iter().filter(|c| c.nests).count()
+        };
+        assert_eq!((boots(Arch::X86_64), boots(Arch::Arm64)), (1, 0));
     }
 
     pub(super) fn case(filter: &str) -> Case {

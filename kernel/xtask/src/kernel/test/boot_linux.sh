@@ -1,0 +1,12 @@
+# Run in a guest: the example boots the guest's own kernel, to its end. A guest of a
+# guest of QEMU's loses timer interrupts, hence the words.
+boot-linux /kernel - idle=poll nohz=off highres=off lapic=notscdeadline >console 2>timeline
+status=$?
+# Not to be taken for what this kernel says.
+sed 's/^/| /' console timeline
+grep -q "hello from user space" console &&
+	grep -q "first byte on the console" timeline &&
+	grep -q "set up: .* calls of the library's" timeline &&
+	grep -q "the guest asked for a reset" timeline && exit $status
+echo "Linux has not come to its end: status $status"
+exit 1
