@@ -23,6 +23,9 @@
 //! Which of them is for what, and what it costs, is one table in
 //! `docs/guide/mechanisms.md`.
 //!
+//! What happens is told through `tracing`: warnings, and what each set came to
+//! (debug). Without a subscriber it goes to `log`, whose level costs a load to look at.
+//!
 //! # Words
 //! A *region* is memory as the VMM thinks of it: RAM, a ROM, a BAR. A *memslot*
 //! is what KVM has; regions and slots need not correspond. GPA, HVA and sizes

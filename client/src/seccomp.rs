@@ -108,7 +108,8 @@ pub const OPEN: &[Call] = calls![
 ];
 
 /// What [`Builder::order_check`](crate::Builder::order_check), which is on unless
-/// switched off, adds to [`OPEN`] where a subscriber of `tracing` hears warnings.
+/// switched off, adds to [`OPEN`] where a subscriber of `tracing`, or a logger of `log`,
+/// hears warnings.
 #[cfg(target_arch = "x86_64")]
 pub const ORDER_CHECK: &[Call] = calls![; KVM_GET_IRQCHIP];
 

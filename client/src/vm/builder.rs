@@ -200,11 +200,11 @@ impl Builder {
     /// Since Linux 6.18 `KVM_CREATE_IRQCHIP`, `KVM_CREATE_PIT2` and ioeventfds leave
     /// a normal grace period in flight (`call_srcu()` in `kvm_io_bus_register_dev()`),
     /// which the next change of memory waits for: ticks instead of microseconds. So
-    /// memory comes first, then these. A `tracing` warning names the call that came
+    /// memory comes first, then these. A warning names the call that came
     /// too early, once a VM, and only where a set of changes was slow after it.
     ///
     /// It costs one `KVM_GET_IRQCHIP` when the VM is opened, on x86, and nothing where
-    /// no subscriber of `tracing` hears warnings by then. Calls that the VMM makes after
+    /// no subscriber of `tracing`, and no logger of `log`, hears warnings by then. Calls that the VMM makes after
     /// that, other than through this crate, are not noticed.
     pub fn order_check(mut self, on: bool) -> Self {
         self.order_check = on;
@@ -294,7 +294,9 @@ impl Builder {
             self.reserved_gsis,
             self.first_gsi,
         )?;
-        let watched = self.order_check && tracing::enabled!(tracing::Level::WARN);
+        // Who has no subscriber may hear of it through `log`.
+        let heard = tracing::enabled!(tracing::Level::WARN) || log::log_enabled!(log::Level::Warn);
+        let watched = self.order_check && heard;
         let irqchip_first = watched && events.has_irqchip() == Some(true);
         let order = OrderCheck::new(watched, irqchip_first);
         let count = spaces.len();
