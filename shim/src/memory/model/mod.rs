@@ -45,8 +45,6 @@ mod memfd;
 mod one;
 mod probe;
 mod space;
-#[cfg(test)]
-mod tests;
 mod vm;
 
 pub use config::{DirtyTracking, ModelConfig};

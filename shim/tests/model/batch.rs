@@ -4,9 +4,9 @@ use kvm_memslots_uapi::probe::{ProbeVm, Support, probe};
 use kvm_memslots_uapi::{MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_regions};
 
 use super::*;
-use crate::memory::model::{Call, Fault};
-use crate::memory::{BatchRefusal, MemoryCalls, Op};
-use crate::{Kind, Mapping, Range, Slot};
+use kvm_memslots_shim::memory::model::{Call, Fault};
+use kvm_memslots_shim::memory::{BatchRefusal, MemoryCalls, Op};
+use kvm_memslots_shim::{Kind, Mapping, Range, Slot};
 
 type Header = kvm_userspace_memory_regions;
 
@@ -20,7 +20,7 @@ fn batch(model: &Model, entries: &[Region]) -> (Result<(), Errno>, u32) {
 }
 
 fn layout(model: &Model) -> Vec<(u16, u64, u64, u64)> {
-    let row = |slot: crate::Slot| {
+    let row = |slot: kvm_memslots_shim::Slot| {
         let mapping = slot.mapping;
         let range = mapping.range();
         (slot.id, range.gpa() / PAGE, range.size() / PAGE, mapping.hva() / PAGE)

@@ -1,5 +1,5 @@
 use super::*;
-use crate::memory::model::{Call, Fault};
+use kvm_memslots_shim::memory::model::{Call, Fault};
 
 const MANUAL: DirtyTracking = DirtyTracking::ManualProtect { initially_set: false };
 const ALL_SET: DirtyTracking = DirtyTracking::ManualProtect { initially_set: true };

@@ -1,6 +1,6 @@
 use super::*;
-use crate::Range;
-use crate::memory::model::{GuestAccess, Piece};
+use kvm_memslots_shim::Range;
+use kvm_memslots_shim::memory::model::{GuestAccess, Piece};
 
 const fn ram(hfn: u64) -> GuestAccess {
     GuestAccess::Ram { hva: hfn * PAGE }

@@ -1,7 +1,7 @@
 use kvm_memslots_uapi::kvm_userspace_memory_region;
 
 use super::*;
-use crate::Range;
+use kvm_memslots_shim::Range;
 
 const EINVAL: Result<(), Errno> = Err(Errno::EINVAL);
 const EEXIST: Result<(), Errno> = Err(Errno::EEXIST);

@@ -3,7 +3,7 @@
 use kvm_memslots_uapi::{MemoryRegions, MemoryRegionsFlags};
 
 use super::*;
-use crate::memory::model::GuestAccess;
+use kvm_memslots_shim::memory::model::GuestAccess;
 
 const TRAP: u32 = MemFlags::TRAP.bits();
 

@@ -10,9 +10,8 @@ mod trap;
 
 use kvm_memslots_uapi::{MemFlags, kvm_userspace_memory_region2};
 
-use super::{DirtyTracking, Model, ModelConfig};
-use crate::Errno;
-use crate::Limits;
+use kvm_memslots_shim::memory::model::{DirtyTracking, Model, ModelConfig};
+use kvm_memslots_shim::{Errno, Limits};
 
 const PAGE: u64 = 4096;
 const LOG: u32 = MemFlags::LOG_DIRTY_PAGES.bits();
