@@ -2,6 +2,9 @@
 //! fast way is the plain one.
 #![allow(clippy::unwrap_used)]
 
+mod bits;
+mod pages;
+
 use std::collections::BTreeSet;
 
 use kvm_memslots_shim::memory::Op;
