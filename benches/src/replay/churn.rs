@@ -101,7 +101,7 @@ impl Churn {
             Some(_) => {
                 self.set(region)?;
                 track.live = None;
-                Ok(Spent { calls: 1, grace_periods: 2, ..Spent::default() })
+                Ok(Spent { ioctls: 1, grace_periods: 2, ..Spent::default() })
             }
         }
     }
@@ -124,7 +124,7 @@ impl Churn {
         }
         cost += self.make_room(region)?;
         self.set(region)?;
-        cost += Spent { calls: 1, grace_periods: waits(track.live, region), flips: 0 };
+        cost += Spent { ioctls: 1, grace_periods: waits(track.live, region), ..Spent::default() };
         track.live = Some(*region);
         track.wanted = Some(*region);
         Ok(cost)
@@ -155,7 +155,7 @@ impl Churn {
         if let Some(live) = track.live.take() {
             self.set(&Region { memory_size: 0, flags: 0, ..live })?;
         }
-        Ok(Spent { calls: 1, grace_periods: 2, ..Spent::default() })
+        Ok(Spent { ioctls: 1, grace_periods: 2, ..Spent::default() })
     }
 
     fn set(&mut self, region: &Region) -> Result<(), Errno> {

@@ -60,7 +60,7 @@ impl Commits {
             self.regions.insert(call.id(), (id, new));
         }
         let report = self.vm.apply(changes)?;
-        Ok(Spent { calls: report.ioctls, flips: 0, grace_periods: report.grace_periods })
+        Ok(Spent { ioctls: report.ioctls, grace_periods: report.grace_periods, ..Spent::default() })
     }
 }
 

@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use crate::compare::{Session, Shape, Stop, Taken, Watch};
 use crate::report::Column;
+pub use crate::strategy::Spent;
 use crate::trace::{Call, Trace, bursts};
 use crate::way::shown_by_name;
 use kvm_memslots_kit::machine::new_vm;
@@ -69,25 +70,6 @@ impl Strategy {
 }
 
 shown_by_name!(Strategy);
-
-/// What calls cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Spent {
-    /// Calls that changed memslots, flips not among them.
-    pub calls: u64,
-    /// Calls that only flipped the trap bit.
-    pub flips: u64,
-    /// Grace periods that they wait for, by KVM's rules.
-    pub grace_periods: u64,
-}
-
-impl std::ops::AddAssign for Spent {
-    fn add_assign(&mut self, other: Self) {
-        self.calls += other.calls;
-        self.flips += other.flips;
-        self.grace_periods += other.grace_periods;
-    }
-}
 
 /// Makes calls of a trace.
 pub trait Make {
@@ -192,7 +174,7 @@ impl Replay {
         let spent = spent.with_context(|| strategy.to_string())?;
         Ok(Taken {
             lap,
-            ioctls: Some(spent.calls + spent.flips),
+            ioctls: Some(spent.ioctls + spent.flips),
             grace_periods: Some(spent.grace_periods),
             more: vec![("flips", spent.flips.into())],
             ..Taken::default()

@@ -264,6 +264,7 @@ impl From<&Report> for Spent {
             grace_periods: report.waits(),
             pauses: u64::from(report.vcpus_paused),
             in_calls: report.elapsed,
+            ..Self::default()
         }
     }
 }

@@ -63,8 +63,10 @@ shown_by_name!(Strategy);
 /// What changes cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Spent {
-    /// Calls that changed memslots.
+    /// Calls that changed memslots, flips not among them.
     pub ioctls: u64,
+    /// Calls that only flipped the trap bit.
+    pub flips: u64,
     /// Grace periods that they wait for, by KVM's rules.
     pub grace_periods: u64,
     /// How often vCPUs were paused.
@@ -77,6 +79,7 @@ pub struct Spent {
 impl std::ops::AddAssign for Spent {
     fn add_assign(&mut self, other: Self) {
         self.ioctls += other.ioctls;
+        self.flips += other.flips;
         self.grace_periods += other.grace_periods;
         self.pauses += other.pauses;
         self.in_calls += other.in_calls;

@@ -31,7 +31,12 @@ fn make(maker: &mut dyn Make, calls: &[Call], gap: Duration, model: &Model) -> (
     let counts = model.counts();
     assert_eq!(counts.refused, 0);
     let calls = counts.ioctls - spent.flips;
-    let counted = Spent { calls, flips: spent.flips, grace_periods: counts.grace_periods };
+    let counted = Spent {
+        ioctls: calls,
+        flips: spent.flips,
+        grace_periods: counts.grace_periods,
+        ..Spent::default()
+    };
     (spent, counted)
 }
 
@@ -117,7 +122,7 @@ proptest! {
             let mut maker = churn(&model, With::Nothing);
             let (spent, counted) = make(&mut maker, &calls, gap, &model);
             prop_assert_eq!(spent, counted);
-            prop_assert_eq!(spent.calls, calls.len() as u64);
+            prop_assert_eq!(spent.ioctls, calls.len() as u64);
             pages(&live(&model))
         };
         for executor in [Executor::PerRegion, Executor::Batch] {
@@ -162,13 +167,13 @@ fn the_uefi_boot_by_the_trap_bit() {
     let trap = model();
     let mut maker = churn(&trap, With::Trap);
     let (spent, counted) = make(&mut maker, &calls, Duration::ZERO, &trap);
-    assert_eq!(spent, Spent { calls: 12, flips: 882, grace_periods: 17 });
+    assert_eq!(spent, Spent { ioctls: 12, flips: 882, grace_periods: 17, ..Spent::default() });
     assert_eq!(counted, spent);
 
     let deferred = model();
     let mut maker = churn(&deferred, With::Defer);
     let (spent, _) = make(&mut maker, &calls, Duration::ZERO, &deferred);
-    assert_eq!(spent, Spent { calls: 13, flips: 0, grace_periods: 18 });
+    assert_eq!(spent, Spent { ioctls: 13, flips: 0, grace_periods: 18, ..Spent::default() });
 }
 
 #[test]
