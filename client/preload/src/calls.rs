@@ -99,8 +99,8 @@ impl Call {
     fn create_vm(self) -> c_int {
         let fd = self.plain();
         let errno = sys::errno();
-        if let (true, Some(settings), true) = (fd >= 0, settings(), seccomp::is_free()) {
-            if let Some(root) = root::set_up() {
+        if let (true, Some(settings)) = (fd >= 0, settings()) {
+            if let Some(root) = seccomp::root_if_free() {
                 root.counts.vms.add(1);
                 root.make_vm(fd, self.rules(root, settings, fd));
             }

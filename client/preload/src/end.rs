@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use crate::process;
 use crate::root;
 use crate::settings::{self, Stats};
 use crate::stats::Totals;
@@ -52,7 +53,7 @@ pub(crate) fn write() {
     // A child by `vfork` has its parent's memory, not its number.
     let pid = root.pid();
     if settings.stats.is_empty()
-        || pid != sys::process_id()
+        || process::status(process::number) != Some(pid)
         || WRITTEN.swap(pid, Ordering::SeqCst) == pid
     {
         return;

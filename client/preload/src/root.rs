@@ -64,8 +64,8 @@ pub(crate) fn root() -> Option<&'static Root> {
     (root.ready.load(Ordering::Acquire) == READY).then_some(root)
 }
 
-/// The same, made if need be; `None` where a child would not find it empty.
-pub(crate) fn set_up() -> Option<&'static Root> {
+/// The same, made if need be for the process `pid`; `None` where a child would not find it empty.
+pub(crate) fn set_up(pid: c_int) -> Option<&'static Root> {
     let mut at = ROOT.load(Ordering::Acquire);
     if at.is_null() {
         at = map_root()?;
@@ -73,7 +73,7 @@ pub(crate) fn set_up() -> Option<&'static Root> {
     // SAFETY: zeroes, or what another thread has set up.
     let root = unsafe { at.as_ref() }?;
     if root.ready.load(Ordering::Acquire) != READY {
-        root.pid.store(sys::process_id(), Ordering::Relaxed);
+        root.pid.store(pid, Ordering::Relaxed);
         process::is_noted_at(&root.pid);
         root.ready.store(READY, Ordering::Release);
     }

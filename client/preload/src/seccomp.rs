@@ -4,9 +4,9 @@
 use std::ffi::{c_int, c_long};
 
 use crate::kvm::Unasked;
-use crate::root::{self, root};
+use crate::root::{self, Root, root};
 use crate::why::Why;
-use crate::{end, sys};
+use crate::{end, process};
 
 /// A filter is about to be installed. KVM's slots are first made what the VMM
 /// believes they are, and the statistics are written: later there may be no way.
@@ -36,20 +36,20 @@ pub(crate) fn is_call(number: c_long, first: usize) -> bool {
         || number == libc::SYS_prctl && first == libc::PR_SET_SECCOMP as usize
 }
 
-/// Whether this thread has no filter, as far as can be known; else everything
-/// passes from now on. Asked when a VM is made, by calls that the dynamic
-/// linker has made under the same filter when it loaded this library.
-pub(crate) fn is_free() -> bool {
-    if root().is_some() {
-        return true;
+/// What this process has, made if need be, where this thread has no filter, as far
+/// as can be known; else everything passes from now on. Asked when a VM is made, by
+/// calls that the dynamic linker has made under the same filter when it loaded this
+/// library.
+pub(crate) fn root_if_free() -> Option<&'static Root> {
+    if let Some(root) = root() {
+        return Some(root);
     }
-    let mut status = [0; 4096];
-    let bytes = sys::read_file(c"/proc/thread-self/status", &mut status).unwrap_or(0);
-    let free = has_no_filter(&status[..bytes]);
-    if !free {
-        root::off();
+    let (free, pid) = process::status(|status| (has_no_filter(status), process::number(status)));
+    if free {
+        return root::set_up(pid?);
     }
-    free
+    root::off();
+    None
 }
 
 fn has_no_filter(status: &[u8]) -> bool {

@@ -202,7 +202,7 @@ pub(crate) fn set_errno(errno: c_int) {
     unsafe { *place = errno };
 }
 
-/// This process's number. Asked for once.
+/// This process's number, where nothing else says it.
 pub(crate) fn process_id() -> c_int {
     // SAFETY: has no preconditions.
     unsafe { call(libc::SYS_getpid, [0; 6]) }.map_or(0, |pid| pid as c_int)
