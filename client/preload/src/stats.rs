@@ -1,6 +1,7 @@
 //! What was done, as it is written at the end: for each VM, and for the whole
 //! process.
 
+use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::fmt;
 
@@ -10,7 +11,7 @@ use crate::counts::Sums;
 use crate::decide::region::Region;
 use crate::decide::slot::{Slot, SlotCounts};
 use crate::root::Root;
-use crate::vm::machine::Vm;
+use crate::vm::machine::{Passed, State, Vm};
 
 /// One slot that has churned, or was deferred.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,14 +21,42 @@ pub(crate) struct OfSlot {
     size: u64,
     /// Whether it is one of those that are flipped or deferred.
     churns: bool,
+    /// Why not.
+    left_alone: Option<&'static str>,
     #[serde(flatten)]
     counts: SlotCounts,
 }
 
+/// Calls that KVM got as they were, and that nothing was made of.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct NotFollowed {
+    /// Those that change or read slots, by name.
+    calls: BTreeMap<&'static str, u64>,
+    /// Memslot calls since the VM was switched off.
+    since_off: u64,
+    /// Memslot calls for slots that there was no room to know.
+    unknown: u64,
+    /// How many slots were flipped and left alone, by the reason.
+    slots: BTreeMap<&'static str, u64>,
+}
+
+impl NotFollowed {
+    fn new(state: &State) -> Self {
+        let Passed { calls, since_off } = &state.passed;
+        let calls = calls.iter().copied().filter(|(_, count)| *count > 0).collect();
+        let flipped = state.slots.iter().filter(|slot| slot.counts.flips > 0);
+        let mut slots = BTreeMap::new();
+        for why in flipped.filter_map(|slot| state.slots.left_alone(slot)) {
+            *slots.entry(why).or_default() += 1;
+        }
+        Self { calls, since_off: *since_off, unknown: state.slots.unknown(), slots }
+    }
+}
+
 impl OfSlot {
-    fn new(slot: &Slot) -> Self {
+    fn new(slot: &Slot, left_alone: Option<&'static str>) -> Self {
         let Region { slot: id, gpa, size, .. } = slot.region;
-        Self { slot: id, gpa, size, churns: slot.churns(), counts: slot.counts }
+        Self { slot: id, gpa, size, churns: slot.churns(), left_alone, counts: slot.counts }
     }
 }
 
@@ -39,18 +68,21 @@ pub(crate) struct OfVm {
     #[serde(flatten)]
     sums: Sums,
     switched_off: Option<String>,
+    not_followed: NotFollowed,
     /// Slots that were flipped at least once.
     slots: Vec<OfSlot>,
 }
 
 impl OfVm {
     fn new(vm: &Vm) -> Self {
-        let (switched_off, mut slots) = vm.with_state(|state| {
+        let (switched_off, not_followed, mut slots) = vm.with_state(|state| {
             let flipped = state.slots.iter().filter(|slot| slot.counts.flips > 0);
-            (state.off.map(|why| why.to_string()), Vec::from_iter(flipped.map(OfSlot::new)))
+            let of = |slot: &Slot| OfSlot::new(slot, state.slots.left_alone(slot));
+            let why = state.off.map(|why| why.to_string());
+            (why, NotFollowed::new(state), Vec::from_iter(flipped.map(of)))
         });
         slots.sort_by_key(|slot| slot.slot);
-        Self { fd: vm.made_as, sums: vm.counts.sums(), switched_off, slots }
+        Self { fd: vm.made_as, sums: vm.counts.sums(), switched_off, not_followed, slots }
     }
 }
 
@@ -120,6 +152,21 @@ impl fmt::Display for Sums {
     }
 }
 
+impl NotFollowed {
+    fn write(&self, fd: c_int, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in &self.calls {
+            writeln!(f, "VM {fd}: not followed: {count} {name}")?;
+        }
+        let more = [
+            (self.since_off, "since then"),
+            (self.unknown, "for slots that there was no room for"),
+        ];
+        more.iter().filter(|(count, _)| *count > 0).try_for_each(|(count, which)| {
+            writeln!(f, "VM {fd}: not followed: {count} memslot calls {which}")
+        })
+    }
+}
+
 impl fmt::Display for OfVm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (fd, sums) = (self.fd, &self.sums);
@@ -134,10 +181,14 @@ impl fmt::Display for OfVm {
         if let Some(why) = &self.switched_off {
             writeln!(f, "VM {fd}: switched off: {why}")?;
         }
+        self.not_followed.write(fd, f)?;
         self.slots.iter().try_for_each(|slot| {
             let OfSlot { slot: id, gpa, size, counts, .. } = slot;
             let SlotCounts { asked, asked_ns, calls, flips, deferred, exits } = *counts;
-            let churns = if slot.churns { "churns" } else { "left alone" };
+            let churns = match slot.left_alone {
+                None => "churns".to_owned(),
+                Some(why) => format!("left alone ({why})"),
+            };
             writeln!(
                 f,
                 "VM {fd}: slot {id:#x} at {gpa:#x}+{size:#x}, {churns}: asked {asked} in {}, \
@@ -163,8 +214,14 @@ mod tests {
         counts.called(1_234_567);
         counts.called(1_000);
         let why = Some("a move".to_owned());
-        let of_vm =
-            OfVm { fd: 5, sums: counts.sums(), switched_off: why.clone(), slots: Vec::new() };
+        let calls = BTreeMap::from([("KVM_PRE_FAULT_MEMORY", 2)]);
+        let of_vm = OfVm {
+            fd: 5,
+            sums: counts.sums(),
+            switched_off: why.clone(),
+            not_followed: NotFollowed { calls, since_off: 7, ..NotFollowed::default() },
+            slots: Vec::new(),
+        };
         let totals = Totals {
             mode: "defer",
             vms: 1,
@@ -177,10 +234,43 @@ mod tests {
         assert!(text.contains("of the VMM: 3 in 0.000 ms"), "{text}");
         assert!(text.contains("2 calls and 0 flips in 1.235 ms, the longest took 1.234"), "{text}");
         assert!(text.contains("VM 5: switched off: a move"), "{text}");
+        assert!(text.contains("VM 5: not followed: 2 KVM_PRE_FAULT_MEMORY"), "{text}");
+        assert!(text.contains("VM 5: not followed: 7 memslot calls since then"), "{text}");
         let json = serde_json::to_value(&totals).unwrap();
         assert_eq!(json["kvm_ns"], 1_235_567);
         assert_eq!(json["switched_off"][0], "a move");
         assert_eq!(json["by_vm"][0]["asked"], 3);
+        assert_eq!(json["by_vm"][0]["not_followed"]["calls"]["KVM_PRE_FAULT_MEMORY"], 2);
         assert_eq!(json["mode"], "defer");
+    }
+    /// What was left alone, and why, of slots that flip alike.
+    #[test]
+    fn what_is_not_followed_is_counted() {
+        use kvm_memslots::deferred::policy::Policy;
+
+        use crate::decide::region::READONLY;
+        use crate::decide::rules::Way;
+        use crate::vm::tests::{Model, ask, vm};
+
+        let model = Model::default();
+        let vm = vm(&model, Way::Defer, false, Policy::default());
+        let flags = [READONLY, READONLY | 1, 0];
+        for (slot, flags) in (1_u32..).zip(flags) {
+            let gpa = u64::from(slot) << 30;
+            let region = Region { slot, flags, gpa, size: 4096, hva: 1 << 20 };
+            for _ in 0..4 {
+                ask(&vm, &model, &region).unwrap();
+                ask(&vm, &model, &region.gone()).unwrap();
+            }
+        }
+        let found = || vm.vm.with_state(|state| NotFollowed::new(state));
+        let slots = [("its writes are logged", 1), ("the guest may write to it", 1)];
+        assert_eq!(found(), NotFollowed { slots: slots.into(), ..NotFollowed::default() });
+        // The first slot is managed, so this switches the VM off.
+        vm.vm.not_followed(&model, "KVM_PRE_FAULT_MEMORY", false);
+        ask(&vm, &model, &Region { slot: 9, flags: 0, gpa: 0, size: 4096, hva: 0 }).unwrap();
+        let of = found();
+        assert_eq!(of.calls, BTreeMap::from([("KVM_PRE_FAULT_MEMORY", 1)]));
+        assert_eq!((of.since_off, of.unknown), (1, 0));
     }
 }

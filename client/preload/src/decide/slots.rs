@@ -41,12 +41,20 @@ pub(crate) struct Slots {
     churning: [u32; CHURNING],
     listed: usize,
     deferred: usize,
+    unknown: u64,
     rules: Rules,
 }
 
 impl Slots {
     pub(crate) const fn new(rules: Rules, entries: Entries) -> Self {
-        Self { all: Map::new(entries), churning: [0; CHURNING], listed: 0, deferred: 0, rules }
+        Self {
+            all: Map::new(entries),
+            churning: [0; CHURNING],
+            listed: 0,
+            deferred: 0,
+            unknown: 0,
+            rules,
+        }
     }
 
     /// From here on every call passes. What is not as the VMM believes stays
@@ -77,6 +85,26 @@ impl Slots {
     /// Whether it can become one by the flags that it has, or had when it was there.
     pub(crate) fn may_churn(&self, slot: u32) -> bool {
         self.all.get(slot).is_some_and(|slot| self.rules.allow(slot.region.flags))
+    }
+
+    /// Why `slot`, which was flipped, is left alone; `None` if it is not.
+    pub(crate) fn left_alone(&self, slot: &Slot) -> Option<&'static str> {
+        const LOGGED: u32 = 1;
+        let Region { flags, .. } = slot.region;
+        let reason = match () {
+            () if slot.listed => return None,
+            () if flags & LOGGED != 0 => "its writes are logged",
+            () if !self.rules.allow(flags) => "the guest may write to it",
+            () if slot.churn.flips() < self.rules.flips => "too few flips of the same",
+            () if self.rules.way == Way::AsAsked => "all are as the VMM asks",
+            () => "16 others churn",
+        };
+        Some(reason)
+    }
+
+    /// Calls for slots that there was no room to know.
+    pub(crate) const fn unknown(&self) -> u64 {
+        self.unknown
     }
 
     /// Whether any slot is.
@@ -201,7 +229,10 @@ impl Slots {
             counts: SlotCounts::default(),
         };
         // Where there is no room it is not known, and left alone.
-        let Some(slot) = self.all.get_or_insert(asked.slot, new) else { return };
+        let Some(slot) = self.all.get_or_insert(asked.slot, new) else {
+            self.unknown += 1;
+            return;
+        };
         slot.counts.deferred += u64::from(action == Action::Defer);
         let was_deferred = slot.is_deferred();
         let again = slot.region == *asked;

@@ -73,6 +73,27 @@ pub(crate) struct State {
     pub(super) tells: Tells,
     /// Which of the two calls the VMM makes.
     pub(super) two: bool,
+    /// Calls that were passed on without being followed.
+    pub(crate) passed: Passed,
+}
+
+/// Calls that were passed on without being followed.
+#[derive(Default)]
+pub(crate) struct Passed {
+    /// Those that change or read slots, by name. There are no more.
+    pub(crate) calls: [(&'static str, u64); 8],
+    /// Memslot calls since the VM is left alone.
+    pub(crate) since_off: u64,
+}
+
+impl Passed {
+    pub(super) fn add(&mut self, name: &'static str) {
+        let place = self.calls.iter_mut().find(|(is, _)| *is == name || is.is_empty());
+        if let Some((is, count)) = place {
+            *is = name;
+            *count += 1;
+        }
+    }
 }
 
 /// Whether KVM comes out of the guest for each access that it can't decode.
@@ -95,6 +116,7 @@ impl Vm {
             blind: false,
             tells: Tells::No,
             two: false,
+            passed: Passed::default(),
         };
         Self {
             made_as: fd,

@@ -53,6 +53,7 @@ impl Vm {
         self.fd.store(fd, Ordering::Release);
         self.state.with(|state| {
             let calls = self.counts.calls_and_flips();
+            state.passed.since_off += u64::from(state.off.is_some());
             let answer = self.set_region_locked(state, kvm, asked, pass);
             let ns = now().saturating_sub(start);
             self.counts.asked.add(1);
@@ -203,6 +204,7 @@ impl Vm {
     /// whether it can make other slots.
     pub(crate) fn not_followed(&self, kvm: &dyn Kvm, name: &'static str, changes: bool) {
         self.state.with(|state| {
+            state.passed.add(name);
             if state.slots.manages_any() || changes {
                 self.off(state, kvm, Why::not_followed(name));
             }

@@ -7,4 +7,4 @@ pub(crate) mod exits;
 pub(crate) mod machine;
 pub(crate) mod memslots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -25,7 +25,7 @@ const PAGE: u64 = 4096;
 
 /// As much of KVM as matters here.
 #[derive(Debug, Default, Clone)]
-struct Model {
+pub(crate) struct Model {
     slots: Arc<Mutex<BTreeMap<u32, Region>>>,
     /// Calls before one that fails with `ENOMEM`.
     fails_after: Arc<Mutex<Option<u32>>>,
@@ -85,7 +85,7 @@ impl Kvm for Model {
     }
 }
 
-fn vm(model: &Model, way: Way, writable: bool, policy: Policy) -> Under {
+pub(crate) fn vm(model: &Model, way: Way, writable: bool, policy: Policy) -> Under {
     let rules = Rules { way, flips: 4, writable };
     let vm = Vm::new(-1, 0, &[], Slots::new(rules, entries()));
     vm.state.with(|state| state.bill = Bill::new(policy));
@@ -93,8 +93,8 @@ fn vm(model: &Model, way: Way, writable: bool, policy: Policy) -> Under {
 }
 
 /// The library, and the KVM that it is in front of.
-struct Under {
-    vm: Vm,
+pub(crate) struct Under {
+    pub(crate) vm: Vm,
     model: Model,
 }
 
@@ -120,7 +120,7 @@ impl Under {
     }
 }
 
-fn ask(vm: &Under, model: &Model, region: &Region) -> Answer {
+pub(crate) fn ask(vm: &Under, model: &Model, region: &Region) -> Answer {
     let asked = Asked { region: *region, two: false };
     vm.vm.set_region(3, model, &asked, &mut || model.set(region).map(|()| 0))
 }
