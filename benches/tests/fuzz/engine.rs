@@ -43,6 +43,17 @@ pub(super) fn corpus(target: &str) -> Vec<Vec<u8>> {
 
 /// Puts the corpus, then what becomes of it, into `target`.
 pub(super) fn fuzz(name: &str, corpus: &[Vec<u8>], words: &[&[u8]], target: impl Fn(&[u8])) {
+    fuzz_with(INPUTS, name, corpus, words, target);
+}
+
+/// The same with so many inputs, where one takes long.
+pub(super) fn fuzz_with(
+    inputs: u64,
+    name: &str,
+    corpus: &[Vec<u8>],
+    words: &[&[u8]],
+    target: impl Fn(&[u8]),
+) {
     assert!(!corpus.is_empty(), "{name} has no corpus");
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let seconds = number("MEMSLOTS_FUZZ_SECONDS");
@@ -62,12 +73,12 @@ pub(super) fn fuzz(name: &str, corpus: &[Vec<u8>], words: &[&[u8]], target: impl
         run(input);
     }
     let mut random = Random::new(seed);
-    let mut inputs = 0;
-    while until.map_or(inputs < INPUTS, |until| Instant::now() < until) {
+    let mut done = 0;
+    while until.map_or(done < inputs, |until| Instant::now() < until) {
         run(&mutated(&mut random, corpus, words));
-        inputs += 1;
+        done += 1;
     }
-    println!("{name}: {inputs} inputs, seed {seed}");
+    println!("{name}: {done} inputs, seed {seed}");
 }
 
 fn mutated(random: &mut Random, corpus: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {

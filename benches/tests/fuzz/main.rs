@@ -10,6 +10,10 @@
 
 mod calls;
 mod changes;
+mod common;
 mod engine;
 mod pci;
+// The random program of the library's own tests.
+#[path = "../../../client/tests/model/pci_program/mod.rs"]
+mod pci_program;
 mod traces;

@@ -3,15 +3,29 @@
 
 use std::ops::Range;
 
-/// Pseudorandom, the same everywhere.
-pub struct Numbers(u64);
+/// Pseudorandom, the same everywhere; or what a fuzzer's input says.
+pub struct Numbers(u64, Option<std::vec::IntoIter<u8>>);
 
 impl Numbers {
     pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d, None)
+    }
+
+    /// A byte for each number, of two where it can be larger; zeroes behind the end.
+    pub fn of(input: Vec<u8>) -> Self {
+        Self(0, Some(input.into_iter()))
+    }
+
+    /// Whether an input is at its end.
+    pub fn is_over(&self) -> bool {
+        self.1.as_ref().is_some_and(|input| input.len() == 0)
     }
 
     pub fn below(&mut self, end: u64) -> u64 {
+        if let Some(input) = &mut self.1 {
+            let mut byte = || u64::from(input.next().unwrap_or(0));
+            return (if end > 256 { byte() << 8 | byte() } else { byte() }) % end;
+        }
         // xorshift64*
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -19,6 +19,7 @@ mod order;
 mod owned;
 mod pci;
 mod pci_doorbells;
+mod pci_program;
 mod pci_random;
 mod pci_short;
 mod pci_windows;
