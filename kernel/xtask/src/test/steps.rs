@@ -33,7 +33,7 @@ pub(super) const STEPS: [Step; 12] = [
     },
     Step {
         name: "fuzz",
-        what: "random input for a minute, MEMSLOTS_FUZZ_SECONDS for longer",
+        what: "random input, a minute a harness; MEMSLOTS_FUZZ_SECONDS for longer",
         seconds: (70, 65),
         slow: true,
         run: fuzz,
@@ -137,7 +137,7 @@ fn fuzz(log: &mut Log) -> Result<Outcome> {
     let mut test = cargo();
     test.args(args).args(["--no-fail-fast", "--", "--show-output"]);
     if env::var_os(SECONDS).is_none() {
-        test.env(SECONDS, "30");
+        test.env(SECONDS, "60");
         if env::var_os(SEED).is_none() {
             // A run of the same commit finds the same.
             test.env(SEED, commit().to_string());
