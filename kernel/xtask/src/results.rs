@@ -13,7 +13,7 @@ use crate::workspace::{cargo, root, target};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// These only
-    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(MEASURED.iter().map(|m| m.0)))]
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
     names: Vec<String>,
 }
 
@@ -78,6 +78,17 @@ const MEASURED: [Measured; 19] = [
     ("doctor", "What the machine offers", &["doctor"]),
 ];
 
+/// What the library takes by itself: no command of `memslots`, but a benchmark.
+const OWN: Measured = (
+    "own",
+    "What the library takes by itself, beside KVM where it has the same",
+    &["bench", "--quiet", "--package", "kvm-memslots-bench", "--bench", "own"],
+);
+
+fn names() -> impl Iterator<Item = &'static str> {
+    MEASURED.iter().chain([&OWN]).map(|measured| measured.0)
+}
+
 /// Calls of a real VMM.
 const UEFI: &str = "benches/tests/data/traces/qemu-7.2-aarch64-uefi-boot.trace.gz";
 
@@ -95,20 +106,26 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn measure(args: &Args) -> Result<()> {
-    let build = ["build", "--release", "--package", "kvm-memslots-bench", "--bin", "memslots"];
-    let built = cargo().args(build).status().context("can't run cargo build")?;
-    if !built.success() {
-        bail!("cargo build ended with {built}");
+    let wanted = |(name, ..): &&Measured| {
+        args.names.is_empty() || args.names.iter().any(|wanted| wanted == name)
+    };
+    let measured: Vec<_> = MEASURED.iter().chain([&OWN]).filter(wanted).collect();
+    if measured.iter().any(|(name, ..)| *name != OWN.0) {
+        let build = ["build", "--release", "--package", "kvm-memslots-bench", "--bin", "memslots"];
+        let built = cargo().args(build).status().context("can't run cargo build")?;
+        if !built.success() {
+            bail!("cargo build ended with {built}");
+        }
     }
     let dir = root().join(DIR);
     std::fs::create_dir_all(&dir).with_context(|| format!("can't make {DIR}"))?;
-    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
     let stamp = stamp()?;
-    for (name, what, args) in MEASURED.iter().filter(|(name, _, _)| wanted(name)) {
-        let mut command = Command::new(target().join("release/memslots"));
+    for (name, what, args) in measured {
+        let memslots = || Command::new(target().join("release/memslots"));
+        let mut command = if *name == OWN.0 { cargo() } else { memslots() };
         command.args(*args).current_dir(root()).stdin(Stdio::null()).stderr(Stdio::inherit());
         run::say(&format!("$ {}", run::shown(&command)));
-        let output = command.output().context("can't run memslots")?;
+        let output = command.output().context("can't run it")?;
         if !output.status.success() {
             bail!("{} ended with {}", run::shown(&command), output.status);
         }
@@ -173,6 +190,13 @@ mod tests {
         let page = page("Speed", "memslots", &[("kernel", "Linux".to_owned())], "| a |\n");
         let expected = "# Speed\n\n| | |\n| --- | --- |\n| command | `memslots` |\n| kernel | Linux |\n\n```text\n| a |\n```\n";
         assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn the_names_are_those_of_the_files() {
+        let names: Vec<_> = names().collect();
+        assert!(names.contains(&"own") && names.contains(&"scenarios"));
+        assert_eq!(names.iter().collect::<std::collections::HashSet<_>>().len(), names.len());
     }
 
     #[test]
