@@ -204,8 +204,8 @@ impl Builder {
     /// too early, once a VM, and only where a set of changes was slow after it.
     ///
     /// It costs one `KVM_GET_IRQCHIP` when the VM is opened, on x86, and nothing where
-    /// no subscriber of `tracing`, and no logger of `log`, hears warnings by then. Calls that the VMM makes after
-    /// that, other than through this crate, are not noticed.
+    /// no subscriber of `tracing`, and no logger of `log`, hears warnings by then. Calls
+    /// that the VMM makes after that, other than through this crate, are not noticed.
     pub fn order_check(mut self, on: bool) -> Self {
         self.order_check = on;
         self
