@@ -147,7 +147,7 @@ mod x86 {
         source.log(true)?;
         (0..RAM / PAGE).try_for_each(|page| source.send(page, &mut out))?;
         let mut rounds = vec![source.send_dirty(&mut out)?];
-        while rounds.last() > Some(&FEW) {
+        while rounds.last() > Some(&FEW) && rounds.len() < 20 {
             // Twice as slow each round: so it ends.
             slower.store((slower.load(Ordering::Relaxed) * 2).max(20), Ordering::Relaxed);
             rounds.push(source.send_dirty(&mut out)?);

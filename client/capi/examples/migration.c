@@ -141,7 +141,7 @@ static void send_all(struct machine *m, FILE *to)
 		printf("sent: %d pages\n", sent);
 		count(m, left /= 2);
 		TRY(kvm_memslots_dirty_log(m->vm, m->id, dirty, WORDS));
-	} while (sent > FEW);
+	} while (sent > FEW && left);
 	/* The vCPU stands still. */
 	printf("the last: %d pages\n", send_pages(m, dirty, to));
 	set_log(m, 0);
