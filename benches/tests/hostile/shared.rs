@@ -6,7 +6,7 @@ use kvm_memslots::{Changes, ErrorKind, RegionSpec, at};
 use kvm_memslots_kit::guest::{Access, Outcome};
 use kvm_memslots_kit::host::SMALL_PAGE;
 
-use crate::{GPA, Owned, Rig, borrowed, gpa, ram};
+use crate::{GPA, Owned, Rig, Stops, borrowed, gpa, ram};
 
 /// Each page of it at a thousand guest addresses: all are the same memory, lookups find
 /// one that is there, and each has a log of its own.
@@ -60,6 +60,7 @@ fn logs_are_read_of_memory_that_goes() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (vm, stop) = (&vm, &stop);
+        let stops = Stops(stop);
         for reader in 0..2 {
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -95,7 +96,7 @@ fn logs_are_read_of_memory_that_goes() {
             comes = c.map(ram(8, 4, Owned::numbered(4, round).backing()).log_dirty());
             vm.apply(c).unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         let mut prober = guest.join().unwrap();
         assert_eq!(prober.probe(&[Access::Read(gpa(8))]).unwrap(), [Outcome::Value(299)]);
     });

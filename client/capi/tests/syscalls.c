@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -110,14 +111,18 @@ static int lives(uint32_t lists)
 
 static int in_a_process(uint32_t lists)
 {
+	const struct rlimit none = { 0, 0 };
 	int status;
 	pid_t child;
 
 	fflush(NULL);
 	child = fork();
 	CHECK(child >= 0);
-	if (!child)
+	if (!child) {
+		/* A filter's end would leave one. */
+		setrlimit(RLIMIT_CORE, &none);
 		_exit(lives(lists));
+	}
 	CHECK(waitpid(child, &status, 0) == child);
 	return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
 }
@@ -128,7 +133,7 @@ void filters_let_a_vm_live(void)
 	int status = in_a_process(all);
 
 	if (status == 77) {
-		printf("no seccomp filters\n");
+		printf("SKIPPED filters_let_a_vm_live: no seccomp filters\n");
 		return;
 	}
 	CHECK(status == 0);

@@ -20,6 +20,8 @@ const POOL: &str = "/proc/sys/vm/nr_hugepages";
 /// Huge pages that the machine has for as long as this lives, for one test at a time.
 struct Pool {
     before: Option<String>,
+    /// Those of other processes wait, too.
+    _locked: Option<File>,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -38,7 +40,12 @@ impl Pool {
         // SAFETY: the descriptor is new, and nobody else's.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(2 * HUGE).unwrap();
-        let mut pool = Self { before: None, _one: one };
+        let locked = File::open(POOL).ok();
+        if let Some(pool) = &locked {
+            // SAFETY: takes numbers.
+            unsafe { libc::flock(pool.as_raw_fd(), libc::LOCK_EX) };
+        }
+        let mut pool = Self { before: None, _locked: locked, _one: one };
         if !is_mappable(&file) {
             let before = fs::read_to_string(POOL).unwrap_or_default();
             let pages = before.trim().parse::<u64>().map_or(4, |pages| pages + 4);

@@ -240,13 +240,21 @@ fn huge_pages_are_asked_for_where_something_is_placed() {
         window.place(2 * large, large, Contents::file(&file, 0)).unwrap();
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let flags = |hva: u64| {
-            let start = smaps.find(&format!("{hva:x}-")).unwrap();
-            let flags = smaps[start..].lines().find_map(|line| line.strip_prefix("VmFlags:"));
+            let mut lines = smaps.lines().skip_while(|line| !holds(line, hva));
+            let flags = lines.find_map(|line| line.strip_prefix("VmFlags:"));
             flags.unwrap().split_whitespace().any(|flag| flag == "hg")
         };
         let base = window.backing().hva();
         assert_eq!([base, base + 2 * large].map(flags), [asks; 2]);
     }
+}
+
+/// Whether a line of `smaps` begins the mapping of an address.
+fn holds(line: &str, hva: u64) -> bool {
+    let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+    let hex = |number| u64::from_str_radix(number, 16).ok();
+    let range = range.and_then(|(start, end)| Some(hex(start)?..hex(end)?));
+    range.is_some_and(|range| range.contains(&hva))
 }
 
 #[test]

@@ -64,7 +64,13 @@ pub(crate) fn said(output: &Output) -> String {
 pub(crate) fn ran(test: &str, program: &mut Command) -> Option<String> {
     let output = program.output().unwrap();
     match output.status.code() {
-        Some(0) => Some(said(&output)),
+        Some(0) => {
+            let said = said(&output);
+            said.lines().filter(|line| line.starts_with("SKIPPED ")).for_each(|line| {
+                eprintln!("{line}");
+            });
+            Some(said)
+        }
         Some(77) => {
             eprintln!("SKIPPED {test}: {}", said(&output).trim());
             None

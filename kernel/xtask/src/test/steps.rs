@@ -34,7 +34,7 @@ pub(super) const STEPS: [Step; 12] = [
     Step {
         name: "fuzz",
         what: "random input, a minute a harness; MEMSLOTS_FUZZ_SECONDS for longer",
-        seconds: (70, 65),
+        seconds: (195, 190),
         slow: true,
         run: fuzz,
     },
