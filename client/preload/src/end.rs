@@ -50,10 +50,11 @@ pub(crate) fn write() {
     // The process that has written its own.
     static WRITTEN: AtomicI32 = AtomicI32::new(0);
     let (Some(settings), Some(root)) = (settings::settings(), root::root()) else { return };
-    // A child by `vfork` has its parent's memory, not its number.
+    // A child by `vfork` has its parent's memory, not its number. Who can't be told
+    // from it, as `/proc` has gone, writes.
     let pid = root.pid();
     if settings.stats.is_empty()
-        || process::status(process::number) != Some(pid)
+        || process::status(process::number).is_some_and(|number| number != pid)
         || WRITTEN.swap(pid, Ordering::SeqCst) == pid
     {
         return;
