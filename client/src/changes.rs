@@ -244,9 +244,10 @@ impl Changes {
 
     /// The regions that this set maps, those of devices among them, as the set leaves
     /// them: moved, split, resized, with other flags and other memory, and without those
-    /// that it unmaps again. In the order in which they come. Changes that
-    /// [`Vm::apply`](crate::Vm::apply) would refuse, and those of regions that are
-    /// mapped already, are left out.
+    /// that it unmaps again. In the order in which they come. Changes of regions that
+    /// are mapped already are left out. Of a set that [`Vm::apply`](crate::Vm::apply)
+    /// would refuse, what it gives is not specified. All changes are looked at each
+    /// time.
     pub fn regions(&self) -> impl Iterator<Item = (RegionId, RegionSpec)> + '_ {
         Outcome::of(&self.list).regions().map(|(id, spec)| (id, spec.into_owned()))
     }

@@ -295,7 +295,11 @@ impl Builder {
             self.first_gsi,
         )?;
         // Who has no subscriber may hear of it through `log`.
-        let heard = tracing::enabled!(tracing::Level::WARN) || log::log_enabled!(log::Level::Warn);
+        let heard = if tracing::dispatcher::has_been_set() {
+            tracing::enabled!(tracing::Level::WARN)
+        } else {
+            log::log_enabled!(log::Level::Warn)
+        };
         let watched = self.order_check && heard;
         let irqchip_first = watched && events.has_irqchip() == Some(true);
         let order = OrderCheck::new(watched, irqchip_first);
