@@ -10,8 +10,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::Random;
 use common::windowed::{self, PAGES, Rig, gpa};
+use common::{Random, Stops};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use kvm_memslots::backend::{EventCalls, EventModel, EventOp, Irqchip, MemoryModel};
 use kvm_memslots::device::{Bus, Device, DeviceId, Doorbell, Ioeventfd};
@@ -146,15 +146,8 @@ fn two_swap_their_places_under_a_guest_that_looks() {
     let (begun, done, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let mut judged = 0_u64;
     std::thread::scope(|scope| {
-        // A failure has to stop it, too.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
         let swaps = scope.spawn(|| {
-            let _stop = Stop(&stop);
+            let _stops = Stops(&stop);
             for round in 1..=1_000_u64 {
                 let places = if round % 2 == 0 { [2, 9] } else { [9, 2] };
                 begun.store(round, Ordering::SeqCst);

@@ -4,11 +4,21 @@
 pub mod windowed;
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_memslots_kit::guest::GuestError;
 use kvm_memslots_kit::host::HostMemory;
+
+/// Has other threads stop, also when a test fails: else its scope waits for ever.
+pub struct Stops<'a>(pub &'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Says aloud that `test` is skipped, in the form that `cargo xtask test`
 /// counts. Written directly: the test harness would swallow what `eprintln!`

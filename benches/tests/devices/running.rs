@@ -5,13 +5,15 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_memslots::device::{Bus, Device, Trigger};
+use kvm_ioctls::VmFd;
+use kvm_memslots::device::{Bus, Device, DeviceId, Trigger};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
-use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionSpec, Vm, at, vm_fd};
+use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionSpec, Report, Vm, at, vm_fd};
 use kvm_memslots_kit::guest::interrupted::{GuestWrite, Interrupted};
 use kvm_memslots_kit::host::{HostMemory, Pages};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::common::Stops;
 use crate::rig::{OWN_SLOT, PATIENCE, eventfd, msi, signalled, split_vm};
 
 /// Raised through an irqfd that comes and goes, and through a trigger.
@@ -19,46 +21,67 @@ const VECTORS: [u8; 2] = [0x30, 0x31];
 /// A write that exits: what is pending has arrived before.
 const BARRIER: GuestWrite = GuestWrite { bus: Bus::Pio, addr: 0x99, len: 1, value: 0 };
 
+/// A guest that counts what arrives at the vectors of a device.
+struct Masked {
+    fd: VmFd,
+    guest: Interrupted,
+    vectors: Vectors,
+}
+
+/// The device, with a vector of each kind.
+struct Vectors {
+    vm: Vm,
+    id: DeviceId,
+    plain: EventFd,
+    trigger: Arc<Trigger>,
+}
+
+impl Masked {
+    fn new(test: &str) -> Option<Self> {
+        let fd = split_vm(test)?;
+        let guest = Interrupted::start(&fd, OWN_SLOT).unwrap();
+        let vm = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT).open(vm_fd(&fd)).unwrap();
+        let plain = eventfd();
+        let trigger = Arc::new(Trigger::new(eventfd()));
+        let mut c = Changes::new();
+        let nic = Device::new("nic")
+            .vector(plain.as_raw_fd(), Some(msi(VECTORS[0])))
+            .triggered_vector(Arc::clone(&trigger), Some(msi(VECTORS[1])));
+        let id = c.attach(nic);
+        vm.apply(c).unwrap();
+        Some(Self { fd, guest, vectors: Vectors { vm, id, plain, trigger } })
+    }
+}
+
+impl Vectors {
+    fn set(&self, masked: bool) -> Report {
+        let mut c = Changes::new();
+        for (n, vector) in VECTORS.into_iter().enumerate() {
+            c.set_vector(self.id, n, (!masked).then_some(msi(vector)));
+        }
+        self.vm.apply(c).unwrap()
+    }
+
+    fn signal(&self) {
+        self.plain.write(1).unwrap();
+        self.trigger.signal().unwrap();
+    }
+}
+
 #[test]
 fn nothing_arrives_masked_and_nothing_is_lost_under_load() {
     let test = "nothing_arrives_masked_and_nothing_is_lost_under_load";
-    let Some(vm) = split_vm(test) else { return };
-    let mut guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
-    let vm = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT).open(vm_fd(&vm)).unwrap();
-    let plain = Arc::new(eventfd());
-    let trigger = Arc::new(Trigger::new(eventfd()));
-    let mut c = Changes::new();
-    let nic = Device::new("nic")
-        .vector(plain.as_raw_fd(), Some(msi(VECTORS[0])))
-        .triggered_vector(Arc::clone(&trigger), Some(msi(VECTORS[1])));
-    let id = c.attach(nic);
-    vm.apply(c).unwrap();
+    let Some(Masked { fd: _fd, mut guest, vectors }) = Masked::new(test) else { return };
     let set = |masked: bool| {
-        let mut c = Changes::new();
-        for (n, vector) in VECTORS.into_iter().enumerate() {
-            c.set_vector(id, n, (!masked).then_some(msi(vector)));
-        }
-        let report = vm.apply(c).unwrap();
+        let report = vectors.set(masked);
         assert_eq!((report.calls(), report.waits()), (1, 0), "the irqfd of the plain one");
-    };
-    let signal = || {
-        plain.write(1).unwrap();
-        trigger.signal().unwrap();
     };
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // A failure has to stop it, too.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let stop = Stop(&stop);
-        let stopped = stop.0;
+        let _stops = Stops(&stop);
         scope.spawn(|| {
-            while !stopped.load(Ordering::Relaxed) {
-                signal();
+            while !stop.load(Ordering::Relaxed) {
+                vectors.signal();
                 std::thread::yield_now();
             }
         });
@@ -66,7 +89,7 @@ fn nothing_arrives_masked_and_nothing_is_lost_under_load() {
             set(true);
             guest.write(&[BARRIER]).unwrap();
             let before = VECTORS.map(|vector| guest.count(vector));
-            signal();
+            vectors.signal();
             guest.write(&[BARRIER]).unwrap();
             assert_eq!(VECTORS.map(|vector| guest.count(vector)), before, "round {round}");
             set(false);
@@ -79,8 +102,8 @@ fn nothing_arrives_masked_and_nothing_is_lost_under_load() {
     set(true);
     guest.write(&[BARRIER]).unwrap();
     let before = VECTORS.map(|vector| guest.count(vector));
-    signal();
-    assert!(trigger.is_pending());
+    vectors.signal();
+    assert!(vectors.trigger.is_pending());
     set(false);
     for (vector, before) in VECTORS.into_iter().zip(before) {
         assert!(guest.wait_for(vector, before + 1, PATIENCE), "{vector:#x}");
@@ -92,28 +115,15 @@ fn nothing_arrives_masked_and_nothing_is_lost_under_load() {
 #[test]
 fn each_event_arrives_however_often_its_vector_is_masked() {
     let test = "each_event_arrives_however_often_its_vector_is_masked";
-    let Some(vm) = split_vm(test) else { return };
-    let guest = Interrupted::start(&vm, OWN_SLOT).unwrap();
-    let vm = Vm::builder().reserve_slots(0, OWN_SLOT..=OWN_SLOT).open(vm_fd(&vm)).unwrap();
-    let plain = Arc::new(eventfd());
-    let trigger = Arc::new(Trigger::new(eventfd()));
-    let mut c = Changes::new();
-    let nic = Device::new("nic")
-        .vector(plain.as_raw_fd(), Some(msi(VECTORS[0])))
-        .triggered_vector(Arc::clone(&trigger), Some(msi(VECTORS[1])));
-    let id = c.attach(nic);
-    vm.apply(c).unwrap();
+    let Some(Masked { fd: _fd, guest, vectors }) = Masked::new(test) else { return };
     let stop = AtomicBool::new(false);
     let masks = std::thread::scope(|scope| {
+        let stops = Stops(&stop);
         let masks = scope.spawn(|| {
             let mut masks = 0_u64;
             while !stop.load(Ordering::Relaxed) {
                 for masked in [true, false] {
-                    let mut c = Changes::new();
-                    for (n, vector) in VECTORS.into_iter().enumerate() {
-                        c.set_vector(id, n, (!masked).then_some(msi(vector)));
-                    }
-                    vm.apply(c).unwrap();
+                    vectors.set(masked);
                 }
                 masks += 1;
             }
@@ -121,15 +131,14 @@ fn each_event_arrives_however_often_its_vector_is_masked() {
         });
         let arrives = |round: u32| {
             let before = VECTORS.map(|vector| guest.count(vector));
-            plain.write(1).unwrap();
-            trigger.signal().unwrap();
+            vectors.signal();
             let missing = VECTORS.into_iter().zip(before);
             let mut missing =
                 missing.filter(|(vector, before)| !guest.wait_for(*vector, before + 1, PATIENCE));
             missing.next().map(|(vector, _)| (vector, round))
         };
         let lost = (0..1_000).find_map(arrives);
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         let masks = masks.join().unwrap();
         assert_eq!(lost, None, "vector and round of {masks} masks");
         masks

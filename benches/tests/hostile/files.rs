@@ -11,9 +11,8 @@ use kvm_memslots_kit::guest::{Access, GuestError, Outcome};
 use kvm_memslots_kit::host::SMALL_PAGE;
 use nix::errno::Errno as HostErrno;
 
-use crate::Stops;
 use crate::common::windowed::{self, PAGES};
-use crate::common::{skip, vm_or_skip};
+use crate::common::{Stops, skip, vm_or_skip};
 
 /// Somebody truncates and grows it, again and again, while the guest reads and writes,
 /// pages are placed and removed, and the log is read: the guest's access fails, nothing

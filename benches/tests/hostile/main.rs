@@ -12,7 +12,6 @@ mod names;
 mod shared;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_ioctls::VmFd;
 use kvm_memslots::{Access, Backing, Builder, HolePolicy, HostMemory, RegionSpec, Vm, at, vm_fd};
@@ -23,15 +22,6 @@ use common::{guest_or_skip, vm_or_skip};
 
 const OWN_SLOT: u16 = 7;
 const GPA: u64 = 0x1000_0000;
-
-/// Has other threads stop, also when a test fails: else its scope waits for ever.
-struct Stops<'a>(&'a AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Host memory that is unmapped when nobody has it any more.
 struct Owned(host::HostMemory);

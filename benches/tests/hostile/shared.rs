@@ -6,7 +6,8 @@ use kvm_memslots::{Changes, ErrorKind, RegionSpec, at};
 use kvm_memslots_kit::guest::{Access, Outcome};
 use kvm_memslots_kit::host::SMALL_PAGE;
 
-use crate::{GPA, Owned, Rig, Stops, borrowed, gpa, ram};
+use crate::common::Stops;
+use crate::{GPA, Owned, Rig, borrowed, gpa, ram};
 
 /// Each page of it at a thousand guest addresses: all are the same memory, lookups find
 /// one that is there, and each has a log of its own.
