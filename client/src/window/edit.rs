@@ -93,10 +93,8 @@ impl Step<'_> {
             Named::File { page } => page,
             Named::Device => host::page_of(fd).map_err(|failed| self.refused(index, failed))?,
         };
-        if !host.is_whole(self.offset, self.len, page) {
-            let size = host.len();
-            return Err(self.wrong(index, WindowErrorKind::Geometry { page, size }));
-        }
+        let whole = host.check_whole(self.offset, self.len, page);
+        whole.map_err(|kind| self.wrong(index, kind))?;
         let mapped = Scratch::of_file(fd, offset, self.len, contents.protection());
         mapped.map(Some).map_err(|failed| self.refused(index, failed))
     }

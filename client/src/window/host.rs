@@ -21,6 +21,8 @@ use std::ptr::{null_mut, with_exposed_provenance_mut};
 use kvm_memslots_shim::Errno;
 use libc::{MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, c_int};
 
+use super::error::WindowErrorKind;
+
 /// The flags of memory of nobody's.
 const ANONYMOUS: c_int = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
@@ -246,9 +248,17 @@ impl Reservation {
         self.len
     }
 
-    /// Whether a range is whole pages of so many bytes, of the process's as well.
-    pub(super) const fn is_whole(&self, offset: u64, len: u64, page: u64) -> bool {
-        (self.base + offset) % page == 0 && len % page == 0
+    /// That a range is whole pages of so many bytes, of the process's as well.
+    pub(super) const fn check_whole(
+        &self,
+        offset: u64,
+        len: u64,
+        page: u64,
+    ) -> Result<(), WindowErrorKind> {
+        if (self.base + offset) % page == 0 && len % page == 0 {
+            return Ok(());
+        }
+        Err(WindowErrorKind::Geometry { page, size: self.len })
     }
 
     /// The address of a range, if it is one of these.

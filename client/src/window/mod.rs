@@ -322,11 +322,7 @@ impl Window {
     /// Whether a part of a file of such pages can be there.
     fn check(&self, offset: u64, len: u64, page: Option<u64>) -> Result<(), WindowErrorKind> {
         self.inner.check(offset, len)?;
-        let host = &self.inner.host;
-        match page.filter(|page| !host.is_whole(offset, len, *page)) {
-            Some(page) => Err(WindowErrorKind::Geometry { page, size: host.len() }),
-            None => Ok(()),
-        }
+        page.map_or(Ok(()), |page| self.inner.host.check_whole(offset, len, page))
     }
 
     /// The first that is in `len` bytes from `offset` on, but for what is `gone`.
