@@ -64,14 +64,13 @@ impl Changes {
         Self { list: Vec::new() }
     }
 
-    /// Those that may run somebody's code when they are dropped.
-    pub(crate) fn that_own(mut self) -> Vec<Change> {
-        self.list.retain(|change| match change {
+    /// Whether to drop one of them may run somebody's code.
+    pub(crate) fn own_something(&self) -> bool {
+        self.list.iter().any(|change| match change {
             Change::Map(_, spec) => spec.backing.is_somebodys(),
             Change::Replace(..) | Change::Attach(..) | Change::VectorFd(..) => true,
             _ => false,
-        });
-        self.list
+        })
     }
 
     /// How many there are.

@@ -328,7 +328,6 @@ impl Builder {
                 deferred,
                 placed: super::placed::Placed::default(),
                 order,
-                room: super::draft::Room::default(),
                 traps: false,
             }),
             committer: std::sync::atomic::AtomicUsize::new(0),

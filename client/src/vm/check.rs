@@ -71,6 +71,27 @@ impl Checks<'_> {
         Ok(record)
     }
 
+    /// Gives a region those of the flags `of` that are in `set`, if it can have them.
+    pub(super) fn set_flags(
+        &self,
+        id: RegionId,
+        record: &mut Record,
+        set: MemFlags,
+        of: MemFlags,
+    ) -> Result<(), Error> {
+        record.mapping = record.mapping.with_flags(record.mapping.flags() & !of | set);
+        self.kind(record, || record.described(id))?;
+        if of.contains(MemFlags::TRAP) {
+            if !self.limits.trap {
+                return Err(ErrorKind::TrapUnsupported.of(record.described(id)));
+            }
+            if !record.alone {
+                return Err(ErrorKind::NotAlone.of(record.described(id)));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the numbers are what KVM takes.
     pub(super) fn numbers(
         &self,

@@ -11,7 +11,7 @@ use super::events::Attached;
 use super::prepare::{Before, Prepared, Promotion};
 use super::record::{Extra, Record};
 use super::regions::Regions;
-use super::{Commit, Committing, Panics, SlotTable, Vm};
+use super::{Commit, Panics, SlotTable, Vm};
 use crate::backing::HostMemory;
 use crate::changes::Change;
 use crate::device::Event;
@@ -22,18 +22,17 @@ use crate::{Changes, Preview, Region, Report};
 /// dropped when no lock is held.
 #[derive(Default)]
 struct Garbage {
-    /// Mostly none, and then small to hand about.
-    prepared: Option<Box<Prepared>>,
-    left: Left,
+    /// All that the short way leaves.
+    extras: Vec<Arc<Extra>>,
+    long: Option<Box<(Prepared, Left)>>,
 }
 
 impl Garbage {
     fn drop_all(self, panics: &mut Panics) {
-        let Self { prepared, left } = self;
-        panics.drop_all(left.extras);
-        // The short way leaves nothing else.
-        let Some(prepared) = prepared else { return };
+        panics.drop_all(self.extras);
+        let Some((prepared, left)) = self.long.map(|long| *long) else { return };
         panics.drop_all(left.edits.into_iter().filter_map(Edit::into_extra).collect());
+        panics.drop_all(left.extras);
         panics.drop_all(left.memory);
         panics.drop_all(left.devices);
         panics.drop_all(left.events);
@@ -42,9 +41,9 @@ impl Garbage {
 }
 
 #[derive(Default)]
-pub(super) struct Left {
+struct Left {
     edits: Vec<Edit>,
-    pub(super) extras: Vec<Arc<Extra>>,
+    extras: Vec<Arc<Extra>>,
     memory: Vec<Arc<dyn HostMemory>>,
     devices: Vec<Attached>,
     events: Vec<Event>,
@@ -85,14 +84,16 @@ impl Vm {
         let mut panics = Panics::default();
         let mut garbage = Garbage::default();
         let mut early = None;
-        let result = self.enter().and_then(|mut committing| {
-            let promote = promote(&committing.commit, &mut changes);
-            let done =
-                self.carry_out(&mut committing, &changes, &promote, &mut garbage, &mut panics);
-            early = committing.commit.order.take();
-            done
-        });
-        let result = result.map_err(|error| name_device(error, &changes));
+        let result = match self.enter() {
+            Ok(mut committing) => {
+                let commit = &mut *committing.commit;
+                let promote = promote(commit, &mut changes);
+                let done = self.carry_out(commit, &changes, &promote, &mut garbage, &mut panics);
+                early = commit.order.take();
+                done
+            }
+            Err(error) => Err(error),
+        };
         if let Some(early) = early {
             panics.catch(|| early.warn());
         }
@@ -112,7 +113,9 @@ impl Vm {
             Err(error) => tracing::warn!(%error, "not applied"),
         });
         garbage.drop_all(&mut panics);
-        panics.drop_all(changes.that_own());
+        if changes.own_something() {
+            panics.drop_all(changes.list);
+        }
         panics.resume_or(result)
     }
 
@@ -165,23 +168,32 @@ impl Vm {
     /// Carries changes out, from the first check to the last callback.
     fn carry_out(
         &self,
-        committing: &mut Committing<'_>,
+        commit: &mut Commit,
         changes: &Changes,
         promote: &Promotion,
         garbage: &mut Garbage,
         panics: &mut Panics,
     ) -> Result<Report, Error> {
-        let commit = &mut *committing.commit;
         if let ([change], 0) = (&changes.list[..], promote.len()) {
-            if let Some(result) = self.apply_single(commit, change, &mut garbage.left, panics) {
+            if let Some(result) = self.apply_single(commit, change, &mut garbage.extras, panics) {
                 return result;
             }
         }
         self.find_out_unsure(commit);
         commit.placed.repair()?;
-        let prepared = self.prepare(commit, changes, promote)?;
-        let Garbage { prepared: kept, left: garbage_of } = garbage;
-        let prepared = &mut **kept.insert(Box::new(prepared));
+        let done = self.prepare(commit, changes, promote).and_then(|prepared| {
+            let long = Box::new((prepared, Left::default()));
+            self.carry_out_prepared(commit, garbage.long.insert(long), panics)
+        });
+        done.map_err(|error| name_device(error, changes))
+    }
+
+    fn carry_out_prepared(
+        &self,
+        commit: &mut Commit,
+        (prepared, left): &mut (Prepared, Left),
+        panics: &mut Panics,
+    ) -> Result<Report, Error> {
         self.ask_observers(prepared, panics)?;
         if let Some(gate) = &prepared.gate {
             panics.catch(|| gate.pause()).unwrap_or_else(panicked).map_err(ErrorKind::Gate)?;
@@ -197,7 +209,7 @@ impl Vm {
                     panics.catch(|| observer.unmapping(region));
                 }
             }
-            self.in_calls(commit, prepared, garbage_of, panics)
+            self.in_calls(commit, prepared, left, panics)
         } else {
             Err(called_back_in_vain())
         };

@@ -13,9 +13,6 @@ use crate::changes::Change;
 use crate::error::{Described, Error, ErrorKind, Part};
 use crate::{RegionId, RegionSpec, Span};
 
-/// Room for edits and for their order, used again by sets of one change.
-pub(super) type Room = (Vec<Edit>, Vec<usize>);
-
 /// Up to that many edits are looked through; more get an index.
 const FEW: usize = 8;
 
@@ -44,6 +41,18 @@ impl Edit {
         Self { id, index: None, from: None, now: None, change: 0, is_new: false, rebuild: false }
     }
 
+    /// Of one that is there, and stays as it is.
+    pub(super) fn there(regions: &Regions, index: u32) -> Self {
+        let now = Some(regions.record(index));
+        Self { now, ..Self::gone(regions, index) }
+    }
+
+    /// Of one that is there, and goes.
+    pub(super) fn gone(regions: &Regions, index: u32) -> Self {
+        let from = Some((index, regions.range(index)));
+        Self { index: Some(index), from, ..Self::of(regions.id(index)) }
+    }
+
     /// Whether its region is one of several that were split from one.
     pub(super) fn is_part(&self) -> bool {
         self.now.as_ref().is_some_and(|now| now.origin().is_some())
@@ -69,9 +78,10 @@ pub(super) struct Draft<'t> {
 }
 
 impl<'t> Draft<'t> {
-    pub(super) fn new(regions: &'t Regions, checks: Checks<'t>, room: Room) -> Self {
-        let (edits, sorted) = room;
-        Self { regions, checks, edits, index: None, sorted, change: 0 }
+    /// With room for so many edits.
+    pub(super) fn new(regions: &'t Regions, checks: Checks<'t>, edits: usize) -> Self {
+        let edits = Vec::with_capacity(edits);
+        Self { regions, checks, edits, index: None, sorted: Vec::new(), change: 0 }
     }
 
     /// Takes a change of memory in; those of devices are none of its business,
@@ -188,21 +198,10 @@ impl<'t> Draft<'t> {
 
     fn set_flags(&mut self, id: RegionId, set: MemFlags, of: MemFlags) -> Result<(), Error> {
         let at = self.touch(id)?;
-        let Some(record) = &mut self.edits[at].now else {
-            return Err(ErrorKind::UnknownRegion(id).into());
-        };
-        let flags = record.mapping.flags() & !of | set;
-        record.mapping = record.mapping.with_flags(flags);
-        self.checks.kind(record, || record.described(id))?;
-        if of.contains(MemFlags::TRAP) {
-            if !self.checks.limits.trap {
-                return Err(ErrorKind::TrapUnsupported.of(record.described(id)));
-            }
-            if !record.alone {
-                return Err(ErrorKind::NotAlone.of(record.described(id)));
-            }
+        match &mut self.edits[at].now {
+            Some(record) => self.checks.set_flags(id, record, set, of),
+            None => Err(ErrorKind::UnknownRegion(id).into()),
         }
-        Ok(())
     }
 
     fn move_to(&mut self, id: RegionId, gpa: u64) -> Result<(), Error> {
@@ -247,8 +246,7 @@ impl<'t> Draft<'t> {
             let now = self.edits[*at].now.as_ref();
             now.map(|record| (record.as_id, record.range().gpa()))
         };
-        let mut sorted = std::mem::take(&mut self.sorted);
-        sorted.reserve(self.edits.len());
+        let mut sorted = Vec::with_capacity(self.edits.len());
         sorted.extend((0..self.edits.len()).filter(|at| self.edits[*at].now.is_some()));
         if !sorted.is_sorted_by_key(key) {
             sorted.sort_unstable_by_key(key);
@@ -292,9 +290,7 @@ impl<'t> Draft<'t> {
             return Ok(at);
         }
         let Some(index) = self.regions.find(id) else { return unknown() };
-        let now = self.regions.record(index);
-        let (from, index, now) = (Some((index, now.range())), Some(index), Some(now));
-        Ok(self.push(Edit { index, from, now, ..Edit::of(id) }))
+        Ok(self.push(Edit::there(self.regions, index)))
     }
 
     fn current(&mut self, id: RegionId) -> Result<(usize, Record), Error> {

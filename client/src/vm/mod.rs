@@ -156,7 +156,6 @@ pub(crate) struct Commit {
     pub(crate) deferred: Vec<DeferredMaps>,
     placed: placed::Placed,
     order: order::OrderCheck,
-    room: draft::Room,
     /// Whether a flip has made a slot trap, see [`How::grace_periods`].
     traps: bool,
 }

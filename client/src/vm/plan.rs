@@ -85,8 +85,10 @@ pub(super) struct Planner<'a> {
 impl Planner<'_> {
     /// The plan for what the draft says of the address space.
     pub(super) fn plan(&self, space: &Space) -> Result<Plan, Error> {
-        if let Some(op) = self.single(space) {
-            return Ok(Plan { ops: vec![op], ..Plan::default() });
+        if let [edit] = &self.draft.edits[..] {
+            if let Some(op) = one_call(edit, self.regions, self.slots, self.rules.limits, space) {
+                return Ok(Plan { ops: vec![op], ..Plan::default() });
+            }
         }
         if let Some(ops) = self.flips(space) {
             return Ok(Plan { ops, ..Plan::default() });
@@ -139,34 +141,6 @@ impl Planner<'_> {
         // What is out of place may have shared slots that are gone.
         let make_room = (self.rules.may_replace || space.unsettled).then_some(spare);
         plan(&Request { live, wanted, ids: &space.ids, limits, make_room })
-    }
-
-    /// The one call that does it, where one region changes which shares its slot
-    /// with nobody: what most sets of a running VM are. It comes to what the
-    /// planner would say, without the planner.
-    pub(super) fn single(&self, space: &Space) -> Option<Op> {
-        let [edit] = &self.draft.edits[..] else { return None };
-        if space.unsettled || edit.rebuild {
-            return None;
-        }
-        let before = edit.index.map(|index| self.regions.mapping(index));
-        match (before, &edit.now) {
-            (None, Some(now)) => {
-                let free = self.slots.is_free(now.range());
-                let fits = now.range().size() <= self.rules.limits.slot_bytes();
-                if !free || !fits || now.waits() {
-                    return None;
-                }
-                let id = space.ids.lowest_free()?;
-                Some(Op::Create(Slot { id, mapping: now.mapping }))
-            }
-            (Some(before), now) => {
-                let slot = self.slots.exactly(before.range())?;
-                let Some(now) = now else { return Some(Op::Delete(slot)) };
-                flip(slot, now)
-            }
-            (None, None) => None,
-        }
     }
 
     /// The calls that do it, where regions change nothing but flags which KVM
@@ -312,6 +286,36 @@ impl Planner<'_> {
         let before = edit.index.map(|index| self.regions.range(index));
         let after = edit.now.as_ref().map(Record::range);
         [before, after].into_iter().flatten().filter(move |_| mine)
+    }
+}
+
+/// The one call that does it, where one region changes which shares its slot
+/// with nobody: what most sets of a running VM are. It comes to what the
+/// planner would say, without the planner.
+pub(super) fn one_call(
+    edit: &Edit,
+    regions: &Regions,
+    slots: &SlotTable,
+    limits: &Limits,
+    space: &Space,
+) -> Option<Op> {
+    if space.unsettled || edit.rebuild {
+        return None;
+    }
+    match (edit.index, &edit.now) {
+        (None, Some(now)) => {
+            let fits = now.range().size() <= limits.slot_bytes();
+            if !fits || now.waits() || !slots.is_free(now.range()) {
+                return None;
+            }
+            let id = space.ids.lowest_free()?;
+            Some(Op::Create(Slot { id, mapping: now.mapping }))
+        }
+        (Some(index), now) => {
+            let slot = slots.exactly(regions.range(index))?;
+            now.as_ref().map_or(Some(Op::Delete(slot)), |now| flip(slot, now))
+        }
+        (None, None) => None,
     }
 }
 

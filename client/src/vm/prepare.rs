@@ -99,8 +99,7 @@ impl Vm {
         };
         let count = changes.list.len() + promote.len();
         let checks = Checks { limits: &self.limits, waits: &waits };
-        let room = (Vec::with_capacity(count), Vec::new());
-        let mut draft = Draft::new(&tables.regions, checks, room);
+        let mut draft = Draft::new(&tables.regions, checks, count);
         let mut events = EventDraft::new(&tables.devices, &commit.events);
         let mut placed = PlacedDraft::new(&commit.placed);
         for (number, change) in changes.list.iter().enumerate() {
