@@ -190,6 +190,48 @@ fn no_structure_is_the_headers_alone() {
     assert_eq!(named, known.collect());
 }
 
+/// They can grow: their size comes first. Ranges can't, and are in lists.
+#[test]
+fn structures_begin_with_their_size() {
+    const RANGES: [&str; 3] = ["slot_range", "gsi_range", "bar_range"];
+    for of in STRUCTURES {
+        let size = of.fields.first() == Some(&("size", 0, size_of::<usize>()));
+        assert!(size != RANGES.iter().any(|range| of.name.ends_with(range)), "{}", of.name);
+    }
+}
+
+/// Flags that a caller gives are refused where they are not known.
+#[test]
+fn all_flags_are_in_the_test_of_flags() {
+    const RESULTS: [&str; 10] = [
+        "error",
+        "event_limits",
+        "ioeventfd",
+        "irqfd",
+        "region",
+        "report",
+        "served",
+        "slot",
+        "syscall",
+        "zone_write",
+    ];
+    let tested = fs::read_to_string(file("tests/flags.c")).unwrap();
+    let mut seen = 0;
+    for of in STRUCTURES.iter().filter(|of| of.fields.iter().any(|field| field.0 == "flags")) {
+        let name = of.name.strip_prefix("kvm_memslots_").unwrap();
+        let is_tested = tested.contains(&format!(" = INIT({});", of.name));
+        assert!(is_tested != RESULTS.contains(&name), "{name}");
+        seen += 1;
+    }
+    for declared in code().split(';').filter(|text| text.contains("uint32_t flags")) {
+        let Some((before, _)) = declared.split_once('(') else { continue };
+        let name = before.rsplit([' ', '*', '\n']).next().unwrap();
+        assert!(tested.contains(&format!("{name}(")), "{name}");
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen}");
+}
+
 #[test]
 fn functions_take_what_the_header_says() {
     let declared = prototypes(&code());

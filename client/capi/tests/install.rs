@@ -120,14 +120,11 @@ const EXAMPLES: [(&str, &[&str]); 4] = [
     (
         "examples/migration.c",
         &[
-            "sent: 80 pages",
-            "sent: 24 pages",
-            "sent: 12 pages",
-            "sent: 6 pages",
-            "sent: 3 pages",
-            "the last: 1 pages",
+            "sent: all pages",
+            "sent: some pages",
+            "the last: some pages",
             "memory: the same",
-            "counted: 146, there on to 156",
+            "counted, there on by 10",
         ],
     ),
 ];
@@ -135,7 +132,31 @@ const EXAMPLES: [(&str, &[&str]); 4] = [
 #[cfg(target_arch = "x86_64")]
 fn assert_ran(test: &str, program: &mut Command, expected: &[&str]) {
     let Some(said) = ran(test, program) else { return };
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    let mut said: Vec<String> = said.lines().map(without_numbers).collect();
+    // One line for all rounds.
+    said.dedup();
+    assert_eq!(said, expected);
+}
+
+/// A migration's line, where what it counts is this KVM's: how many pages it logs
+/// beside those that the guest wrote, and so how many rounds there are.
+#[cfg(target_arch = "x86_64")]
+fn without_numbers(line: &str) -> String {
+    if let Some((what, pages)) = line.strip_suffix(" pages").and_then(|it| it.split_once(": ")) {
+        let pages: u64 = pages.parse().unwrap();
+        let some = match pages {
+            80 => "all",
+            1..80 => "some",
+            _ => "no number of",
+        };
+        return format!("{what}: {some} pages");
+    }
+    if let Some(counts) = line.strip_prefix("counted: ") {
+        let (here, there) = counts.split_once(", there on to ").unwrap();
+        let by = there.parse::<u64>().unwrap() - here.parse::<u64>().unwrap();
+        return format!("counted, there on by {by}");
+    }
+    line.to_owned()
 }
 
 #[test]

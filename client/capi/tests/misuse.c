@@ -156,16 +156,49 @@ void late_in_a_thread(void)
 	CHECK(!kvm_memslots_close(vm, NULL));
 }
 
+static void count_read(void *opaque, uint64_t gpa, void *data, size_t len)
+{
+	CHECK(gpa < PAGE && data && len == 1);
+	++*(int *)opaque;
+}
+
+/* What is of a VM and not the VM. */
+static void parts_in_a_fork(struct kvm_memslots_vm *vm,
+			    struct kvm_memslots_exits *exits,
+			    struct kvm_memslots_pci *pci)
+{
+	struct kvm_memslots_served served = INIT(kvm_memslots_served);
+	struct kvm_memslots_exits *other;
+	uint8_t byte;
+	int reads = 0;
+
+	FAILS(kvm_memslots_exits_new(vm, 0, &other), EIO, "fork");
+	FAILS(kvm_memslots_pci_sync(pci, vm, NULL), EIO, "fork");
+	/* Memory that waits is the parent's. */
+	CHECK(!kvm_memslots_exits_read(exits, 5, &byte, 1, count_read, &reads,
+				       &served));
+	CHECK(!reads && !served.bytes && served.flags == KVM_MEMSLOTS_SERVED_FAULT);
+	kvm_memslots_exits_free(exits);
+	kvm_memslots_pci_free(pci);
+}
+
 void in_a_fork(void)
 {
+	struct kvm_memslots_served served = INIT(kvm_memslots_served);
 	struct kvm_memslots_changes *c = kvm_memslots_changes_new();
+	struct kvm_memslots_pci *pci = kvm_memslots_pci_new(36);
+	struct kvm_memslots_exits *exits;
 	struct kvm_memslots_vm *vm;
 	uint64_t id;
 	pid_t child;
-	int status;
+	uint8_t byte;
+	int reads = 0, status;
 
 	CHECK(!open_vm(NULL, &vm));
-	CHECK(!kvm_memslots_apply(vm, mapping(0, PAGE, memory, 0, &id), NULL));
+	CHECK(!kvm_memslots_exits_new(vm, 0, &exits));
+	CHECK(!kvm_memslots_apply(
+		vm, mapping(0, PAGE, memory, KVM_MEMSLOTS_DEFERRABLE, &id), NULL));
+	CHECK_MAPPED(0, 0);
 	fflush(NULL);
 	child = fork();
 	CHECK(child >= 0);
@@ -174,6 +207,7 @@ void in_a_fork(void)
 		CHECK(!kvm_memslots_unmap(c, id));
 		FAILS(kvm_memslots_apply(vm, c, NULL), EIO, "fork");
 		FAILS(kvm_memslots_close(vm, NULL), EIO, "fork");
+		parts_in_a_fork(vm, exits, pci);
 		kvm_memslots_free(vm);
 		_exit(0);
 	}
@@ -181,7 +215,13 @@ void in_a_fork(void)
 	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 	/* The parent's is what it was. */
 	CHECK(!kvm_memslots_region(vm, id, NULL));
+	CHECK(!kvm_memslots_exits_read(exits, 5, &byte, 1, count_read, &reads,
+				       &served));
+	CHECK(!reads && served.bytes == 1);
+	CHECK(!kvm_memslots_promote(vm, NULL));
 	CHECK_MAPPED(0, 1);
+	kvm_memslots_exits_free(exits);
+	kvm_memslots_pci_free(pci);
 	kvm_memslots_changes_free(c);
 	CHECK(!kvm_memslots_close(vm, NULL));
 }

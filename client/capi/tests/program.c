@@ -305,6 +305,7 @@ int main(int argc, char **argv)
 	bad_input();
 	bad_changes();
 	errnos_have_one_meaning();
+	unknown_flags_are_refused();
 	a_slot_behind_the_librarys_back();
 	observers();
 	memory_is_released();

@@ -59,6 +59,9 @@ void bad_changes(void);
 void errnos_have_one_meaning(void);
 void a_slot_behind_the_librarys_back(void);
 
+/* flags.c */
+void unknown_flags_are_refused(void);
+
 /* guest.c */
 void begins_nest(void);
 void exits_are_served(void);

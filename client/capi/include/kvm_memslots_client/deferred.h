@@ -28,8 +28,9 @@ void kvm_memslots_exits_free(struct kvm_memslots_exits *exits);
 /* kvm_memslots_promote_due() is worth its while now. */
 #define KVM_MEMSLOTS_SERVED_DUE		(1U << 0)
 /*
- * The memory at fault can't be accessed (a file that was truncated).  Nothing
- * was served from there on; with a slot, KVM_RUN would have failed with EFAULT.
+ * The memory at fault can't be accessed (a file that was truncated), or this
+ * process is a fork of the one that opened the VM.  Nothing was served from
+ * there on; with a slot, KVM_RUN would have failed with EFAULT.
  */
 #define KVM_MEMSLOTS_SERVED_FAULT	(1U << 1)
 

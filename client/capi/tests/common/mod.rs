@@ -90,6 +90,7 @@ pub(crate) fn program() -> Vec<PathBuf> {
         "program.c",
         "holes.c",
         "refused.c",
+        "flags.c",
         "events.c",
         "guest.c",
         "misuse.c",
