@@ -1,8 +1,11 @@
 //! The mutator.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Inputs of a run where no time is asked for.
@@ -61,11 +64,15 @@ pub(super) fn fuzz_with(
     let seed = number("MEMSLOTS_FUZZ_SEED");
     let seed = seed.unwrap_or(if seconds.is_some() { now } else { 15 });
     let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    // Written before it is run: what can't unwind, as a callback of C's, ends the process.
+    let kept = format!("fuzz-{name}-{seed}-{}.input", std::process::id());
+    let kept = std::env::temp_dir().join(kept);
+    let file = File::create(&kept).unwrap();
     let run = |input: &[u8]| {
+        file.set_len(input.len() as u64).unwrap();
+        file.write_all_at(input, 0).unwrap();
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| target(input))) {
-            let file = std::env::temp_dir().join(format!("fuzz-{name}-{seed}.input"));
-            fs::write(&file, input).unwrap();
-            eprintln!("{name}, seed {seed}: brought down by {}", file.display());
+            eprintln!("{name}, seed {seed}: brought down by {}", kept.display());
             resume_unwind(panic);
         }
     };
@@ -78,7 +85,29 @@ pub(super) fn fuzz_with(
         run(&mutated(&mut random, corpus, words));
         done += 1;
     }
+    fs::remove_file(&kept).unwrap();
     println!("{name}: {done} inputs, seed {seed}");
+}
+
+#[test]
+fn the_input_that_ends_the_process_is_kept() {
+    const ENDS: &str = "MEMSLOTS_FUZZ_ENDS";
+    extern "C" fn callback(bytes: usize) {
+        assert_eq!(bytes, 0, "on purpose");
+    }
+    if std::env::var_os(ENDS).is_some() {
+        fuzz("ends", &[vec![], b"an input".to_vec()], &[], |input| callback(input.len()));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "engine::the_input_that_ends_the_process_is_kept"]);
+    again.env(ENDS, "1").env("TMPDIR", dir.path()).current_dir(dir.path());
+    let status = again.output().unwrap().status;
+    assert_eq!(status.signal(), Some(libc::SIGABRT), "{status}");
+    let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let mut kept = files.filter(|path| path.extension().is_some_and(|is| is == "input"));
+    assert_eq!(fs::read(kept.next().unwrap()).unwrap(), b"an input");
 }
 
 fn mutated(random: &mut Random, corpus: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {

@@ -3,9 +3,9 @@
 //!
 //! `MEMSLOTS_FUZZ_SECONDS=3600 cargo test -p kvm-memslots-bench --test fuzz` goes
 //! on for an hour each, with other bytes each time; `MEMSLOTS_FUZZ_SEED` makes it
-//! those of a run before. An input that brings something down is written into the
-//! folder for temporary files, and belongs into `tests/data/fuzz` then, from where
-//! each run starts.
+//! those of a run before. The input that is running is in the folder for temporary
+//! files, as `fuzz-*.input`. One that brings something down stays there, however the
+//! process ends. It belongs into `tests/data/fuzz` then, from where each run starts.
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)]
 
 mod calls;
