@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use crate::process;
+use crate::process::Status;
 use crate::root;
 use crate::settings::{self, Stats};
 use crate::stats::Totals;
@@ -54,7 +54,7 @@ pub(crate) fn write() {
     // from it, as `/proc` has gone, writes.
     let pid = root.pid();
     if settings.stats.is_empty()
-        || process::status(process::number).is_some_and(|number| number != pid)
+        || Status::read().number().is_some_and(|number| number != pid)
         || WRITTEN.swap(pid, Ordering::SeqCst) == pid
     {
         return;

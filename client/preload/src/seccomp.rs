@@ -3,10 +3,11 @@
 
 use std::ffi::{c_int, c_long};
 
+use crate::end;
 use crate::kvm::Unasked;
+use crate::process::Status;
 use crate::root::{self, Root, root};
 use crate::why::Why;
-use crate::{end, process};
 
 /// A filter is about to be installed. KVM's slots are first made what the VMM
 /// believes they are, and the statistics are written: later there may be no way.
@@ -44,29 +45,17 @@ pub(crate) fn root_if_free() -> Option<&'static Root> {
     if let Some(root) = root() {
         return Some(root);
     }
-    let (free, pid) = process::status(|status| (has_no_filter(status), process::number(status)));
-    if free {
-        return root::set_up(pid?);
+    let status = Status::read();
+    if status.no_filter {
+        return root::set_up(status.number()?);
     }
     root::off();
     None
 }
 
-fn has_no_filter(status: &[u8]) -> bool {
-    status.split(|byte| *byte == b'\n').any(|line| line == b"Seccomp:\t0")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_status_says() {
-        assert!(has_no_filter(b"Name:\tcat\nSeccomp:\t0\nSeccomp_filters:\t0\n"));
-        assert!(!has_no_filter(b"Name:\tcat\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
-        // Without /proc.
-        assert!(!has_no_filter(b""));
-    }
 
     #[test]
     fn which_calls_install_one() {

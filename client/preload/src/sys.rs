@@ -169,18 +169,27 @@ pub(crate) fn entries(dir: c_int, into: &mut [u8]) -> Result<usize, c_int> {
     unsafe { call(libc::SYS_getdents64, args) }
 }
 
-/// The start of a file.
-pub(crate) fn read_file(path: &std::ffi::CStr, into: &mut [u8]) -> Result<usize, c_int> {
+/// Hands out the lines of a file; of one that is very long its start.
+pub(crate) fn lines(path: &std::ffi::CStr, mut each: impl FnMut(&[u8])) -> Result<(), c_int> {
     let fd = open(path, 0)? as usize;
-    let mut done = 0;
+    let (mut line, mut length) = ([0; 256], 0);
+    let mut bytes = [0; 1024];
     let result = loop {
-        let left = &mut into[done..];
-        let args = [fd, left.as_mut_ptr() as usize, left.len(), 0, 0, 0];
+        let args = [fd, bytes.as_mut_ptr() as usize, bytes.len(), 0, 0, 0];
         // SAFETY: as many bytes as there are.
-        match unsafe { call(libc::SYS_read, args) } {
-            Ok(0) => break Ok(done),
-            Ok(read) => done += read,
+        let read = match unsafe { call(libc::SYS_read, args) } {
+            Ok(0) => break Ok(()),
+            Ok(read) => read,
             Err(errno) => break Err(errno),
+        };
+        for byte in &bytes[..read] {
+            if *byte == b'\n' {
+                each(&line[..length.min(line.len())]);
+                length = 0;
+            } else {
+                line.get_mut(length).into_iter().for_each(|at| *at = *byte);
+                length += 1;
+            }
         }
     };
     // SAFETY: just opened.

@@ -164,6 +164,40 @@ fn more_vms_than_there_are_marks() {
     assert!(followed.iter().all(|vm| vm["asked"] == 20 && vm["deferred"] == 7));
 }
 
+/// What `/proc` says of its process is longer then than what is read at once.
+#[test]
+fn a_program_in_thousands_of_groups_is_followed() {
+    let name = "a_program_in_thousands_of_groups_is_followed";
+    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
+    // SAFETY: has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return skip(name, "only root can join groups");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = player(&std::env::current_exe().unwrap(), "churns", dir.path());
+    command.env("LD_PRELOAD", library).env("KVM_MEMSLOTS_PRELOAD_STATS", "stats-%p.json");
+    let groups: Vec<libc::gid_t> = (100_000..103_000).collect();
+    let join = move || {
+        // SAFETY: as many numbers as it is told.
+        let done = unsafe { libc::setgroups(groups.len(), groups.as_ptr()) };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: a system call only.
+    unsafe { command.pre_exec(join) };
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => return skip(name, &format!("setgroups: {error}")),
+    };
+    assert!(output.status.success(), "{}", shown(&output));
+    let said = said(dir.path());
+    if said != "churned" {
+        return skip(name, &said);
+    }
+    let stats = stats(dir.path());
+    let [(_, followed)] = &stats[..] else { panic!("{stats:?}") };
+    assert!(followed["deferred"].as_u64() > Some(0), "{followed}");
+}
+
 /// A slot has to be mapped when the VM has another number than when it was deferred,
 /// or when there is no number left.
 #[test]
