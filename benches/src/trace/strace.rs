@@ -40,7 +40,7 @@ static END: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 static RESUMED: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"^<\.\.\. ioctl resumed>(?:,)?(?<end>.*)$"));
+    LazyLock::new(|| regex(r"^<\.\.\. ioctl resumed>(?: <unfinished \.\.\.>)?(?<end>.*)$"));
 static COMMENT: LazyLock<Regex> = LazyLock::new(|| regex(r" */\*.*?\*/"));
 
 /// What `strace` itself says, in the middle of a line that it prints.
@@ -48,6 +48,9 @@ static INTERRUPTED: LazyLock<Regex> =
     LazyLock::new(|| regex(r"^(?<head>.+)strace: Process \d+ (?:attached|detached)$"));
 
 const UNFINISHED: &str = "<unfinished ...>";
+
+/// `strace` was ended while the thread was in a call.
+const DETACHED: &str = "<detached ...>";
 
 /// The requests in the ways in which `strace` names them.
 const REGION: [&str; 3] =
@@ -113,14 +116,14 @@ impl Parser {
                 let head = head.trim_end().to_owned();
                 self.pending.insert(thread, Pending { line: line.number, head, began: at });
             }
+        } else if rest.starts_with("+++ ") || rest.ends_with(DETACHED) {
+            // It died in the call, which has no result, or nobody looked any more.
+            self.pending.remove(&thread);
         } else if let Some(resumed) = RESUMED.captures(rest) {
             // Attached to while it was in the call: its beginning is not there.
             let Some(pending) = self.pending.remove(&thread) else { return Ok(()) };
             let text = pending.head + &resumed["end"];
             self.ioctl(line, &text, thread, pending.began, at)?;
-        } else if rest.starts_with("+++ ") {
-            // It died in the call, which has no result.
-            self.pending.remove(&thread);
         } else if rest.starts_with("ioctl(") {
             self.ioctl(line, rest, thread, at, None)?;
         }
@@ -147,6 +150,10 @@ impl Parser {
         }
         line.check_ended()?;
         let end = END.captures(&call["end"]).ok_or_else(|| line.malformed("no result"))?;
+        // It ended with its thread. (What was interrupted is made again.)
+        if &end["ret"] == "?" {
+            return Ok(());
+        }
         let fd = fields::number(&call["fd"]).and_then(|fd| i32::try_from(fd).ok());
         let (Some(errno), Some(fd)) = (errno(&end), fd) else {
             return Err(line.malformed("expected success or an errno"));
@@ -249,7 +256,7 @@ fn number<T: FromStr>(captures: &Captures<'_>, name: &str) -> Option<T> {
     captures.name(name)?.as_str().parse().ok()
 }
 
-/// 0, or the errno; `None` for what was interrupted and has no result.
+/// 0, or the errno.
 fn errno(end: &Captures<'_>) -> Option<i32> {
     let ret: i32 = number(end, "ret")?;
     let Some(name) = end.name("errno") else { return (ret == 0).then_some(0) };

@@ -281,6 +281,33 @@ fn a_probe_has_every_call_of_every_vmm() {
     assert!(error.line == Some(4) && error.to_string().contains("another VM"), "{error}");
 }
 
+/// A thread ends in a call, or `strace` does: nothing came of that call that anybody saw.
+#[test]
+fn calls_that_nobody_saw_the_end_of_are_none() {
+    let begun = CREATE.strip_suffix(") = 0").unwrap();
+    for (name, rest) in [
+        ("killed", format!("7 {begun} <unfinished ...>\n7 +++ killed by SIGKILL +++\n")),
+        ("exited", format!("7 {begun} <unfinished ...>\n7 <... ioctl resumed>) = ?\n")),
+        (
+            "in a core dump",
+            format!("7 {begun} <unfinished ...>\n7 <... ioctl resumed> <unfinished ...>) = ?\n"),
+        ),
+        ("at once", format!("7 {begun}) = ?\n7 +++ exited with 0 +++\n")),
+        ("detached", format!("7 {begun} <detached ...>\n")),
+        (
+            "detached later",
+            format!("7 {begun} <unfinished ...>\n7 <... ioctl resumed> <detached ...>\n"),
+        ),
+    ] {
+        check(&read(&format!("{CREATE}\n{DELETE}\n{rest}"), name), Source::Strace, name);
+    }
+    let late = format!(
+        "7 ioctl(4, KVM_SET_USER_MEMORY_REGION <unfinished ...>\n7 <... ioctl resumed>, {}\n{DELETE}\n",
+        CREATE.split_once("REGION, ").unwrap().1
+    );
+    check(&read(&late, "an argument that came late"), Source::Strace, "late");
+}
+
 #[test]
 fn what_holds_an_address_only_is_named() {
     for line in [
