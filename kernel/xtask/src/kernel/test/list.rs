@@ -93,7 +93,17 @@ const READONLY: Selftest = Selftest { name: "mem_readonly_test", arch: X86, ..TR
 const READONLY_RACE: Selftest =
     Selftest { name: "mem_readonly_race_test", args: &["2000"], arch: X86, ..TRAP_RACE };
 const SLEEPING_FAULT: Selftest =
-    Selftest { name: "memslot_sleeping_fault_test", arch: X86, ..of(Series::Waits) };
+    Selftest { name: "memslot_sleeping_fault_test", ..of(Series::Waits) };
+// The debug kernel alone has NUMA: for others to have it would be to measure
+// another kernel.
+const MIGRATION: Selftest = Selftest {
+    name: "memslot_migration_test",
+    debug_args: &["100"],
+    append: "numa=fake=2",
+    arch: X86,
+    debug_only: true,
+    ..of(Series::Waits)
+};
 // Without the last part, which changes no slots: its guest has 10 s to touch all
 // of its memory, and needs more on a busy machine.
 const PERF: Selftest = Selftest {
@@ -110,7 +120,7 @@ const DIRTY_LOG: Selftest = Selftest {
     ..OTHER
 };
 
-pub(super) const SELFTESTS: [Selftest; 32] = [
+pub(super) const SELFTESTS: [Selftest; 34] = [
     Selftest {
         name: "set_memory_regions_test",
         args: &["50"],
@@ -140,7 +150,9 @@ pub(super) const SELFTESTS: [Selftest; 32] = [
     Selftest { append: SHADOW, ..READONLY_RACE },
     Selftest { name: "irqfd_no_irqbypass_test", ..of(Series::Irqfd) },
     SLEEPING_FAULT,
-    Selftest { append: SHADOW, ..SLEEPING_FAULT },
+    Selftest { append: SHADOW, arch: X86, ..SLEEPING_FAULT },
+    MIGRATION,
+    Selftest { append: "numa=fake=2 kvm_amd.npt=0", ..MIGRATION },
     Selftest { name: "irqfd_deassign_test", arch: X86, ..of(Series::Waits) },
     Selftest { name: "guest_memfd_bind_race_test", arch: X86, ..of(Series::Fixes) },
     Selftest { name: "mmio_spte_sync_test", append: SHADOW, arch: X86, ..of(Series::Fixes) },
