@@ -105,6 +105,11 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    #[cfg(test)]
+    pub(crate) const fn new(vm: &'static Vm, vcpu: Option<&'static Vcpu>, mark: usize) -> Self {
+        Self { vm, vcpu, mark }
+    }
+
     /// Whether `fd` still stands for it.
     pub(crate) fn is(&self, fd: c_int) -> bool {
         mark::is(fd, self.mark)

@@ -186,3 +186,52 @@ impl Guarded<'_> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::fd::AsRawFd as _;
+    use std::ptr::null_mut;
+    use std::thread;
+
+    use kvm_memslots::deferred::policy::Policy;
+
+    use super::*;
+    use crate::abi::RUN;
+    use crate::decide::rules::Way;
+    use crate::mark;
+    use crate::vm::tests::{FLASH, Model, ask, vm};
+
+    /// Another thread may have the VM, and be in KVM with it: runs go on, guarded
+    /// or not. Here they are runs of a file that is no vCPU.
+    #[test]
+    fn a_run_takes_no_lock() {
+        const MARK: usize = 90;
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let fd = file.as_raw_fd();
+        assert!(mark::set(fd, MARK));
+        let vcpu: &'static Vcpu = Box::leak(Box::default());
+        vcpu.has_mask(Some(0));
+        vcpu.mapped_at(4096);
+        let model = Model::default();
+        let under = Box::leak(Box::new(vm(&model, Way::Defer, false, Policy::default())));
+        let known = Known::new(&under.vm, Some(vcpu), MARK);
+        let runs = || {
+            under.vm.with_state(|_| {
+                let run = move || {
+                    let call = Call { fd, request: RUN, arg: null_mut() };
+                    let result = run(known, vcpu, call);
+                    (result, sys::errno())
+                };
+                thread::spawn(run).join().unwrap()
+            })
+        };
+        assert_eq!(runs(), (Some(-1), libc::ENOTTY));
+        assert_eq!(vcpu.inside.load(Ordering::Relaxed), OUTSIDE);
+        // The next ones are guarded.
+        ask(under, &model, &FLASH).unwrap();
+        assert_eq!(under.vm.epoch(), 1);
+        assert_eq!(runs(), (Some(-1), libc::ENOTTY));
+    }
+}

@@ -84,8 +84,9 @@ impl Slots {
 
     /// Whether an access at `gpa` can reach a slot that churns beyond its page.
     fn crosses(&self, space: u32, gpa: u64) -> bool {
-        let behind =
-            |slot: &Slot| slot.region.space() == space && slot.region.gpa.wrapping_sub(gpa) < 8;
+        let behind = |slot: &Slot| {
+            slot.region.space() == space && (1..8).contains(&slot.region.gpa.wrapping_sub(gpa))
+        };
         self.churning().any(behind)
     }
 }

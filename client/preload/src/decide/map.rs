@@ -9,6 +9,8 @@ use super::slot::Slot;
 pub(crate) const PLACES: usize = 1024;
 /// How many are used: what is looked for is found soon.
 const USED: usize = PLACES * 3 / 4;
+/// A slot is among so many places, or not known.
+const REACH: usize = 32;
 
 /// Where they are.
 pub(crate) type Entries = &'static mut [MaybeUninit<Slot>; PLACES];
@@ -19,6 +21,9 @@ pub(crate) struct Map {
     /// Which of the places are used.
     used: [u64; PLACES / 64],
     count: usize,
+    /// Places that were looked at.
+    #[cfg(test)]
+    pub(crate) looks: std::cell::Cell<usize>,
 }
 
 /// Where a slot is, or would be.
@@ -30,7 +35,13 @@ enum Place {
 
 impl Map {
     pub(crate) const fn new(entries: Entries) -> Self {
-        Self { entries, used: [0; PLACES / 64], count: 0 }
+        Self {
+            entries,
+            used: [0; PLACES / 64],
+            count: 0,
+            #[cfg(test)]
+            looks: std::cell::Cell::new(0),
+        }
     }
 
     const fn is_used(&self, place: usize) -> bool {
@@ -38,6 +49,8 @@ impl Map {
     }
 
     fn at(&self, place: usize) -> Option<&Slot> {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
         // SAFETY: what is marked as used has been written.
         self.is_used(place).then(|| unsafe { self.entries[place].assume_init_ref() })
     }
@@ -45,7 +58,7 @@ impl Map {
     fn find(&self, id: u32) -> Place {
         // Ids count from 0 on in each address space: neighbours stay such.
         let first = (id ^ id >> 16 << 9) as usize;
-        for step in 0..PLACES {
+        for step in 0..REACH {
             let place = (first + step) % PLACES;
             match self.at(place) {
                 Some(slot) if slot.region.slot == id => return Place::Used(place),
@@ -67,7 +80,7 @@ impl Map {
         Some(unsafe { self.entries[place].assume_init_mut() })
     }
 
-    /// The slot, made by `new` if it is not there; `None` if there is no room.
+    /// The slot, made by `new` if it is not there; `None` if there is no room for it.
     pub(crate) fn get_or_insert(
         &mut self,
         id: u32,

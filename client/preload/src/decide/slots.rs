@@ -102,6 +102,12 @@ impl Slots {
         Some(reason)
     }
 
+    /// How many slots were looked at so far.
+    #[cfg(test)]
+    pub(crate) fn looks(&self) -> usize {
+        self.all.looks.get()
+    }
+
     /// Calls for slots that there was no room to know.
     pub(crate) const fn unknown(&self) -> u64 {
         self.unknown

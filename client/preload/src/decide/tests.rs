@@ -307,3 +307,32 @@ fn a_delete_that_kvm_may_refuse_is_kvms() {
         assert_eq!(ask(&mut slots, odd), (vec![Repair::Map(FLASH)], Action::Pass));
     }
 }
+
+/// Nor are slots without end looked at for one that there is no room to know.
+#[test]
+fn a_call_looks_at_as_many_slots_however_many_there_are() {
+    let looks = |others: u32| {
+        let mut slots = churned(Way::Defer, FLASH);
+        // Of two address spaces; the last ones are not known.
+        for id in (0..others).flat_map(|id| [id + 2, (id + 2) | (1 << 16)]) {
+            let gpa = u64::from(id) << 32;
+            ask(&mut slots, Region { slot: id, flags: 0, gpa, ..FLASH });
+        }
+        let mut most = 0;
+        // Its place would be where the first of the others is.
+        let unknown = Region { slot: 20 * 1024 + 2, flags: 0, gpa: 1 << 30, ..FLASH };
+        for region in [FLASH.gone(), FLASH, unknown, unknown.gone(), FLASH.gone()] {
+            let before = slots.looks();
+            ask(&mut slots, region);
+            slots.access(mmio(0, FLASH.gpa, 8, false));
+            most = most.max(slots.looks() - before);
+        }
+        most
+    };
+    let few = looks(1);
+    assert!((1..200).contains(&few), "{few}");
+    for others in [10, 300, 1000, 15_000] {
+        let many = looks(others);
+        assert!(many <= few + 5 * 32, "{others}: {many}, {few} for one");
+    }
+}

@@ -263,7 +263,8 @@ proptest! {
     }
 }
 
-const FLASH: Region = Region { slot: 1, flags: READONLY, gpa: 0x1000, size: PAGE, hva: 0x10_0000 };
+pub(crate) const FLASH: Region =
+    Region { slot: 1, flags: READONLY, gpa: 0x1000, size: PAGE, hva: 0x10_0000 };
 
 /// Deferred, after it has churned.
 fn deferred(model: &Model, hva: u64, policy: Policy) -> (Under, Region) {
