@@ -7,6 +7,7 @@ mod host;
 mod jail;
 mod machine;
 mod opening;
+mod page;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
