@@ -184,6 +184,17 @@ fn what_is_installed_is_where_it_belongs_and_goes_again() {
     assert!(output.status.success(), "{}", said(&output));
     let left = |dir: &str| fs::read_dir(usr.join(dir)).unwrap().count();
     assert_eq!((left("include"), left("lib/pkgconfig"), left("lib")), (0, 0, 1));
+
+    // Where Debian's packages have it.
+    let libdir = "lib/some-linux-gnu";
+    let mut again = make(installed.root.path());
+    let output = again.arg(format!("libdir=/usr/{libdir}")).arg("install").output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let config = usr.join(libdir).join("pkgconfig/kvm_memslots_client.pc");
+    let config = fs::read_to_string(config).unwrap();
+    assert!(config.contains(&format!("libdir=${{prefix}}/{libdir}\n")), "{config}");
+    assert!(usr.join(libdir).join("libkvm_memslots_client.so.0.1").exists());
+    assert_eq!(left("lib"), 2);
 }
 
 /// A program keeps to one version of the ABI, and sees nothing else.

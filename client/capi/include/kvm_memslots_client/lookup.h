@@ -11,7 +11,10 @@ extern "C" {
 
 int kvm_memslots_limits(struct kvm_memslots_vm *vm,
 			struct kvm_memslots_limits *limits);
-/* -ENOENT if there is none of this name; so below. */
+/*
+ * -ENOENT if there is none of this name; so below.  Lookups see what was
+ * applied: what a set maps is found once it is, what it unmaps until then.
+ */
 int kvm_memslots_region(struct kvm_memslots_vm *vm, uint64_t id,
 			struct kvm_memslots_region *region);
 int kvm_memslots_region_at(struct kvm_memslots_vm *vm, uint16_t as_id,
