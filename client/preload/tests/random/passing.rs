@@ -7,6 +7,20 @@ use std::ptr;
 
 use crate::machine::{CREATE_VM, Machine, call};
 
+/// The descriptors of this process, and whether the next program has them: a VM lives
+/// as long as there is one.
+pub(crate) fn held() -> String {
+    let held = (0..256).filter_map(|fd| {
+        // SAFETY: a number.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        let file = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        // Without an inode's number.
+        let file = file.unwrap_or_default().to_string_lossy().replace(char::is_numeric, "");
+        (flags >= 0).then(|| format!("{fd} {flags} {file}"))
+    });
+    held.collect::<Vec<_>>().join(", ")
+}
+
 /// How many ways [`again`] has.
 pub(crate) const WAYS: u64 = 6;
 

@@ -42,6 +42,7 @@ pub(crate) fn run(seed: u64, steps: u64) -> Result<String, c_int> {
         let seen = program.step();
         let _ = writeln!(program.seen, "{step}: {seen}");
     }
+    let _ = writeln!(program.seen, "held: {}", passing::held());
     if seed % 2 == 0 {
         program.filter();
     }
