@@ -5,6 +5,7 @@ use std::ptr;
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2,
 };
 
 use kvm_memslots::deferred::policy::Churn;
@@ -125,19 +126,23 @@ impl Call {
     }
 
     fn set_region(self, vm: &'static Vm) -> c_int {
-        // Both structures start so.
-        // SAFETY: any bytes are one: numbers.
-        let asked = unsafe { memory::load::<kvm_userspace_memory_region>(self.arg as u64) };
-        // KVM says what is wrong with the argument.
-        let Ok(asked) = asked else { return self.plain() };
-        let region = Region {
-            slot: asked.slot,
-            flags: asked.flags,
-            gpa: asked.guest_phys_addr,
-            size: asked.memory_size,
-            hva: asked.userspace_addr,
+        let (two, at) = (self.request == SET_REGION2, self.arg as u64);
+        let of = |slot, flags, gpa, size, hva| Region { slot, flags, gpa, size, hva };
+        // All of it, as KVM copies all of it.
+        let region = if two {
+            // SAFETY: any bytes are one: numbers.
+            unsafe { memory::load::<kvm_userspace_memory_region2>(at) }.map(|it| {
+                of(it.slot, it.flags, it.guest_phys_addr, it.memory_size, it.userspace_addr)
+            })
+        } else {
+            // SAFETY: as above.
+            unsafe { memory::load::<kvm_userspace_memory_region>(at) }.map(|it| {
+                of(it.slot, it.flags, it.guest_phys_addr, it.memory_size, it.userspace_addr)
+            })
         };
-        let asked = Asked { region, two: self.request == SET_REGION2 };
+        // KVM says what is wrong with the argument.
+        let Ok(region) = region else { return self.plain() };
+        let asked = Asked { region, two };
         let mut pass = || self.pass().map_err(|()| sys::errno());
         let errno = sys::errno();
         let answer = vm.set_region(self.fd, &ByDescriptor(self.fd), &asked, &mut pass);

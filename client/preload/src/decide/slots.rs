@@ -30,6 +30,11 @@ pub(crate) struct Plan {
     pub(crate) action: Action,
 }
 
+impl Plan {
+    /// KVM gets it, and what is in its way is put right before.
+    pub(crate) const PASS: Self = Self { repairs: true, action: Action::Pass };
+}
+
 /// How many slots of a VM can churn at a time; the others are left alone. What a
 /// call costs depends on these, not on how many slots there are.
 const CHURNING: usize = 16;
@@ -156,9 +161,9 @@ impl Slots {
                 // What else is at its place has it start anew, see `done`.
                 Held::Trapping if slot.listed => instead(Action::Untrap(slot.region)),
                 Held::Nothing if managed && self.rules.way == Way::Defer => instead(Action::Defer),
-                _ => Plan { repairs: true, action: Action::Pass },
+                _ => Plan::PASS,
             },
-            _ => Plan { repairs: true, action: Action::Pass },
+            _ => Plan::PASS,
         }
     }
 

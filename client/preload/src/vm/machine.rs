@@ -71,7 +71,7 @@ pub(crate) struct State {
     /// What the VMM believes is no longer known.
     pub(super) blind: bool,
     pub(super) tells: Tells,
-    /// Which of the two calls the VMM makes.
+    /// Which of the two calls KVM took last: an older one has but the first.
     pub(super) two: bool,
     /// Calls that were passed on without being followed.
     pub(crate) passed: Passed,

@@ -7,7 +7,7 @@ use super::machine::{State, Tells, Vm};
 use crate::decide::region::Region;
 use crate::decide::rules::Way;
 use crate::decide::slot::Repair;
-use crate::decide::slots::Action;
+use crate::decide::slots::{Action, Plan};
 use crate::sys::now;
 use crate::vcpu::Vcpu;
 use crate::why::Why;
@@ -77,7 +77,6 @@ impl Vm {
         pass: &mut dyn FnMut() -> Answer,
     ) -> Answer {
         let region = &asked.region;
-        state.two = asked.two;
         if state.blind {
             return self.call(pass).0;
         }
@@ -85,7 +84,8 @@ impl Vm {
         if state.slots.is_managed(region.slot) && state.slots.changes_flags(region) {
             self.restart(state, kvm, region.slot);
         }
-        let plan = state.slots.plan(region);
+        // Whether KVM has the call at all it is to say.
+        let plan = if asked.two && !state.two { Plan::PASS } else { state.slots.plan(region) };
         let next = |state: &State| state.slots.in_the_way(region).filter(|_| plan.repairs);
         while let Some(repair) = next(state) {
             self.counts.put_right.add(1);
@@ -95,7 +95,7 @@ impl Vm {
             })?;
         }
         let action = self.act(state, kvm, plan.action);
-        let answer = if action == Action::Pass { self.pass_on(state, region, pass) } else { Ok(0) };
+        let answer = if action == Action::Pass { self.pass_on(state, asked, pass) } else { Ok(0) };
         if answer.is_ok() {
             self.done(state, region, action);
         }
@@ -258,11 +258,14 @@ impl Vm {
     fn pass_on(
         &self,
         state: &mut State,
-        region: &Region,
+        asked: &Asked,
         pass: &mut dyn FnMut() -> Answer,
     ) -> Answer {
         let (answer, ns) = self.call(pass);
-        if answer.is_ok() && region.size == 0 {
+        if answer.is_ok() {
+            state.two = asked.two;
+        }
+        if answer.is_ok() && asked.region.size == 0 {
             state.bill.unmapped(ns);
         } else if answer.is_ok() {
             state.bill.mapped(ns);

@@ -29,6 +29,8 @@ pub(crate) struct Model {
     slots: Arc<Mutex<BTreeMap<u32, Region>>>,
     /// Calls before one that fails with `ENOMEM`.
     fails_after: Arc<Mutex<Option<u32>>>,
+    /// Whether `KVM_SET_USER_MEMORY_REGION2` is not there yet.
+    is_old: bool,
 }
 
 impl Model {
@@ -76,8 +78,8 @@ impl Model {
 }
 
 impl Kvm for Model {
-    fn set_region(&self, region: &Region, _: bool) -> Result<(), c_int> {
-        self.set(region)
+    fn set_region(&self, region: &Region, two: bool) -> Result<(), c_int> {
+        if two && self.is_old { Err(libc::ENOTTY) } else { self.set(region) }
     }
 
     fn tell_undecodable(&self, _: bool) -> Result<(), c_int> {
@@ -121,8 +123,38 @@ impl Under {
 }
 
 pub(crate) fn ask(vm: &Under, model: &Model, region: &Region) -> Answer {
-    let asked = Asked { region: *region, two: false };
-    vm.vm.set_region(3, model, &asked, &mut || model.set(region).map(|()| 0))
+    ask_by(vm, model, region, false)
+}
+
+fn ask_by(vm: &Under, model: &Model, region: &Region, two: bool) -> Answer {
+    let asked = Asked { region: *region, two };
+    vm.vm.set_region(3, model, &asked, &mut || model.set_region(region, two).map(|()| 0))
+}
+
+/// A VMM tries the newer call on a KVM that has it not, between flips of a slot.
+#[test]
+fn a_call_that_kvm_has_not_is_its_to_refuse() {
+    let model = Model { is_old: true, ..Model::default() };
+    let vm = vm(&model, Way::Defer, false, Policy::Fixed { exits: 1000 });
+    let slot = Region { slot: 1, flags: READONLY, gpa: PAGE, size: PAGE, hva: 1 << 32 };
+    let other = Region { slot: 2, gpa: 9 * PAGE, ..slot };
+    for _ in 0..6 {
+        ask(&vm, &model, &slot).unwrap();
+        ask(&vm, &model, &slot.gone()).unwrap();
+    }
+    // It would be deferred, and its removal forgotten, by the call that there is.
+    assert_eq!(ask_by(&vm, &model, &slot, true), Err(libc::ENOTTY));
+    ask(&vm, &model, &slot).unwrap();
+    assert!(vm.vm.defers_now());
+    assert_eq!(ask_by(&vm, &model, &slot.gone(), true), Err(libc::ENOTTY));
+    assert_eq!(ask_by(&vm, &model, &other, true), Err(libc::ENOTTY));
+    assert_eq!((model.reached(PAGE), vm.is_off()), (Some(1 << 32), false));
+    // What is mapped for the guest's sake is so by the call that KVM took.
+    ask(&vm, &model, &slot.gone()).unwrap();
+    ask(&vm, &model, &slot).unwrap();
+    assert_eq!(ask_by(&vm, &model, &other, true), Err(libc::ENOTTY));
+    assert!(vm.undecodable(vm.promotions()));
+    assert_eq!(model.reached(PAGE), Some(1 << 32));
 }
 
 #[derive(Debug, Clone)]

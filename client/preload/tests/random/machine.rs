@@ -6,13 +6,14 @@ use std::ptr;
 
 use kvm_bindings::{
     KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_MEM_READONLY, kvm_dirty_log, kvm_regs, kvm_run,
-    kvm_signal_mask, kvm_sregs, kvm_userspace_memory_region,
+    kvm_signal_mask, kvm_sregs, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 
 pub(crate) const CREATE_VM: c_ulong = 0xae01;
 const CREATE_VCPU: c_ulong = 0xae41;
 const GET_DIRTY_LOG: c_ulong = 0x4010_ae42;
 const SET_REGION: c_ulong = 0x4020_ae46;
+const SET_REGION2: c_ulong = 0x40a0_ae49;
 const RUN: c_ulong = 0xae80;
 const SET_REGS: c_ulong = 0x4090_ae82;
 const GET_SREGS: c_ulong = 0x8138_ae83;
@@ -102,6 +103,29 @@ impl Machine {
     pub(crate) fn churn(&self, slot: u32, page: u64, pages: u64) -> [c_int; 2] {
         let away = self.slot(slot, page, 0, 0);
         [away, self.slot(slot, page, pages, KVM_MEM_READONLY)]
+    }
+
+    /// Slot 1 comes back by a structure of which there is no more than its start, the
+    /// memory before `end`.
+    pub(crate) fn cut(&self, end: u64) -> String {
+        for _ in 0..6 {
+            self.churn(1, 0, 2);
+        }
+        let mut whole = kvm_userspace_memory_region2 { slot: 1, ..Default::default() };
+        let away = call(self.vm, SET_REGION2, (&raw mut whole).cast());
+        let start = kvm_userspace_memory_region {
+            slot: 1,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: FLASH,
+            memory_size: 2 * PAGE,
+            userspace_addr: self.flash as u64,
+        };
+        let at = end - size_of_val(&start) as u64;
+        let at = ptr::with_exposed_provenance_mut::<kvm_userspace_memory_region>(at as usize);
+        // SAFETY: as much as there is, aligned.
+        unsafe { at.write(start) };
+        let cut = call(self.vm, SET_REGION2, at.cast());
+        format!("{away} {cut} {:?}", self.churn(1, 0, 2))
     }
 
     pub(crate) fn enter(&self, bx: u64, endless: bool) {

@@ -91,8 +91,9 @@ impl Program {
                 let end = anonymous(2 * PAGE);
                 // SAFETY: the second of its pages, which nothing uses.
                 unsafe { libc::munmap(end.add(PAGE as usize).cast(), PAGE as usize) };
-                let crosses = set_nowhere(machine.vm, end as u64 + PAGE - 16);
-                format!("nowhere: {} {crosses}", set_nowhere(machine.vm, 8))
+                let end = end as u64 + PAGE;
+                let crosses = set_nowhere(machine.vm, end - 16);
+                format!("nowhere: {} {crosses} {}", set_nowhere(machine.vm, 8), machine.cut(end))
             }
             15 => self.kicked(),
             16 => self.let_in(),
