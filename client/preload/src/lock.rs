@@ -52,16 +52,36 @@ impl<T> Lock<T> {
         what(unsafe { &mut *self.value.get() })
     }
 
+    /// The same, if nobody else has the value for longer than so many nanoseconds.
+    pub(crate) fn with_soon<R>(&self, ns: u64, what: impl FnOnce(&mut T) -> R) -> Option<R> {
+        let _taken = self.take_until(Some(sys::now().saturating_add(ns)))?;
+        // SAFETY: as above.
+        Some(what(unsafe { &mut *self.value.get() }))
+    }
+
     fn take(&self) -> Taken<'_> {
+        loop {
+            if let Some(taken) = self.take_until(None) {
+                return taken;
+            }
+        }
+    }
+
+    fn take_until(&self, end: Option<u64>) -> Option<Taken<'_>> {
         let mask = sys::set_mask(!0);
         let try_take =
             self.word.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed);
         if try_take.is_err() {
             while self.word.swap(AWAITED, Ordering::Acquire) != FREE {
-                sys::wait(&self.word, AWAITED);
+                let left = end.map(|end| end.saturating_sub(sys::now()));
+                if left == Some(0) {
+                    sys::set_mask(mask);
+                    return None;
+                }
+                sys::wait(&self.word, AWAITED, left);
             }
         }
-        Taken { word: &self.word, mask }
+        Some(Taken { word: &self.word, mask })
     }
 }
 
@@ -82,6 +102,24 @@ mod tests {
             }
         });
         assert_eq!(lock.with(|count| *count), 20_000);
+    }
+
+    /// Who can't wait for ever goes on without, and signals are let in again.
+    #[test]
+    fn who_waits_too_long_goes_without() {
+        static LOCK: Lock<u32> = Lock::new(0);
+        let mask = || {
+            let mask = sys::set_mask(!0);
+            sys::set_mask(mask);
+            mask
+        };
+        let before = mask();
+        LOCK.with(|_| {
+            let other = thread::spawn(|| LOCK.with_soon(1_000_000, |count| *count += 1));
+            assert_eq!(other.join().unwrap(), None);
+        });
+        assert_eq!(LOCK.with_soon(0, |count| *count += 1), Some(()));
+        assert_eq!((LOCK.with(|count| *count), mask()), (1, before));
     }
 
     /// A signal that comes while the lock is held is handled after it.

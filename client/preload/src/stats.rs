@@ -75,12 +75,14 @@ pub(crate) struct OfVm {
 
 impl OfVm {
     fn new(vm: &Vm) -> Self {
-        let (switched_off, not_followed, mut slots) = vm.with_state(|state| {
+        let found = vm.with_state_soon(|state| {
             let flipped = state.slots.iter().filter(|slot| slot.counts.flips > 0);
             let of = |slot: &Slot| OfSlot::new(slot, state.slots.left_alone(slot));
             let why = state.off.map(|why| why.to_string());
             (why, NotFollowed::new(state), Vec::from_iter(flipped.map(of)))
         });
+        let in_a_call = || (Some("unknown: in a call".to_owned()), NotFollowed::default(), vec![]);
+        let (switched_off, not_followed, mut slots) = found.unwrap_or_else(in_a_call);
         slots.sort_by_key(|slot| slot.slot);
         Self { fd: vm.made_as, sums: vm.counts.sums(), switched_off, not_followed, slots }
     }
@@ -243,6 +245,25 @@ mod tests {
         assert_eq!(json["by_vm"][0]["not_followed"]["calls"]["KVM_PRE_FAULT_MEMORY"], 2);
         assert_eq!(json["mode"], "defer");
     }
+
+    /// A call that does not end does not keep the program from its end.
+    #[test]
+    fn a_vm_in_a_call_is_not_waited_for() {
+        use kvm_memslots::deferred::policy::Policy;
+
+        use crate::decide::rules::Way;
+        use crate::vm::tests::{Model, vm};
+
+        let model = Model::default();
+        let vm = vm(&model, Way::Defer, false, Policy::default());
+        vm.vm.counts.asked.add(1);
+        let of_vm = vm.vm.with_state(|_| {
+            std::thread::scope(|scope| scope.spawn(|| OfVm::new(&vm.vm)).join().unwrap())
+        });
+        assert_eq!(of_vm.switched_off.as_deref(), Some("unknown: in a call"));
+        assert_eq!(of_vm.sums.asked, 1);
+    }
+
     /// What was left alone, and why, of slots that flip alike.
     #[test]
     fn what_is_not_followed_is_counted() {

@@ -146,9 +146,15 @@ impl Vm {
         self.fd.store(fd, Ordering::Release);
     }
 
-    /// What there is of it, for the statistics.
+    /// What there is of it.
     pub(crate) fn with_state<R>(&self, what: impl FnOnce(&mut State) -> R) -> R {
         self.state.with(what)
+    }
+
+    /// The same, for the statistics, which the end of the program waits for: not if a
+    /// call of another thread's takes longer than a second, as plain would end it.
+    pub(crate) fn with_state_soon<R>(&self, what: impl FnOnce(&mut State) -> R) -> Option<R> {
+        self.state.with_soon(1_000_000_000, what)
     }
 
     /// How often deferred slots were mapped, for [`undecodable`](Self::undecodable).
