@@ -52,8 +52,10 @@ pub struct Report {
     pub vcpus_paused: bool,
     /// Slots of the VM afterwards.
     pub slots: usize,
-    /// The last dirty pages of the logged regions that were unmapped, with the
-    /// regions as they were: lookups do not find them any more.
+    /// The last dirty pages of logged memory that was unmapped, with the regions as they
+    /// were: lookups do not find them any more. So of what was cut off a region that
+    /// shrank, and of the memory that a region had before it got
+    /// [other](crate::Changes::replace): as regions of its name.
     pub last_dirty: Vec<(Region, DirtyBitmap)>,
     /// Logged regions that were unmapped, and so large that there was no memory for
     /// as many bits as they have pages: all of their pages may be dirty. Before they

@@ -282,8 +282,8 @@ fn same_to_others(before: &Record, now: &Record) -> bool {
     plain(before) == plain(now) && file(before) == file(now)
 }
 
-/// The regions that are touched and whose writes were logged, and the parts of those
-/// that are split.
+/// The regions that are touched and whose writes were logged, the parts of those that
+/// are split, and what others lose of their memory.
 fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
     let before = draft.edits.iter().filter_map(|edit| {
         let (index, part) = edit.from?;
@@ -291,11 +291,20 @@ fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
         if !mapping.is_logged() {
             return None;
         }
-        let as_id = regions.as_id(index);
-        let gone = edit.now.is_none().then(|| {
+        let (id, as_id) = (edit.id, regions.as_id(index));
+        let as_it_was = |mapping: Mapping| {
             let whole = regions.record(index);
-            let skip = part.gpa() - whole.range().gpa();
-            whole.part(mapping, skip).region(edit.id)
+            let skip = mapping.range().gpa() - whole.range().gpa();
+            whole.part(mapping, skip).region(id)
+        };
+        let gone = edit.now.is_none().then(|| as_it_was(mapping));
+        let lost = edit.now.as_ref().and_then(|now| {
+            let same = now.mapping.hva() == mapping.hva();
+            let kept = if same { now.range().size() } else { 0 };
+            let range = Range::between(part.gpa().checked_add(kept)?, part.end())?;
+            let mapping = mapping.clipped_to(range)?;
+            let gone = Some(as_it_was(mapping));
+            Some(Before { id, as_id, mapping, gone, moves_to: None, with_log: false })
         });
         let moved = |now: &Record| {
             let (is_logged, now_at) = (now.mapping.is_logged(), now.range());
@@ -306,9 +315,9 @@ fn logged(draft: &Draft<'_>, regions: &Regions, works: &[Work]) -> Vec<Before> {
         };
         let moves_to = edit.now.as_ref().and_then(moved);
         let with_log = moves_to.is_some_and(|to| is_moved(works, as_id, mapping.range(), to));
-        Some(Before { id: edit.id, as_id, mapping, gone, moves_to, with_log })
+        Some([Some(Before { id, as_id, mapping, gone, moves_to, with_log }), lost])
     });
-    before.collect()
+    before.flatten().flatten().collect()
 }
 
 /// Whether all slots over `range` keep their memory, and their logs, where it goes

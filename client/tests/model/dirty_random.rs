@@ -63,6 +63,9 @@ struct World {
     logs: HashMap<RegionId, Log>,
     /// Whether no more is reported than was written.
     exact: bool,
+    /// Pages that regions lost in the last set and that the guest had written, by their
+    /// host addresses.
+    cut: HashSet<u64>,
 }
 
 fn overlaps(a: &Reg, b: &Reg) -> bool {
@@ -75,6 +78,7 @@ impl World {
         let mut c = Changes::new();
         // What goes, and what has memory that it had not.
         let (mut last, mut fresh) = (HashMap::new(), HashSet::new());
+        self.cut.clear();
         for step in steps {
             let was = self.reference.clone();
             self.reference.take(&self.vm, &mut c, step);
@@ -119,6 +123,9 @@ impl World {
                 continue;
             };
             let log = self.logs.entry(now.id).or_default();
+            if now.hva != before.hva {
+                self.cut.extend(log.owed.iter().map(|page| before.hva + page * PAGE));
+            }
             if now.hva != before.hva || !now.is_logged() {
                 log.owed.clear();
             }
@@ -136,8 +143,11 @@ impl World {
                         fresh.insert(part.id);
                     }
                 }
-                // What is cut off is nobody's.
-                None => log.owed.retain(|page| *page < now.pages),
+                None if now.pages < before.pages => {
+                    let cut = log.owed.split_off(&now.pages);
+                    self.cut.extend(cut.iter().map(|page| before.hva + page * PAGE));
+                }
+                None => {}
             }
         }
     }
@@ -168,11 +178,20 @@ impl World {
 
     /// The last pages of all that went are in the report.
     fn check_last(&self, report: &Report, mut last: HashMap<RegionId, Log>) {
+        let mut reported = HashSet::new();
         for (region, dirty) in &report.last_dirty {
-            let log = last.remove(&region.id).unwrap_or_else(|| panic!("{} twice", region.id));
             assert_eq!(dirty.pages() * PAGE, region.range.size());
-            log.check(region.id, dirty, self.exact);
+            reported.extend(dirty.iter().map(|page| region.hva + page * PAGE));
+            match last.remove(&region.id) {
+                Some(log) => log.check(region.id, dirty, self.exact),
+                // It has lost some of its memory.
+                None => assert!(self.vm.region(region.id).is_ok(), "{} twice", region.id),
+            }
         }
+        // What is there again has a log.
+        let there = |hva: u64| self.vm.region_at_hva(0, hva).is_some();
+        let lost = self.cut.iter().find(|hva| !reported.contains(*hva) && !there(**hva));
+        assert_eq!(lost, None, "cut off, and in no report");
         for (id, log) in last {
             assert!(log.owed.is_empty(), "{:?} of {id} are lost", log.owed);
         }
@@ -260,7 +279,7 @@ fn run(rounds: Vec<Round>, policy: usize, batch: bool, failing: Failing) {
     }
     let (reference, logs) = (Reference::default(), HashMap::new());
     let exact = failing.is_none() && !named;
-    let mut world = World { vm, model, reference, logs, exact };
+    let mut world = World { vm, model, reference, logs, exact, cut: HashSet::new() };
     for (mut steps, writes, reads) in rounds {
         for step in &mut steps {
             // A set can't be tried when it is refused for its hole.

@@ -186,6 +186,38 @@ fn what_is_split_off_keeps_its_dirty_pages() {
     }
 }
 
+/// What a region loses of its memory leaves its dirty pages in the report, as what is
+/// unmapped does; what stays keeps its own.
+#[test]
+fn what_a_region_loses_leaves_its_dirty_pages() {
+    for exact in [false, true] {
+        let policy = if exact { HolePolicy::NoVcpuRuns } else { HolePolicy::Named };
+        let (vm, model) = plain(Vm::builder().holes(policy));
+        let [id] = map_all(&vm, [ram(0, 6).log_dirty().label("a")]);
+        write(&model, &[1, 4]);
+        let report = vm.apply(changes(|c| c.resize(id, 3 * PAGE))).unwrap();
+        let [(cut, last)] = &report.last_dirty[..] else { panic!("{report:?}") };
+        assert_eq!((cut.id, cut.range.gpa(), cut.hva), (id, 3 * PAGE, HVA + 3 * PAGE));
+        assert_eq!((pages(last), last.pages(), cut.label.as_deref()), (vec![1], 3, Some("a")));
+        let stays = vm.dirty_log(id).unwrap();
+        assert!(stays.is_dirty(1) && (!exact || stays.count() == 1));
+        // Moved and cut, and other memory.
+        write(&model, &[0, 2]);
+        let mut c = changes(|c| c.move_to(id, 100 * PAGE));
+        c.resize(id, 2 * PAGE);
+        let report = vm.apply(c).unwrap();
+        let [(cut, last)] = &report.last_dirty[..] else { panic!("{report:?}") };
+        assert_eq!((cut.range.gpa(), pages(last)), (2 * PAGE, vec![0]));
+        write(&model, &[101]);
+        let other = memory(HVA + 100 * PAGE, 2 * PAGE);
+        let report = vm.apply(changes(|c| c.replace(id, other))).unwrap();
+        let [(was, last)] = &report.last_dirty[..] else { panic!("{report:?}") };
+        assert_eq!((was.id, was.range.gpa(), was.hva), (id, 100 * PAGE, HVA));
+        assert!(last.is_dirty(1) && (!exact || pages(last) == [0, 1]));
+        assert_eq!(vm.dirty_log(id).unwrap().count(), 0);
+    }
+}
+
 /// The same memory is mapped a second time in the set that moves it: whichever of the
 /// two KVM's slot becomes, the one that moves has its dirty pages.
 #[test]
