@@ -9,6 +9,7 @@
 void bad_input(void)
 {
 	const struct kvm_memslots_slot_range reserved = { 0, 0, 2 };
+	const struct kvm_memslots_gsi_range gsis = { 9, 8 };
 	struct kvm_memslots_slot_range used = { 0, 3, 3 };
 	struct kvm_memslots_options options = INIT(kvm_memslots_options);
 	struct kvm_memslots_limits limits = INIT(kvm_memslots_limits);
@@ -37,6 +38,15 @@ void bad_input(void)
 	options.reserved_slots = &used;
 	FAILS(open_vm(&options, &vm), EINVAL, "address space 7");
 	used.as_id = 0;
+	used.first = used.last + 1;
+	FAILS(open_vm(&options, &vm), EINVAL, "is after");
+	options.nr_reserved_gsis = 1;
+	options.nr_reserved_slots = 0;
+	options.reserved_gsis = &gsis;
+	FAILS(open_vm(&options, &vm), EINVAL, "reserved_gsis: 9 is after 8");
+	options.nr_reserved_gsis = 0;
+	options.nr_reserved_slots = 1;
+	used.first = used.last;
 	options.reserved_slots = &reserved;
 	options.size = 0;
 	FAILS(open_vm(&options, &vm), EINVAL, "sizeof");

@@ -17,7 +17,7 @@ use crate::last::report;
 use crate::record::{Out, get, read, read_any};
 use crate::types::{
     CGate, CLimits, COptions, CPreview, CReport, CSlotRange, Opened, descriptor, hole_policy,
-    limits,
+    in_order, limits,
 };
 
 /// The version of the library.
@@ -129,6 +129,7 @@ pub unsafe extern "C" fn kvm_memslots_reserve_slots(
     let reserve = |vm: &Vm| {
         // SAFETY: as the caller says.
         let ids = unsafe { get(ids, "ids") }?;
+        in_order(ids.first, ids.last, "ids")?;
         Ok(vm.reserve_slots(ids.as_id, ids.first..=ids.last)?)
     };
     // SAFETY: as the caller says.

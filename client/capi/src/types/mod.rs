@@ -25,7 +25,7 @@ pub use window::{CPlacement, CWindowSpec};
 pub(crate) use callbacks::Opened;
 pub(crate) use deferred::rom_mode;
 pub(crate) use function::{bar, index};
-pub(crate) use options::{hole_policy, limits};
+pub(crate) use options::{hole_policy, in_order, limits};
 pub(crate) use region::Taking;
 
 use std::ffi::{CStr, c_char, c_int};

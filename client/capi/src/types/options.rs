@@ -35,6 +35,15 @@ structure! {
     }
 }
 
+/// Refuses a range that has no end.
+pub(crate) fn in_order<T: Ord + std::fmt::Display>(
+    first: T,
+    last: T,
+    what: &str,
+) -> Result<(), Failure> {
+    if first <= last { Ok(()) } else { Err(invalid(format!("{what}: {first} is after {last}"))) }
+}
+
 record! {
     "kvm_memslots_options" pub struct COptions {
         pub size: usize,
@@ -131,6 +140,7 @@ impl COptions {
         // SAFETY: as the caller says.
         let slots = unsafe { list(self.reserved_slots, self.nr_reserved_slots, "reserved_slots") }?;
         for ids in slots {
+            in_order(ids.first, ids.last, "reserved_slots")?;
             builder = builder.reserve_slots(ids.as_id, ids.first..=ids.last);
         }
         // SAFETY: as the caller says.
@@ -144,6 +154,7 @@ impl COptions {
         // SAFETY: as the caller says.
         let gsis = unsafe { list(self.reserved_gsis, self.nr_reserved_gsis, "reserved_gsis") }?;
         for range in gsis {
+            in_order(range.first, range.last, "reserved_gsis")?;
             builder = builder.reserve_gsis(range.first..=range.last);
         }
         Ok(builder.own_routes(routes.iter().map(Route::from_kvm)))
