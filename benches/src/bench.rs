@@ -85,16 +85,13 @@ impl Bench {
                     measured.push(scenario.regions);
                     let shape = self.shape(&scenario, *vcpus);
                     let vcpus = Vcpus { count: *vcpus, busy: self.busy };
-                    let mut rows = session.rows(
+                    session.compare(
                         &[shape],
                         &strategies,
                         &[Strategy::PerRegion],
                         |way, watch| self.run_one(&scenario, way, vcpus, watch),
+                        |row| row.summarize(&["calls", "own"]),
                     )?;
-                    for row in &mut rows {
-                        row.summarize(&["calls", "own"]);
-                    }
-                    session.say(rows);
                 }
             }
         }
@@ -136,14 +133,12 @@ impl Bench {
         let in_calls = spent.in_calls.as_nanos() as u64;
         let own = strategy.has_library().then(|| lap.wall.saturating_sub(spent.in_calls));
         Ok(vec![Taken {
-            lap,
-            ioctls: Some(spent.ioctls),
-            grace_periods: Some(spent.grace_periods),
             more: vec![("pauses", spent.pauses.into()), ("pinned", lap.pinned.into())],
             pools: vec![
                 ("calls", vec![in_calls]),
                 ("own", own.iter().map(|own| own.as_nanos() as u64).collect()),
             ],
+            ..spent.taken(lap)
         }])
     }
 }

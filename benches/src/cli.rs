@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::density::Flag;
 use crate::note::note;
 use crate::rig::Target;
 use bench::BenchArgs;
@@ -90,7 +91,8 @@ pub fn main() -> ExitCode {
         },
         Some(Command::Density(args)) => special::density(&args),
         Some(Command::DensityWorker { irqfds, no_irqbypass }) => {
-            return crate::density::worker(irqfds, crate::density::Flag(no_irqbypass));
+            let flag = if no_irqbypass { Flag::NoBypass } else { Flag::None };
+            return crate::density::worker(irqfds, flag);
         }
         Some(Command::StartWorker(args)) => return crate::start::worker(args),
         Some(Command::Flash(args)) => special::flash(&args),

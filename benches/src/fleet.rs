@@ -4,7 +4,6 @@
 //! says that it is ready, waits for a line, does its work, says in a line of JSON
 //! what that took, and keeps what it made until its input ends.
 
-use std::fmt::Display;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
@@ -17,32 +16,31 @@ const READY: &str = "ready";
 /// What a member does: `work` on what `prepare` made. What `work` returns beside
 /// what it measured is kept to the end.
 #[must_use]
-pub(crate) fn member<P, M: Serialize, K, E: Display>(
-    prepare: impl FnOnce() -> Result<P, E>,
-    work: impl FnOnce(P) -> Result<(M, K), E>,
+pub(crate) fn member<P, M: Serialize, K>(
+    prepare: impl FnOnce() -> Result<P>,
+    work: impl FnOnce(P) -> Result<(M, K)>,
 ) -> ExitCode {
     let say = |line: &str| {
         let mut out = io::stdout().lock();
-        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| error.to_string())
+        writeln!(out, "{line}").and_then(|()| out.flush())
     };
-    let done = || {
-        let prepared = prepare().map_err(|error| error.to_string())?;
+    let done = || -> Result<()> {
+        let prepared = prepare()?;
         say(READY)?;
         let (mut input, mut line) = (io::stdin().lock(), String::new());
-        let heard = |read: io::Result<usize>| read.map_err(|error| error.to_string());
-        if heard(input.read_line(&mut line))? == 0 {
+        if input.read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let (measured, _kept) = work(prepared).map_err(|error| error.to_string())?;
-        say(&serde_json::to_string(&measured).map_err(|error| error.to_string())?)?;
-        heard(input.read_to_string(&mut line))?;
-        Ok::<_, String>(())
+        let (measured, _kept) = work(prepared)?;
+        say(&serde_json::to_string(&measured)?)?;
+        input.read_to_string(&mut line)?;
+        Ok(())
     };
     match done() {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // Without it the one who waits for this hears that it ended.
-            let _unheard = writeln!(io::stdout(), "{why}");
+            let _unheard = writeln!(io::stdout(), "{why:#}");
             ExitCode::FAILURE
         }
     }

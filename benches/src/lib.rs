@@ -16,6 +16,7 @@ pub mod replay;
 pub mod report;
 pub mod rig;
 pub mod scenario;
+pub mod spent;
 pub mod start;
 pub mod strategy;
 mod timed;

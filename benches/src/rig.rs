@@ -54,7 +54,7 @@ impl Vcpus {
 }
 
 /// vCPUs that take longer than this to get going never will.
-const START: Duration = Duration::from_secs(30);
+pub(crate) const START: Duration = Duration::from_secs(30);
 
 /// Who carries the changes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -65,15 +65,6 @@ impl Times {
 pub(crate) struct Clock(Arc<[AtomicU64; KINDS.len()]>);
 
 impl Clock {
-    /// Makes calls of a kind.
-    pub(crate) fn time<T>(&self, kind: Kind, calls: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let done = calls();
-        let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0[kind as usize].fetch_add(ns, Ordering::Relaxed);
-        done
-    }
-
     /// What has come together since it was asked last.
     pub(crate) fn take(&self) -> Times {
         Times(std::array::from_fn(|kind| self.0[kind].swap(0, Ordering::Relaxed)))
@@ -82,10 +73,12 @@ impl Clock {
 
 /// Makes calls, of a kind if there is a clock.
 pub(crate) fn time<T>(clock: Option<&Clock>, kind: Kind, calls: impl FnOnce() -> T) -> T {
-    match clock {
-        Some(clock) => clock.time(kind, calls),
-        None => calls(),
-    }
+    let Some(clock) = clock else { return calls() };
+    let start = Instant::now();
+    let done = calls();
+    let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    clock.0[kind as usize].fetch_add(ns, Ordering::Relaxed);
+    done
 }
 
 /// KVM, with a clock beside it.

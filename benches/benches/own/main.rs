@@ -83,12 +83,18 @@ fn compare(what: &str, ways: Vec<Timed<'_>>) {
         on_rows: &mut |rows| println!("\n{what}\n{}", table(&columns, &rows)),
     };
     let shape = Shape { what: what.to_owned(), size: 1, unit: "times", more: Vec::new() };
-    let Ok(()) = session.compare(&[shape], &ways, &ways[..1], |way, watch| {
-        let (work, times) = &mut works[way.0];
-        let (wall, lap) = watch.lap(|| work(*times));
-        Ok::<_, Stop<Infallible>>(vec![Taken {
-            lap: Lap { wall: wall / *times, ..lap },
-            ..Taken::default()
-        }])
-    });
+    let Ok(()) = session.compare(
+        &[shape],
+        &ways,
+        &ways[..1],
+        |way, watch| {
+            let (work, times) = &mut works[way.0];
+            let (wall, lap) = watch.lap(|| work(*times));
+            Ok::<_, Stop<Infallible>>(vec![Taken {
+                lap: Lap { wall: wall / *times, ..lap },
+                ..Taken::default()
+            }])
+        },
+        |_| (),
+    );
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use flate2::read::GzDecoder;
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VmFd};
 use kvm_memslots::backend::{self, KvmOptions, MemoryCalls};
 use kvm_memslots::{Limits, vm_fd};
@@ -68,6 +69,18 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// What to say of it behind its CPUs.
+    #[must_use]
+    pub const fn place(&self) -> &'static str {
+        match self.virtual_machine {
+            Some(true) => ", itself a VM",
+            Some(false) => ", bare metal",
+            None => "",
+        }
+    }
+}
+
 impl KvmOffer {
     fn look() -> io::Result<Self> {
         let (kvm, vm) = open_kvm()?;
@@ -118,6 +131,28 @@ const fn remedy(kind: io::ErrorKind) -> &'static str {
 /// As [`open_kvm`].
 pub fn new_vm() -> io::Result<VmFd> {
     open_kvm().map(|(_, vm)| vm)
+}
+
+/// The calls of a VM without the library.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn calls_of(vm: &VmFd) -> io::Result<backend::Kvm> {
+    backend::Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)
+}
+
+/// Local APICs in the kernel, pins in the VMM: as Cloud Hypervisor has it.
+///
+/// # Errors
+/// KVM's, with what it takes.
+pub fn split_irqchip(vm: &VmFd) -> io::Result<()> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    cap.args[0] = 24;
+    vm.enable_cap(&cap).map_err(|error| {
+        let error = io::Error::from(error);
+        let what = "an interrupt controller in the kernel (KVM_CAP_SPLIT_IRQCHIP, x86 only)";
+        io::Error::new(error.kind(), format!("{what}: {error}"))
+    })
 }
 
 fn flavour() -> Option<&'static str> {

@@ -81,6 +81,31 @@ pub const fn region1(region: &kvm_userspace_memory_region2) -> kvm_userspace_mem
     }
 }
 
+/// `KVM_SET_USER_MEMORY_REGION` of a slot without flags; of 0 bytes it goes.
+///
+/// # Errors
+/// KVM's.
+///
+/// # Safety
+/// As [`MemoryCalls::change`].
+pub unsafe fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    guest_phys_addr: u64,
+    memory_size: u64,
+    userspace_addr: u64,
+) -> Result<(), kvm_ioctls::Error> {
+    let region = kvm_bindings::kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr,
+        memory_size,
+        userspace_addr,
+    };
+    // SAFETY: the caller's promise is the same.
+    unsafe { vm.set_user_memory_region(region) }
+}
+
 impl RawCalls for OnKvm {
     fn limits(&self) -> Limits {
         self.limits

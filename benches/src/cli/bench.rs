@@ -65,11 +65,9 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
 impl BenchArgs {
     fn bench(&self) -> Result<Bench, Failure> {
         let target = self.target()?;
-        let or = |given: &[Workload], all: &[Workload]| {
-            if given.is_empty() { all.to_vec() } else { given.to_vec() }
-        };
+        let asked = self.scenario.clone();
         Ok(Bench {
-            workloads: or(&self.scenario, &Workload::USUAL),
+            workloads: if asked.is_empty() { Workload::USUAL.to_vec() } else { asked },
             sizes: match &self.regions[..] {
                 [] if self.output.has_page() => Sizes::Swept,
                 [] => Sizes::Default,

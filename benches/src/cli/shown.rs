@@ -70,7 +70,7 @@ impl OutputArgs {
 
     /// Opens what is written later, and reads what is compared with.
     pub(super) fn prepare(&self) -> Result<Output, Failure> {
-        let usage = |error: baseline::BaselineError| Failure::Usage(error.to_string());
+        let usage = |error: anyhow::Error| Failure::Usage(error.to_string());
         let baseline = self.baseline.as_deref().map(baseline::read).transpose().map_err(usage)?;
         let plot = self.plot.as_deref().map(OutputFile::open).transpose()?;
         let html = self.html.as_deref().map(OutputFile::open).transpose()?;

@@ -103,7 +103,8 @@ enum Round {
 }
 
 impl Session<'_> {
-    /// Compares ways in what `run` does, and hands the rows out.
+    /// Compares ways in what `run` does, and hands the rows out, of each of which
+    /// `finish` says more.
     ///
     /// # Errors
     /// As [`rows`](Self::rows).
@@ -113,15 +114,12 @@ impl Session<'_> {
         ways: &[W],
         against: &[W],
         run: impl FnMut(W, &mut Watch<'_>) -> Result<Vec<Taken>, Stop<E>>,
+        finish: impl FnMut(&mut Row),
     ) -> Result<(), E> {
-        let rows = self.rows(shapes, ways, against, run)?;
-        self.say(rows);
-        Ok(())
-    }
-
-    /// Hands rows out.
-    pub fn say(&mut self, rows: Vec<Row>) {
+        let mut rows = self.rows(shapes, ways, against, run)?;
+        rows.iter_mut().for_each(finish);
         (self.on_rows)(rows);
+        Ok(())
     }
 
     /// Has `run` do each way again and again, in turn, so that what else the
@@ -244,98 +242,5 @@ fn row<W: Way>(
         skipped: contender.skipped.clone(),
         more,
         pools: part.pools.clone(),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-    enum Pace {
-        Slow,
-        Fast,
-        Never,
-    }
-
-    fn session<T>(runs: usize, with: impl FnOnce(&mut Session<'_>) -> T) -> (T, Vec<Row>) {
-        let mut said = Vec::new();
-        let mut session = Session {
-            runs,
-            pin: false,
-            calls: None,
-            machine: None,
-            on_run: &mut |_| (),
-            on_rows: &mut |rows| said.extend(rows),
-        };
-        let done = with(&mut session);
-        (done, said)
-    }
-
-    fn shape(what: &str) -> Shape {
-        Shape { what: what.to_owned(), size: 7, unit: "things", more: vec![("vcpus", 2.into())] }
-    }
-
-    fn of(ns: u64) -> Taken {
-        Taken { lap: Lap::of_nanos(ns), ioctls: Some(ns / 10), ..Taken::default() }
-    }
-
-    #[test]
-    fn ways_take_turns_and_every_other_round_is_backwards() {
-        use Pace::{Fast, Slow};
-
-        let mut order = Vec::new();
-        let ways = [Pace::Slow, Pace::Fast];
-        let (done, rows) = session(2, |session| {
-            session.compare(&[shape("a")], &ways, &ways[..1], |way, watch| {
-                assert!(watch.times());
-                order.push(way);
-                Ok::<_, Stop<()>>(vec![of(10)])
-            })
-        });
-        done.unwrap();
-        assert_eq!(order, [Slow, Fast, Fast, Slow, Slow, Fast]);
-        // The first round warms up.
-        assert_eq!(rows.iter().map(|row| row.runs).collect::<Vec<_>>(), [2, 2]);
-    }
-
-    #[test]
-    fn rows_are_by_part_and_know_whom_they_are_compared_with() {
-        let mut run = 0;
-        let (done, rows) = session(3, |session| {
-            let ways = [Pace::Slow, Pace::Fast, Pace::Never];
-            session.compare(&[shape("a"), shape("b")], &ways, &ways[..1], |way, _| {
-                run += 1;
-                match way {
-                    Pace::Slow => Ok(vec![of(1000 + run), of(100)]),
-                    Pace::Fast => Ok(vec![of(100), of(100)]),
-                    Pace::Never => Err(Stop::<()>::Skip("too slow".to_owned())),
-                }
-            })
-        });
-        done.unwrap();
-        let names: Vec<_> = rows.iter().map(|row| (row.what.as_str(), row.way.as_str())).collect();
-        let ways = ["slow", "fast", "never"];
-        assert_eq!(names[..3], ways.map(|way| ("a", way)));
-        assert_eq!(names[3..], ways.map(|way| ("b", way)));
-        assert!(rows[0].ratios.is_empty());
-        assert!(rows[1].ratios["slow"].times > 10.0 && !rows[1].ratios["slow"].equal);
-        assert!(rows[4].ratios["slow"].equal);
-        assert_eq!((rows[1].ioctls, rows[2].ioctls), (Some(10), None));
-        assert_eq!(rows[2].skipped.as_deref(), Some("too slow"));
-        assert_eq!(rows[0].number("vcpus"), Some(2));
-        // What programs read is what there is.
-        let json = serde_json::to_string(&rows[1]).unwrap();
-        let read: Row = serde_json::from_str(&json).unwrap();
-        assert_eq!(read, rows[1]);
-    }
-
-    #[test]
-    fn a_failure_ends_it() {
-        let (done, rows) = session(3, |session| {
-            session.compare(&[shape("a")], &[Pace::Slow], &[], |_, _| Err(Stop::Fail("broken")))
-        });
-        assert_eq!((done, rows.len()), (Err("broken"), 0));
     }
 }

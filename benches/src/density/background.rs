@@ -46,7 +46,7 @@ impl Background {
             let mut machine = Machine::new()?;
             machine.prepare(self.irqfds)?;
             // Theirs are other VMs' ordinary irqfds.
-            (0..machine.count()).try_for_each(|index| machine.assign(index, Flag(false)))?;
+            (0..machine.count()).try_for_each(|index| machine.assign(index, Flag::None))?;
             self.machines.push(machine);
         }
         Ok(())

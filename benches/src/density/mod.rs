@@ -11,13 +11,11 @@ mod worker;
 
 pub use worker::worker;
 
-use std::fmt;
-
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use kvm_memslots::backend::EventCalls;
 
-use crate::compare::{Lap, Session, Shape, Stop, Taken, Way};
+use crate::compare::{Lap, Session, Shape, Stop, Taken, Watch};
 use crate::note::note;
 use crate::report::Column;
 use background::Background;
@@ -46,19 +44,14 @@ pub struct Density {
 }
 
 /// Whether irqfds ask for no bypass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flag(pub bool);
-
-impl fmt::Display for Flag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0 { "NO_IRQBYPASS" } else { "-" })
-    }
-}
-
-impl Way for Flag {
-    fn name(self) -> String {
-        self.to_string()
-    }
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Flag {
+    /// They don't.
+    #[value(name = "-")]
+    None,
+    /// `KVM_IRQFD_FLAG_NO_IRQBYPASS`.
+    #[value(name = "NO_IRQBYPASS")]
+    NoBypass,
 }
 
 /// The columns of the table.
@@ -84,7 +77,7 @@ pub fn density(args: &Density, session: &mut Session<'_>) -> Result<()> {
     if args.no_irqbypass && !has_flag {
         bail!("--no-irqbypass: this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS");
     }
-    let flags = if args.no_irqbypass { &[Flag(true)][..] } else { &[Flag(false), Flag(true)] };
+    let flags = if args.no_irqbypass { &[Flag::NoBypass] } else { Flag::value_variants() };
     let mut sizes = args.background.clone();
     sizes.sort_unstable();
     sizes.dedup();
@@ -98,19 +91,18 @@ pub fn density(args: &Density, session: &mut Session<'_>) -> Result<()> {
             ));
         }
         let shape = shape(args, background.len());
-        let mut rows = session.rows(&[shape], flags, &[Flag(false)], |flag, _| {
-            if flag.0 && !has_flag {
+        let run = |flag: Flag, _: &mut Watch<'_>| {
+            if flag == Flag::NoBypass && !has_flag {
                 let why = "this kernel has no KVM_IRQFD_FLAG_NO_IRQBYPASS";
                 return Err(Stop::Skip(why.to_owned()));
             }
             Ok(vec![taken(&worker::measure(args.vms, args.irqfds, flag)?)])
-        })?;
-        for row in &mut rows {
+        };
+        session.compare(&[shape], flags, &[Flag::None], run, |row| {
             row.more.insert("no_irqbypass".to_owned(), (row.way != "-").into());
             row.more.insert("samples".to_owned(), row.pools.get("irqfd").map(Vec::len).into());
             row.summarize(&["irqfd", "vm", "create"]);
-        }
-        session.say(rows);
+        })?;
         if background.len() < size {
             break;
         }

@@ -57,7 +57,7 @@ impl Machine {
             gsi: FIRST_GSI + index as u32,
             fd: self.eventfds[index].as_raw_fd(),
             resample: None,
-            no_irqbypass: flag.0,
+            no_irqbypass: flag == Flag::NoBypass,
         };
         self.events.change(&EventOp::Assign(irqfd.into())).context("KVM_IRQFD")
     }

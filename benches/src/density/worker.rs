@@ -25,9 +25,7 @@ pub(super) struct Measured {
 /// A worker's process.
 #[must_use]
 pub fn worker(irqfds: u32, flag: Flag) -> ExitCode {
-    // All of what came of it, in a line.
-    let work = || work(irqfds, flag).map_err(|error| format!("{error:#}"));
-    fleet::member(|| Ok(()), |()| work())
+    fleet::member(|| Ok(()), |()| work(irqfds, flag))
 }
 
 fn work(irqfds: u32, flag: Flag) -> Result<(Measured, Machine)> {
@@ -47,6 +45,6 @@ fn work(irqfds: u32, flag: Flag) -> Result<(Measured, Machine)> {
 /// Sets `count` VMs up at the same time.
 pub(super) fn measure(count: u32, irqfds: u32, flag: Flag) -> Result<Vec<Measured>> {
     let mut args = vec![SUBCOMMAND.to_owned(), "--irqfds".to_owned(), irqfds.to_string()];
-    args.extend(flag.0.then(|| "--no-irqbypass".to_owned()));
+    args.extend((flag == Flag::NoBypass).then(|| "--no-irqbypass".to_owned()));
     Fleet::start(count, &args)?.go()
 }

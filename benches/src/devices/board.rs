@@ -7,7 +7,7 @@ use kvm_memslots::device::{self, Bus, Doorbell, Ioeventfd, Msi};
 use kvm_memslots::{Access, Backing, RegionId, RegionSpec, at};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::Devices;
+use super::Size;
 use kvm_memslots_kit::host::{HostMemory, Pages};
 
 /// Bytes of a BAR.
@@ -37,15 +37,17 @@ pub(crate) struct Board {
     _memory: HostMemory,
 }
 
+/// As many as are asked for.
+pub(super) fn eventfds<E: From<EventFd>>(count: u32) -> io::Result<Vec<E>> {
+    (0..count).map(|_| EventFd::new(EFD_NONBLOCK).map(E::from)).collect()
+}
+
 impl Board {
-    pub(crate) fn new(args: &Devices) -> io::Result<Self> {
+    pub(crate) fn new(args: &Size) -> io::Result<Self> {
         let bars = u64::from(args.devices) * u64::from(args.bars);
         let stride = if args.scattered { 2 * BAR_SIZE } else { BAR_SIZE };
         let memory = HostMemory::reserve(bars * BAR_SIZE, Pages::Small)?;
         let device = |index: u64| {
-            let eventfds = |count| {
-                (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>()
-            };
             let first = index * u64::from(args.bars);
             let bar = |bar| (WINDOW + bar * stride, memory.hva() + bar * BAR_SIZE);
             Ok(Device {

@@ -7,85 +7,59 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventOp};
 use kvm_memslots::device::{self, DeviceId, Irqfd, Msi, Route, Trigger};
-use kvm_memslots::{Changes, Report, Vm, vm_fd};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use kvm_memslots::{Changes, Vm};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::Devices;
-use super::board::Device;
-use super::error::DevicesError;
-use super::rig::split_irqchip;
-use super::run::summarize;
-use super::taken::{profiled, shape, taken};
-use super::ways::{Spent, Way};
-use crate::compare::{self, Lap, Session, Taken, Watch};
+use super::board::{Device, eventfds};
+use super::rig::{PARTS, vm};
+use super::taken::{shape, summarize, taken};
+use super::ways::{FIRST_GSI, irqfd, of_set};
+use super::{Devices, Size};
+use crate::compare::{Lap, Session, Stop, Taken, Watch, Way as _};
+use crate::spent::Spent;
 use crate::timed::{self, Clock, Timed};
-use kvm_memslots_kit::machine::new_vm;
+use kvm_memslots_kit::machine::calls_of;
 
 /// So many of them are masked and unmasked.
 const MASKED: usize = 64;
-/// The first GSI.
-const FIRST: u32 = 24;
 
-/// What is timed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is timed, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Pass {
     /// Vectors masked.
+    #[value(name = "mask 64")]
     Mask,
     /// The same unmasked, with the same messages.
+    #[value(name = "unmask 64")]
     Unmask,
     /// One vector gets another message.
+    #[value(name = "program 1")]
     Program,
     /// One vector gets the message that it has.
+    #[value(name = "no change")]
     Nothing,
 }
 
-/// In order, with their names.
-const PASSES: [(Pass, &str); 4] = [
-    (Pass::Mask, "mask 64"),
-    (Pass::Unmask, "unmask 64"),
-    (Pass::Program, "program 1"),
-    (Pass::Nothing, "no change"),
-];
-
 /// Who does it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Who {
     /// Call by call: an irqfd, and for each vector the whole table, without those
     /// that are masked (Cloud Hypervisor's `MsiInterruptGroup`).
     CloudHypervisor,
     /// The calls that it takes, and nothing else: irqfds, and a table that is
     /// there already.
+    #[value(name = "calls alone")]
     Calls,
     /// One set.
     Library,
     /// The same, where the vectors' events go through triggers.
+    #[value(name = "library, triggers")]
     Triggers,
-}
-
-impl Who {
-    const ALL: [Self; 4] = [Self::CloudHypervisor, Self::Calls, Self::Library, Self::Triggers];
-
-    const fn way(self) -> Way {
-        match self {
-            Self::CloudHypervisor | Self::Calls => Way::CloudHypervisor,
-            Self::Library | Self::Triggers => Way::Together,
-        }
-    }
-}
-
-impl compare::Way for Who {
-    fn name(self) -> String {
-        let name = match self {
-            Self::CloudHypervisor => "cloud-hypervisor",
-            Self::Calls => "calls alone",
-            Self::Library => "library",
-            Self::Triggers => "library, triggers",
-        };
-        name.to_owned()
-    }
 }
 
 /// The vector that gets other messages.
@@ -106,7 +80,7 @@ enum Machine {
 impl Machine {
     fn new(vm: &VmFd, fds: &[Arc<EventFd>], who: Who, clock: Option<Clock>) -> io::Result<Self> {
         let messages = || fds.iter().enumerate().map(|(vector, fd)| (fd, message(vector, 0)));
-        if who.way() == Way::Together {
+        if matches!(who, Who::Library | Who::Triggers) {
             let vm = timed::open(Vm::builder(), vm, clock)?;
             let nic = device::Device::new("nic");
             let nic = messages().fold(nic, |nic, (fd, msi)| match who {
@@ -120,17 +94,11 @@ impl Machine {
             vm.apply(changes).map_err(io::Error::other)?;
             return Ok(Self::Library { vm: Box::new(vm), id });
         }
-        let calls = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
-        let calls = Timed::new(calls, clock);
-        let irqfd = |(gsi, (fd, _)): (u32, (&Arc<EventFd>, Msi))| Irqfd {
-            gsi,
-            fd: fd.as_raw_fd(),
-            resample: None,
-            no_irqbypass: false,
-        };
-        let irqfds: Vec<Irqfd> = (FIRST..).zip(messages()).map(irqfd).collect();
+        let calls = Timed::new(calls_of(vm)?, clock);
+        let all = || (FIRST_GSI..).zip(messages());
+        let irqfds: Vec<_> = all().map(|(gsi, (fd, _))| irqfd(gsi, fd.as_raw_fd())).collect();
         let route = |(gsi, (_, msi))| (gsi, Route::msi(gsi, msi));
-        let routes: BTreeMap<u32, Route> = (FIRST..).zip(messages()).map(route).collect();
+        let routes: BTreeMap<u32, Route> = all().map(route).collect();
         calls.change(&EventOp::routes(routes.values().copied()))?;
         irqfds.iter().try_for_each(|irqfd| calls.change(&EventOp::Assign((*irqfd).into())))?;
         Ok(Self::ByHand { calls: Box::new(calls), irqfds, routes, sparing: who == Who::Calls })
@@ -155,11 +123,8 @@ impl Machine {
                     Pass::Nothing => set(PROGRAMMED - 1, Some(message(PROGRAMMED - 1, step))),
                 }
                 let start = Instant::now();
-                let report: Report = vm.apply(changes).map_err(io::Error::other)?;
-                let took = start.elapsed();
-                let mut spent = Spent::default();
-                spent.add(&report);
-                Ok((spent, took))
+                let spent = of_set(vm, changes)?;
+                Ok((spent, start.elapsed()))
             }
         }
     }
@@ -176,8 +141,7 @@ fn by_hand(
     let mut spent = Spent::default();
     let table = |routes: &BTreeMap<u32, Route>| EventOp::routes(routes.values().copied());
     let set = |table: &EventOp, spent: &mut Spent| {
-        (spent.ioctls, spent.routing_calls) = (spent.ioctls + 1, spent.routing_calls + 1);
-        spent.grace_periods += 1;
+        *spent += Spent::routes();
         calls.change(table)
     };
     if pass == Pass::Program {
@@ -190,8 +154,7 @@ fn by_hand(
         Pass::Mask => {
             for irqfd in &irqfds[..MASKED] {
                 calls.change(&EventOp::Deassign((*irqfd).into()))?;
-                (spent.ioctls, spent.in_irqfd_shutdown) =
-                    (spent.ioctls + 1, spent.in_irqfd_shutdown + 1);
+                spent += Spent::irqfd_gone();
                 if !sparing {
                     routes.remove(&irqfd.gsi);
                     set(&table(routes), &mut spent)?;
@@ -229,14 +192,11 @@ struct Compared {
 }
 
 impl Compared {
-    fn new(vectors: u32, who: Who, profile: bool) -> Result<Self, DevicesError> {
-        let vm = new_vm().map_err(DevicesError::Vm)?;
-        split_irqchip(&vm).map_err(DevicesError::Vm)?;
-        let fds = (0..vectors).map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new));
-        let fds: Vec<_> = fds.collect::<io::Result<_>>().map_err(DevicesError::Board)?;
-        let failed = |error| DevicesError::Call { way: who.way(), what: "setting up", error };
+    fn new(vectors: u32, who: Who, profile: bool) -> Result<Self> {
+        let (vm, fds) = (vm()?, eventfds(vectors).context(PARTS)?);
         let clock = profile.then(Clock::default);
-        let machine = Machine::new(&vm, &fds, who, clock.clone()).map_err(failed)?;
+        let machine = Machine::new(&vm, &fds, who, clock.clone());
+        let machine = machine.with_context(|| format!("{}, setting up", who.name()))?;
         Ok(Self { who, machine, clock, _vm: vm, programmed: 0, _fds: fds })
     }
 
@@ -254,39 +214,34 @@ impl Compared {
     }
 
     /// All passes once.
-    fn round(&mut self, watch: &mut Watch<'_>) -> Result<Vec<Taken>, DevicesError> {
-        let way = self.who.way();
-        let failed = |error| DevicesError::Call { way, what: "changing vectors", error };
-        let pass = |(pass, _)| {
-            self.prepare(pass).map_err(failed)?;
+    fn round(&mut self, watch: &mut Watch<'_>) -> Result<Vec<Taken>> {
+        let pass = |pass: &Pass| {
+            self.prepare(*pass)?;
             if let Some(clock) = &self.clock {
                 clock.take();
             }
-            let (done, lap) = watch.lap(|| self.pass(pass));
-            let (spent, wall) = done.map_err(failed)?;
-            Ok(profiled(self.clock.as_ref(), taken(Lap { wall, ..lap }, &spent)))
+            let (done, lap) = watch.lap(|| self.pass(*pass));
+            let (spent, wall) = done?;
+            Ok(taken(Lap { wall, ..lap }, &spent, self.clock.as_ref()))
         };
-        PASSES.into_iter().map(pass).collect()
+        let taken: io::Result<_> = Pass::value_variants().iter().map(pass).collect();
+        taken.with_context(|| format!("{}, changing vectors", self.who.name()))
     }
 }
 
-pub(super) fn churn(
-    args: &Devices,
-    vectors: u32,
-    session: &mut Session<'_>,
-) -> Result<(), DevicesError> {
+pub(super) fn churn(args: &Devices, vectors: u32, session: &mut Session<'_>) -> Result<()> {
+    let ways = Who::value_variants();
     let new = |who: &Who| Compared::new(vectors, *who, args.profile);
-    let mut all = Who::ALL.iter().map(new).collect::<Result<Vec<_>, _>>()?;
-    let args = Devices { devices: 1, ..args.clone() };
-    let passes = PASSES.map(|(_, name)| shape(&args, 0, name));
-    let mut rows = session.rows(&passes, &Who::ALL, &[Who::CloudHypervisor], |who, watch| {
+    let mut all = ways.iter().map(new).collect::<Result<Vec<_>>>()?;
+    let args = Devices { size: Size { devices: 1, ..args.size }, ..args.clone() };
+    let passes: Vec<_> =
+        Pass::value_variants().iter().map(|pass| shape(&args, 0, &pass.name())).collect();
+    let run = |who: Who, watch: &mut Watch<'_>| {
         let compared = all.iter_mut().filter(|one| one.who == who);
-        let taken: Result<Vec<_>, DevicesError> = compared.map(|one| one.round(watch)).collect();
-        Ok(taken?.concat())
-    })?;
-    summarize(&args, &mut rows);
-    session.say(rows);
-    Ok(())
+        let taken: Result<Vec<_>> = compared.map(|one| one.round(watch)).collect();
+        taken.map(|taken| taken.concat()).map_err(Stop::Fail)
+    };
+    session.compare(&passes, ways, &[Who::CloudHypervisor], run, |row| summarize(&args, row))
 }
 
 #[cfg(test)]
@@ -303,10 +258,11 @@ mod tests {
             let _ = writeln!(io::stderr(), "SKIPPED {test}: {error}");
             return;
         }
-        for who in Who::ALL {
+        for who in Who::value_variants().iter().copied() {
             let mut one = Compared::new(MASKED as u32 + 2, who, false).expect("a VM of it");
             for round in 0..5 {
-                let mut made = PASSES.map(|(pass, _)| {
+                let passes = [Pass::Mask, Pass::Unmask, Pass::Program, Pass::Nothing];
+                let mut made = passes.map(|pass| {
                     let before = one.prepare(pass).expect("a table");
                     let (spent, _) = one.pass(pass).expect("a pass");
                     (before.routing_calls, spent.routing_calls)

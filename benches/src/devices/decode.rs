@@ -5,23 +5,26 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventOp, Kvm};
 use kvm_memslots::device::{Bus, Ioeventfd};
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars};
-use kvm_memslots::window::{Window, WindowSpec};
 use kvm_memslots::{Access, Backing, Changes, RegionSpec, Report, Vm, at, vm_fd};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Devices;
-use super::error::DevicesError;
-use super::rig::split_irqchip;
+use super::board::eventfds;
+use super::rig::{PARTS, vm};
 use super::taken::{shape, taken};
-use super::ways::{Spent, Way};
-use crate::compare::{self, Session, Stop, Taken, Watch};
+use super::ways::of_set;
+use crate::compare::{Session, Stop, Taken, Watch, Way as _};
+use crate::spent::Spent;
+use crate::window;
 use kvm_memslots_kit::host::{HostMemory, Pages, memfd};
-use kvm_memslots_kit::machine::new_vm;
+use kvm_memslots_kit::machine::calls_of;
+use kvm_memslots_kit::raw::set_slot;
 
 /// Memory of a BAR, behind which are its doorbells.
 const MEMORY: u64 = 16 << 10;
@@ -32,22 +35,20 @@ const PLACES: [u64; 2] = [0xc000_0000, 0xc100_0000];
 /// Where the window is that a BAR of memory alone is in, at the same offsets.
 const WINDOW: u64 = 0x4_0000_0000;
 
-/// What is timed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is timed, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Pass {
     /// BARs that decode from now on.
+    #[value(name = "decode on")]
     Enable,
     /// Off, and on again.
+    #[value(name = "off and on")]
     Toggle,
     /// BARs that get another address.
     Move,
 }
 
-/// In order, with their names.
-const PASSES: [(Pass, &str); 3] =
-    [(Pass::Enable, "decode on"), (Pass::Toggle, "off and on"), (Pass::Move, "move")];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Who {
     /// Of each function its doorbells, then its memory; what moves is deassigned
     /// and assigned doorbell by doorbell, then its memory removed and made anew.
@@ -55,46 +56,18 @@ enum Who {
     /// Memory, then doorbells, at each enabling; both away at each disabling.
     Alioth,
     /// Config writes.
+    #[value(name = "PciBars")]
     PciBars,
     /// The same, with doorbells kept while a BAR does not decode.
+    #[value(name = "PciBars, kept")]
     Kept,
     /// The same, with the doorbells of all assigned together behind them.
+    #[value(name = "PciBars, kept, deferred")]
     Deferred,
     /// The same, with the memory in a BAR of its own, which the guest puts in a
     /// window: that is `mmap`, in the time and not among the ioctls.
+    #[value(name = "PciBars, kept, window")]
     Window,
-}
-
-impl Who {
-    const ALL: [Self; 6] = [
-        Self::CloudHypervisor,
-        Self::Alioth,
-        Self::PciBars,
-        Self::Kept,
-        Self::Deferred,
-        Self::Window,
-    ];
-
-    const fn way(self) -> Way {
-        match self {
-            Self::CloudHypervisor | Self::Alioth => Way::CloudHypervisor,
-            _ => Way::OneByOne,
-        }
-    }
-}
-
-impl compare::Way for Who {
-    fn name(self) -> String {
-        let name = match self {
-            Self::CloudHypervisor => "cloud-hypervisor",
-            Self::Alioth => "alioth",
-            Self::PciBars => "PciBars",
-            Self::Kept => "PciBars, kept",
-            Self::Deferred => "PciBars, kept, deferred",
-            Self::Window => "PciBars, kept, window",
-        };
-        name.to_owned()
-    }
 }
 
 /// The calls of a VMM without the library.
@@ -108,17 +81,10 @@ struct ByHand<'v> {
 
 impl ByHand<'_> {
     fn memory(&self, n: usize, base: u64, size: u64, spent: &mut Spent) -> io::Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: n as u32,
-            flags: 0,
-            guest_phys_addr: base,
-            memory_size: size,
-            userspace_addr: self.hva + n as u64 * MEMORY,
-        };
+        let hva = self.hva + n as u64 * MEMORY;
         // SAFETY: the memory outlives the VM, in which no vCPU runs.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)?;
-        spent.ioctls += 1;
-        spent.grace_periods += if size == 0 { 2 } else { 1 };
+        unsafe { set_slot(self.vm, n as u32, base, size, hva) }.map_err(io::Error::from)?;
+        *spent += Spent::calls(1, if size == 0 { 2 } else { 1 });
         Ok(())
     }
 
@@ -127,12 +93,11 @@ impl ByHand<'_> {
             let bell = ioeventfd(base + MEMORY + queue * 4, fd).into();
             if on {
                 self.calls.change(&EventOp::Assign(bell))?;
+                *spent += Spent::calls(1, 0);
             } else {
                 self.calls.change(&EventOp::Deassign(bell))?;
-                spent.grace_periods += 1;
-                spent.in_ioeventfd_deassign += 1;
+                *spent += Spent::ioeventfd_gone();
             }
-            spent.ioctls += 1;
         }
         Ok(())
     }
@@ -192,7 +157,8 @@ impl Library {
             Who::Kept => bars.keep_ioeventfds(),
             Who::Deferred => bars.keep_ioeventfds().defer_ioeventfds(),
             Who::Window => {
-                let window = map_window(&vm)?;
+                // Large enough for both places.
+                let window = window::map(&vm, at(WINDOW, 2 * (PLACES[1] - PLACES[0])))?;
                 bars.keep_ioeventfds().defer_ioeventfds().in_window(window).without_slots()
             }
             _ => bars,
@@ -222,17 +188,15 @@ impl Library {
     fn finish(&self) -> io::Result<Spent> {
         let mut changes = Changes::new();
         changes.assign_deferred();
-        let mut spent = Spent::default();
-        spent.add(&self.vm.apply(changes).map_err(io::Error::other)?);
-        Ok(spent)
+        of_set(&self.vm, changes)
     }
 
     fn write(&mut self, n: usize, offset: u16, value: u32, spent: &mut Spent) -> io::Result<()> {
         let (function, data) = (self.functions[n], value.to_le_bytes());
         let report: Option<Report> =
             self.bars.config_write(&self.vm, function, offset, &data).map_err(io::Error::other)?;
-        if let Some(report) = report {
-            spent.add(&report);
+        if let Some(report) = &report {
+            *spent += report.into();
         }
         Ok(())
     }
@@ -268,63 +232,49 @@ impl Library {
     }
 }
 
-/// A window that is large enough for both places.
-fn map_window(vm: &Vm) -> io::Result<Window> {
-    let span = at(WINDOW, 2 * (PLACES[1] - PLACES[0]));
-    let window = Window::new(WindowSpec::new(span)).map_err(io::Error::other)?;
-    let mut changes = Changes::new();
-    changes.map(window.region());
-    vm.apply(changes).map_err(io::Error::other)?;
-    Ok(window)
-}
-
 /// All passes in a new VM.
-fn round(args: &Devices, who: Who, watch: &mut Watch<'_>) -> Result<Vec<Taken>, DevicesError> {
-    let vm = new_vm().map_err(DevicesError::Vm)?;
-    split_irqchip(&vm).map_err(DevicesError::Vm)?;
-    let count = args.devices as usize;
-    let memory = HostMemory::reserve(count as u64 * MEMORY, Pages::Small).map_err(io::Error::from);
-    let memory = memory.map_err(DevicesError::Board)?;
-    let eventfds = || {
-        let all = (0..args.ioeventfds).map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new));
-        all.collect::<io::Result<Vec<_>>>()
-    };
-    let bells = (0..count).map(|_| eventfds()).collect::<io::Result<Vec<_>>>();
-    let bells = bells.map_err(DevicesError::Board)?;
-    let failed = |what| move |error| DevicesError::Call { way: who.way(), what, error };
-    let kvm = || Kvm::open(vm_fd(&vm), KvmOptions::default()).map_err(io::Error::other);
+fn round(args: &Devices, who: Who, watch: &mut Watch<'_>) -> Result<Vec<Taken>> {
+    let vm = vm()?;
+    let count = args.size.devices as usize;
+    let memory = HostMemory::reserve(count as u64 * MEMORY, Pages::Small).context(PARTS)?;
+    let bells = (0..count).map(|_| eventfds(args.size.ioeventfds)).collect::<io::Result<Vec<_>>>();
+    let bells = bells.context(PARTS)?;
+    let doing = |what: &str| format!("{}, {what}", who.name());
     let mut library = match who {
         Who::CloudHypervisor | Who::Alioth => None,
-        _ => Some(Library::new(&vm, who, &bells, memory.hva()).map_err(failed("opening"))?),
+        _ => {
+            let library = Library::new(&vm, who, &bells, memory.hva());
+            Some(library.with_context(|| doing("opening"))?)
+        }
     };
-    let calls = kvm().map_err(failed("opening"))?;
+    let calls = calls_of(&vm).with_context(|| doing("opening"))?;
     let bells_first = who == Who::CloudHypervisor;
     let by_hand = ByHand { vm: &vm, calls, bells_first, bells: &bells, hva: memory.hva() };
-    let mut pass = |(pass, _)| {
+    let mut pass = |pass: &Pass| {
         let (spent, lap) = watch.lap(|| {
-            let mut spent = (0..count).try_fold(Spent::default(), |spent, n| {
+            let mut spent = Spent::default();
+            for n in 0..count {
                 let place = |base: u64| base + n as u64 * 2 * BAR;
-                let to = if pass == Pass::Move { PLACES[1] } else { PLACES[0] };
+                let to = if *pass == Pass::Move { PLACES[1] } else { PLACES[0] };
                 let places = [place(PLACES[0]), place(to)];
-                let step = match &mut library {
-                    Some(library) => library.step(pass, n, places),
-                    None => by_hand.step(pass, n, places),
+                spent += match &mut library {
+                    Some(library) => library.step(*pass, n, places)?,
+                    None => by_hand.step(*pass, n, places)?,
                 };
-                step.map(|step| spent.plus(step))
-            })?;
-            if let Some(library) = &library {
-                spent = spent.plus(library.finish()?);
             }
-            Ok(spent)
+            if let Some(library) = &library {
+                spent += library.finish()?;
+            }
+            io::Result::Ok(spent)
         });
-        Ok(taken(lap, &spent.map_err(failed("following the guest"))?))
+        Ok(taken(lap, &spent.with_context(|| doing("following the guest"))?, None))
     };
-    PASSES.into_iter().map(&mut pass).collect()
+    Pass::value_variants().iter().map(&mut pass).collect()
 }
 
-pub(super) fn decode(args: &Devices, session: &mut Session<'_>) -> Result<(), DevicesError> {
-    let passes = PASSES.map(|(_, name)| shape(args, 0, name));
-    session.compare(&passes, &Who::ALL, &[Who::CloudHypervisor], |who, watch| {
-        round(args, who, watch).map_err(Stop::Fail)
-    })
+pub(super) fn decode(args: &Devices, session: &mut Session<'_>) -> Result<()> {
+    let passes: Vec<_> =
+        Pass::value_variants().iter().map(|pass| shape(args, 0, &pass.name())).collect();
+    let run = |who: Who, watch: &mut Watch<'_>| round(args, who, watch).map_err(Stop::Fail);
+    session.compare(&passes, Who::value_variants(), &[Who::CloudHypervisor], run, |_| ())
 }

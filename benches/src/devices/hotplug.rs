@@ -6,11 +6,12 @@
 
 use std::time::Duration;
 
-use super::Devices;
-use super::error::DevicesError;
-use super::rig::Rig;
+use anyhow::{Context as _, Result};
+
+use super::rig::{Rig, attach};
 use super::taken::{shape, taken};
 use super::ways::Way;
+use super::{Devices, Size};
 use crate::compare::{Session, Stop, Taken, Watch};
 
 pub(super) fn hotplug(
@@ -18,35 +19,29 @@ pub(super) fn hotplug(
     ways: &[Way],
     delays: &[u64],
     session: &mut Session<'_>,
-) -> Result<(), DevicesError> {
-    let args = Devices { devices: 2, ..args.clone() };
+) -> Result<()> {
+    let args = Devices { size: Size { devices: 2, ..args.size }, ..args.clone() };
     for delay in delays {
         let shape = shape(&args, 0, &format!("2nd, {delay} ms later"));
-        session.compare(&[shape], ways, &[Way::CloudHypervisor], |way, watch| {
-            second(&args, way, Duration::from_millis(*delay), watch).map(|taken| vec![taken])
-        })?;
+        let run = |way: Way, watch: &mut Watch<'_>| {
+            let taken = second(&args, way, Duration::from_millis(*delay), watch);
+            taken.map(|taken| vec![taken]).map_err(Stop::Fail)
+        };
+        session.compare(&[shape], ways, &[Way::CloudHypervisor], run, |_| ())?;
     }
     Ok(())
 }
 
 /// What the second device takes.
-fn second(
-    args: &Devices,
-    way: Way,
-    delay: Duration,
-    watch: &mut Watch<'_>,
-) -> Result<Taken, Stop<DevicesError>> {
+fn second(args: &Devices, way: Way, delay: Duration, watch: &mut Watch<'_>) -> Result<Taken> {
     let rig = Rig::new(args, 0)?;
-    let refused = |what| move |error| DevicesError::Call { way, what, error };
     let mut applied = rig.way(way)?;
-    applied.attach(rig.board(), 0..1).map_err(refused("attaching the first"))?;
+    let first = applied.attach(rig.board(), 0..1);
+    first.with_context(|| format!("{way}, attaching the first"))?;
     std::thread::sleep(delay);
-    let (spent, lap) = watch.lap(|| {
-        let attached = applied.attach(rig.board(), 1..2)?;
-        Ok(attached.plus(applied.finish()?))
-    });
-    let spent = spent.map_err(refused("attaching the second"))?;
+    let (spent, lap) = watch.lap(|| attach(&mut *applied, rig.board(), 1..2));
+    let spent = spent.with_context(|| format!("{way}, attaching the second"))?;
     drop(applied);
     rig.finish()?;
-    Ok(taken(lap, &spent))
+    Ok(taken(lap, &spent, None))
 }

@@ -6,12 +6,14 @@ use std::ops::Range;
 
 use kvm_ioctls::VmFd;
 use kvm_memslots::device::{self, DeviceId};
-use kvm_memslots::window::{CheckedFile, Window, WindowPart, WindowSpec};
+use kvm_memslots::window::{CheckedFile, Window, WindowPart};
 use kvm_memslots::{Changes, HolePolicy, RegionId, Vm, at};
 
 use super::board::{Board, Device};
-use super::ways::{Apply, Spent, Way};
+use super::ways::{Apply, Way, of_set};
+use crate::spent::Spent;
 use crate::timed::{self, Clock};
+use crate::window;
 use kvm_memslots_kit::host::memfd;
 
 /// With the library.
@@ -34,10 +36,7 @@ impl Shelf {
     /// Maps it.
     fn new(vm: &Vm, board: &Board) -> io::Result<Self> {
         let (gpa, size) = board.bars_span();
-        let window = Window::new(WindowSpec::new(at(gpa, size))).map_err(io::Error::other)?;
-        let mut changes = Changes::new();
-        changes.map(window.region());
-        vm.apply(changes).map_err(io::Error::other)?;
+        let window = window::map(vm, at(gpa, size))?;
         let file = CheckedFile::new(memfd(size)?).map_err(io::Error::other)?;
         Ok(Self { window, file, gpa })
     }
@@ -74,11 +73,6 @@ impl Library {
             which.map(|index| index..index + 1).collect()
         }
     }
-
-    fn apply(&self, changes: Changes, spent: &mut Spent) -> io::Result<()> {
-        spent.add(&self.vm.apply(changes).map_err(io::Error::other)?);
-        Ok(())
-    }
 }
 
 impl Apply for Library {
@@ -97,19 +91,18 @@ impl Apply for Library {
                 let device = if defers { device.defer_ioeventfds() } else { device };
                 self.ids.insert(index, changes.attach(device));
             }
-            self.apply(changes, &mut spent)?;
+            spent += of_set(&self.vm, changes)?;
         }
         Ok(spent)
     }
 
     fn finish(&mut self) -> io::Result<Spent> {
-        let mut spent = Spent::default();
-        if self.way == Way::Deferred {
-            let mut changes = Changes::new();
-            changes.assign_deferred();
-            self.apply(changes, &mut spent)?;
+        if self.way != Way::Deferred {
+            return Ok(Spent::default());
         }
-        Ok(spent)
+        let mut changes = Changes::new();
+        changes.assign_deferred();
+        of_set(&self.vm, changes)
     }
 
     fn detach(&mut self, _: &Board, which: Range<usize>) -> io::Result<Spent> {
@@ -119,7 +112,7 @@ impl Apply for Library {
             for id in unit.filter_map(|index| self.ids.remove(&index)) {
                 changes.detach(id);
             }
-            self.apply(changes, &mut spent)?;
+            spent += of_set(&self.vm, changes)?;
         }
         Ok(spent)
     }

@@ -4,7 +4,6 @@
 mod board;
 mod churn;
 mod decode;
-mod error;
 mod hotplug;
 mod library;
 mod rig;
@@ -13,19 +12,18 @@ mod taken;
 mod ways;
 
 pub(crate) use board::{Board, Device as BoardDevice};
-pub use error::DevicesError;
 pub use run::devices;
 pub use taken::{COLUMNS, PROFILE};
 pub use ways::Way;
-pub(crate) use ways::{Apply, ByHand, CallOrder, Spent};
+pub(crate) use ways::{Apply, ByHand, CallOrder, of_set};
 
 use clap::Args;
 
 use crate::rig::Busy;
 
-/// What to measure.
-#[derive(Debug, Clone, Args)]
-pub struct Devices {
+/// Devices, and what each of them has.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Size {
     /// Devices.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub devices: u32,
@@ -41,6 +39,14 @@ pub struct Devices {
     /// Leave a gap between BARs, so that none can share a slot.
     #[arg(long)]
     pub scattered: bool,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Args)]
+pub struct Devices {
+    /// What they are.
+    #[command(flatten)]
+    pub size: Size,
     /// Ways to compare [default: all].
     #[arg(long, value_enum, value_name = "A,B", value_delimiter = ',')]
     pub way: Vec<Way>,

@@ -1,24 +1,22 @@
 //! A VM with an interrupt controller, busy vCPUs, and a way.
 
 use std::io;
-use std::time::Duration;
+use std::ops::Range;
 
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use anyhow::{Context as _, Result};
 use kvm_ioctls::VmFd;
 
 use super::Devices;
 use super::board::Board;
-use super::error::DevicesError;
 use super::library::Library;
-use super::taken::{profiled, taken};
+use super::taken::taken;
 use super::ways::{Apply, ByHand, CallOrder, Way};
 use crate::compare::{Taken, Watch};
+use crate::rig::START;
+use crate::spent::Spent;
 use crate::timed::Clock;
 use kvm_memslots_kit::guest::BusyVcpus;
-use kvm_memslots_kit::machine::new_vm;
-
-/// vCPUs that take longer than this to get going never will.
-const START: Duration = Duration::from_secs(30);
+use kvm_memslots_kit::machine::{new_vm, split_irqchip};
 
 /// The slot of the guest code: the last one that every KVM has.
 const OWN_SLOT: u16 = 508;
@@ -33,10 +31,9 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    pub(super) fn new(args: &Devices, vcpus: usize) -> Result<Self, DevicesError> {
-        let vm = new_vm().map_err(DevicesError::Vm)?;
-        split_irqchip(&vm).map_err(DevicesError::Vm)?;
-        let board = Board::new(args).map_err(DevicesError::Board)?;
+    pub(super) fn new(args: &Devices, vcpus: usize) -> Result<Self> {
+        let vm = vm()?;
+        let board = Board::new(&args.size).context(PARTS)?;
         let start = || BusyVcpus::start(&vm, OWN_SLOT, vcpus, args.busy.work());
         let busy = (vcpus > 0).then(start).transpose()?;
         if let Some(busy) = &busy {
@@ -46,22 +43,20 @@ impl Rig {
         Ok(Self { busy, board, vm, clock })
     }
 
-    pub(super) fn way(&self, way: Way) -> Result<Box<dyn Apply + '_>, DevicesError> {
-        let open = |error| DevicesError::Call { way, what: "opening", error };
-        let by_hand = |order| {
-            let by_hand: Box<dyn Apply + '_> =
-                Box::new(ByHand::new(&self.vm, order, self.clock.clone()).map_err(open)?);
-            Ok::<_, DevicesError>(by_hand)
-        };
-        Ok(match way {
-            Way::CloudHypervisor => by_hand(CallOrder::CLOUD_HYPERVISOR)?,
-            Way::Firecracker => by_hand(CallOrder::FIRECRACKER)?,
-            Way::OneByOne | Way::Deferred | Way::Together | Way::Window => {
-                let clock = self.clock.clone();
-                let library = Library::new(&self.vm, way, OWN_SLOT, &self.board, clock);
-                Box::new(library.map_err(open)?)
+    pub(super) fn way(&self, way: Way) -> Result<Box<dyn Apply + '_>> {
+        let clock = self.clock.clone();
+        let by_hand = |order| ByHand::new(&self.vm, order, clock.clone());
+        let made: io::Result<Box<dyn Apply + '_>> = match way {
+            Way::CloudHypervisor => {
+                by_hand(CallOrder::CLOUD_HYPERVISOR).map(|way| Box::new(way) as _)
             }
-        })
+            Way::Firecracker => by_hand(CallOrder::FIRECRACKER).map(|way| Box::new(way) as _),
+            Way::OneByOne | Way::Deferred | Way::Together | Way::Window => {
+                Library::new(&self.vm, way, OWN_SLOT, &self.board, clock)
+                    .map(|way| Box::new(way) as _)
+            }
+        };
+        made.with_context(|| format!("{way}, opening"))
     }
 
     pub(super) const fn board(&self) -> &Board {
@@ -69,48 +64,49 @@ impl Rig {
     }
 
     /// Attaches all, and detaches them.
-    pub(super) fn round(
-        &self,
-        way: Way,
-        watch: &mut Watch<'_>,
-    ) -> Result<Vec<Taken>, DevicesError> {
+    pub(super) fn round(&self, way: Way, watch: &mut Watch<'_>) -> Result<Vec<Taken>> {
         let mut applied = self.way(way)?;
         let all = 0..self.board.devices.len();
-        let refused = |what| move |error| DevicesError::Call { way, what, error };
         // What opening and the window took.
         if let Some(clock) = &self.clock {
             clock.take();
         }
-        let (attached, attach) = watch.lap(|| {
-            let attached = applied.attach(&self.board, all.clone())?;
-            Ok(attached.plus(applied.finish()?))
-        });
-        let attached = taken(attach, &attached.map_err(refused("attaching"))?);
-        let attached = profiled(self.clock.as_ref(), attached);
+        let (attached, attach) = watch.lap(|| attach(&mut *applied, &self.board, all.clone()));
+        let attached = attached.with_context(|| format!("{way}, attaching"))?;
+        let attached = taken(attach, &attached, self.clock.as_ref());
         if let Some(busy) = &self.busy {
             busy.wait_for_progress(START)?;
         }
         let (detached, detach) = watch.lap(|| applied.detach(&self.board, all));
-        let detached = taken(detach, &detached.map_err(refused("detaching"))?);
-        let detached = profiled(self.clock.as_ref(), detached);
+        let detached = detached.with_context(|| format!("{way}, detaching"))?;
+        let detached = taken(detach, &detached, self.clock.as_ref());
         if let Some(busy) = &self.busy {
             busy.check()?;
         }
         Ok(vec![attached, detached])
     }
 
-    pub(super) fn finish(self) -> Result<(), DevicesError> {
+    pub(super) fn finish(self) -> Result<()> {
         Ok(self.busy.as_ref().map_or(Ok(()), BusyVcpus::stop)?)
     }
 }
 
-/// Local APICs in the kernel, pins in the VMM: as Cloud Hypervisor has it.
-pub(super) fn split_irqchip(vm: &VmFd) -> io::Result<()> {
-    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-    cap.args[0] = 24;
-    vm.enable_cap(&cap).map_err(|error| {
-        let error = io::Error::from(error);
-        let what = "an interrupt controller in the kernel (KVM_CAP_SPLIT_IRQCHIP, x86 only)";
-        io::Error::new(error.kind(), format!("{what}: {error}"))
-    })
+/// Attaches devices, and does what that leaves behind the last.
+pub(super) fn attach(
+    applied: &mut dyn Apply,
+    board: &Board,
+    which: Range<usize>,
+) -> io::Result<Spent> {
+    let mut spent = applied.attach(board, which)?;
+    spent += applied.finish()?;
+    Ok(spent)
+}
+
+/// What there is to say where there are no devices to be had.
+pub(super) const PARTS: &str = "the devices' memory and eventfds";
+
+/// A VM as Cloud Hypervisor has it.
+pub(super) fn vm() -> Result<VmFd> {
+    let made = new_vm().and_then(|vm| split_irqchip(&vm).map(|()| vm));
+    made.context("no VM")
 }

@@ -1,33 +1,20 @@
 //! Runs the comparisons.
 
-use super::Devices;
-use super::churn;
-use super::decode;
-use super::error::DevicesError;
-use super::hotplug;
-use super::rig::Rig;
-use super::taken::shape;
-use super::ways::Way;
-use crate::compare::{Row, Session, ways};
-use crate::timed::Times;
+use anyhow::Result;
 
-/// Says where the time went, if that was asked.
-pub(super) fn summarize(args: &Devices, rows: &mut [Row]) {
-    if args.profile {
-        for row in rows {
-            row.summarize(&Times::names());
-        }
-    }
-}
+use super::rig::Rig;
+use super::taken::{shape, summarize};
+use super::ways::Way;
+use super::{Devices, churn, decode, hotplug};
+use crate::compare::{Session, Stop, ways};
 
 /// Measures.
 ///
 /// # Errors
-/// [`DevicesError`].
-pub fn devices(args: &Devices, session: &mut Session<'_>) -> Result<(), DevicesError> {
+/// No VM, no memory or eventfds; else the way, what it did, and why it failed.
+pub fn devices(args: &Devices, session: &mut Session<'_>) -> Result<()> {
     let ways = ways(&args.way);
     if let Some(delays) = &args.hotplug {
-        let delays = if delays.is_empty() { &[0, 2, 5, 20][..] } else { delays };
         return hotplug::hotplug(args, &ways, delays, session);
     }
     if let Some(vectors) = args.churn {
@@ -38,14 +25,17 @@ pub fn devices(args: &Devices, session: &mut Session<'_>) -> Result<(), DevicesE
     }
     for vcpus in &args.vcpus {
         let passes = ["attach", "detach"].map(|pass| shape(args, *vcpus, pass));
-        let mut rows = session.rows(&passes, &ways, &[Way::CloudHypervisor], |way, watch| {
-            let rig = Rig::new(args, *vcpus)?;
-            let taken = rig.round(way, watch)?;
-            rig.finish()?;
-            Ok::<_, crate::compare::Stop<DevicesError>>(taken)
-        })?;
-        summarize(args, &mut rows);
-        session.say(rows);
+        session.compare(
+            &passes,
+            &ways,
+            &[Way::CloudHypervisor],
+            |way, watch| {
+                let rig = Rig::new(args, *vcpus)?;
+                let taken = rig.round(way, watch)?;
+                rig.finish().map(|()| taken).map_err(Stop::<anyhow::Error>::Fail)
+            },
+            |row| summarize(args, row),
+        )?;
     }
     Ok(())
 }

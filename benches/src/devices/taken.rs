@@ -1,10 +1,10 @@
 //! What all comparisons of devices have in common.
 
 use super::Devices;
-use super::ways::Spent;
-use crate::compare::{Lap, Shape, Taken, beside};
+use crate::compare::{Lap, Row, Shape, Taken, beside};
 use crate::report::Column;
-use crate::timed::Clock;
+use crate::spent::Spent;
+use crate::timed::{Clock, Times};
 
 /// The columns of the table.
 pub const COLUMNS: [Column; 11] = [
@@ -39,22 +39,21 @@ pub const PROFILE: [Column; 10] = [
 pub(super) fn shape(args: &Devices, vcpus: usize, pass: &str) -> Shape {
     Shape {
         what: format!("devices, {pass}, {}", beside(vcpus, args.busy)),
-        size: args.devices.into(),
+        size: args.size.devices.into(),
         unit: "devices",
         more: vec![
             ("pass", pass.into()),
-            ("devices", args.devices.into()),
-            ("scattered", args.scattered.into()),
+            ("devices", args.size.devices.into()),
+            ("scattered", args.size.scattered.into()),
             ("vcpus", vcpus.into()),
         ],
     }
 }
 
-pub(super) fn taken(lap: Lap, spent: &Spent) -> Taken {
+/// Found with a clock, it says where the time went since that was asked last.
+pub(super) fn taken(lap: Lap, spent: &Spent, clock: Option<&Clock>) -> Taken {
+    let pools = clock.map(|clock| clock.take().pools(lap.wall.as_nanos() as u64));
     Taken {
-        lap,
-        ioctls: Some(spent.ioctls),
-        grace_periods: Some(spent.grace_periods),
         more: vec![
             ("routing_calls", spent.routing_calls.into()),
             // Of the grace periods, by KVM's rules.
@@ -62,14 +61,14 @@ pub(super) fn taken(lap: Lap, spent: &Spent) -> Taken {
             // Of the worker behind KVM_IRQFD's deassign, by KVM's rules.
             ("in_irqfd_shutdown", spent.in_irqfd_shutdown.into()),
         ],
-        ..Taken::default()
+        pools: pools.unwrap_or_default(),
+        ..spent.taken(lap)
     }
 }
 
-/// With where the time went since the clock was asked last, if there is one.
-pub(super) fn profiled(clock: Option<&Clock>, mut taken: Taken) -> Taken {
-    if let Some(clock) = clock {
-        taken.pools = clock.take().pools(taken.lap.wall.as_nanos() as u64);
+/// Says where the time went, if that was asked.
+pub(super) fn summarize(args: &Devices, row: &mut Row) {
+    if args.profile {
+        row.summarize(&Times::names());
     }
-    taken
 }

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventOp};
 use kvm_memslots::device::{Ioeventfd, Irqfd, Route};
-use kvm_memslots::{Report, vm_fd};
+use kvm_memslots::{Changes, Vm};
 
 use super::board::{Board, Device};
+use crate::spent::Spent;
 use crate::timed::{Clock, Kind, Timed, time};
 use crate::way::shown_by_name;
+use kvm_memslots_kit::machine::calls_of;
+use kvm_memslots_kit::raw::set_slot;
 
 /// How devices are attached and detached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -61,38 +63,6 @@ impl CallOrder {
     pub(crate) const QEMU: Self = Self { by_device: true, ..Self::CLOUD_HYPERVISOR };
 }
 
-/// What a change took, beside time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Spent {
-    pub(crate) ioctls: u64,
-    pub(crate) routing_calls: u64,
-    /// Grace periods waited for in the calls, by KVM's rules.
-    pub(crate) grace_periods: u64,
-    /// Of those, `KVM_IOEVENTFD` deassign's.
-    pub(crate) in_ioeventfd_deassign: u64,
-    /// Those of the worker behind `KVM_IRQFD` deassign.
-    pub(crate) in_irqfd_shutdown: u64,
-}
-
-impl Spent {
-    pub(crate) fn plus(mut self, other: Self) -> Self {
-        self.ioctls += other.ioctls;
-        self.routing_calls += other.routing_calls;
-        self.grace_periods += other.grace_periods;
-        self.in_ioeventfd_deassign += other.in_ioeventfd_deassign;
-        self.in_irqfd_shutdown += other.in_irqfd_shutdown;
-        self
-    }
-
-    pub(crate) fn add(&mut self, report: &Report) {
-        self.ioctls += report.calls();
-        self.routing_calls += report.events.routing_calls;
-        self.grace_periods += report.waits();
-        self.in_ioeventfd_deassign += report.events.waits.in_ioeventfd_deassign;
-        self.in_irqfd_shutdown += report.events.waits.in_irqfd_shutdown;
-    }
-}
-
 /// Attaches and detaches devices of a board.
 pub(crate) trait Apply {
     fn attach(&mut self, board: &Board, which: Range<usize>) -> io::Result<Spent>;
@@ -120,8 +90,7 @@ pub(crate) struct ByHand<'a> {
 
 impl<'a> ByHand<'a> {
     pub(crate) fn new(vm: &'a VmFd, order: CallOrder, clock: Option<Clock>) -> io::Result<Self> {
-        let events = Kvm::open(vm_fd(vm), KvmOptions::default()).map_err(io::Error::other)?;
-        let events = Timed::new(events, clock.clone());
+        let events = Timed::new(calls_of(vm)?, clock.clone());
         let (own_routes, routes) = Default::default();
         Ok(Self { vm, events, clock, order, first_slot: 0, own_routes, routes })
     }
@@ -133,16 +102,10 @@ impl<'a> ByHand<'a> {
 
     fn set_bars(&self, device: &Device, index: usize, size: u64) -> io::Result<()> {
         for (bar, (gpa, hva)) in device.bars.iter().enumerate() {
-            let region = kvm_userspace_memory_region {
-                slot: self.first_slot + (index * device.bars.len() + bar) as u32,
-                flags: 0,
-                guest_phys_addr: *gpa,
-                memory_size: size,
-                userspace_addr: *hva,
-            };
+            let slot = self.first_slot + (index * device.bars.len() + bar) as u32;
             // SAFETY: the memory belongs to the board, which outlives the VM's
             // vCPUs.
-            let set = || unsafe { self.vm.set_user_memory_region(region) };
+            let set = || unsafe { set_slot(self.vm, slot, *gpa, size, *hva) };
             time(self.clock.as_ref(), Kind::Memory, set).map_err(io::Error::from)?;
         }
         Ok(())
@@ -151,8 +114,7 @@ impl<'a> ByHand<'a> {
     fn set_routes(&mut self, spent: &mut Spent) -> io::Result<()> {
         let table = self.own_routes.iter().chain(self.routes.values()).copied();
         self.events.change(&EventOp::routes(table))?;
-        (spent.ioctls, spent.routing_calls) = (spent.ioctls + 1, spent.routing_calls + 1);
-        spent.grace_periods += 1;
+        *spent += Spent::routes();
         Ok(())
     }
 
@@ -167,8 +129,7 @@ impl<'a> ByHand<'a> {
             self.set_bars(device, index, Device::BAR_SIZE)?;
         }
         let bars = device.bars.len() as u64;
-        spent.ioctls += bars + device.doorbells.len() as u64;
-        spent.grace_periods += bars;
+        *spent += Spent::calls(bars + device.doorbells.len() as u64, bars);
         Ok(())
     }
 
@@ -196,15 +157,21 @@ impl<'a> ByHand<'a> {
     }
 
     fn irqfds(device: &Device, index: usize) -> Vec<Irqfd> {
-        let first = 24 + (index * device.interrupts.len()) as u32;
-        let irqfd = |(fd, gsi): (&vmm_sys_util::eventfd::EventFd, u32)| Irqfd {
-            gsi,
-            fd: fd.as_raw_fd(),
-            resample: None,
-            no_irqbypass: false,
-        };
-        device.interrupts.iter().zip(first..).map(irqfd).collect()
+        let first = FIRST_GSI + (index * device.interrupts.len()) as u32;
+        device.interrupts.iter().zip(first..).map(|(fd, gsi)| irqfd(gsi, fd.as_raw_fd())).collect()
     }
+}
+
+/// The first GSI that is no pin's.
+pub(super) const FIRST_GSI: u32 = 24;
+
+pub(super) const fn irqfd(gsi: u32, fd: RawFd) -> Irqfd {
+    Irqfd { gsi, fd, resample: None, no_irqbypass: false }
+}
+
+/// Applies a set; what that took.
+pub(crate) fn of_set(vm: &Vm, changes: Changes) -> io::Result<Spent> {
+    vm.apply(changes).map(|report| Spent::from(&report)).map_err(io::Error::other)
 }
 
 impl Apply for ByHand<'_> {
@@ -230,19 +197,17 @@ impl Apply for ByHand<'_> {
             let device = &board.devices[index];
             for irqfd in &Self::irqfds(device, index) {
                 self.events.change(&EventOp::Deassign((*irqfd).into()))?;
-                (spent.ioctls, spent.in_irqfd_shutdown) =
-                    (spent.ioctls + 1, spent.in_irqfd_shutdown + 1);
+                spent += Spent::irqfd_gone();
                 self.routes.remove(&irqfd.gsi);
                 self.set_routes(&mut spent)?;
             }
             for ioeventfd in device.ioeventfds() {
                 self.events.change(&EventOp::Deassign(ioeventfd.into()))?;
-                (spent.ioctls, spent.grace_periods) = (spent.ioctls + 1, spent.grace_periods + 1);
-                spent.in_ioeventfd_deassign += 1;
+                spent += Spent::ioeventfd_gone();
             }
             self.set_bars(device, index, 0)?;
-            spent.ioctls += device.bars.len() as u64;
-            spent.grace_periods += 2 * device.bars.len() as u64;
+            let bars = device.bars.len() as u64;
+            spent += Spent::calls(bars, 2 * bars);
         }
         Ok(spent)
     }

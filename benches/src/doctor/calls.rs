@@ -3,19 +3,18 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use anyhow::{Context as _, Result};
 use kvm_ioctls::VmFd;
-use kvm_memslots::backend::{Kvm, KvmOptions};
-use kvm_memslots::vm_fd;
 use kvm_memslots_shim::kvm::QUIRK_SLOT_ZAP_ALL;
 use serde_json::{Value, json};
 
 use crate::compare::{median, percentile};
 use crate::report::document::Part;
 use crate::report::{human, or_dash};
-use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Work};
+use kvm_memslots_kit::guest::{BusyVcpus, Work};
 use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
-use kvm_memslots_kit::machine::new_vm;
+use kvm_memslots_kit::machine::{calls_of, new_vm};
+use kvm_memslots_kit::raw::set_slot;
 
 /// Calls of each kind that are timed. With a vCPU that spins for milliseconds
 /// under `kvm->srcu`, they still take no more than a second.
@@ -64,38 +63,41 @@ impl fmt::Display for Times {
 
 /// Times creates and deletes of small slots, beside a vCPU that does `work`.
 pub(super) fn cost(work: Option<Work>) -> Result<Cost, String> {
-    let vm = new_vm().map_err(|error| error.to_string())?;
-    let start = |work| {
-        let vcpu = BusyVcpus::start(&vm, OWN_SLOT, 1, work)?;
-        vcpu.wait_for_progress(Duration::from_secs(10))?;
-        Ok(vcpu)
-    };
-    let vcpu = work.map(start).transpose().map_err(|error: GuestError| error.to_string())?;
-    let cost = time_calls(&vm, vcpu.as_ref())?;
-    if let Some(vcpu) = vcpu {
-        vcpu.stop().map_err(|error| error.to_string())?;
-    }
-    Ok(cost)
+    new_vm()
+        .map_err(Into::into)
+        .and_then(|vm| beside(&vm, work))
+        .map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
-fn time_calls(vm: &VmFd, vcpu: Option<&BusyVcpus>) -> Result<Cost, String> {
-    let size = u64::from(CALLS) * SMALL_PAGE;
-    let memory = HostMemory::reserve(size, Pages::Small).map_err(|error| error.to_string())?;
+fn beside(vm: &VmFd, work: Option<Work>) -> Result<Cost> {
+    let start = |work| {
+        let vcpu = BusyVcpus::start(vm, OWN_SLOT, 1, work)?;
+        vcpu.wait_for_progress(Duration::from_secs(10)).map(|()| vcpu)
+    };
+    let vcpu = work.map(start).transpose()?;
+    let cost = time_calls(vm, vcpu.as_ref());
+    // Before any memory goes.
+    vcpu.map_or(Ok(()), |vcpu| vcpu.stop())?;
+    cost
+}
+
+fn time_calls(vm: &VmFd, vcpu: Option<&BusyVcpus>) -> Result<Cost> {
+    let memory = HostMemory::reserve(u64::from(CALLS) * SMALL_PAGE, Pages::Small)?;
     let call = |slot: u32, memory_size| {
         let offset = u64::from(slot) * SMALL_PAGE;
         let started = Instant::now();
-        // Every other page, so that no two are neighbours. The memory outlives
-        // the slots, which are deleted below, and the guest does not access it.
-        set_slot(vm, slot, 2 * offset, memory_size, memory.hva() + offset)?;
-        Ok::<_, String>(started.elapsed().as_nanos() as u64)
+        // SAFETY: the memory outlives the slots, which are deleted below, and the
+        // guest does not access it. (Every other page: no two are neighbours.)
+        unsafe { set_slot(vm, slot, 2 * offset, memory_size, memory.hva() + offset) }?;
+        Ok(started.elapsed().as_nanos() as u64)
     };
-    let create = (0..CALLS).map(|slot| call(slot, SMALL_PAGE)).collect::<Result<Vec<_>, _>>()?;
+    let create = (0..CALLS).map(|slot| call(slot, SMALL_PAGE)).collect::<Result<Vec<_>>>()?;
     let progress = || vcpu.map(|vcpu| vcpu.progress().iter().sum::<u64>());
     let (before, started) = (progress(), Instant::now());
-    let delete = (0..CALLS).map(|slot| call(slot, 0)).collect::<Result<Vec<_>, _>>()?;
+    let delete = (0..CALLS).map(|slot| call(slot, 0)).collect::<Result<Vec<_>>>()?;
     let us = started.elapsed().as_micros().max(1) as u64;
     let pages = before.zip(progress()).map(|(before, after)| after.saturating_sub(before));
-    let times = |times| Times::of(times).ok_or("no calls were timed");
+    let times = |times| Times::of(times).context("no calls were timed");
     Ok(Cost {
         create: times(create)?,
         delete: times(delete)?,
@@ -103,47 +105,28 @@ fn time_calls(vm: &VmFd, vcpu: Option<&BusyVcpus>) -> Result<Cost, String> {
     })
 }
 
-fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, hva: u64) -> Result<(), String> {
-    let region = kvm_userspace_memory_region {
-        slot,
-        flags: 0,
-        guest_phys_addr: gpa,
-        memory_size: size,
-        userspace_addr: hva,
-    };
-    // SAFETY: callers keep the memory for as long as a vCPU runs, and access it
-    // atomically only.
-    unsafe { vm.set_user_memory_region(region) }.map_err(|error| error.to_string())
-}
-
 /// Deletes of small slots beside a vCPU that touches memory again and again, with
 /// and without `KVM_X86_QUIRK_SLOT_ZAP_ALL`; nothing where the kernel has no
 /// such quirk.
 pub(super) fn quirk() -> Vec<(&'static str, Result<Cost, String>)> {
-    let known = new_vm().ok().and_then(|vm| Kvm::open(vm_fd(&vm), KvmOptions::default()).ok());
+    let known = new_vm().and_then(|vm| calls_of(&vm)).ok();
     let known = known.filter(|_| cfg!(target_arch = "x86_64")).map_or(0, |kvm| kvm.quirks());
     if known & QUIRK_SLOT_ZAP_ALL == 0 {
         return Vec::new();
     }
+    let touched = |disabled| touched(disabled).map_err(|error| format!("{error:#}"));
     vec![("on, as by default", touched(false)), ("disabled", touched(true))]
 }
 
-fn touched(disabled: bool) -> Result<Cost, String> {
-    let vm = new_vm().map_err(|error| error.to_string())?;
+fn touched(disabled: bool) -> Result<Cost> {
+    let vm = new_vm()?;
     if disabled {
-        let kvm = Kvm::open(vm_fd(&vm), KvmOptions::default());
-        let kvm = kvm.map_err(|error| error.to_string())?;
-        kvm.disable_quirks(QUIRK_SLOT_ZAP_ALL).map_err(|error| error.to_string())?;
+        calls_of(&vm)?.disable_quirks(QUIRK_SLOT_ZAP_ALL)?;
     }
-    let memory = HostMemory::reserve(TOUCHED, Pages::Small).map_err(|error| error.to_string())?;
-    set_slot(&vm, TOUCHED_SLOT, TOUCHED_GPA, TOUCHED, memory.hva())?;
-    let work = Work::Touch { gpa: TOUCHED_GPA, bytes: TOUCHED };
-    let vcpu = BusyVcpus::start(&vm, OWN_SLOT, 1, work).map_err(|error| error.to_string())?;
-    vcpu.wait_for_progress(Duration::from_secs(10)).map_err(|error| error.to_string())?;
-    let cost = time_calls(&vm, Some(&vcpu));
-    // Before the memory goes.
-    vcpu.stop().map_err(|error| error.to_string())?;
-    cost
+    let memory = HostMemory::reserve(TOUCHED, Pages::Small)?;
+    // SAFETY: the vCPU stops before the memory goes.
+    unsafe { set_slot(&vm, TOUCHED_SLOT, TOUCHED_GPA, TOUCHED, memory.hva()) }?;
+    beside(&vm, Some(Work::Touch { gpa: TOUCHED_GPA, bytes: TOUCHED }))
 }
 
 pub(super) fn quirk_parts(rows: &[(&str, Result<Cost, String>)]) -> Vec<Part> {

@@ -129,11 +129,7 @@ fn costs() -> Costs {
 
 fn machine_facts(machine: &Machine) -> Vec<(&'static str, String)> {
     let Machine { kernel, arch, cpus, .. } = machine;
-    let place = match machine.virtual_machine {
-        Some(true) => ", itself a VM",
-        Some(false) => ", bare metal",
-        None => "",
-    };
+    let place = machine.place();
     let hz = machine.hz.map_or_else(|| "not known".into(), |hz| hz.to_string());
     let preemption = machine.preemption.as_deref().unwrap_or("not known");
     let mut facts = vec![

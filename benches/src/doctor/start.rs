@@ -15,51 +15,48 @@ use Step::{Ioeventfd, Memory, Vcpus};
 #[cfg(target_arch = "x86_64")]
 use Step::{Irqchip, Pit, SplitIrqchip, Tss};
 
-/// A call, and what came before it.
-type First = (&'static [Step], &'static [Step]);
-
-/// The same as a way: what came before, and the steps that are timed.
+/// The steps that are timed, and what comes before them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Steps(&'static [Step], &'static [Step]);
 
 impl Way for Steps {
     fn name(self) -> String {
-        names(self.1)
+        names(self.0)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-const FIRST_CALLS: &[First] = &[
-    (&[Memory], &[]),
-    (&[Memory], &[Tss]),
-    (&[Memory], &[Irqchip]),
-    (&[Memory], &[Irqchip, Pit]),
-    (&[Memory], &[SplitIrqchip]),
-    (&[Memory], &[Irqchip, Vcpus]),
-    (&[Memory], &[SplitIrqchip, Vcpus]),
-    (&[Memory], &[Ioeventfd]),
-    (&[Irqchip], &[]),
-    (&[Irqchip], &[Memory]),
-    (&[Pit], &[Irqchip]),
-    (&[Pit], &[Memory, Irqchip]),
-    (&[Ioeventfd], &[]),
-    (&[Ioeventfd], &[Memory]),
-    (&[Ioeventfd], &[Memory, Irqchip]),
-    (&[Vcpus], &[]),
-    (&[Vcpus], &[Irqchip]),
-    (&[Vcpus], &[SplitIrqchip]),
-    (&[Vcpus], &[Memory, Irqchip]),
-    (&[Vcpus], &[Memory, SplitIrqchip]),
+const FIRST_CALLS: &[Steps] = &[
+    Steps(&[Memory], &[]),
+    Steps(&[Memory], &[Tss]),
+    Steps(&[Memory], &[Irqchip]),
+    Steps(&[Memory], &[Irqchip, Pit]),
+    Steps(&[Memory], &[SplitIrqchip]),
+    Steps(&[Memory], &[Irqchip, Vcpus]),
+    Steps(&[Memory], &[SplitIrqchip, Vcpus]),
+    Steps(&[Memory], &[Ioeventfd]),
+    Steps(&[Irqchip], &[]),
+    Steps(&[Irqchip], &[Memory]),
+    Steps(&[Pit], &[Irqchip]),
+    Steps(&[Pit], &[Memory, Irqchip]),
+    Steps(&[Ioeventfd], &[]),
+    Steps(&[Ioeventfd], &[Memory]),
+    Steps(&[Ioeventfd], &[Memory, Irqchip]),
+    Steps(&[Vcpus], &[]),
+    Steps(&[Vcpus], &[Irqchip]),
+    Steps(&[Vcpus], &[SplitIrqchip]),
+    Steps(&[Vcpus], &[Memory, Irqchip]),
+    Steps(&[Vcpus], &[Memory, SplitIrqchip]),
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const FIRST_CALLS: &[First] = &[
-    (&[Memory], &[]),
-    (&[Memory], &[Vcpus]),
-    (&[Memory], &[Ioeventfd]),
-    (&[Ioeventfd], &[]),
-    (&[Ioeventfd], &[Memory]),
-    (&[Vcpus], &[]),
-    (&[Vcpus], &[Memory]),
+const FIRST_CALLS: &[Steps] = &[
+    Steps(&[Memory], &[]),
+    Steps(&[Memory], &[Vcpus]),
+    Steps(&[Memory], &[Ioeventfd]),
+    Steps(&[Ioeventfd], &[]),
+    Steps(&[Ioeventfd], &[Memory]),
+    Steps(&[Vcpus], &[]),
+    Steps(&[Vcpus], &[Memory]),
 ];
 
 /// Orders of the same steps, in groups.
@@ -100,11 +97,9 @@ impl Measured {
             on_run: &mut |_| (),
             on_rows: &mut |_| (),
         };
-        let first: Vec<Steps> =
-            FIRST_CALLS.iter().map(|(call, before)| Steps(before, call)).collect();
-        let first = compare(&mut session, "first call", &first);
+        let first = compare(&mut session, "first call", FIRST_CALLS);
         let orders = ORDERS.iter().map(|group| {
-            let orders: Vec<Steps> = group.iter().map(|order| Steps(&[], order)).collect();
+            let orders: Vec<Steps> = group.iter().map(|order| Steps(order, &[])).collect();
             compare(&mut session, "a start", &orders)
         });
         let orders = orders.collect();
@@ -121,7 +116,7 @@ fn compare(session: &mut Session<'_>, what: &str, ways: &[Steps]) -> Vec<Row> {
 }
 
 /// The steps that are timed, after those before, on a new VM.
-fn run(Steps(before, steps): Steps, watch: &mut Watch<'_>) -> io::Result<Vec<Taken>> {
+fn run(Steps(steps, before): Steps, watch: &mut Watch<'_>) -> io::Result<Vec<Taken>> {
     let mut parts = Parts::new(1, 1)?;
     // Dropped before its parts.
     let vm = new_vm()?;
@@ -156,7 +151,7 @@ pub(super) fn parts(measured: &Measured) -> Vec<Part> {
     let runs = measured.runs;
     let header = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let named = |row: &Row| [row.way.clone()].into_iter().chain(cells(row)).collect();
-    let first = measured.first.iter().zip(FIRST_CALLS).map(|(row, (_, before))| {
+    let first = measured.first.iter().zip(FIRST_CALLS).map(|(row, Steps(_, before))| {
         [row.way.clone(), names(before)].into_iter().chain(cells(row)).collect()
     });
     let mut parts = vec![
@@ -212,7 +207,7 @@ impl Measured {
             line
         };
         let names = |steps: &[Step]| steps.iter().map(|step| step.name()).collect::<Vec<_>>();
-        let first = self.first.iter().zip(FIRST_CALLS).map(|(row, (_, before))| {
+        let first = self.first.iter().zip(FIRST_CALLS).map(|(row, Steps(_, before))| {
             said(json!({"table": "first_calls", "call": row.way, "after": names(before)}), row)
         });
         let orders = self.orders.iter().zip(ORDERS).flat_map(|(rows, group)| {

@@ -47,9 +47,10 @@ pub fn compare(ways: &[Way], cycles: usize, vcpus: Vcpus, session: &mut Session<
         more: vec![("cycles", cycles.into()), ("vcpus", vcpus.count.into())],
     };
     let first = RefCell::new(None);
-    session.compare(&[shape], ways, &[Way::Toggle], |way, watch| {
+    let run = |way: Way, watch: &mut Watch<'_>| {
         run(way, cycles, vcpus, watch, &mut first.borrow_mut()).map(|taken| vec![taken])
-    })
+    };
+    session.compare(&[shape], ways, &[Way::Toggle], run, |_| ())
 }
 
 /// One run; `first` is what the bank holds after the first of all.

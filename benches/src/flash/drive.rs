@@ -12,7 +12,7 @@ use kvm_memslots::{
 };
 
 use super::{BLOCK, Flash};
-use crate::rig::Vcpus;
+use crate::rig::{START, Vcpus};
 use kvm_memslots_kit::guest::{Access, BusyVcpus, Mmio};
 use kvm_memslots_kit::host::HostMemory;
 
@@ -96,9 +96,6 @@ fn cycle(cycle: usize) -> [Access; ACCESSES] {
         Access::Read(at ^ 8),
     ]
 }
-
-/// vCPUs that are slow to get going are waited for this long.
-const START: Duration = Duration::from_secs(30);
 
 /// Has a guest on `vm`, a new one without slots, do `cycles` command cycles,
 /// while `vcpus` are busy beside it. `deferral` counts where maps are

@@ -96,12 +96,12 @@ impl Churn {
             Some(live) if self.with == With::Trap && track.returns >= self.after => {
                 self.set(&Region { flags: live.flags | TRAP, ..live })?;
                 let first = !std::mem::replace(&mut self.trapped, true);
-                Ok(Spent { flips: 1, grace_periods: first.into(), ..Spent::default() })
+                Ok(Spent { flips: 1, ..Spent::calls(0, first.into()) })
             }
             Some(_) => {
                 self.set(region)?;
                 track.live = None;
-                Ok(Spent { ioctls: 1, grace_periods: 2, ..Spent::default() })
+                Ok(Spent::calls(1, 2))
             }
         }
     }
@@ -124,7 +124,7 @@ impl Churn {
         }
         cost += self.make_room(region)?;
         self.set(region)?;
-        cost += Spent { ioctls: 1, grace_periods: waits(track.live, region), ..Spent::default() };
+        cost += Spent::calls(1, waits(track.live, region));
         track.live = Some(*region);
         track.wanted = Some(*region);
         Ok(cost)
@@ -155,7 +155,7 @@ impl Churn {
         if let Some(live) = track.live.take() {
             self.set(&Region { memory_size: 0, flags: 0, ..live })?;
         }
-        Ok(Spent { ioctls: 1, grace_periods: 2, ..Spent::default() })
+        Ok(Spent::calls(1, 2))
     }
 
     fn set(&mut self, region: &Region) -> Result<(), Errno> {

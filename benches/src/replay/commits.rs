@@ -60,7 +60,7 @@ impl Commits {
             self.regions.insert(call.id(), (id, new));
         }
         let report = self.vm.apply(changes)?;
-        Ok(Spent { ioctls: report.ioctls, grace_periods: report.grace_periods, ..Spent::default() })
+        Ok(Spent::calls(report.ioctls, report.grace_periods))
     }
 }
 

@@ -82,36 +82,3 @@ fn pieces<'a>(slots: impl Iterator<Item = &'a kvm_userspace_memory_region2>) -> 
     }
     (pieces, bytes)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn slot(hva: u64, size: u64) -> kvm_userspace_memory_region2 {
-        kvm_userspace_memory_region2 {
-            userspace_addr: hva,
-            memory_size: size,
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn neighbours_stay_neighbours_and_strangers_strangers() {
-        let slots = [slot(0x7000_1000, 0x1000), slot(0x7000_2000, 0x1000), slot(0x7000_4000, 1)];
-        let (pieces, bytes) = pieces(slots.iter().rev());
-        let expected = [
-            Piece { from: 0x7000_1000, to: 0x7000_3000, offset: 0x1000 },
-            Piece { from: 0x7000_4000, to: 0x7000_4001, offset: 0x20_4000 },
-        ];
-        assert_eq!(pieces, expected);
-        assert_eq!(bytes, 0x20_4001);
-    }
-
-    #[test]
-    fn what_overlaps_is_one_piece() {
-        let slots = [slot(0x20_0000, 0x5000), slot(0x20_1000, 0x1000), slot(0x20_4000, 0x2000)];
-        let (pieces, bytes) = pieces(slots.iter());
-        assert_eq!(pieces, [Piece { from: 0x20_0000, to: 0x20_6000, offset: 0 }]);
-        assert_eq!(bytes, 0x6000);
-    }
-}

@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use crate::compare::{Session, Shape, Stop, Taken, Watch};
 use crate::report::Column;
-pub use crate::strategy::Spent;
+pub use crate::spent::Spent;
 use crate::trace::{Call, Trace, bursts};
 use crate::way::shown_by_name;
 use kvm_memslots_kit::machine::new_vm;
@@ -143,18 +143,14 @@ impl Replay {
             more: vec![("traced", trace.calls.len().into()), ("bursts", bursts.len().into())],
         };
         let against = [Strategy::PerRegion];
-        let mut rows =
-            session.rows(&[shape], &self.strategies, &against, |strategy, watch| match strategy
-                .lacks(&limits)
-            {
-                Some(why) => Err(Stop::Skip(why.to_owned())),
-                None => Ok(vec![self.replay(strategy, &bursts, watch)?]),
-            })?;
-        for (row, strategy) in rows.iter_mut().zip(&self.strategies) {
-            row.note = strategy.note().map(str::to_owned);
-        }
-        session.say(rows);
-        Ok(())
+        let run = |strategy: Strategy, watch: &mut Watch<'_>| match strategy.lacks(&limits) {
+            Some(why) => Err(Stop::Skip(why.to_owned())),
+            None => Ok(vec![self.replay(strategy, &bursts, watch)?]),
+        };
+        let mut notes = self.strategies.iter().map(|strategy| strategy.note().map(str::to_owned));
+        session.compare(&[shape], &self.strategies, &against, run, |row| {
+            row.note = notes.next().flatten();
+        })
     }
 
     /// All of the trace, on a VM of its own.
@@ -172,13 +168,7 @@ impl Replay {
             Ok::<_, Refused>(spent)
         });
         let spent = spent.with_context(|| strategy.to_string())?;
-        Ok(Taken {
-            lap,
-            ioctls: Some(spent.ioctls + spent.flips),
-            grace_periods: Some(spent.grace_periods),
-            more: vec![("flips", spent.flips.into())],
-            ..Taken::default()
-        })
+        Ok(Taken { more: vec![("flips", spent.flips.into())], ..spent.taken(lap) })
     }
 
     fn maker(&self, strategy: Strategy, vm: &VmFd) -> Result<Box<dyn Make>> {

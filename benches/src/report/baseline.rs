@@ -1,34 +1,29 @@
 //! What changed since a run before.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
-use thiserror::Error;
+use anyhow::{Result, anyhow};
 
 use super::human;
 use crate::compare::{Ratio, Row};
 
-/// Why a file is no baseline.
-#[derive(Debug, Error)]
-#[error("{path}{}: {why}; expected what --json printed", .line.map_or_else(String::new, |line| format!(", line {line}")))]
-pub struct BaselineError {
-    path: String,
-    line: Option<usize>,
-    why: String,
-}
-
 /// Reads what `--json` printed before.
 ///
 /// # Errors
-/// [`BaselineError`], with the line.
-pub fn read(path: &Path) -> Result<Vec<Row>, BaselineError> {
-    let failed = |line, why| BaselineError { path: path.display().to_string(), line, why };
-    let text = fs::read_to_string(path).map_err(|error| failed(None, error.to_string()))?;
-    let row = |(number, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|error| failed(Some(number + 1), error.to_string()))
+/// The file, the line and why it is none.
+pub fn read(path: &Path) -> Result<Vec<Row>> {
+    let failed = |place: &str, why: &dyn Display| {
+        anyhow!("{}{place}: {why}; expected what --json printed", path.display())
     };
-    let rows: Vec<_> = text.lines().enumerate().map(row).collect::<Result<_, _>>()?;
-    if rows.is_empty() { Err(failed(None, "no rows".to_owned())) } else { Ok(rows) }
+    let text = fs::read_to_string(path).map_err(|error| failed("", &error))?;
+    let row = |(number, line): (usize, &str)| {
+        let place = format!(", line {}", number + 1);
+        serde_json::from_str(line).map_err(|error| failed(&place, &error))
+    };
+    let rows: Vec<_> = text.lines().enumerate().map(row).collect::<Result<_>>()?;
+    if rows.is_empty() { Err(failed("", &"no rows")) } else { Ok(rows) }
 }
 
 /// What is different now, one sentence each. Of times it is what [`Ratio`] does not
@@ -76,44 +71,4 @@ pub fn changes(before: &[Row], now: &[Row]) -> Vec<String> {
         said.push(format!("{new} of {} rows are not in the baseline.", now.len()));
     }
     said
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn row(way: &str, ioctls: u64, walls: &[u64]) -> Row {
-        let json = json!({
-            "what": "sparse, no vCPU", "size": 9, "unit": "regions", "way": way,
-            "ioctls": ioctls, "grace_periods": ioctls, "grace_periods_by": "kernel",
-            "grace_periods_planned": ioctls, "runs": walls.len(), "wall_ns": walls[walls.len() / 2],
-            "walls_ns": walls, "ratios": {},
-        });
-        serde_json::from_value(json).expect("a row")
-    }
-
-    #[test]
-    fn only_what_is_beyond_noise_changed() {
-        let before = [row("shim", 3, &[100, 110, 120]), row("batch", 1, &[100, 110, 120])];
-        let now = [row("shim", 3, &[105, 118, 130]), row("batch", 1, &[40, 50, 55])];
-        let said = changes(&before, &now);
-        assert_eq!(
-            said,
-            [
-                "sparse, no vCPU, 9 regions, batch: 110 ns before, 50 ns now, 2.20 times as fast.",
-                "1 of 2 rows are equal within their noise.",
-            ]
-        );
-        let slower = changes(&now, &before);
-        assert!(slower[0].ends_with("2.20 times as slow."), "{slower:?}");
-    }
-
-    #[test]
-    fn counts_have_no_noise() {
-        let said = changes(&[row("shim", 3, &[1, 5, 9])], &[row("shim", 4, &[2, 4, 8])]);
-        assert!(said[0].contains("3 calls before, 4 now; 3 grace periods before, 4 now"));
-        let new = changes(&[row("shim", 3, &[1])], &[row("batch", 3, &[1])]);
-        assert_eq!(new[1], "1 of 1 rows are not in the baseline.");
-    }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::html::{escape, page, runs, table_of};
+use super::chart::percentiles;
 use super::markdown;
+use super::page::{self, escape, page};
 use crate::compare::Row;
 
 /// A part of a document.
@@ -18,6 +19,10 @@ pub enum Part {
     /// A table: its header and its rows, and how many columns are words; the others
     /// are numbers.
     Table(Vec<String>, Vec<Vec<String>>, usize),
+    /// A list.
+    List(Vec<String>),
+    /// Plots, as a page has them, which only a page shows.
+    Charts(String),
     /// All runs of a comparison, which only a page shows.
     Runs(Vec<Row>),
 }
@@ -38,7 +43,8 @@ pub fn text(parts: &[Part]) -> String {
                 table.add_rows(rows.clone());
                 writeln!(text, "{table}")
             }
-            Part::Runs(_) => Ok(()),
+            Part::List(lines) => lines.iter().try_for_each(|line| writeln!(text, "{line}")),
+            Part::Charts(_) | Part::Runs(_) => Ok(()),
         };
     }
     text
@@ -47,31 +53,31 @@ pub fn text(parts: &[Part]) -> String {
 /// The parts as a page of its own.
 #[must_use]
 pub fn html(title: &str, parts: &[Part]) -> String {
-    let mut body = format!("<h1>{}</h1>\n", escape(title));
+    let mut body = format!("<h1>{}</h1>\n<section>\n", escape(title));
     for part in parts {
-        match part {
+        let said = match part {
             Part::Facts(facts) => {
-                body += "<dl>\n";
-                for (name, value) in facts {
-                    if !name.is_empty() {
-                        let _ = write!(body, "<dt>{}</dt>", escape(name));
-                    }
-                    let _ = writeln!(body, "<dd>{}</dd>", escape(value));
-                }
-                body += "</dl>\n";
+                let fact = |(name, value): &(&str, String)| {
+                    let name =
+                        if name.is_empty() { "" } else { &format!("<dt>{}</dt>", escape(name)) };
+                    format!("{name}<dd>{}</dd>\n", escape(value))
+                };
+                format!("<dl>\n{}</dl>\n", facts.iter().map(fact).collect::<String>())
             }
-            Part::Head(head) => {
-                let _ = writeln!(body, "<h2>{}</h2>", escape(head));
+            // What it is about stays with it in print.
+            Part::Head(head) => format!("</section>\n<section>\n<h2>{}</h2>\n", escape(head)),
+            Part::Said(said) => paragraph(said),
+            Part::Table(header, rows, words) => page::table(header, rows, *words),
+            Part::List(lines) => {
+                let line = |line: &String| format!("<li>{}</li>\n", escape(line));
+                format!("<ul>\n{}</ul>\n", lines.iter().map(line).collect::<String>())
             }
-            Part::Said(said) => body += &paragraph(said),
-            Part::Table(header, rows, words) => {
-                let header: Vec<&str> = header.iter().map(String::as_str).collect();
-                body += &table_of(&header, rows.iter().cloned(), *words);
-            }
-            Part::Runs(rows) => body += &runs(rows),
-        }
+            Part::Charts(charts) => charts.clone(),
+            Part::Runs(rows) => percentiles(rows),
+        };
+        body += &said;
     }
-    page(title, &body)
+    page(title, &(body + "</section>\n"))
 }
 
 /// With what is between backticks as code.
@@ -82,35 +88,4 @@ fn paragraph(said: &str) -> String {
     });
     let words: String = words.collect();
     if words.is_empty() { words } else { format!("<p>{words}</p>\n") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_and_page_say_the_same() {
-        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
-        let parts = [
-            Part::Facts(vec![("name", "a < b".to_owned()), ("", "more".to_owned())]),
-            Part::Head("Costs".to_owned()),
-            Part::Table(row(["call", "ns"]), vec![row(["`create`", "7"])], 1),
-            Part::Said("Run `memslots bench`.".to_owned()),
-            Part::Said(String::new()),
-        ];
-        let expected = "name             a < b\n                 more\n\nCosts:\n\
-                        | call     | ns |\n|----------|----|\n| `create` |  7 |\n\
-                        Run `memslots bench`.\n\n";
-        assert_eq!(text(&parts), expected);
-        let page = html("Title", &parts);
-        for part in [
-            "<h1>Title</h1>",
-            "<dt>name</dt><dd>a &lt; b</dd>\n<dd>more</dd>",
-            "<h2>Costs</h2>",
-            "<p>Run <code>memslots bench</code>.</p>",
-        ] {
-            assert!(page.contains(part), "{part}: {page}");
-        }
-        assert!(!page.contains("<p></p>"));
-    }
 }

@@ -1,17 +1,17 @@
 //! What a comparison found, for people and for programs.
 
 pub mod baseline;
-mod colours;
+mod chart;
 pub mod document;
 mod html;
-mod markdown;
+mod page;
 mod plot;
 mod table;
 
 pub use html::Report;
-pub(crate) use markdown::{markdown, or_dash};
 pub use plot::plot;
 pub use table::{Column, table};
+pub(crate) use table::{markdown, or_dash};
 
 use std::io::{self, Write};
 
@@ -44,25 +44,4 @@ pub fn human(ns: u64) -> String {
         _ => 2,
     };
     format!("{value:.digits$} {unit}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_three_digits() {
-        let cases = [
-            (0, "0 ns"),
-            (999, "999 ns"),
-            (1_000, "1.00 us"),
-            (45_678, "45.7 us"),
-            (456_789, "457 us"),
-            (12_345_678, "12.3 ms"),
-            (3_210_000_000, "3.21 s"),
-        ];
-        for (ns, text) in cases {
-            assert_eq!(human(ns), text);
-        }
-    }
 }

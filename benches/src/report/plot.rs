@@ -3,12 +3,25 @@
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use super::colours::{COLOURS, colour};
 use crate::compare::Row;
 
 /// Pixels.
 const WIDTH: u32 = 1000;
 const BAR: u32 = 13;
+
+/// What can be told apart in print, too.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0x55, 0x55, 0x55),
+    RGBColor(0x00, 0x72, 0xb2),
+    RGBColor(0x00, 0x9e, 0x73),
+    RGBColor(0xd5, 0x5e, 0x00),
+    RGBColor(0xcc, 0x79, 0xa7),
+    RGBColor(0xe6, 0x9f, 0x00),
+];
+
+pub(super) fn colour(index: usize) -> RGBColor {
+    COLOURS[index % COLOURS.len()]
+}
 
 /// The rows as an SVG: a group of bars for each comparison, a bar for each way,
 /// its length the time it took (logarithmic).

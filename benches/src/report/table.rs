@@ -1,8 +1,9 @@
 //! The table of a comparison.
 
+use comfy_table::{CellAlignment, ContentArrangement, Row as Cells, Table, presets};
 use serde_json::Value;
 
-use super::{human, markdown, or_dash};
+use super::human;
 use crate::compare::Row;
 
 /// A column: its head, and what is in it.
@@ -104,39 +105,22 @@ pub fn table(columns: &[Column], rows: &[Row]) -> String {
     format!("{table}{}", notes.concat())
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn words_are_left_and_numbers_right() {
-        let row = |way: &str, skipped: Option<&str>, pass: &str, flips: u64| -> Row {
-            serde_json::from_value(json!({
-                "what": "it", "size": 1, "unit": "things", "way": way, "grace_periods_by": "plan",
-                "ioctls": 7, "grace_periods": 9, "runs": 3, "wall_ns": 1500, "walls_ns": [],
-                "ratios": {"a": {"times": 2.0, "spread": [0.5, 3.0], "equal": true}},
-                "skipped": skipped, "note": "least", "pass": pass, "flips": flips,
-            }))
-            .unwrap()
-        };
-        let columns = [
-            Column::Said("pass", "pass"),
-            Column::Way("way"),
-            Column::Said("flips", "flips"),
-            Column::GracePeriods,
-            Column::Time("time"),
-            Column::Ratio("ratio", "a"),
-        ];
-        let rows = [row("a", None, "2nd", 1000), row("b", Some("no"), "x", 2)];
-        let expected = "\
-| pass | way | flips | grace periods |        time |          ratio |
-|------|-----|-------|---------------|-------------|----------------|
-| 2nd  | a   |  1000 |  >= 9 planned |     1.50 us | = (0.50..3.00) |
-| x    | b   |     2 |     9 planned | skipped: no | = (0.50..3.00) |
-a: least
-b: least";
-        assert_eq!(table(&columns, &rows), expected);
+/// A table without rows, in markdown, whose columns `right` are right-aligned.
+pub(crate) fn markdown(header: impl Into<Cells>, right: impl IntoIterator<Item = usize>) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    for index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
+    table
+}
+
+/// The value, or `-`.
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }

@@ -36,12 +36,9 @@ pub(super) fn contiguous(regions: usize) -> Scenario {
 /// A migration switches logging on for all memory before the first pass over
 /// it, and off when it is done or has failed.
 pub(super) fn dirty_log(regions: usize) -> Scenario {
-    let (draft, map) = mapped(regions, 2 * SIZE);
-    let steps = vec![
-        log("logging on", regions, MemFlags::LOG_DIRTY_PAGES),
-        log("logging off", regions, MemFlags::empty()),
-    ];
-    draft.finish(Workload::DirtyLog, regions, vec![map], steps)
+    let mut scenario = dirty_log_on(regions);
+    scenario.steps.push(log("logging off", regions, MemFlags::empty()));
+    Scenario { workload: Workload::DirtyLog, ..scenario }
 }
 
 pub(super) fn dirty_log_on(regions: usize) -> Scenario {

@@ -2,13 +2,11 @@
 //! vCPUs could run, in the order and with the calls of VMMs and with the library;
 //! one VM, and many at once.
 
-mod error;
 mod run;
 mod steps;
 mod ways;
 mod worker;
 
-pub use error::StartError;
 pub use run::{COLUMNS, PROFILE, start};
 pub(crate) use steps::{Parts, Step};
 pub use ways::Way;

@@ -1,11 +1,13 @@
 //! Runs the comparisons.
 
+use anyhow::Result;
+
 use super::ways::Setup;
 use super::worker::Told;
-use super::{Start, StartError, Way, worker};
-use crate::compare::{Lap, Session, Shape, Stop, Taken, Watch, percentile, ways};
-use crate::devices::Spent;
+use super::{Start, Way, worker};
+use crate::compare::{Lap, Session, Shape, Stop, Taken, Watch, median, ways};
 use crate::report::Column;
+use crate::spent::Spent;
 use crate::timed::Times;
 
 /// The columns of the table.
@@ -44,27 +46,28 @@ pub const PROFILE: [Column; 13] = [
 /// over the VMs.
 ///
 /// # Errors
-/// [`StartError`].
-pub fn start(args: &Start, session: &mut Session<'_>) -> Result<(), StartError> {
+/// No VM, memory, eventfds or processes; else the way, its step, and why it failed.
+pub fn start(args: &Start, session: &mut Session<'_>) -> Result<()> {
     let against = [Way::CloudHypervisor, Way::Firecracker];
     for at_once in &args.at_once {
-        let mut rows =
-            session.rows(&[shape(args, *at_once)], &ways(&args.way), &against, |way, watch| {
+        session.compare(
+            &[shape(args, *at_once)],
+            &ways(&args.way),
+            &against,
+            |way, watch| {
                 run(args, *at_once, way, watch).map(|taken| vec![taken]).map_err(Stop::Fail)
-            })?;
-        for row in &mut rows {
-            row.more.insert("samples".to_owned(), row.pools.get("setup").map(Vec::len).into());
-            row.summarize(&["create", "setup"]);
-            if args.profile {
-                row.summarize(&Times::names());
-                row.summarize(&["cpu"]);
-                let mut faults = row.pools.get("faults").cloned().unwrap_or_default();
-                faults.sort_unstable();
-                let median = (!faults.is_empty()).then(|| percentile(&faults, 50));
-                row.more.insert("page_faults".to_owned(), median.into());
-            }
-        }
-        session.say(rows);
+            },
+            |row| {
+                row.more.insert("samples".to_owned(), row.pools.get("setup").map(Vec::len).into());
+                row.summarize(&["create", "setup"]);
+                if args.profile {
+                    row.summarize(&Times::names());
+                    row.summarize(&["cpu"]);
+                    let faults = row.pools.get("faults").and_then(|faults| median(faults));
+                    row.more.insert("page_faults".to_owned(), faults.into());
+                }
+            },
+        )?;
     }
     Ok(())
 }
@@ -87,7 +90,7 @@ fn shape(args: &Start, at_once: u32) -> Shape {
 }
 
 /// One run: VMs in processes of their own; to count, one in this.
-fn run(args: &Start, at_once: u32, way: Way, watch: &mut Watch<'_>) -> Result<Taken, StartError> {
+fn run(args: &Start, at_once: u32, way: Way, watch: &mut Watch<'_>) -> Result<Taken> {
     if !watch.times() {
         let mut lap = Lap::default();
         let done =
@@ -110,11 +113,5 @@ fn run(args: &Start, at_once: u32, way: Way, watch: &mut Watch<'_>) -> Result<Ta
 }
 
 fn taken(lap: Lap, spent: &Spent) -> Taken {
-    Taken {
-        lap,
-        ioctls: Some(spent.ioctls),
-        grace_periods: Some(spent.grace_periods),
-        more: vec![("routing_calls", spent.routing_calls.into())],
-        ..Taken::default()
-    }
+    Taken { more: vec![("routing_calls", spent.routing_calls.into())], ..spent.taken(lap) }
 }

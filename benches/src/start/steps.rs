@@ -3,14 +3,18 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
-use kvm_memslots::backend::{EventCalls, EventOp, Kvm, KvmOptions};
+use kvm_memslots::backend::{EventCalls, EventOp};
 use kvm_memslots::device::{Bus, Ioeventfd};
-use kvm_memslots::vm_fd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+#[cfg(not(target_arch = "x86_64"))]
+use crate::way::Way as _;
 use kvm_memslots_kit::host::{HostMemory, Pages};
+use kvm_memslots_kit::machine::calls_of;
+#[cfg(target_arch = "x86_64")]
+use kvm_memslots_kit::machine::split_irqchip;
+use kvm_memslots_kit::raw::set_slot;
 
 const MIB: u64 = 1 << 20;
 
@@ -30,40 +34,28 @@ const TSS: usize = 0xfeff_d000;
 const DOORBELL: u64 = 0xd800_0000;
 
 /// A step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Step {
     /// `KVM_SET_USER_MEMORY_REGION`, one a region.
     Memory,
     /// `KVM_SET_IDENTITY_MAP_ADDR`, `KVM_SET_TSS_ADDR`.
+    #[value(name = "TSS")]
     Tss,
     /// `KVM_CREATE_IRQCHIP`.
     Irqchip,
     /// `KVM_CAP_SPLIT_IRQCHIP`.
+    #[value(name = "split irqchip")]
     SplitIrqchip,
     /// `KVM_CREATE_PIT2`.
+    #[value(name = "PIT")]
     Pit,
     /// `KVM_CREATE_VCPU`, one a vCPU.
+    #[value(name = "vCPUs")]
     Vcpus,
     /// `KVM_IOEVENTFD`, one.
     Ioeventfd,
     /// All devices, in a way's own calls.
     Devices,
-}
-
-impl Step {
-    /// The name in tables.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Tss => "TSS",
-            Self::Irqchip => "irqchip",
-            Self::SplitIrqchip => "split irqchip",
-            Self::Pit => "PIT",
-            Self::Vcpus => "vCPUs",
-            Self::Ioeventfd => "ioeventfd",
-            Self::Devices => "devices",
-        }
-    }
 }
 
 /// What a VM is made of. Dropped after its VM.
@@ -111,12 +103,10 @@ impl Parts {
                 Ok(self.wanted_vcpus)
             }
             Step::Ioeventfd => {
-                let events = Kvm::open(vm_fd(vm), KvmOptions::default());
                 let fd = self.doorbell.as_raw_fd();
                 let (bus, addr) = (Bus::Mmio, DOORBELL);
                 let doorbell = Ioeventfd { bus, addr, len: 2, datamatch: None, fd };
-                let assign = EventOp::Assign(doorbell.into());
-                events.map_err(io::Error::other)?.change(&assign)?;
+                calls_of(vm)?.change(&EventOp::Assign(doorbell.into()))?;
                 Ok(1)
             }
             Step::Devices => Ok(0),
@@ -126,16 +116,9 @@ impl Parts {
 
     fn map(&self, vm: &VmFd) -> io::Result<u64> {
         for (slot, (gpa, size, hva)) in (0..).zip(&self.regions) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: *gpa,
-                memory_size: *size,
-                userspace_addr: *hva,
-            };
             // SAFETY: the memory is dropped after the VM, no vCPU of which ever
             // runs, and is accessed atomically only.
-            unsafe { vm.set_user_memory_region(region) }?;
+            unsafe { set_slot(vm, slot, *gpa, *size, *hva) }?;
         }
         Ok(self.regions.len() as u64)
     }
@@ -143,9 +126,7 @@ impl Parts {
 
 #[cfg(target_arch = "x86_64")]
 fn platform(step: Step, vm: &VmFd) -> io::Result<u64> {
-    use kvm_bindings::{
-        KVM_CAP_SPLIT_IRQCHIP, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
-    };
+    use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
     match step {
         Step::Tss => {
             vm.set_identity_map_address(IDENTITY_MAP)?;
@@ -153,11 +134,7 @@ fn platform(step: Step, vm: &VmFd) -> io::Result<u64> {
             return Ok(2);
         }
         Step::Irqchip => vm.create_irq_chip()?,
-        Step::SplitIrqchip => {
-            let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-            cap.args[0] = 24;
-            vm.enable_cap(&cap)?;
-        }
+        Step::SplitIrqchip => split_irqchip(vm)?,
         _ => {
             let flags = KVM_PIT_SPEAKER_DUMMY;
             vm.create_pit2(kvm_pit_config { flags, ..Default::default() })?;

@@ -4,16 +4,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::{Context as _, Result};
 use kvm_ioctls::VmFd;
 use kvm_memslots::device::Route;
 use kvm_memslots::{Access, Backing, Changes, RegionSpec, Vm, at};
 
+use super::Shape;
 use super::steps::{Parts, Step};
-use super::{Shape, StartError};
-use crate::devices::{Apply, Board, BoardDevice, ByHand, CallOrder, Devices, Spent};
-use crate::rig::Busy;
+use crate::devices::{Apply, Board, BoardDevice, ByHand, CallOrder, Size, of_set};
+use crate::spent::Spent;
 use crate::timed::{self, Clock, Kind, Times};
-use crate::way::shown_by_name;
+use crate::way::{Way as _, shown_by_name};
 use kvm_memslots_kit::machine::new_vm;
 use kvm_memslots_kit::usage::Usage;
 
@@ -67,6 +68,9 @@ impl Way {
 
 shown_by_name!(Way);
 
+/// What there is to say where a VM's parts are not to be had.
+pub(super) const PARTS: &str = "the VM's memory and eventfds";
+
 /// A VM to be, with all that it takes but the VM.
 pub(super) struct Setup {
     way: Way,
@@ -93,25 +97,16 @@ pub(super) struct Done {
 }
 
 impl Setup {
-    pub(super) fn new(way: Way, shape: Shape, profile: bool) -> Result<Self, StartError> {
-        let parts = Parts::new(super::steps::REGIONS.len(), shape.vcpus);
-        let parts = parts.map_err(StartError::Parts)?;
-        let devices = Devices {
+    pub(super) fn new(way: Way, shape: Shape, profile: bool) -> Result<Self> {
+        let parts = Parts::new(super::steps::REGIONS.len(), shape.vcpus).context(PARTS)?;
+        let devices = Size {
             devices: shape.devices,
             bars: shape.bars,
             ioeventfds: shape.doorbells,
             vectors: shape.vectors,
             scattered: false,
-            way: Vec::new(),
-            vcpus: Vec::new(),
-            busy: Busy::Spin,
-            profile: false,
-            runs: 1,
-            hotplug: None,
-            churn: None,
-            decode: false,
         };
-        let board = Board::new(&devices).map_err(StartError::Parts)?;
+        let board = Board::new(&devices).context(PARTS)?;
         let clock = profile.then(Clock::default);
         let (memory, devices) = match way.by_hand() {
             Some(_) => (Changes::new(), Changes::new()),
@@ -121,19 +116,18 @@ impl Setup {
     }
 
     /// Makes the VM, and all steps; `around` does the latter.
-    pub(super) fn run(mut self, around: impl FnOnce(&mut dyn FnMut())) -> Result<Done, StartError> {
+    pub(super) fn run(mut self, around: impl FnOnce(&mut dyn FnMut())) -> Result<Done> {
         let start = Instant::now();
-        let vm = Arc::new(new_vm().map_err(StartError::Vm)?);
+        let vm = Arc::new(new_vm().context("no VM")?);
         let create_ns = start.elapsed().as_nanos() as u64;
         let (way, mut library, mut spent, mut setup_ns) = (self.way, None, Spent::default(), 0);
-        let mut outcome: Result<(), StartError> = Ok(());
+        let mut outcome: Result<()> = Ok(());
         let before = Usage::of_thread();
         around(&mut || {
             let start = Instant::now();
             outcome = way.steps().iter().try_for_each(|step| {
                 let made = self.step(*step, &vm, &mut library);
-                let made = made.map_err(|error| StartError::Step { way, what: step.name(), error });
-                spent = std::mem::take(&mut spent).plus(made?);
+                spent += made.with_context(|| format!("{way}, {}", step.name()))?;
                 Ok(())
             });
             setup_ns = start.elapsed().as_nanos() as u64;
@@ -174,7 +168,7 @@ impl Setup {
                     Step::Irqchip => 1,
                     _ => 0,
                 };
-                Ok(Spent { ioctls, grace_periods, ..Spent::default() })
+                Ok(Spent::calls(ioctls, grace_periods))
             }
         }
     }
@@ -209,7 +203,5 @@ fn sets(parts: &Parts, board: &Board) -> (Changes, Changes) {
 
 fn apply(vm: Option<&Vm>, changes: Changes) -> io::Result<Spent> {
     let vm = vm.ok_or_else(|| io::Error::other("no memory before the devices"))?;
-    let mut spent = Spent::default();
-    spent.add(&vm.apply(changes).map_err(io::Error::other)?);
-    Ok(spent)
+    of_set(vm, changes)
 }

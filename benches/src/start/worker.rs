@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
+use anyhow::{Context as _, Result};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::ways::Setup;
-use super::{Shape, StartError, Way};
-use crate::devices::Spent;
+use super::ways::{PARTS, Setup};
+use super::{Shape, Way};
 use crate::fleet::{self, Fleet};
+use crate::spent::Spent;
 use crate::timed::Times;
 use kvm_memslots_kit::pin::Pinned;
 use kvm_memslots_kit::usage::Usage;
@@ -66,7 +67,7 @@ pub fn worker(args: Worker) -> ExitCode {
     let prepare = || {
         let setup = Setup::new(told.way, told.shape, told.profile)?;
         if !told.cold {
-            warm::code().map_err(StartError::Parts)?;
+            warm::code().context(PARTS)?;
         }
         Ok(setup)
     };
@@ -75,13 +76,13 @@ pub fn worker(args: Worker) -> ExitCode {
         let done = setup.run(|change| change())?;
         let (create_ns, setup_ns) = (done.create_ns, done.setup_ns);
         let (spent, times, Usage { faults, cpu_ns }) = (done.spent, done.times, done.usage);
-        Ok::<_, StartError>((Measured { create_ns, setup_ns, spent, times, faults, cpu_ns }, done))
+        Ok((Measured { create_ns, setup_ns, spent, times, faults, cpu_ns }, done))
     };
     fleet::member(prepare, work)
 }
 
 /// Sets VMs up at the same time.
-pub(super) fn measure(at_once: u32, told: &Told) -> Result<Vec<Measured>, StartError> {
+pub(super) fn measure(at_once: u32, told: &Told) -> Result<Vec<Measured>> {
     let Told { way, profile, cold, shape } = told;
     let mut args = vec![SUBCOMMAND.to_owned(), "--way".to_owned(), way.to_string()];
     let numbers = [
@@ -95,5 +96,5 @@ pub(super) fn measure(at_once: u32, told: &Told) -> Result<Vec<Measured>, StartE
     // What else one VM's time depends on.
     let flags = [("--profile", *profile), ("--cold", *cold), ("--pin", at_once == 1)];
     args.extend(flags.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()));
-    Ok(Fleet::start(at_once, &args)?.go()?)
+    Fleet::start(at_once, &args)?.go()
 }

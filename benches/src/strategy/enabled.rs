@@ -8,7 +8,7 @@ use anyhow::{Context as _, Error, Result, anyhow};
 use kvm_memslots::backend::Kvm;
 use kvm_memslots::deferred::Deferred;
 use kvm_memslots::pci::{BarSpec, FunctionId, FunctionSpec, PciBars, PciError};
-use kvm_memslots::{Access as HostAccess, Backing, Changes, RegionSpec, Report, Vm, at};
+use kvm_memslots::{Access as HostAccess, Backing, Changes, RegionSpec, Vm, at};
 
 use super::{Apply, Bells, Spent};
 use crate::scenario::{Change, Place, Step};
@@ -254,18 +254,6 @@ impl Follows {
         };
         let report = if served.due { self.vm.promote()? } else { None };
         Ok(report.as_ref().map_or_else(Spent::default, Spent::from))
-    }
-}
-
-impl From<&Report> for Spent {
-    fn from(report: &Report) -> Self {
-        Self {
-            ioctls: report.calls(),
-            grace_periods: report.waits(),
-            pauses: u64::from(report.vcpus_paused),
-            in_calls: report.elapsed,
-            ..Self::default()
-        }
     }
 }
 

@@ -5,12 +5,11 @@ mod enabled;
 mod per_region;
 mod sets;
 
+pub use crate::spent::Spent;
 pub use bells::Bells;
 pub use enabled::Enabled;
 pub use per_region::PerRegion;
 pub use sets::Sets;
-
-use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow};
 use kvm_memslots::Errno;
@@ -59,32 +58,6 @@ impl Strategy {
 }
 
 shown_by_name!(Strategy);
-
-/// What changes cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Spent {
-    /// Calls that changed memslots, flips not among them.
-    pub ioctls: u64,
-    /// Calls that only flipped the trap bit.
-    pub flips: u64,
-    /// Grace periods that they wait for, by KVM's rules.
-    pub grace_periods: u64,
-    /// How often vCPUs were paused.
-    pub pauses: u64,
-    /// The time in those calls; without the library, from the first to the
-    /// last, as a clock read beside each would count.
-    pub in_calls: Duration,
-}
-
-impl std::ops::AddAssign for Spent {
-    fn add_assign(&mut self, other: Self) {
-        self.ioctls += other.ioctls;
-        self.flips += other.flips;
-        self.grace_periods += other.grace_periods;
-        self.pauses += other.pauses;
-        self.in_calls += other.in_calls;
-    }
-}
 
 /// Makes the changes of a scenario, step by step.
 pub trait Apply {

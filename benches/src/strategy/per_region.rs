@@ -134,7 +134,7 @@ impl PerRegion {
         self.call("a delete", slot, &live, 0)?;
         self.free.push(slot);
         self.regions[name.index()].live = None;
-        Ok(Spent { ioctls: 1, grace_periods: 2, ..Spent::default() })
+        Ok(Spent::calls(1, 2))
     }
 
     fn create_or_set(&mut self, name: Name) -> Result<Spent> {
@@ -148,7 +148,7 @@ impl PerRegion {
         };
         self.call(call, slot, &wanted, wanted.size)?;
         self.regions[name.index()].live = Some((slot, wanted));
-        Ok(Spent { ioctls: 1, grace_periods: 1, ..Spent::default() })
+        Ok(Spent::calls(1, 1))
     }
 
     /// The calls that a step took would have cost `spent`; what they do cost.

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::{At, Problem, magic};
+use super::{At, Problem};
 
 /// A line of a log is shorter: what is longer is not read into memory.
 const LONGEST: u64 = 1 << 20;
@@ -52,7 +52,7 @@ impl Lines {
             Box::new(from)
         };
         // What is wrong with the file is said when a line is read.
-        let binary = from.fill_buf().ok().and_then(magic::binary);
+        let binary = from.fill_buf().ok().and_then(binary);
         Ok(Self { from, number: 0, binary })
     }
 
@@ -87,4 +87,24 @@ impl Lines {
         let text = text.to_owned();
         Ok(Some(Line { number, text, ended }))
     }
+}
+
+/// What a file is that begins with these bytes, and what makes text of it.
+fn binary(bytes: &[u8]) -> Option<&'static str> {
+    const KNOWN: [(&[u8], &str); 8] = [
+        (b"PERFILE2", "a file of perf record: perf script makes text of it"),
+        (b"\x17\x08\x44tracing", "a file of trace-cmd: trace-cmd report makes text of it"),
+        (
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xb4\x29\xa4\x0a\xcb\x77\xb1\xf2",
+            "a file of QEMU's simple trace backend: scripts/simpletrace.py trace-events-all FILE \
+             makes text of it",
+        ),
+        (b"\xfd7zXZ\0", "compressed by xz: xz -dc FILE | memslots import -"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd: zstd -dc FILE | memslots import -"),
+        (b"BZh", "compressed by bzip2: bzip2 -dc FILE | memslots import -"),
+        (b"\xff\xfe", "text in UTF-16: iconv -f UTF-16 -t UTF-8 makes it readable"),
+        (b"\xfe\xff", "text in UTF-16: iconv -f UTF-16 -t UTF-8 makes it readable"),
+    ];
+    let is_it = |known: &&(&[u8], &'static str)| bytes.starts_with(known.0);
+    KNOWN.iter().find(is_it).map(|(_, what)| *what)
 }

@@ -7,13 +7,11 @@
 //! done with it.
 
 mod bursts;
-mod check;
 mod clock;
 mod fields;
 mod format;
 mod kernel;
 mod lines;
-mod magic;
 mod prefix;
 mod qemu;
 mod simpletrace;
@@ -22,11 +20,14 @@ mod strace;
 pub use bursts::{BURST_GAP, bursts};
 pub use format::{FORMAT, VERSION, write};
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
+use kvm_memslots::Limits;
+use kvm_memslots_shim::memory::model::{Model, ModelConfig};
+use kvm_memslots_shim::uapi::{MemFlags, kvm_userspace_memory_region2};
 use regex::Regex;
 use thiserror::Error;
 
@@ -281,8 +282,34 @@ fn read(lines: &mut Lines, vm: Option<i32>) -> Result<Trace, At> {
     if trace.calls.is_empty() {
         return Err(At(lines.number().max(1), Problem::Foreign));
     }
-    check::check(&trace)?;
+    check(&trace)?;
     Ok(trace)
+}
+
+/// What the largest host allows: the trace may be from any.
+fn anywhere() -> ModelConfig {
+    let limits = Limits::x86().with_slots(1 << 16).with_address_spaces(2).with_guest_memfd();
+    ModelConfig::new(limits).guest_physical_bits(64).hva_end(1 << 56)
+}
+
+/// Makes the calls on the model of KVM: whether a VM could have made them.
+fn check(trace: &Trace) -> Result<(), At> {
+    let model = Model::with_config(anywhere());
+    let mut memfds = HashSet::new();
+    for call in &trace.calls {
+        let fd = call.region.guest_memfd;
+        if call.region.flags & MemFlags::GUEST_MEMFD.bits() != 0 && memfds.insert(fd) {
+            model.add_guest_memfd(fd.cast_signed(), i64::MAX as u64);
+        }
+        // What KVM refused may have had reasons that are not in the trace.
+        if call.errno != 0 {
+            continue;
+        }
+        model
+            .set_user_memory_region2(&call.region)
+            .map_err(|errno| At(call.line, Problem::Impossible { errno }))?;
+    }
+    Ok(())
 }
 
 /// Who may have written a log.

@@ -11,10 +11,10 @@ use super::kernel::Kernel;
 use super::lines::Line;
 use super::{At, Call, clock, simpletrace};
 
-const EVENT: &str = "kvm_set_user_memory ";
+const EVENT: &str = "kvm_set_user_memory";
 
 /// Events of a thread that enters the guest or comes back from it.
-const RUN_EVENTS: [&str; 2] = ["kvm_run_exit ", "kvm_cpu_exec "];
+const RUN_EVENTS: [&str; 2] = ["kvm_run_exit", "kvm_cpu_exec"];
 
 /// Reads line after line.
 #[derive(Debug, Default)]
@@ -39,54 +39,50 @@ impl Parser {
     pub(super) fn line(&mut self, line: &Line) -> Result<(), At> {
         if let Some(event) = self.simple.read(line)? {
             let prefix = Prefix { thread: None, at: Some(event.at) };
-            let name = event.name + " ";
-            if RUN_EVENTS.contains(&&*name) {
-                self.ran.insert(None);
-            } else if name == EVENT {
-                line.check_ended()?;
-                let (region, ret) =
-                    simpletrace::arguments(&event.fields).map_err(|why| line.malformed(why))?;
-                self.add(line.number, &prefix, region, ret);
-            }
-            return Ok(());
+            return self.event(line, &prefix, &event.name, &event.fields, &simpletrace::NAMES);
         }
-        if let Some(at) = RUN_EVENTS.iter().find_map(|event| line.text.find(event)) {
-            if let Some(prefix) = prefix(&line.text[..at]) {
-                self.ran.insert(prefix.thread);
-            }
-            return Ok(());
-        }
-        let Some(at) = line.text.find(EVENT) else {
+        let mut names = RUN_EVENTS.into_iter().chain([EVENT]);
+        let place = |name: &str| line.text.find(&format!("{name} "));
+        let Some((name, at)) = names.find_map(|name| Some((name, place(name)?))) else {
             // The last line, cut off in the name.
             return if !line.ended && is_cut_off(&line.text) { line.check_ended() } else { Ok(()) };
         };
-        line.check_ended()?;
-        let prefix = prefix(&line.text[..at]).ok_or_else(|| {
-            line.malformed(
+        let rest = &line.text[at + name.len() + 1..];
+        match prefix(&line.text[..at]) {
+            Some(prefix) => self.event(line, &prefix, name, rest, &NAMES),
+            None if name != EVENT => Ok(()),
+            None => line.check_ended().and(Err(line.malformed(
                 "expected nothing but QEMU's time, the journal's or libvirt's prefix, or a quote \
                  before it; -D FILE gives QEMU's log a file",
-            )
-        })?;
-        let (region, ret) =
-            arguments(&line.text[at + EVENT.len()..]).map_err(|why| line.malformed(why))?;
-        self.add(line.number, &prefix, region, ret);
-        Ok(())
+            ))),
+        }
     }
 
     /// What QEMU's `ftrace` backend wrote into the kernel's trace.
     pub(super) fn mark(&mut self, line: &Line, kernel: &Kernel<'_>, text: &str) -> Result<(), At> {
-        let thread = Some(kernel.thread);
-        if RUN_EVENTS.iter().any(|event| text.starts_with(event)) {
-            self.ran.insert(thread);
-        } else if let Some(rest) = text.strip_prefix(EVENT) {
-            line.check_ended()?;
-            let (region, ret) = arguments(rest).map_err(|why| line.malformed(why))?;
-            self.add(line.number, &Prefix { thread, at: Some(kernel.at) }, region, ret);
-        }
-        Ok(())
+        let prefix = Prefix { thread: Some(kernel.thread), at: Some(kernel.at) };
+        let Some((name, rest)) = text.split_once(' ') else { return Ok(()) };
+        self.event(line, &prefix, name, rest, &NAMES)
     }
 
-    fn add(&mut self, line: u64, prefix: &Prefix, region: kvm_userspace_memory_region2, ret: i32) {
+    /// An event, whose arguments have these names.
+    fn event(
+        &mut self,
+        line: &Line,
+        prefix: &Prefix,
+        name: &str,
+        arguments: &str,
+        names: &Names,
+    ) -> Result<(), At> {
+        if RUN_EVENTS.contains(&name) {
+            self.ran.insert(prefix.thread);
+        }
+        if name != EVENT {
+            return Ok(());
+        }
+        line.check_ended()?;
+        let found = Fields::new(arguments.split_whitespace()).and_then(|it| it.event(names));
+        let (region, ret) = found.map_err(|why| line.malformed(why))?;
         let first = self.first.or(prefix.at);
         self.first = first;
         let call = Call {
@@ -95,7 +91,7 @@ impl Parser {
             thread: prefix.thread,
             after_run: self.ran.remove(&prefix.thread),
             errno: ret.saturating_neg(),
-            ..Call::of(line, region)
+            ..Call::of(line.number, region)
         };
         if ret == 0 {
             self.calls.extend(self.implied_delete(&call));
@@ -106,6 +102,7 @@ impl Parser {
             }
         }
         self.calls.push(call);
+        Ok(())
     }
 
     /// KVM does not switch read-only on a live slot, so QEMU deletes it first,
@@ -125,7 +122,7 @@ impl Parser {
 /// Whether a line ends within the name of the event.
 fn is_cut_off(text: &str) -> bool {
     const LEAST: usize = "kvm_set_u".len();
-    (LEAST..EVENT.len()).any(|length| text.ends_with(&EVENT[..length]))
+    (LEAST..=EVENT.len()).any(|length| text.ends_with(&EVENT[..length]))
 }
 
 /// Nothing, `thread@seconds.microseconds:` (`-msg timestamp=on`, up to 10.1),
@@ -147,23 +144,3 @@ fn prefix(text: &str) -> Option<Prefix> {
 /// `guest_memfd`, and with the address space in the upper half of the slot.
 const NAMES: Names =
     ["AddrSpace", "Slot", "flags", "gpa", "size", "ua", "guest_memfd", "guest_memfd_offset"];
-
-fn arguments(text: &str) -> Result<(kvm_userspace_memory_region2, i32), String> {
-    Fields::new(text.split_whitespace())?.event(&NAMES)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prefixes_are_times_or_nothing() {
-        let at = |text| prefix(text).map(|prefix| (prefix.thread, prefix.at));
-        assert_eq!(at(""), Some((None, None)));
-        assert_eq!(at("77@12.000003:"), Some((Some(77), Some(12_000_003_000))));
-        assert!(matches!(at("2025-08-29T12:34:56.5Z "), Some((None, Some(_)))));
-        for wrong in ["BdsDxe: ", "77@12.:", "77@12.3", "@1.2:", "2025-08-29T12:34:56.5Z"] {
-            assert_eq!(at(wrong), None, "{wrong}");
-        }
-    }
-}

@@ -3,10 +3,9 @@
 
 use std::sync::LazyLock;
 
-use kvm_memslots_shim::uapi::kvm_userspace_memory_region2;
 use regex::Regex;
 
-use super::fields::{Fields, Names};
+use super::fields::Names;
 use super::lines::Line;
 use super::{At, Problem, clock, regex};
 
@@ -49,9 +48,5 @@ impl Clock {
 
 /// The arguments of `kvm_set_user_memory`, by the names that QEMU's sources gave
 /// them.
-const NAMES: Names =
+pub(super) const NAMES: Names =
     ["as", "slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr", "fd", "fd_offset"];
-
-pub(super) fn arguments(fields: &str) -> Result<(kvm_userspace_memory_region2, i32), String> {
-    Fields::new(fields.split_whitespace())?.event(&NAMES)
-}

@@ -4,17 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use anyhow::{Context as _, Result, anyhow};
 use kvm_ioctls::VmFd;
 
-use super::WindowsError;
-use crate::rig::Busy;
+use crate::rig::{Busy, START};
 use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Work};
 use kvm_memslots_kit::host::{HostMemory, Pages, SMALL_PAGE};
+use kvm_memslots_kit::raw::set_slot;
 use kvm_memslots_kit::userfault::Userfault;
-
-/// vCPUs that take longer than this to get going never will.
-const START: Duration = Duration::from_secs(30);
 
 /// Slots of the guest's own: its code, and the memory that it sleeps in.
 pub(super) const OWN_SLOTS: std::ops::RangeInclusive<u16> = 507..=508;
@@ -24,6 +21,9 @@ const SLEEP_GPA: u64 = 0x60_0000_0000;
 
 /// How many pages it sleeps in, by turns.
 const SLEEP_PAGES: u64 = 2;
+
+/// What there is to say where blobs have no memory.
+pub(super) const BLOBS: &str = "the blobs' memory";
 
 /// What runs meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn start(vm: &VmFd, guest: Guest, busy: Busy) -> Result<Self, WindowsError> {
+    pub(super) fn start(vm: &VmFd, guest: Guest, busy: Busy) -> Result<Self> {
         let own = *OWN_SLOTS.end();
         let (count, work, memory) = match guest {
             Guest::Busy { vcpus } => (vcpus, busy.work(), None),
@@ -109,29 +109,23 @@ impl Running {
 }
 
 /// Memory in a slot, none of which was touched.
-fn sleeping_memory(vm: &VmFd) -> Result<Arc<HostMemory>, WindowsError> {
-    let memory = HostMemory::reserve(SLEEP_PAGES * SMALL_PAGE, Pages::Small)
-        .map_err(|errno| WindowsError::Blobs(errno.into()))?;
-    let region = kvm_userspace_memory_region {
-        slot: u32::from(*OWN_SLOTS.start()),
-        flags: 0,
-        guest_phys_addr: SLEEP_GPA,
-        memory_size: memory.size(),
-        userspace_addr: memory.hva(),
-    };
+fn sleeping_memory(vm: &VmFd) -> Result<Arc<HostMemory>> {
+    let memory = HostMemory::reserve(SLEEP_PAGES * SMALL_PAGE, Pages::Small).context(BLOBS)?;
+    let slot = u32::from(*OWN_SLOTS.start());
     // SAFETY: the memory outlives the vCPUs, and holds nothing.
-    unsafe { vm.set_user_memory_region(region) }
-        .map_err(GuestError::kvm("KVM_SET_USER_MEMORY_REGION for the memory to sleep in"))?;
+    unsafe { set_slot(vm, slot, SLEEP_GPA, memory.size(), memory.hva()) }
+        .context("KVM_SET_USER_MEMORY_REGION for the memory to sleep in")?;
     Ok(Arc::new(memory))
 }
 
 /// The vCPU sleeps at each page, and again at the next turn.
-fn sleep(memory: &Arc<HostMemory>, ms: u64) -> Result<Userfault, WindowsError> {
+fn sleep(memory: &Arc<HostMemory>, ms: u64) -> Result<Userfault> {
     let before = move |memory: &HostMemory, at: u64| {
         std::thread::sleep(Duration::from_millis(ms));
         let others = (0..SLEEP_PAGES).map(|page| page * SMALL_PAGE).filter(|page| *page != at);
         // That fails for no page that is mapped.
         others.for_each(|page| _ = memory.discard(page, SMALL_PAGE));
     };
-    Userfault::start(Arc::clone(memory), before).map_err(WindowsError::Userfault)
+    Userfault::start(Arc::clone(memory), before)
+        .map_err(|error| anyhow!("userfaultfd: {error}; --sleep 0 does without"))
 }

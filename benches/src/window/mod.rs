@@ -13,10 +13,10 @@ pub use ways::Way;
 use std::io;
 
 use clap::Args;
-use thiserror::Error;
+use kvm_memslots::window::{Window, WindowSpec};
+use kvm_memslots::{Changes, Span, Vm};
 
 use crate::rig::Busy;
-use kvm_memslots_kit::guest::GuestError;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
@@ -51,30 +51,10 @@ pub struct Windows {
     pub runs: u32,
 }
 
-/// Why there is no comparison.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum WindowsError {
-    /// No VM.
-    #[error("no VM: {0}")]
-    Vm(io::Error),
-    /// Host memory for the blobs.
-    #[error("the blobs' memory: {0}")]
-    Blobs(io::Error),
-    /// `userfaultfd` is not to be had.
-    #[error("userfaultfd: {0}; --sleep 0 does without")]
-    Userfault(io::Error),
-    /// The vCPUs.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// A call that was refused.
-    #[error("{way}, {what}: {error}")]
-    Call {
-        /// Which way.
-        way: Way,
-        /// What was being done.
-        what: &'static str,
-        /// Why not.
-        error: io::Error,
-    },
+/// A window there, mapped.
+pub(crate) fn map(vm: &Vm, span: Span) -> io::Result<Window> {
+    let window = Window::new(WindowSpec::new(span)).map_err(io::Error::other)?;
+    let mut changes = Changes::new();
+    changes.map(window.region());
+    vm.apply(changes).map(|_| window).map_err(io::Error::other)
 }

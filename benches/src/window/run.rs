@@ -3,11 +3,13 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result};
+
+use super::Windows;
 use super::blobs::Blobs;
-use super::guest::{Guest, Running};
+use super::guest::{BLOBS, Guest, Running};
 use super::ways::{Applied, Way};
-use super::{Windows, WindowsError};
-use crate::compare::{Lap, Row, Session, Shape, Taken, Watch, median, ways};
+use crate::compare::{Lap, Row, Session, Shape, Stop, Taken, Watch, median, ways};
 use crate::report::{Column, or_dash};
 use kvm_memslots_kit::machine::new_vm;
 use kvm_memslots_kit::pin::Pinned;
@@ -43,13 +45,13 @@ const COUNTED: u64 = 8;
 /// over its pairs, and so are calls and grace periods.
 ///
 /// # Errors
-/// [`WindowsError`].
-pub fn windows(args: &Windows, session: &mut Session<'_>) -> Result<(), WindowsError> {
+/// No VM, memory, userfaultfd or guest; else the way, what it did, and why it failed.
+pub fn windows(args: &Windows, session: &mut Session<'_>) -> Result<()> {
     let busy = args.vcpus.iter().map(|vcpus| Guest::Busy { vcpus: *vcpus });
     let sleeping = (args.sleep > 0).then_some(Guest::Sleeping { ms: args.sleep });
     for guest in busy.chain(sleeping) {
         for kib in &args.sizes {
-            let blobs = Blobs::new(kib << 10, args.live).map_err(WindowsError::Blobs)?;
+            let blobs = Blobs::new(kib << 10, args.live).context(BLOBS)?;
             let shape = Shape {
                 what: format!("blobs, vCPUs: {guest}"),
                 size: *kib,
@@ -60,12 +62,10 @@ pub fn windows(args: &Windows, session: &mut Session<'_>) -> Result<(), WindowsE
                     ("live", args.live.into()),
                 ],
             };
-            let mut rows =
-                session.rows(&[shape], &ways(&args.way), &[Way::Slots], |way, watch| {
-                    Ok(vec![run(args, guest, way, &blobs, watch)?])
-                })?;
-            rows.iter_mut().for_each(finish);
-            session.say(rows);
+            let run = |way: Way, watch: &mut Watch<'_>| {
+                run(args, guest, way, &blobs, watch).map(|taken| vec![taken]).map_err(Stop::Fail)
+            };
+            session.compare(&[shape], &ways(&args.way), &[Way::Slots], run, finish)?;
         }
     }
     Ok(())
@@ -92,21 +92,22 @@ fn run(
     way: Way,
     blobs: &Blobs,
     watch: &mut Watch<'_>,
-) -> Result<Taken, WindowsError> {
-    let refused = |what| move |error| WindowsError::Call { way, what, error };
-    let vm = new_vm().map_err(WindowsError::Vm)?;
-    let mut applied = Applied::new(&vm, way, blobs).map_err(refused("placing all"))?;
+) -> Result<Taken> {
+    let a_blob = || format!("{way}, a blob");
+    let vm = new_vm().context("no VM")?;
+    let applied = Applied::new(&vm, way, blobs);
+    let mut applied = applied.with_context(|| format!("{way}, placing all"))?;
     let running = Running::start(&vm, guest, args.busy)?;
     let mut pair = |blob| {
         let start = Instant::now();
         applied.remove(blob)?;
         applied.place(blob)?;
-        Ok(start.elapsed().as_nanos() as u64)
+        io::Result::Ok(start.elapsed().as_nanos() as u64)
     };
     if !watch.times() {
         let all = || (0..COUNTED).try_for_each(|blob| pair(blob % blobs.count).map(drop));
         let (done, lap) = watch.lap(all);
-        done.map_err(refused("a blob"))?;
+        done.with_context(a_blob)?;
         running.stop()?;
         // Of a pair.
         let counted = lap.counted.map(|counted| (counted + COUNTED / 2) / COUNTED);
@@ -128,7 +129,7 @@ fn run(
     };
     let (times, meanwhile): (io::Result<Vec<u64>>, f64) = running.paced(work);
     drop(pinned);
-    let times = times.map_err(refused("a blob"))?;
+    let times = times.with_context(a_blob)?;
     // Before the memory of the blobs goes, which the way still has in slots.
     running.stop()?;
     let lap = Lap::of_nanos(median(&times).unwrap_or(0));

@@ -6,15 +6,15 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use kvm_memslots::window::{Contents, Window, WindowSpec};
+use kvm_memslots::window::{Contents, Window};
 use kvm_memslots::{Access, Backing, Changes, HolePolicy, RegionId, RegionSpec, Vm, at, vm_fd};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::blobs::Blobs;
 use super::guest::OWN_SLOTS;
 use crate::way::shown_by_name;
+use kvm_memslots_kit::raw;
 
 /// Where the blobs are.
 const GPA: u64 = 0x20_0000_0000;
@@ -54,17 +54,14 @@ impl<'a> Applied<'a> {
             Way::Changes => Self::Changes(open()?, blobs, BTreeMap::new()),
             Way::Window => {
                 let vm = open()?;
-                let spec = WindowSpec::new(at(GPA, blobs.count * blobs.size));
-                let window = Window::new(spec).map_err(io::Error::other)?;
-                let mut changes = Changes::new();
-                changes.map(window.region());
-                vm.apply(changes).map_err(io::Error::other)?;
+                let window = super::map(&vm, at(GPA, blobs.count * blobs.size))?;
                 Self::Window { blobs, window, _vm: vm }
             }
             Way::Mmap => {
                 let reserved = Reserved::new(blobs.count * blobs.size)?;
                 let (size, hva) = (reserved.len.get() as u64, reserved.hva());
-                set_region(vm, 0, size, GPA, hva)?;
+                // SAFETY: what is reserved outlives the VM's vCPUs.
+                unsafe { raw::set_slot(vm, 0, GPA, size, hva) }?;
                 Self::Mmap(reserved, blobs)
             }
         };
@@ -126,19 +123,9 @@ fn set_slot(vm: &VmFd, blobs: &Blobs, blob: u64, size: u64) -> io::Result<()> {
     // Slots beyond the guest's own.
     let slot = u32::try_from(blob).map_err(io::Error::other)?;
     let slot = if slot < u32::from(*OWN_SLOTS.start()) { slot } else { slot + 2 };
-    set_region(vm, slot, size, GPA + blobs.offset(blob), blobs.hva(blob))
-}
-
-fn set_region(vm: &VmFd, slot: u32, memory_size: u64, gpa: u64, hva: u64) -> io::Result<()> {
-    let region = kvm_userspace_memory_region {
-        slot,
-        flags: 0,
-        guest_phys_addr: gpa,
-        memory_size,
-        userspace_addr: hva,
-    };
-    // SAFETY: the memory outlives the VM's vCPUs.
-    unsafe { vm.set_user_memory_region(region) }.map_err(io::Error::from)
+    // SAFETY: the blobs outlive the VM's vCPUs.
+    unsafe { raw::set_slot(vm, slot, GPA + blobs.offset(blob), size, blobs.hva(blob)) }?;
+    Ok(())
 }
 
 /// Host addresses that blobs are mapped to.

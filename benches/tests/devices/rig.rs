@@ -3,10 +3,10 @@
 use std::io;
 use std::time::Duration;
 
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::VmFd;
 use kvm_memslots::device::Msi;
 use kvm_memslots_kit::guest::interrupted::MSI_ADDRESS;
+use kvm_memslots_kit::machine::split_irqchip;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::common::{skip, vm_or_skip};
@@ -19,15 +19,7 @@ pub const OWN_SLOT: u16 = 500;
 /// A VM with local APICs in the kernel, or a line on stderr that says why not.
 pub fn split_vm(test: &str) -> Option<VmFd> {
     let vm = vm_or_skip(test)?;
-    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-    cap.args[0] = 24;
-    match vm.enable_cap(&cap) {
-        Ok(()) => Some(vm),
-        Err(error) => {
-            skip(test, format_args!("no interrupt controller in the kernel: {error}"));
-            None
-        }
-    }
+    split_irqchip(&vm).inspect_err(|error| skip(test, error)).ok().map(|()| vm)
 }
 
 /// A VM with all interrupt controllers in the kernel.

@@ -1,8 +1,10 @@
 //! Traces: what is read from logs, and what their replay does.
 #![allow(clippy::unwrap_used)]
 
+mod bursts;
 mod formats;
 mod import;
+mod lines;
 mod replay;
 
 use std::io::Cursor;

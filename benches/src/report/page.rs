@@ -1,7 +1,5 @@
 //! The frame of the page.
 
-use std::fmt::Write;
-
 /// Without colours that paper lacks; wide things scroll in their own box.
 const STYLE: &str = "\
 :root{color-scheme:light}\
@@ -28,22 +26,13 @@ dl{display:block}dd{margin-bottom:.3rem}}\
 .box{overflow:visible}}";
 
 /// Text as content or attribute.
-pub(in crate::report) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            other => escaped.push(other),
-        }
-    }
-    escaped
+pub(super) fn escape(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    text.replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// The whole page.
-pub(in crate::report) fn page(title: &str, body: &str) -> String {
+pub(super) fn page(title: &str, body: &str) -> String {
     let title = escape(title);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
@@ -53,23 +42,17 @@ pub(in crate::report) fn page(title: &str, body: &str) -> String {
 }
 
 /// A table in a box that scrolls, the first `words` columns left-aligned.
-pub(in crate::report) fn table(
-    header: &[&str],
-    rows: impl Iterator<Item = Vec<String>>,
-    words: usize,
-) -> String {
-    let class = |index: usize| if index < words { " class=\"words\"" } else { "" };
-    let mut text = "<div class=\"box\"><table>\n<thead><tr>".to_owned();
-    for (index, name) in header.iter().enumerate() {
-        let _ = write!(text, "<th{}>{}</th>", class(index), escape(name));
-    }
-    text += "</tr></thead>\n<tbody>\n";
-    for row in rows {
-        text += "<tr>";
-        for (index, cell) in row.iter().enumerate() {
-            let _ = write!(text, "<td{}>{}</td>", class(index), escape(cell));
-        }
-        text += "</tr>\n";
-    }
-    text + "</tbody></table></div>\n"
+pub(super) fn table(header: &[String], rows: &[Vec<String>], words: usize) -> String {
+    let row = |row: &[String], tag: &str| {
+        let cell = |(index, cell): (usize, &String)| {
+            let class = if index < words { " class=\"words\"" } else { "" };
+            format!("<{tag}{class}>{}</{tag}>", escape(cell))
+        };
+        format!("<tr>{}</tr>", row.iter().enumerate().map(cell).collect::<String>())
+    };
+    let rows: String = rows.iter().map(|cells| row(cells, "td") + "\n").collect();
+    let head = row(header, "th");
+    format!(
+        "<div class=\"box\"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+    )
 }

@@ -1,15 +1,10 @@
 //! A page that says it all: no network, no scripts, one file.
 
-mod chart;
-mod page;
-
-use std::fmt::Write;
-
+use super::chart;
+use super::document::{self, Part};
 use super::{Column, human, or_dash};
 use crate::compare::Row;
-pub(super) use chart::percentiles as runs;
 use kvm_memslots_kit::machine::Machine;
-pub(super) use page::{escape, page, table as table_of};
 
 /// What a page is about.
 #[derive(Debug)]
@@ -34,25 +29,22 @@ impl Report<'_> {
     /// The page.
     #[must_use]
     pub fn page(&self) -> String {
-        let mut body = format!("<h1>{}</h1>\n<p>{}</p>\n", escape(self.title), self.where_());
-        let _ = writeln!(body, "<p>Asked for: <code>{}</code></p>", escape(self.command));
+        let mut parts = vec![
+            Part::Said(self.where_()),
+            Part::Said(format!("Asked for: `{}`", self.command.replace('`', "'"))),
+        ];
         if let Some(changes) = self.changes {
-            body += "<h2>What changed since the baseline</h2>\n<ul>\n";
-            for change in changes {
-                let _ = writeln!(body, "<li>{}</li>", escape(change));
-            }
-            body += "</ul>\n";
+            parts.push(Part::Head("What changed since the baseline".to_owned()));
+            parts.push(Part::List(changes.to_vec()));
         }
         for (title, charts) in chart::over_sizes(self.rows, !self.model) {
-            let _ = writeln!(body, "<section>\n<h2>{}</h2>\n{charts}</section>", escape(&title));
+            parts.extend([Part::Head(title), Part::Charts(charts)]);
         }
         for rows in self.rows.chunk_by(|a, b| a.comparison() == b.comparison()) {
-            let _ = write!(body, "<section>\n<h2>{}</h2>\n", escape(&rows[0].title()));
-            for sentence in sentences(rows, !self.model) {
-                let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
-            }
+            parts.push(Part::Head(rows[0].title()));
+            parts.extend(sentences(rows, !self.model).into_iter().map(Part::Said));
             let columns = self.columns(rows);
-            let header: Vec<&str> = columns.iter().map(|column| column.head()).collect();
+            let header = columns.iter().map(|column| column.head().to_owned()).collect();
             let cells = |row: &Row| {
                 let cell = |column: &Column| match (column, &row.skipped) {
                     // Why is said above.
@@ -61,13 +53,12 @@ impl Report<'_> {
                 };
                 columns.iter().map(cell).collect()
             };
-            body += &table_of(&header, rows.iter().map(cells), 1);
+            parts.push(Part::Table(header, rows.iter().map(cells).collect(), 1));
             if !self.model {
-                body += &runs(rows);
+                parts.push(Part::Runs(rows.to_vec()));
             }
-            body += "</section>\n";
         }
-        page(self.title, &body)
+        document::html(self.title, &parts)
     }
 
     /// What the table of a comparison shows. What matters most comes first: a narrow
@@ -96,20 +87,16 @@ impl Report<'_> {
 
     fn where_(&self) -> String {
         let Machine { kernel, arch, cpus, .. } = self.machine;
-        let place = match self.machine.virtual_machine {
-            Some(true) => ", itself a VM",
-            Some(false) => ", bare metal",
-            None => "",
-        };
+        let place = self.machine.place();
         let hz = self.machine.hz.map_or_else(String::new, |hz| format!(", HZ {hz}"));
         let preemption = (self.machine.preemption.as_ref())
             .map_or_else(String::new, |model| format!(", preemption {model}"));
         let kvm = match (&self.machine.kvm, self.model) {
             (_, true) => {
-                return escape(&format!(
+                return format!(
                     "Counted on Linux {kernel}, {arch}. The changes were made on the model of KVM: \
-                 counts hold, and times, which mean nothing, are left out."
-                ));
+                     counts hold, and times, which mean nothing, are left out."
+                );
             }
             (Ok(offer), _) => {
                 let flavour = offer.flavour.unwrap_or("not known by name");
@@ -125,11 +112,11 @@ impl Report<'_> {
         } else {
             ""
         };
-        escape(&format!(
+        format!(
             "Measured on Linux {kernel}, {arch}, {cpus} CPUs{place}{hz}{preemption}. {kvm} A time \
              is the median of its runs; two are called different only where their spreads, in \
              which each median lies with 95 %, do not overlap.{about}"
-        ))
+        )
     }
 }
 

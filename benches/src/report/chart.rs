@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
+use super::human;
 use super::page::escape;
+use super::plot::colour;
 use crate::compare::{Row, median};
-use crate::report::colours::colour;
-use crate::report::human;
 
 /// Pixels.
 const WIDTH: u32 = 360;
@@ -138,79 +139,34 @@ fn draw_lines(
     unit: &str,
     time: bool,
 ) -> Drawn {
-    let points = || series.iter().flat_map(|(_, points)| points.iter());
-    let least = |values: &mut dyn Iterator<Item = u64>| values.min().unwrap_or(1) as f64;
-    let most = |values: &mut dyn Iterator<Item = u64>| values.max().unwrap_or(1) as f64;
-    let (from, to) =
-        (least(&mut points().map(|at| *at.0)) / 1.1, most(&mut points().map(|at| *at.0)) * 1.1);
-    let (low, high) =
-        (least(&mut points().map(|at| *at.1)) / 1.5, most(&mut points().map(|at| *at.1)) * 1.5);
-    let sizes = (from..to).log_scale().with_key_points(ticks(from, to));
-    let values = (low..high).log_scale().with_key_points(ticks(low, high));
-    let mut chart = around(area).build_cartesian_2d(sizes, values)?;
-    chart
-        .configure_mesh()
-        .x_desc(unit)
-        .label_style(LABELS)
-        .axis_desc_style(LABELS)
-        .x_labels(4)
-        .y_labels(4)
-        .light_line_style(TRANSPARENT)
-        .x_label_formatter(&|size| format!("{size:.0}"))
-        .y_label_formatter(&|value| {
-            if time { time_label(*value) } else { format!("{value:.0}") }
-        })
-        .draw()?;
-    for (index, (_, points)) in series.iter().enumerate() {
-        let points: Vec<_> = points.iter().map(|at| (*at.0 as f64, *at.1 as f64)).collect();
-        // A line that another lies upon is seen on both sides of it.
-        let above = (series.len() - 1 - index).min(4) as u32;
-        let line = colour(index).stroke_width(2 + 3 * above);
-        chart.draw_series(LineSeries::new(points.clone(), line))?;
-        let size = 3 + 2 * above;
-        let dots = points.into_iter().map(|at| Circle::new(at, size, colour(index).filled()));
-        chart.draw_series(dots)?;
-    }
-    area.present()?;
-    Ok(())
+    let points = |points: &BTreeMap<u64, u64>| -> Vec<_> {
+        points.iter().map(|(size, value)| (*size as f64, *value as f64)).collect()
+    };
+    let all: Vec<_> = series.iter().map(|(_, of)| points(of)).collect();
+    let sizes = log_axis(all.iter().flatten().map(|at| at.0), 1.1);
+    let values = log_axis(all.iter().flatten().map(|at| at.1), 1.5);
+    let show = |value: f64| if time { time_label(value) } else { format!("{value:.0}") };
+    // A line that another lies upon is seen on both sides of it.
+    let above = |index: usize| (all.len() - 1 - index).min(4) as u32;
+    let style = |index| (2 + 3 * above(index), 3 + 2 * above(index));
+    draw(area, (sizes, unit, 4), (values, &show), &all, &style)
 }
 
 /// All runs of a comparison as percentiles: for each way a line from its fastest
 /// run to its slowest, a dot for each run.
-pub(in crate::report) fn percentiles(rows: &[Row]) -> String {
+pub(super) fn percentiles(rows: &[Row]) -> String {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.walls_ns.len() > 1).collect();
     if rows.is_empty() {
         return String::new();
     }
     let names: Vec<&str> = rows.iter().map(|row| row.way.as_str()).collect();
-    let series: Vec<Vec<(f64, f64)>> = rows.iter().map(|row| by_percent(&row.walls_ns)).collect();
+    let series: Vec<_> = rows.iter().map(|row| by_percent(&row.walls_ns)).collect();
     let caption = "Runs from the fastest to the slowest, by percent; each dot is a run";
+    // Of many, neighbours would be one blot.
+    let style = |index: usize| (2, if series[index].len() > 40 { 0 } else { 3 });
     figure(caption, &names, HEIGHT, |area| {
-        let walls = || series.iter().flatten().map(|(_, wall)| *wall);
-        let least = walls().fold(f64::INFINITY, f64::min) / 1.2;
-        let most = walls().fold(1.0, f64::max) * 1.2;
-        let axis = (least..most).log_scale().with_key_points(ticks(least, most));
-        let mut chart = around(area).build_cartesian_2d(0.0..100.0, axis)?;
-        chart
-            .configure_mesh()
-            .x_desc("% of runs")
-            .label_style(LABELS)
-            .axis_desc_style(LABELS)
-            .x_labels(5)
-            .y_labels(4)
-            .light_line_style(TRANSPARENT)
-            .x_label_formatter(&|percent| format!("{percent:.0}"))
-            .y_label_formatter(&|ns| time_label(*ns))
-            .draw()?;
-        for (index, points) in series.into_iter().enumerate() {
-            // Of many, neighbours would be one blot.
-            let size = if points.len() > 40 { 0 } else { 3 };
-            chart.draw_series(LineSeries::new(points.clone(), colour(index).stroke_width(2)))?;
-            let dot = |at| Circle::new(at, size, colour(index).filled());
-            chart.draw_series(points.into_iter().map(dot))?;
-        }
-        area.present()?;
-        Ok(())
+        let walls = log_axis(series.iter().flatten().map(|at| at.1), 1.2);
+        draw(area, (0.0..100.0, "% of runs", 5), (walls, &time_label), &series, &style)
     })
 }
 
@@ -223,11 +179,50 @@ fn by_percent(samples: &[u64]) -> Vec<(f64, f64)> {
     sorted.into_iter().enumerate().map(at).collect()
 }
 
-/// Room for what is written at the axes.
-fn around<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+/// From a bit below all values, each at least 1, to a bit above them.
+fn log_axis(
+    values: impl Iterator<Item = f64>,
+    room: f64,
+) -> impl AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>> {
+    let (least, most) = values.fold((f64::INFINITY, 1.0_f64), |(a, b), v| (a.min(v), b.max(v)));
+    let (from, to) = (least.min(most) / room, most * room);
+    (from..to).log_scale().with_key_points(ticks(from, to))
+}
+
+/// Lines with dots; of each way its `style` says how thick its line and its dots are.
+fn draw<X, Y>(
+    area: &Area<'_>,
+    (x, what, x_labels): (X, &str, usize),
+    (y, show): (Y, &dyn Fn(f64) -> String),
+    series: &[Vec<(f64, f64)>],
+    style: &dyn Fn(usize) -> (u32, u32),
+) -> Drawn
+where
+    X: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+    Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+{
     let mut chart = ChartBuilder::on(area);
     chart.margin(8).margin_right(16).x_label_area_size(36).y_label_area_size(64);
+    let mut chart = chart.build_cartesian_2d(x, y)?;
     chart
+        .configure_mesh()
+        .x_desc(what)
+        .label_style(LABELS)
+        .axis_desc_style(LABELS)
+        .x_labels(x_labels)
+        .y_labels(4)
+        .light_line_style(TRANSPARENT)
+        .x_label_formatter(&|at| format!("{at:.0}"))
+        .y_label_formatter(&|at| show(*at))
+        .draw()?;
+    for (index, points) in series.iter().enumerate() {
+        let (line, dot) = style(index);
+        chart.draw_series(LineSeries::new(points.clone(), colour(index).stroke_width(line)))?;
+        let dot = |at: &(f64, f64)| Circle::new(*at, dot, colour(index).filled());
+        chart.draw_series(points.iter().map(dot))?;
+    }
+    area.present()?;
+    Ok(())
 }
 
 #[cfg(test)]

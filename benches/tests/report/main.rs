@@ -1,6 +1,9 @@
 //! The page of `--html`, and what `--baseline` says.
 #![allow(clippy::unwrap_used)]
 
+mod engine;
+mod words;
+
 use std::process::Command;
 
 use kvm_memslots_bench::compare::Row;
