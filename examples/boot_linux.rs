@@ -1,12 +1,12 @@
 //! A small VMM that boots Linux: `boot-linux KERNEL [INITRD [WORD...]]`. The kernel
 //! is a bzImage or a vmlinux; an initrd called `-` is a program that says hello and
-//! asks for a restart; words go to the kernel's command line.
+//! switches the power off; words go to the kernel's command line.
 //!
 //! What to look at: the order of its start. Memory is there before anything leaves a
 //! grace period in flight, its interrupt controllers come next, then its devices as
 //! one set of changes, then the vCPU. A timeline on stderr says what each step took
 //! and what its calls waited for; stdout is the guest's console. It ends when the
-//! guest asks for a reset, as `reboot=k` has it do.
+//! guest switches its power off, or asks for a reset, as `reboot=k` has it do.
 
 #[cfg(not(target_arch = "x86_64"))]
 fn main() {
@@ -30,6 +30,7 @@ mod x86 {
     use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
     use kvm_memslots::device::{Device, Route};
     use kvm_memslots::{Changes, RegionSpec, Vm, vm_fd};
+    use kvm_memslots_examples::power::{self, Power};
     use kvm_memslots_examples::{Result, eventfd, has_kvm, initrd, linux, long_mode, memory};
     use vm_superio::{Serial, Trigger};
 
@@ -64,16 +65,26 @@ mod x86 {
         }
     }
 
-    /// Runs the guest until it asks for a reset; how many exits that took.
+    /// Runs the guest to its end: which, and how many exits that took.
     fn run(
         vcpu: &mut VcpuFd,
         serial: &mut Serial<Line, vm_superio::serial::NoEvents, Stdout>,
         time: Timeline,
-    ) -> Result<u64> {
-        let mut first = true;
+    ) -> Result<(&'static str, u64)> {
+        let (mut first, mut power) = (true, Power::default());
         for exits in 1.. {
             match vcpu.run() {
-                Ok(VcpuExit::IoOut(KEYBOARD, &[RESET])) => return Ok(exits),
+                Ok(VcpuExit::IoOut(KEYBOARD, &[RESET])) => {
+                    return Ok(("asked for a reset", exits));
+                }
+                Ok(VcpuExit::IoOut(port, data)) if Power::PORTS.contains(&port) => {
+                    if power.write(port, data) {
+                        return Ok(("switched its power off", exits));
+                    }
+                }
+                Ok(VcpuExit::IoIn(port, data)) if Power::PORTS.contains(&port) => {
+                    power.read(port, data);
+                }
                 Ok(VcpuExit::IoOut(port, &[byte])) if SERIAL.contains(&port) => {
                     if port == *SERIAL.start() && std::mem::take(&mut first) {
                         time.say("the guest's first byte on the console");
@@ -134,7 +145,8 @@ mod x86 {
 
         let ram = memory(0, RAM)?;
         let entry = linux::load(&ram, &mut File::open(kernel)?, &initrd, &line)?;
-        time.say("kernel and initrd in memory");
+        power::describe(&ram)?;
+        time.say("kernel, initrd and tables in memory");
         let spec = RegionSpec::vm_memory(&ram).ok_or("memory without a host address")?;
         let mut changes = Changes::new();
         changes.map(spec.permanent().label("RAM"));
@@ -163,8 +175,8 @@ mod x86 {
         // SAFETY: takes a number.
         unsafe { libc::alarm(PATIENCE) };
         let mut serial = Serial::new(Line(line), std::io::stdout());
-        let exits = run(&mut vcpu, &mut serial, time)?;
-        time.say(&format!("the guest asked for a reset, after {exits} exits"));
+        let (end, exits) = run(&mut vcpu, &mut serial, time)?;
+        time.say(&format!("the guest {end}, after {exits} exits"));
         Ok(())
     }
 }

@@ -13,6 +13,8 @@ mod initrd;
 pub mod linux;
 #[cfg(target_arch = "x86_64")]
 mod long_mode;
+#[cfg(target_arch = "x86_64")]
+pub mod power;
 mod running;
 
 #[cfg(target_arch = "x86_64")]

@@ -13,6 +13,25 @@ fn run(program: &str) -> Option<String> {
     (!said.contains("SKIPPED")).then_some(said)
 }
 
+/// As the README says: a file each, short, and one of these tests.
+#[test]
+fn examples_are_short_and_run() {
+    let dir = env!("CARGO_MANIFEST_DIR");
+    let read = |name: &str| std::fs::read_to_string(format!("{dir}/{name}")).unwrap();
+    let (readme, tests) = (read("README.md"), read("tests/run.rs"));
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut seen = 0;
+    for name in names.map(|name| name.into_string().unwrap()) {
+        let Some(example) = name.strip_suffix(".rs") else { continue };
+        let lines = read(&name).lines().count();
+        assert!(lines < 200, "{name} has {lines} lines");
+        assert!(readme.contains(&format!("]({name}) |")), "the README has no {name}");
+        assert!(tests.contains(&format!("fn {example}() {{")), "no test runs {name}");
+        seen += 1;
+    }
+    assert!(seen >= 8, "{seen}");
+}
+
 #[test]
 fn memory_manager() {
     let Some(said) = run(env!("CARGO_BIN_EXE_memory-manager")) else { return };

@@ -7,6 +7,6 @@ sed 's/^/| /' console timeline
 grep -q "hello from user space" console &&
 	grep -q "first byte on the console" timeline &&
 	grep -q "set up: .* calls of the library's" timeline &&
-	grep -q "the guest asked for a reset" timeline && exit $status
+	grep -q "the guest switched its power off" timeline && exit $status
 echo "Linux has not come to its end: status $status"
 exit 1
