@@ -229,10 +229,13 @@ impl Vm {
                 }
                 let region = match other {
                     Some(index) => Some(tables.regions.described(index)),
-                    None => draft
-                        .overlapping(*as_id, *hole)
-                        .next()
-                        .map(|(edit, record)| record.described(edit.id)),
+                    None => {
+                        let named = draft.overlapping(*as_id, *hole).next();
+                        let named = named.map(|(edit, record)| record.described(edit.id));
+                        // Or a part of what one was split from.
+                        let part = || tables.regions.overlapping(*as_id, *hole).next();
+                        named.or_else(|| part().map(|index| tables.regions.described(index)))
+                    }
                 };
                 let (range, count) = (*hole, plan.holes.len());
                 let hole = Error::from(ErrorKind::Hole { range, count, named });

@@ -147,6 +147,43 @@ fn the_first_region_beyond_the_guests_addresses_is_named() {
     assert!(error.to_string().contains("guest physical address bits"), "{error}");
 }
 
+/// What stays of a region that was split is in the way of what goes.
+#[test]
+fn a_hole_names_the_part_that_stays() {
+    let model = MemoryModel::new(Limits::x86());
+    let (vm, _) = on_model(Vm::builder().holes(HolePolicy::Refuse), model);
+    let [low] = map_all(&vm, [ram(0, 4).label("RAM")]);
+    let mut c = Changes::new();
+    let high = c.split(low, 2 * PAGE);
+    vm.apply(c).unwrap();
+    let error = vm.apply(changes(|c| c.unmap(high))).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Hole { .. }), "{error}");
+    assert_eq!(error.region().map(|region| region.id), Some(low), "{error}");
+}
+
+/// `EINVAL` has many reasons: what is said fits what was asked.
+#[test]
+fn an_address_and_a_guest_memfd_are_named_as_reasons() {
+    let config = ModelConfig::new(Limits::x86().with_guest_memfd()).guest_physical_bits(24);
+    let (vm, model) = on_model(Vm::builder(), MemoryModel::with_config(config));
+    model.add_guest_memfd(7, 4 * PAGE);
+    let [id] = map_all(&vm, [ram(0, 1)]);
+    let private = |page: u64, offset: u64| {
+        let backing = memory(HVA + page * PAGE, PAGE).with_guest_memfd(7, offset * PAGE);
+        changes(|c| _ = c.map(RegionSpec::ram(at(page * PAGE, PAGE), backing)))
+    };
+    vm.apply(private(4, 0)).unwrap();
+    for (set, says) in [
+        (changes(|c| c.move_to(id, 1 << 24)), "guest physical address bits"),
+        (private(8, 4), "ends before"),
+        (private(8, 0), "has this part in a slot already"),
+    ] {
+        let error = vm.apply(set).unwrap_err();
+        assert_eq!(error.errno(), Errno::EINVAL, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
 /// Asking must not make matters worse: a question that can't be taken back is
 /// settled with the next set of changes.
 #[test]

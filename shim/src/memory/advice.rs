@@ -17,11 +17,19 @@ pub const fn change(op: Option<&Op>, errno: Errno) -> &'static str {
         (Errno::EINVAL, Some(Op::Delete(_))) => {
             " (KVM has no such slot: deleted behind this library's back?)"
         }
+        (Errno::EINVAL, Some(Op::Create(slot))) if slot.mapping.guest_memfd().is_some() => {
+            " (the guest_memfd is none, is another VM's, ends before, or has this part in a slot \
+             already; or an address beyond what this VM can have)"
+        }
         (Errno::EINVAL, Some(Op::Create(_))) => {
             " (an address beyond what this VM can have (guest physical address bits, user addresses), \
              a size or flags that it does not allow, or the id is in use behind this library's back)"
         }
-        (Errno::EINVAL, Some(Op::Move { .. } | Op::SetFlags { .. })) => {
+        (Errno::EINVAL, Some(Op::Move { .. })) => {
+            " (an address beyond what this VM can have (guest physical address bits), or KVM's slot \
+             is not this one: changed behind this library's back?)"
+        }
+        (Errno::EINVAL, Some(Op::SetFlags { .. })) => {
             " (KVM's slot is not this one: changed behind this library's back?)"
         }
         (Errno::ENOMEM, _) => " (out of kernel memory, or over the cgroup's limit)",
