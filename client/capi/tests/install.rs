@@ -94,10 +94,7 @@ const STATIC: [&str; 3] = ["--static", "--cflags", "--libs"];
 /// The examples, and what they say.
 #[cfg(target_arch = "x86_64")]
 const EXAMPLES: [(&str, &[&str]); 5] = [
-    (
-        "examples/boot_64.c",
-        &["memory: 2 slots", "copied above 4 GiB: the same", "given back: 2"],
-    ),
+    ("examples/boot_64.c", &["memory: 2 slots", "copied above 4 GiB: the same", "given back: 2"]),
     (
         "examples/vmm.c",
         &[
