@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::os::fd::AsRawFd;
 
 use kvm_memslots_shim::Range;
 
@@ -11,7 +10,7 @@ use super::id::FunctionId;
 use super::registers::Registers;
 use super::spec::Window;
 use crate::Span;
-use crate::device::{Bus, Ioeventfd};
+use crate::device::Ioeventfd;
 
 /// What a BAR is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,13 +51,7 @@ pub(super) fn places<'s>(
             Some(((id, bar, Item::Window(n)), range, Place::Window(window)))
         });
         let bells = spec.bells.iter().enumerate().filter_map(move |(n, bell)| {
-            let ioeventfd = Ioeventfd {
-                bus: Bus::Mmio,
-                addr: base.checked_add(bell.offset)?,
-                len: bell.len,
-                datamatch: bell.value,
-                fd: bell.event.as_raw_fd(),
-            };
+            let ioeventfd = bell.at(base)?;
             let range = bell_range(ioeventfd.addr, ioeventfd.len)?;
             Some(((id, bar, Item::Doorbell(n)), range, Place::Doorbell(n, ioeventfd)))
         });

@@ -7,7 +7,7 @@ use kvm_memslots_shim::Range;
 use super::bells::bell_range;
 use super::claims::Claims;
 use super::error::PciError;
-use crate::event::Event;
+use crate::device::{Bus, Event, Ioeventfd};
 use crate::region::{RegionSpec, Span};
 
 /// BARs of an ordinary function, and of a bridge.
@@ -35,6 +35,19 @@ pub(super) struct Bell {
     pub(super) len: u32,
     pub(super) value: Option<u64>,
     pub(super) event: Event,
+}
+
+impl Bell {
+    /// Of a BAR at `base`; `None` if it would wrap.
+    pub(super) fn at(&self, base: u64) -> Option<Ioeventfd> {
+        Some(Ioeventfd {
+            bus: Bus::Mmio,
+            addr: base.checked_add(self.offset)?,
+            len: self.len,
+            datamatch: self.value,
+            fd: self.event.as_raw_fd(),
+        })
+    }
 }
 
 /// A BAR.
@@ -201,23 +214,18 @@ impl BarSpec {
 
     /// Whether each doorbell, which lies in the BAR, is for writes of its own.
     fn check_bells(&self) -> Result<(), PciError> {
-        let mut bells: Vec<(u64, u32, Option<u64>)> =
-            self.bells.iter().map(|bell| (bell.offset, bell.len, bell.value)).collect();
+        let mut bells: Vec<Ioeventfd> = self.bells.iter().filter_map(|bell| bell.at(0)).collect();
         // Of those at one offset those of any length, then those of any value, come
         // first: neighbours tell.
         bells.sort_unstable();
         let mut claims = Claims::default();
-        let mut last = None;
+        let mut last: Option<Ioeventfd> = None;
         for bell in bells {
-            let (offset, len, value) = bell;
-            let both = last.is_some_and(|(at, length, own): (u64, u32, Option<u64>)| {
-                at == offset && (length == 0 || length == len && (own.is_none() || own == value))
-            });
-            let free = bell_range(offset, len).is_some_and(|at| claims.claim(at, Some(())));
-            if both || !free {
-                return Err(PciError::DoorbellsOverlap { offset });
+            let both = last.replace(bell).is_some_and(|last| last.collides_with(&bell));
+            let range = bell_range(bell.addr, bell.len);
+            if both || !range.is_some_and(|range| claims.claim(range, Some(()))) {
+                return Err(PciError::DoorbellsOverlap { offset: bell.addr });
             }
-            last = Some(bell);
         }
         Ok(())
     }
