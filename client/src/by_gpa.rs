@@ -44,14 +44,19 @@ impl<V> ByGpa<V> {
 
     /// The chunk that has `gpa`, or would have it.
     fn chunk_of(&self, gpa: u64) -> usize {
+        // What comes and goes is mostly above what stays.
+        if self.firsts.last().is_some_and(|first| *first <= gpa) {
+            return self.firsts.len() - 1;
+        }
         self.firsts.partition_point(|first| *first <= gpa).saturating_sub(1)
     }
 
     /// Where `gpa` is, or in `Err` where it would be.
     fn find(&self, gpa: u64) -> (usize, Result<usize, usize>) {
         let at = self.chunk_of(gpa);
-        let found = self.chunks.get(at).map_or(Err(0), |chunk| chunk.keys.binary_search(&gpa));
-        (at, found)
+        let Some(Chunk { keys, .. }) = self.chunks.get(at) else { return (at, Err(0)) };
+        let above = keys.last().is_some_and(|last| *last < gpa);
+        (at, if above { Err(keys.len()) } else { keys.binary_search(&gpa) })
     }
 
     pub(crate) fn get(&self, gpa: u64) -> Option<&V> {

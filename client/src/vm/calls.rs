@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvm_memslots_shim::events;
 use kvm_memslots_shim::memory::{self, Done, Op, Plan, SavedDirty};
-use kvm_memslots_shim::{Errno, Kind, Mapping, Range, Slot};
+use kvm_memslots_shim::{Errno, Kind, Mapping, MemFlags, Range, Slot};
 
 use super::events::Devices;
 use super::prepare::{Prepared, Work};
@@ -296,9 +296,14 @@ impl Vm {
 }
 
 /// Whether KVM forgets what it has logged.
-fn loses_log(op: &Op) -> bool {
-    let is_logged = |slot: Option<Slot>| slot.is_some_and(|slot| slot.mapping.is_logged());
-    is_logged(op.before()) && !is_logged(op.after())
+pub(super) fn loses_log(op: &Op) -> bool {
+    match op {
+        Op::Delete(slot) => slot.mapping.is_logged(),
+        Op::SetFlags { from, flags } => {
+            from.mapping.is_logged() && !flags.contains(MemFlags::LOG_DIRTY_PAGES)
+        }
+        Op::Move { .. } | Op::Create(_) => false,
+    }
 }
 
 /// Regions of a change that failed go, but slots of theirs may be live.

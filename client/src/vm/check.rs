@@ -113,7 +113,8 @@ impl Checks<'_> {
             (Part::MemfdOffset, memfd_offset),
         ];
         for (part, value) in parts {
-            if value % page_size != 0 {
+            // A power of two.
+            if value & (page_size - 1) != 0 {
                 return Err(ErrorKind::Unaligned { part, value, page_size }.of(described()));
             }
             if part != Part::Size && value.checked_add(size).is_none() {

@@ -1,13 +1,16 @@
 //! Applying a set of changes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_memslots_shim::events::Part;
+use kvm_memslots_shim::memory::Done;
 use kvm_memslots_shim::{events, memory};
 
 use super::calls::Made;
 use super::draft::Edit;
 use super::events::Attached;
+use super::order::Early;
 use super::prepare::{Before, Prepared, Promotion};
 use super::record::{Extra, Record};
 use super::regions::Regions;
@@ -18,32 +21,47 @@ use crate::device::Event;
 use crate::error::{Error, ErrorKind};
 use crate::{Changes, Preview, Region, Report};
 
-/// What a change leaves behind that may run somebody's code when it is dropped:
-/// dropped when no lock is held.
-#[derive(Default)]
+/// What a change leaves behind that may run somebody's code, when it is dropped or
+/// said: when no lock is held.
 struct Garbage {
-    /// All that the short way leaves.
-    extras: Vec<Arc<Extra>>,
-    long: Option<Box<(Prepared, Left)>>,
+    /// The short way has none.
+    prepared: Option<Box<Prepared>>,
+    left: Left,
 }
 
 impl Garbage {
-    fn drop_all(self, panics: &mut Panics) {
-        panics.drop_all(self.extras);
-        let Some((prepared, left)) = self.long.map(|long| *long) else { return };
-        panics.drop_all(left.edits.into_iter().filter_map(Edit::into_extra).collect());
+    fn new(report: Report) -> Self {
+        let (edits, extras, early) = (Vec::new(), Vec::new(), None);
+        let (memory, devices, events) = (Vec::new(), Vec::new(), Vec::new());
+        let left = Left { report, edits, extras, early, memory, devices, events };
+        Self { prepared: None, left }
+    }
+
+    /// All but the report.
+    fn drop_all(self, panics: &mut Panics) -> Report {
+        let Self { prepared, left } = self;
         panics.drop_all(left.extras);
-        panics.drop_all(left.memory);
-        panics.drop_all(left.devices);
-        panics.drop_all(left.events);
-        panics.drop_all(prepared.edits.into_iter().filter_map(Edit::into_extra).collect());
+        if let Some(early) = left.early {
+            panics.catch(|| early.warn());
+        }
+        // The short way leaves nothing else.
+        if let Some(prepared) = prepared {
+            panics.drop_all(left.edits.into_iter().filter_map(Edit::into_extra).collect());
+            panics.drop_all(left.memory);
+            panics.drop_all(left.devices);
+            panics.drop_all(left.events);
+            panics.drop_all(prepared.edits.into_iter().filter_map(Edit::into_extra).collect());
+        }
+        left.report
     }
 }
 
-#[derive(Default)]
-struct Left {
+pub(super) struct Left {
+    /// Large: it stays where it is.
+    pub(super) report: Report,
     edits: Vec<Edit>,
-    extras: Vec<Arc<Extra>>,
+    pub(super) extras: Vec<Arc<Extra>>,
+    pub(super) early: Option<Early>,
     memory: Vec<Arc<dyn HostMemory>>,
     devices: Vec<Attached>,
     events: Vec<Event>,
@@ -82,23 +100,18 @@ impl Vm {
         promote: impl FnOnce(&Commit, &mut Changes) -> Promotion,
     ) -> Result<Report, Error> {
         let mut panics = Panics::default();
-        let mut garbage = Garbage::default();
-        let mut early = None;
+        let mut garbage = Garbage::new(self.report());
         let result = match self.enter() {
             Ok(mut committing) => {
                 let commit = &mut *committing.commit;
                 let promote = promote(commit, &mut changes);
-                let done = self.carry_out(commit, &changes, &promote, &mut garbage, &mut panics);
-                early = commit.order.take();
-                done
+                self.carry_out(commit, &changes, &promote, &mut garbage, &mut panics)
             }
             Err(error) => Err(error),
         };
-        if let Some(early) = early {
-            panics.catch(|| early.warn());
-        }
+        let report = &garbage.left.report;
         panics.catch(|| match &result {
-            Ok(report) => tracing::debug!(
+            Ok(()) => tracing::debug!(
                 ioctls = report.ioctls,
                 grace_periods = report.grace_periods,
                 event_calls = report.events.calls(),
@@ -112,11 +125,11 @@ impl Vm {
             Err(error) if matches!(error.kind(), ErrorKind::Forked) => {}
             Err(error) => tracing::warn!(%error, "not applied"),
         });
-        garbage.drop_all(&mut panics);
+        let report = garbage.drop_all(&mut panics);
         if changes.own_something() {
             panics.drop_all(changes.list);
         }
-        panics.resume_or(result)
+        panics.resume_or(result).map(|()| report)
     }
 
     /// What applying these changes now would cost. With the batch ioctl the
@@ -173,27 +186,29 @@ impl Vm {
         promote: &Promotion,
         garbage: &mut Garbage,
         panics: &mut Panics,
-    ) -> Result<Report, Error> {
+    ) -> Result<(), Error> {
         if let ([change], 0) = (&changes.list[..], promote.len()) {
-            if let Some(result) = self.apply_single(commit, change, &mut garbage.extras, panics) {
+            if let Some(result) = self.apply_single(commit, change, &mut garbage.left, panics) {
                 return result;
             }
         }
         self.find_out_unsure(commit);
         commit.placed.repair()?;
-        let done = self.prepare(commit, changes, promote).and_then(|prepared| {
-            let long = Box::new((prepared, Left::default()));
-            self.carry_out_prepared(commit, garbage.long.insert(long), panics)
-        });
+        let done = self
+            .prepare(commit, changes, promote)
+            .and_then(|prepared| self.carry_out_prepared(commit, prepared, garbage, panics));
         done.map_err(|error| name_device(error, changes))
     }
 
     fn carry_out_prepared(
         &self,
         commit: &mut Commit,
-        (prepared, left): &mut (Prepared, Left),
+        prepared: Prepared,
+        garbage: &mut Garbage,
         panics: &mut Panics,
-    ) -> Result<Report, Error> {
+    ) -> Result<(), Error> {
+        let Garbage { prepared: kept, left } = garbage;
+        let prepared = &mut **kept.insert(Box::new(prepared));
         self.ask_observers(prepared, panics)?;
         if let Some(gate) = &prepared.gate {
             panics.catch(|| gate.pause()).unwrap_or_else(panicked).map_err(ErrorKind::Gate)?;
@@ -218,7 +233,7 @@ impl Vm {
         }
         // Who had been told that they go is told that they are there.
         let there: &[Region] = match (&outcome, harvested) {
-            (Ok(_), _) => &prepared.coming,
+            (Ok(()), _) => &prepared.coming,
             (Err(_), true) => &prepared.going,
             (Err(_), false) => &[],
         };
@@ -252,7 +267,7 @@ impl Vm {
         prepared: &mut Prepared,
         left: &mut Left,
         panics: &mut Panics,
-    ) -> Result<Report, Error> {
+    ) -> Result<(), Error> {
         // Whoever reads a log of what changes has read it before, or waits until
         // the slots that it finds are those that there are.
         let mut dirty = prepared.touches_logs.then(|| self.dirty());
@@ -277,7 +292,7 @@ impl Vm {
             events.release(made.is_err());
         }
         let made = made?;
-        let mut report = self.settle(commit, prepared, &made, left);
+        self.settle(commit, prepared, &made, left);
         if let Some(dirty) = &mut dirty {
             if prepared.touches_deferrable {
                 self.publish_deferred(commit, dirty, &left.edits);
@@ -285,12 +300,12 @@ impl Vm {
             let mut moved = Vec::new();
             for (before, room) in prepared.logged.iter().zip(rooms) {
                 let Some(room) = room else {
-                    report.last_dirty_lost.extend(before.gone.clone());
+                    left.report.last_dirty_lost.extend(before.gone.clone());
                     continue;
                 };
                 let last = || self.take_last(dirty, before, room);
                 if let Some(region) = &before.gone {
-                    report.last_dirty.push((region.clone(), last()));
+                    left.report.last_dirty.push((region.clone(), last()));
                 } else if let Some(range) = before.moves_to {
                     let known = prepared.paused || before.with_log;
                     moved.push((before.as_id, range, known.then(last)));
@@ -303,45 +318,40 @@ impl Vm {
                 self.mark(dirty, as_id, range, pages.as_ref());
             }
         }
-        Ok(report)
+        Ok(())
     }
 
-    pub(super) fn report(&self, made: &Made, slots: usize) -> Report {
+    /// What nothing cost.
+    fn report(&self) -> Report {
         Report {
-            ioctls: made.memory.ioctls,
-            grace_periods: made.memory.grace_periods,
-            events: made.events,
+            ioctls: 0,
+            grace_periods: 0,
+            events: events::Cost::default(),
             regions_merged: 0,
             regions_cancelled: 0,
             regions_deferred: 0,
-            elapsed: made.memory.elapsed + made.events_elapsed,
+            elapsed: Duration::ZERO,
             executor: self.executor(),
             backend: self.memory.name(),
             vcpus_paused: false,
-            slots,
+            slots: 0,
             last_dirty: Vec::new(),
             last_dirty_lost: Vec::new(),
         }
     }
 
     /// Makes what was done what is seen.
-    fn settle(
-        &self,
-        commit: &mut Commit,
-        prepared: &mut Prepared,
-        made: &Made,
-        left: &mut Left,
-    ) -> Report {
+    fn settle(&self, commit: &mut Commit, prepared: &mut Prepared, made: &Made, left: &mut Left) {
         let edits = std::mem::take(&mut prepared.edits);
         let added = edits.iter().filter(|edit| edit.index.is_none());
         let waits = |edit: &&Edit| edit.now.as_ref().is_some_and(Record::waits);
-        let regions_deferred = added.filter(waits).count();
+        let report = &mut left.report;
+        report.regions_deferred = added.filter(waits).count();
         let mut guard = self.tables_mut();
         let tables = &mut *guard;
-        let mut merged = 0;
         for work in &prepared.works {
             let at = usize::from(work.as_id);
-            merged += work.plan.merged;
+            report.regions_merged += work.plan.merged;
             tables.slots[at].follow(&work.plan.ops);
             let space = &mut commit.spaces[at];
             space.follow(&work.plan.ops);
@@ -353,7 +363,7 @@ impl Vm {
         follow(&mut tables.regions, &edits, &mut left.extras);
         left.edits = edits;
         commit.placed.follow(&mut prepared.placed);
-        commit.order.memory(&made.memory);
+        left.early = commit.order.memory(&made.memory);
         if let Some(events) = &mut prepared.events {
             let came = &events.plan.ops[events.plan.gone..];
             let on_a_bus = |op: &events::Op| {
@@ -369,17 +379,23 @@ impl Vm {
             left.devices.append(&mut replaced.devices);
             left.events.append(&mut replaced.events);
         }
-        let slots = tables.slots.iter().map(SlotTable::len).sum();
         if commit.spaces.iter().all(|space| !space.unsettled) {
             left.memory.append(&mut commit.limbo);
         }
-        Report {
-            regions_merged: merged,
-            regions_cancelled: prepared.cancelled,
-            regions_deferred,
-            vcpus_paused: prepared.gate.is_some(),
-            ..self.report(made, slots)
-        }
+        report.slots = tables.slots.iter().map(SlotTable::len).sum();
+        report.regions_cancelled = prepared.cancelled;
+        report.vcpus_paused = prepared.gate.is_some();
+        report.note(&made.memory);
+        report.events = made.events;
+        report.elapsed += made.events_elapsed;
+    }
+}
+
+impl Report {
+    /// What calls of memory cost.
+    pub(super) const fn note(&mut self, done: &Done) {
+        (self.ioctls, self.grace_periods) = (done.ioctls, done.grace_periods);
+        self.elapsed = done.elapsed;
     }
 }
 

@@ -11,8 +11,10 @@ pub(super) const ALONE: u8 = 1;
 pub(super) const PERMANENT: u8 = 2;
 pub(super) const DEFERRABLE: u8 = 4;
 pub(super) const WAITS: u8 = 8;
+/// There is an [`Extra`](super::record::Extra) of it.
+pub(super) const EXTRA: u8 = 16;
 /// The entry is no region's.
-pub(super) const FREE: u8 = 16;
+pub(super) const FREE: u8 = 32;
 
 /// A region in 40 bytes.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +45,8 @@ impl Entry {
             bits: bit(record.alone, ALONE)
                 | bit(record.permanent, PERMANENT)
                 | bit(record.deferral != Deferral::Never, DEFERRABLE)
-                | bit(record.waits(), WAITS),
+                | bit(record.waits(), WAITS)
+                | bit(record.extra.is_some(), EXTRA),
         }
     }
 

@@ -69,24 +69,25 @@ pub(super) struct OrderCheck {
     irqchip: bool,
     /// When ioeventfds came, if no memory has changed since.
     ioeventfds: Option<Instant>,
-    found: Option<Early>,
 }
 
 impl OrderCheck {
     pub(super) const fn new(on: bool, irqchip: bool) -> Self {
-        Self { on, irqchip, ioeventfds: None, found: None }
+        Self { on, irqchip, ioeventfds: None }
     }
 
-    /// Memslots have changed.
-    pub(super) fn memory(&mut self, done: &Done) {
+    /// Memslots have changed: what is to be said about that, once.
+    pub(super) fn memory(&mut self, done: &Done) -> Option<Early> {
         // Mostly nothing came before, and nobody has to know what time it is.
         let waits = self.irqchip || self.ioeventfds.is_some();
         if self.on && waits && done.ioctls > 0 {
-            self.memory_at(done, Instant::now());
+            self.memory_at(done, Instant::now())
+        } else {
+            None
         }
     }
 
-    fn memory_at(&mut self, done: &Done, now: Instant) {
+    fn memory_at(&mut self, done: &Done, now: Instant) -> Option<Early> {
         let own = EACH.saturating_mul(u32::try_from(done.grace_periods).unwrap_or(u32::MAX));
         let started = now.checked_sub(done.elapsed).unwrap_or(now);
         let fresh = |at: Instant| started.saturating_duration_since(at) < IN_FLIGHT;
@@ -97,10 +98,9 @@ impl OrderCheck {
         };
         // Whatever was in flight is waited for.
         (self.irqchip, self.ioeventfds) = (false, None);
-        if done.elapsed >= SLOW + own {
-            self.found = call.map(|call| Early { call, took: done.elapsed });
-            self.on &= self.found.is_none();
-        }
+        let call = call.filter(|_| done.elapsed >= SLOW + own)?;
+        self.on = false;
+        Some(Early { call, took: done.elapsed })
     }
 
     /// Ioeventfds have come.
@@ -108,11 +108,6 @@ impl OrderCheck {
         if self.on {
             self.ioeventfds = Some(Instant::now());
         }
-    }
-
-    /// What was found out, once.
-    pub(super) fn take(&mut self) -> Option<Early> {
-        self.found.take()
     }
 }
 
@@ -130,8 +125,8 @@ mod tests {
     fn after(check: &mut OrderCheck, done: &Done, ioeventfds: Option<Duration>) -> Option<Call> {
         let came = Instant::now();
         check.ioeventfds = ioeventfds.map(|_| came);
-        check.memory_at(done, came + ioeventfds.unwrap_or_default() + done.elapsed);
-        check.take().map(|early| early.call)
+        let now = came + ioeventfds.unwrap_or_default() + done.elapsed;
+        check.memory_at(done, now).map(|early| early.call)
     }
 
     #[test]
@@ -174,7 +169,6 @@ mod tests {
     fn what_is_switched_off_sees_nothing() {
         let mut check = OrderCheck::new(false, true);
         check.ioeventfds();
-        check.memory(&calls(1, TICKS));
-        assert_eq!((check.take(), check.ioeventfds), (None, None));
+        assert_eq!((check.memory(&calls(1, TICKS)), check.ioeventfds), (None, None));
     }
 }

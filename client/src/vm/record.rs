@@ -132,6 +132,7 @@ impl Record {
     }
 
     /// The extra for this memory, or none where there is nothing to say.
+    #[inline]
     pub(crate) fn set_extra(&mut self, mut extra: Extra) {
         extra.memfd = self.mapping.guest_memfd();
         self.extra = extra.says_something(self.range().size()).then(|| Arc::new(extra));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvm_memslots_shim::memory::Extent;
 use kvm_memslots_shim::{Mapping, MemFlags, Range};
 
-use super::entry::{ALONE, ByHva, DEFERRABLE, Entry, FREE, PERMANENT, WAITS};
+use super::entry::{ALONE, ByHva, DEFERRABLE, EXTRA, Entry, FREE, PERMANENT, WAITS};
 use super::record::{Deferral, Extra, Record};
 use crate::by_gpa::ByGpa;
 use crate::by_id::ById;
@@ -67,7 +67,8 @@ impl Regions {
     }
 
     pub(crate) fn extra(&self, index: u32) -> Option<&Arc<Extra>> {
-        self.extras.get(&index)
+        // Mostly there is none, and nothing to look for.
+        if self.entry(index).has(EXTRA) { self.extras.get(&index) } else { None }
     }
 
     pub(crate) fn mapping(&self, index: u32) -> Mapping {
@@ -308,7 +309,7 @@ impl Regions {
 
     fn unindex(&mut self, index: u32) -> Option<Arc<Extra>> {
         let entry = *self.entry(index);
-        let extra = self.extras.remove(&index);
+        let extra = if entry.has(EXTRA) { self.extras.remove(&index) } else { None };
         if let Some(tag) = extra.as_ref().and_then(|extra| extra.tag) {
             self.tags.remove(&(tag, index));
         }

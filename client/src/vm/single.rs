@@ -2,20 +2,16 @@
 //! are. It is checked, and its call chosen, by what the long way has for that; all
 //! else of the long way is about what such a set has not.
 
-use std::sync::Arc;
-
 use kvm_memslots_shim::memory::{self, Op, Plan, Why};
 
-use super::calls::{Made, Undone, or_stuck};
+use super::calls::{Undone, loses_log, or_stuck};
 use super::check::Checks;
-use super::commit::follow;
+use super::commit::{Left, follow};
 use super::draft::Edit;
 use super::plan::{edit_space, one_call};
 use super::prepare::{Prepared, Work};
-use super::record::Extra;
 use super::regions::Regions;
 use super::{Commit, Panics, SlotTable, Vm};
-use crate::Report;
 use crate::changes::Change;
 use crate::error::Error;
 
@@ -47,13 +43,25 @@ impl Vm {
         &self,
         commit: &mut Commit,
         change: &Change,
-        extras: &mut Vec<Arc<Extra>>,
+        left: &mut Left,
         panics: &mut Panics,
-    ) -> Option<Result<Report, Error>> {
+    ) -> Option<Result<(), Error>> {
         if !commit.is_settled() || !self.observers.is_empty() {
             return None;
         }
-        let (as_id, op, edit) = self.single(commit, change)?;
+        let tables = self.tables();
+        let regions = &tables.regions;
+        let checks = Checks { limits: &self.limits, waits: &|_, _| false };
+        let edit = edit_of(change, regions, &checks)?;
+        let as_id = edit_space(&edit, regions)?;
+        let at = usize::from(as_id);
+        let op = one_call(&edit, regions, &tables.slots[at], &self.limits, &commit.spaces[at])?;
+        let served = edit.index.is_some_and(|index| regions.is_deferrable(index));
+        let followed = !matches!(change, Change::Flags(..)) && commit.events.follows(edit.id);
+        if served || followed || loses_log(&op) {
+            return None;
+        }
+        drop(tables);
         // SAFETY: whoever made the backing of the region promised that its
         // memory stays until a change that unmaps it has been applied, or gave
         // an owner: the region table holds that, or the change that maps it.
@@ -65,32 +73,16 @@ impl Vm {
                 return Some(Err(self.single_failed(commit, as_id, op, edit, failed, panics)));
             }
         };
-        let (at, ops) = (usize::from(as_id), std::slice::from_ref(&op));
+        let ops = std::slice::from_ref(&op);
         commit.spaces[at].follow(ops);
         commit.deferred[at].note_commit(ops, &memory, false);
-        commit.order.memory(&memory);
+        left.early = commit.order.memory(&memory);
         let mut tables = self.tables_mut();
         tables.slots[at].follow(ops);
-        follow(&mut tables.regions, std::slice::from_ref(&edit), extras);
-        let slots = tables.slots.iter().map(SlotTable::len).sum();
-        drop(tables);
-        Some(Ok(self.report(&Made { memory, ..Made::default() }, slots)))
-    }
-
-    /// The one call that a change comes to, and what it makes of its region.
-    fn single(&self, commit: &Commit, change: &Change) -> Option<(u16, Op, Edit)> {
-        let tables = &*self.tables();
-        let regions = &tables.regions;
-        let checks = Checks { limits: &self.limits, waits: &|_, _| false };
-        let edit = edit_of(change, regions, &checks)?;
-        let as_id = edit_space(&edit, regions)?;
-        let at = usize::from(as_id);
-        let op = one_call(&edit, regions, &tables.slots[at], &self.limits, &commit.spaces[at])?;
-        let ends_log = op.before().is_some_and(|slot| slot.mapping.is_logged())
-            && !op.after().is_some_and(|slot| slot.mapping.is_logged());
-        let served = edit.index.is_some_and(|index| regions.is_deferrable(index));
-        let followed = !matches!(change, Change::Flags(..)) && commit.events.follows(edit.id);
-        (!ends_log && !served && !followed).then_some((as_id, op, edit))
+        follow(&mut tables.regions, std::slice::from_ref(&edit), &mut left.extras);
+        left.report.slots = tables.slots.iter().map(SlotTable::len).sum();
+        left.report.note(&memory);
+        Some(Ok(()))
     }
 
     /// KVM refused the call, or the backend panicked. The call is not made again:
