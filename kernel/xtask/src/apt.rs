@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{machine, run};
+use crate::run;
 pub(crate) use mirror::Mirror;
 
 /// Whether there is apt.
@@ -38,7 +38,6 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
             bail!("apt-get install {} failed", packages.join(" "));
         }
     }
-    machine::changed(format!("installed Debian's {}", packages.join(" ")));
     Ok(())
 }
 

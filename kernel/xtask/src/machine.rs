@@ -1,66 +1,94 @@
 //! What changes on the machine outside of `target/`: undone where it can be, and
 //! said where not.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
-/// What was changed for good.
-static CHANGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-/// Notes a change that stays.
-pub(crate) fn changed(what: String) {
-    CHANGED.lock().unwrap_or_else(PoisonError::into_inner).push(what);
-}
-
-/// Where the machine had tracefs.
-#[derive(Debug)]
+/// What others may find changed, as names.
+#[derive(Debug, Default)]
 pub(crate) struct Machine {
-    mounts: Vec<PathBuf>,
+    /// Where something is mounted, and what kind of thing.
+    mounts: BTreeSet<String>,
+    /// Debian's packages that are installed.
+    packages: BTreeSet<String>,
+    /// Rustup's toolchains, and the components of the one in use.
+    rust: BTreeSet<String>,
 }
 
 impl Machine {
     pub(crate) fn look() -> Self {
-        Self { mounts: mounts() }
+        let installed = |line: &str| line.strip_suffix(" installed").map(str::to_owned);
+        let words = |line: &str| line.split(' ').next().map(str::to_owned);
+        let format = "--showformat=${binary:Package} ${db:Status-Status}\n";
+        let mut rust = lines("rustup", &["toolchain", "list"], words);
+        rust.extend(lines("rustup", &["component", "list", "--installed"], words));
+        Self {
+            mounts: mounts(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()),
+            packages: lines("dpkg-query", &["--show", format], installed),
+            rust,
+        }
     }
 
     /// Undoes what tests leave behind that were killed, and what counting grace
     /// periods mounts; a line for each change that stays.
     pub(crate) fn restore(self) -> Vec<String> {
-        for mount in mounts() {
+        for mount in of_tracefs(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()) {
             remove_stale(&mount);
-            if self.mounts.contains(&mount) {
+            if self.mounts.contains(&format!("tracefs on {}", mount.display())) {
                 continue;
             }
             let mut umount = Command::new("umount");
             umount.arg(&mount).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             // A debugfs mounts it by itself when it is looked at.
-            if !umount.status().is_ok_and(|status| status.success()) {
-                changed(format!("tracefs is mounted on {}", mount.display()));
+            let _stays = umount.status();
+        }
+        self.changes(&Self::look())
+    }
+
+    /// A line for each kind of change since.
+    fn changes(&self, now: &Self) -> Vec<String> {
+        let kinds = [
+            ("mounts", &self.mounts, &now.mounts),
+            ("Debian's packages", &self.packages, &now.packages),
+            ("rustup's toolchains and components", &self.rust, &now.rust),
+        ];
+        let mut said = Vec::new();
+        for (what, before, now) in kinds {
+            for (how, these, those) in [("new", now, before), ("gone", before, now)] {
+                let different: Vec<&str> = these.difference(those).map(String::as_str).collect();
+                if !different.is_empty() {
+                    said.push(format!("{what}, {how}: {}", different.join(", ")));
+                }
             }
         }
-        said()
+        said
     }
 }
 
-/// What was [changed], once.
-fn said() -> Vec<String> {
-    std::mem::take(&mut CHANGED.lock().unwrap_or_else(PoisonError::into_inner))
+/// What `of` makes of the lines that a program prints; nothing where there is no such
+/// program.
+fn lines(program: &str, args: &[&str], of: impl Fn(&str) -> Option<String>) -> BTreeSet<String> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    said.unwrap_or_default().lines().filter_map(of).collect()
 }
 
-fn mounts() -> Vec<PathBuf> {
-    of_tracefs(&fs::read_to_string("/proc/self/mounts").unwrap_or_default())
-}
-
-fn of_tracefs(mounts: &str) -> Vec<PathBuf> {
-    let place = |line: &str| {
+/// `KIND on PLACE`.
+fn mounts(mounts: &str) -> BTreeSet<String> {
+    let mount = |line: &str| {
         let mut fields = line.split(' ').skip(1);
         let (place, kind) = (fields.next()?, fields.next()?);
-        (kind == "tracefs").then(|| PathBuf::from(place.replace("\\040", " ")))
+        Some(format!("{kind} on {}", place.replace("\\040", " ")))
     };
-    mounts.lines().filter_map(place).collect()
+    mounts.lines().filter_map(mount).collect()
+}
+
+fn of_tracefs(text: &str) -> Vec<PathBuf> {
+    let all = mounts(text);
+    all.iter().filter_map(|mount| mount.strip_prefix("tracefs on ")).map(PathBuf::from).collect()
 }
 
 /// Removes instances and probes of processes that are gone: `GraceCounter` of the
@@ -106,12 +134,37 @@ mod tests {
         assert_eq!(of_tracefs(mounts), [PathBuf::from("/a b")]);
     }
 
-    /// Nothing is restored here: a tracefs that others mount meanwhile is theirs.
+    /// As `mount`, `apt-get install` and `rustup component add` leave it.
     #[test]
-    fn what_stays_is_said_once() {
-        changed("a thing for this test".to_owned());
-        let first = said();
-        assert!(first.iter().any(|line| line == "a thing for this test"), "{first:?}");
-        assert!(!said().iter().any(|line| line == "a thing for this test"));
+    fn what_stays_is_listed_by_name() {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let before = Machine {
+            mounts: mounts("proc /proc proc rw 0 0\n"),
+            packages: set(&["gcc", "make"]),
+            rust: set(&["stable", "rustfmt"]),
+        };
+        let after = Machine {
+            mounts: mounts("proc /proc proc rw 0 0\ntracefs /a\\040b tracefs rw 0 0\n"),
+            packages: set(&["g++", "gcc", "libstdc++-12-dev"]),
+            rust: set(&["stable", "rustfmt", "clippy"]),
+        };
+        let expected = [
+            "mounts, new: tracefs on /a b",
+            "Debian's packages, new: g++, libstdc++-12-dev",
+            "Debian's packages, gone: make",
+            "rustup's toolchains and components, new: clippy",
+        ];
+        assert_eq!(before.changes(&after), expected);
+        assert!(after.changes(&after).is_empty());
+    }
+
+    /// Whatever this machine has, two looks see the same of it, and see something.
+    #[test]
+    fn a_look_finds_what_is_there() {
+        let machine = Machine::look();
+        assert!(machine.mounts.iter().any(|mount| mount == "proc on /proc"), "{machine:?}");
+        for (program, found) in [("dpkg-query", &machine.packages), ("rustup", &machine.rust)] {
+            assert_eq!(crate::run::exists(program), !found.is_empty(), "{program}");
+        }
     }
 }
