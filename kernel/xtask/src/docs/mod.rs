@@ -7,6 +7,7 @@ mod commands;
 mod errors;
 mod figures;
 mod glossary;
+mod held;
 mod links;
 mod manifests;
 mod page;
@@ -31,6 +32,7 @@ pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
     faults.extend(sentences::faults(&pages));
     faults.extend(figures::faults(&pages)?);
     faults.extend(manifests::faults(&pages)?);
+    faults.extend(held::faults(&pages)?);
     faults.extend(errors::faults()?);
     faults.extend(glossary::faults(log)?);
     faults.extend(commands::faults(&pages, log)?);
@@ -41,6 +43,15 @@ pub(crate) fn check(log: &mut Log) -> Result<Outcome> {
         0 => Ok(Outcome::Done),
         count => bail!("{count} faults in the documentation"),
     }
+}
+
+/// Of the pages, what can only be held against the kernel's source.
+pub(crate) fn check_words(log: &mut Log) -> Result<()> {
+    let faults = glossary::faults(log)?;
+    for fault in &faults {
+        log.say(fault);
+    }
+    if faults.is_empty() { Ok(()) } else { bail!("{} faults in the glossary", faults.len()) }
 }
 
 /// All pages that are committed, or would be.

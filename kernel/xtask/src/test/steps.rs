@@ -90,7 +90,7 @@ pub(super) const STEPS: [Step; 12] = [
     Step {
         name: "kernel",
         what: "a kernel with the series, built and tested in guests",
-        seconds: (1400, 780),
+        seconds: (1650, 1150),
         slow: true,
         run: kernel,
     },
@@ -249,9 +249,14 @@ fn unpacked(home: &Path, packages: &[Package]) -> Result<Vec<PathBuf>> {
     Ok(places)
 }
 
-/// The series, built and tested in guests.
+/// The series, built and tested in guests; and the words of the documentation, now
+/// that the kernel's source is there.
 fn kernel(log: &mut Log) -> Result<Outcome> {
-    crate::kernel::check(&mut log.tally)
+    let outcome = crate::kernel::check(&mut log.tally)?;
+    if matches!(outcome, Outcome::Done) {
+        docs::check_words(log)?;
+    }
+    Ok(outcome)
 }
 
 /// The 95 of cargo 1.95.0.
