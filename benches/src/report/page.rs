@@ -23,7 +23,7 @@ svg{max-width:100%;height:auto;display:block}\
 @media (max-width:30rem){th,td{padding:.25rem .35rem}\
 dl{display:block}dd{margin-bottom:.3rem}}\
 @media print{body{max-width:none;padding:0;font-size:11pt}section,figure,table{break-inside:avoid}h2{break-after:avoid}\
-.box{overflow:visible}}";
+.box{overflow:visible}th,td{white-space:normal;padding:.2rem .3rem}table{font-size:.8rem}}";
 
 /// Text as content or attribute.
 pub(super) fn escape(text: &str) -> String {

@@ -6,6 +6,7 @@ mod docs;
 mod kernel;
 mod log;
 mod machine;
+mod pages;
 mod results;
 mod run;
 mod rustc;
@@ -36,6 +37,9 @@ enum Task {
     /// Measure on this machine, with nothing else running, and write the tables
     /// to benches/results
     Results(results::Args),
+    /// Look at the reports and the book in a browser, on a phone's and a desk's width
+    /// and printed
+    Pages(pages::Args),
     /// Fetch, build and boot kernels with the series of kernel/patches
     Kernel(kernel::Args),
     /// Run VMMs from the package registries, as they are and on this library
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Task::Api(args) => api::run(&args),
         Task::Book(args) => docs::book::run(&args),
         Task::Results(args) => results::run(&args),
+        Task::Pages(args) => pages::run(&args),
         Task::Kernel(args) => kernel::run(&args),
         Task::Vmm(args) => kernel::vmm::run(&args),
     }
