@@ -227,16 +227,12 @@ impl Vm {
                 if named && only_named {
                     continue;
                 }
-                let region = match other {
-                    Some(index) => Some(tables.regions.described(index)),
-                    None => {
-                        let named = draft.overlapping(*as_id, *hole).next();
-                        let named = named.map(|(edit, record)| record.described(edit.id));
-                        // Or a part of what one was split from.
-                        let part = || tables.regions.overlapping(*as_id, *hole).next();
-                        named.or_else(|| part().map(|index| tables.regions.described(index)))
-                    }
-                };
+                let described = |index| tables.regions.described(index);
+                let edited = || draft.overlapping(*as_id, *hole).next();
+                let edited = || edited().map(|(edit, record)| record.described(edit.id));
+                // A part of what one of them was split from.
+                let part = || tables.regions.overlapping(*as_id, *hole).next().map(described);
+                let region = other.map(described).or_else(edited).or_else(part);
                 let (range, count) = (*hole, plan.holes.len());
                 let hole = Error::from(ErrorKind::Hole { range, count, named });
                 return Err(hole.of_region(region));
