@@ -3,65 +3,97 @@
 //! [`Vm`]: crate::Vm
 
 use std::os::fd::BorrowedFd;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::ptr::{self, null_mut};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kvm_memslots_shim::Kvm;
 
-/// A word that is this process's [generation](GENERATIONS), and 0 in what is forked
-/// from it (`MADV_WIPEONFORK`): asking takes no system call.
-///
-/// The page is never unmapped: there is one in a process.
-static PAGE: OnceLock<Option<Page>> = OnceLock::new();
+/// What a process has of its own, zeroes in what is forked from it (`MADV_WIPEONFORK`).
+#[derive(Debug)]
+struct Own {
+    /// Which [process](GENERATIONS) this is: asking takes no system call.
+    generation: AtomicU32,
+    /// The VMs that it has open. A list of another process's may be locked for ever.
+    open: AtomicPtr<Open>,
+}
+
+type Open = Mutex<Vec<Weak<Kvm>>>;
+
+/// Where that is, once it was asked for. Never unmapped: there is one in a process. No
+/// lock: a fork would find it taken by a thread that it has not.
+static OWN: AtomicPtr<Own> = AtomicPtr::new(null_mut());
+
+/// In its place where the kernel does not wipe memory (before 4.14).
+static UNWIPED: Own = Own { generation: AtomicU32::new(0), open: AtomicPtr::new(null_mut()) };
 
 /// How many processes, from the first that used this on down to this one, have had
 /// a generation. A fork has the count of its parent at the time, so what it opens
 /// itself is of another generation than what it has from there.
 static GENERATIONS: AtomicU32 = AtomicU32::new(0);
 
-struct Page(NonNull<AtomicU32>);
+impl Own {
+    fn of_this_process() -> &'static Self {
+        let mut at = OWN.load(Ordering::Acquire);
+        if at.is_null() {
+            let new = Self::map().unwrap_or_else(|| ptr::from_ref(&UNWIPED).cast_mut());
+            let set = OWN.compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+            // Of two threads at once one has mapped a page in vain.
+            at = set.map_or_else(|there| there, |_| new);
+        }
+        // SAFETY: a static, or mapped for ever, aligned, and never anything else; zeroes
+        // are a value of it.
+        unsafe { &*at }
+    }
 
-// SAFETY: it is only used as the atomic that it points to.
-unsafe impl Send for Page {}
-// SAFETY: as above.
-unsafe impl Sync for Page {}
-
-fn page() -> Option<&'static Page> {
-    PAGE.get_or_init(|| {
+    fn map() -> Option<*mut Self> {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // It is written at once.
         let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         // SAFETY: a new mapping of a page at least, which takes no other's place.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, kind, -1, 0) };
+        let at = unsafe { libc::mmap(null_mut(), 4096, access, kind, -1, 0) };
         if at == libc::MAP_FAILED {
             return None;
         }
         // SAFETY: the mapping is this function's alone.
-        if unsafe { libc::madvise(at, 4096, libc::MADV_WIPEONFORK) } != 0 {
-            return None;
-        }
-        NonNull::new(at.cast::<AtomicU32>()).map(Page)
-    })
-    .as_ref()
-}
+        let wiped = unsafe { libc::madvise(at, 4096, libc::MADV_WIPEONFORK) } == 0;
+        wiped.then_some(at.cast())
+    }
 
-impl Page {
-    /// Of this process; its first one if it has none yet.
+    /// Whether it is a fork's parent's, too.
+    fn is_shared(&self) -> bool {
+        ptr::eq(self, &raw const UNWIPED)
+    }
+
+    /// The generation of this process; its first one if it has none yet.
     fn generation(&self) -> u32 {
-        let there = self.word().load(Ordering::Relaxed);
+        let there = self.generation.load(Ordering::Relaxed);
         if there != 0 {
             return there;
         }
         let new = GENERATIONS.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
         let (ours, theirs) = (Ordering::Relaxed, Ordering::Relaxed);
         // Another thread may have been faster.
-        self.word().compare_exchange(0, new, ours, theirs).map_or_else(|there| there, |_| new)
+        self.generation.compare_exchange(0, new, ours, theirs).map_or_else(|there| there, |_| new)
     }
 
-    fn word(&self) -> &AtomicU32 {
-        // SAFETY: the page is mapped for ever, zeroed, and aligned.
-        unsafe { self.0.as_ref() }
+    fn open(&self) -> &'static Open {
+        let mut at = self.open.load(Ordering::Acquire);
+        if at.is_null() {
+            let new = Box::into_raw(Box::default());
+            let set =
+                (self.open).compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+            at = set.map_or_else(
+                |there| {
+                    // SAFETY: from above, and nobody has seen it.
+                    drop(unsafe { Box::from_raw(new) });
+                    there
+                },
+                |_| new,
+            );
+        }
+        // SAFETY: from above, by this process, and never freed.
+        unsafe { &*at }
     }
 }
 
@@ -72,23 +104,22 @@ pub(crate) struct Process(u32);
 
 impl Process {
     pub(crate) fn this() -> Self {
-        Self(page().map_or_else(std::process::id, Page::generation))
+        let own = Own::of_this_process();
+        Self(if own.is_shared() { std::process::id() } else { own.generation() })
     }
 
     /// Whether this is another process now, forked from that one.
     pub(crate) fn is_fork(self) -> bool {
-        let here = page().map_or_else(std::process::id, |page| page.word().load(Ordering::Relaxed));
-        here != self.0
+        let own = Own::of_this_process();
+        let generation = || own.generation.load(Ordering::Relaxed);
+        self.0 != if own.is_shared() { std::process::id() } else { generation() }
     }
 }
-
-/// The VMs that this process has open.
-static OPEN: Mutex<Vec<Weak<Kvm>>> = Mutex::new(Vec::new());
 
 /// Claims the VM behind `fd` for as long as `kvm`, which is the same, lives; whether nobody has it. Where the
 /// kernel can't tell (no `kcmp`, or not allowed), it is taken for another one.
 pub(super) fn claim(kvm: &Arc<Kvm>, fd: BorrowedFd<'_>) -> bool {
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = Own::of_this_process().open().lock().unwrap_or_else(PoisonError::into_inner);
     open.retain(|other| other.strong_count() > 0);
     let mut others = open.iter().filter_map(Weak::upgrade);
     let taken = others.any(|other| other.same_vm(fd) == Some(true));
@@ -96,4 +127,28 @@ pub(super) fn claim(kvm: &Arc<Kvm>, fd: BorrowedFd<'_>) -> bool {
         open.push(Arc::downgrade(kvm));
     }
     !taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread opens a VM while another one forks: the child can open one all the same.
+    #[test]
+    fn a_fork_waits_for_no_thread_of_its_parent() {
+        let list = || Own::of_this_process().open();
+        let held = list().lock();
+        // SAFETY: the child looks at memory, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let free = list().try_lock().is_ok_and(|list| list.is_empty());
+            // SAFETY: does not return.
+            unsafe { libc::_exit(i32::from(!free)) };
+        }
+        drop(held);
+        let mut status = -1;
+        // SAFETY: waits for that child.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(status == 0 || Own::of_this_process().is_shared(), "{status:#x}");
+    }
 }
