@@ -129,7 +129,7 @@ pub unsafe extern "C" fn kvm_memslots_reserve_slots(
     let reserve = |vm: &Vm| {
         // SAFETY: as the caller says.
         let ids = unsafe { get(ids, "ids") }?;
-        in_order(ids.first, ids.last, "ids")?;
+        in_order(ids.first.into(), ids.last.into(), "ids")?;
         Ok(vm.reserve_slots(ids.as_id, ids.first..=ids.last)?)
     };
     // SAFETY: as the caller says.

@@ -36,11 +36,7 @@ structure! {
 }
 
 /// Refuses a range that has no end.
-pub(crate) fn in_order<T: Ord + std::fmt::Display>(
-    first: T,
-    last: T,
-    what: &str,
-) -> Result<(), Failure> {
+pub(crate) fn in_order(first: u32, last: u32, what: &str) -> Result<(), Failure> {
     if first <= last { Ok(()) } else { Err(invalid(format!("{what}: {first} is after {last}"))) }
 }
 
@@ -140,7 +136,7 @@ impl COptions {
         // SAFETY: as the caller says.
         let slots = unsafe { list(self.reserved_slots, self.nr_reserved_slots, "reserved_slots") }?;
         for ids in slots {
-            in_order(ids.first, ids.last, "reserved_slots")?;
+            in_order(ids.first.into(), ids.last.into(), "reserved_slots")?;
             builder = builder.reserve_slots(ids.as_id, ids.first..=ids.last);
         }
         // SAFETY: as the caller says.
