@@ -81,8 +81,19 @@ fn the_table_says_model_in_every_row() {
 
 #[test]
 fn the_progress_bar_is_for_terminals() {
-    let output = memslots("bench sparse --executor model --regions 10 --runs 1 --json");
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let args = "bench sparse --executor model --regions 2000 --runs 9 --json";
+    assert_eq!(String::from_utf8_lossy(&memslots(args).stderr), "");
+    // `script` gives a program a terminal.
+    let command = format!("{PROGRAM} {args}");
+    let mut script = Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null());
+    match script.output() {
+        Err(error) => skip("the_progress_bar_is_for_terminals", error),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("sparse, no vCPU, shim, "), "{said}");
+        }
+    }
 }
 
 #[test]
