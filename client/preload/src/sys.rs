@@ -111,7 +111,7 @@ pub(crate) fn is_ignored(signal: c_int) -> bool {
 /// Sleeps while `word` has `value`, for so many nanoseconds at most.
 pub(crate) fn wait(word: &AtomicU32, value: u32, at_most: Option<u64>) {
     let wait = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as usize;
-    let time = at_most.map(|ns| [(ns / 1_000_000_000).cast_signed(), (ns % 1_000_000_000) as i64]);
+    let time = at_most.map(|ns| [ns / 1_000_000_000, ns % 1_000_000_000]);
     let time = time.as_ref().map_or(0, |time| time.as_ptr() as usize);
     let args = [word.as_ptr() as usize, wait, value as usize, time, 0, 0];
     // SAFETY: the word is there, and the time, if any: a 64-bit `struct timespec`.
