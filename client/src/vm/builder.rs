@@ -1,6 +1,7 @@
 //! Options of a VM.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, RwLock};
@@ -332,8 +333,8 @@ impl Builder {
             }),
             committer: std::sync::atomic::AtomicUsize::new(0),
             dirty: Mutex::new(DirtyState::new(count)),
-            memory,
-            events,
+            memory: ManuallyDrop::new(memory),
+            events: ManuallyDrop::new(events),
         })
     }
 

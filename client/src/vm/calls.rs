@@ -125,7 +125,7 @@ impl Vm {
         if ops.is_empty() {
             return Ok(());
         }
-        let done = events::execute(&*self.events, &mut commit.events.live, ops);
+        let done = events::execute(&**self.events, &mut commit.events.live, ops);
         let done = done.map_err(|failed| {
             panics.keep(failed.panic);
             failed.why
@@ -152,7 +152,7 @@ impl Vm {
         let (how, traps, read_logs) = (self.how, &mut commit.traps, prepared.paused);
         // SAFETY: the caller's promise is the same.
         let result = unsafe {
-            memory::execute(&*self.memory, as_id, plan, how, traps, read_logs, &mut saved)
+            memory::execute(self.calls(), as_id, plan, how, traps, read_logs, &mut saved)
         };
         if let Some(dirty) = dirty {
             dirty.keep(as_id, saved, self.limits.page_size);
@@ -207,7 +207,7 @@ impl Vm {
         // Each by itself: what can be taken back is.
         for back in gone.map(events::Op::inverse) {
             let live = &mut commit.events.live;
-            let done = events::execute(&*self.events, live, std::slice::from_ref(&back));
+            let done = events::execute(&**self.events, live, std::slice::from_ref(&back));
             let Err(failed) = done else { continue };
             panics.keep(failed.panic);
             undone.failed(match failed.why {
@@ -258,7 +258,7 @@ impl Vm {
     pub(super) fn find_out_unsure(&self, commit: &mut Commit) {
         for op in std::mem::take(&mut commit.events.unsure) {
             let done =
-                events::execute(&*self.events, &mut commit.events.live, std::slice::from_ref(&op));
+                events::execute(&**self.events, &mut commit.events.live, std::slice::from_ref(&op));
             let gone = matches!(op, events::Op::Deassign(events::Part::Ioeventfd(_)));
             let done = done.map_err(|failed| {
                 Panics::default().keep(failed.panic);

@@ -160,7 +160,7 @@ impl Vm {
         };
         let mut traps = committing.commit.traps;
         for work in &prepared.works {
-            let checked = memory::check(&*self.memory, work.as_id, &work.plan, self.how);
+            let checked = memory::check(self.calls(), work.as_id, &work.plan, self.how);
             checked.map_err(|failed| {
                 panics.keep(failed.panic);
                 self.explain(&prepared, work, &failed.why, None)

@@ -31,6 +31,7 @@ use slots::SlotTable;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -100,8 +101,9 @@ use crate::report::{Executor, Report};
 /// # }
 /// ```
 pub struct Vm {
-    memory: Arc<dyn MemoryCalls>,
-    events: Arc<dyn EventCalls>,
+    /// Until the `Vm` is dropped, which drops them where a panic of theirs is caught.
+    memory: ManuallyDrop<Arc<dyn MemoryCalls>>,
+    events: ManuallyDrop<Arc<dyn EventCalls>>,
     limits: Limits,
     how: How,
     pub(crate) manual_dirty_log: bool,
@@ -324,18 +326,12 @@ impl Vm {
     }
 
     pub(crate) fn calls(&self) -> &dyn MemoryCalls {
-        &*self.memory
+        &**self.memory
     }
-}
 
-impl Drop for Vm {
-    fn drop(&mut self) {
-        if self.process.is_fork() {
-            // The VM is the parent's, and maps nothing of this process. Its locks
-            // may be held by threads that there are not, and nobody is served.
-            return;
-        }
-        let mut panics = Panics::default();
+    /// Unmaps what the VM owns, and drops all that may run somebody's code but the
+    /// backends.
+    fn let_go(&mut self, panics: &mut Panics) {
         let commit = self.commit.get_mut().unwrap_or_else(PoisonError::into_inner);
         commit.deferred.iter_mut().for_each(DeferredMaps::close);
         let in_limbo = !commit.limbo.is_empty();
@@ -359,6 +355,21 @@ impl Drop for Vm {
         panics.drop_all(std::mem::take(&mut self.observers));
         panics.drop_all(Vec::from_iter(self.harvest.take()));
         panics.drop_all(vec![std::mem::take(&mut commit.holes)]);
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let mut panics = Panics::default();
+        // In a fork the VM is the parent's, and maps nothing of this process. Its locks
+        // may be held by threads that there are not, and nobody is served.
+        if !self.process.is_fork() {
+            self.let_go(&mut panics);
+        }
+        // SAFETY: this is the last use.
+        panics.drop_all(vec![unsafe { ManuallyDrop::take(&mut self.memory) }]);
+        // SAFETY: as above.
+        panics.drop_all(vec![unsafe { ManuallyDrop::take(&mut self.events) }]);
         if !std::thread::panicking() {
             panics.resume();
         }

@@ -66,7 +66,7 @@ impl Vm {
         // memory stays until a change that unmaps it has been applied, or gave
         // an owner: the region table holds that, or the change that maps it.
         let result =
-            unsafe { memory::execute_one(&*self.memory, as_id, &op, self.how, &mut commit.traps) };
+            unsafe { memory::execute_one(self.calls(), as_id, &op, self.how, &mut commit.traps) };
         let memory = match result {
             Ok(done) => done,
             Err(failed) => {

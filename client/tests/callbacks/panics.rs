@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_memslots::backend::model::memory::GuestAccess;
 use kvm_memslots::backend::model::{events, memory};
@@ -16,7 +16,8 @@ use kvm_memslots::{Access, Backing, Changes, Errno, Limits, RegionId, RegionSpec
 use proptest::prelude::*;
 
 use crate::host::eventfd;
-use crate::rig::{HVA, Owned, PAGE, Script, open};
+use crate::rig::{Gate, HVA, Owned, PAGE, Script, locked, open, ram};
+use crate::told::{Call, Told};
 
 const PAGES: u64 = 24;
 
@@ -448,4 +449,48 @@ fn payloads_that_panic_when_they_are_dropped_do_not_end_the_process() {
     // The rest of the memory, and the observers themselves.
     assert!(throws(|| drop(vm)));
     assert_eq!(model.slots(0), []);
+}
+
+#[test]
+fn a_backend_is_dropped_where_its_panic_is_caught() {
+    let thrower = Thrower(0);
+    let told = Told::new(move |_| _ = &thrower);
+    let events = Arc::new(EventModel::new(Irqchip::Split));
+    let builder = Vm::builder().observer(Arc::new(Thrower(0)));
+    let vm = builder.open_on(Arc::new(told), events).unwrap();
+    // The observer, and the backend.
+    assert!(throws(|| drop(vm)));
+}
+
+#[test]
+fn a_backend_that_panics_when_it_is_asked_its_name_changes_nothing() {
+    let armed = Arc::new(AtomicBool::new(false));
+    let fuse = Arc::clone(&armed);
+    let told = Told::new(move |call| {
+        if call == Call::Name && fuse.load(Ordering::Relaxed) {
+            std::panic::panic_any(Grenade);
+        }
+    });
+    let script = Arc::<Script>::default();
+    let builder = Vm::builder().gate(Arc::new(Gate(Arc::clone(&script))));
+    let events = Arc::new(EventModel::new(Irqchip::Split));
+    let vm = builder.open_on(Arc::new(told), events).unwrap();
+    let mut changes = Changes::new();
+    let id = changes.map(ram(0, 4 * PAGE));
+    changes.set_log_dirty(id, true);
+    vm.apply(changes).unwrap();
+    let before = (vm.regions(), vm.slots(0));
+    armed.store(true, Ordering::Relaxed);
+    let mut changes = Changes::new();
+    changes.set_read_only(id, true);
+    assert!(throws(|| drop(vm.apply(changes))));
+    let mut changes = Changes::new();
+    changes.unmap(id);
+    assert!(throws(|| drop(vm.apply(changes))));
+    assert_eq!((vm.regions(), vm.slots(0)), before);
+    let heard = locked(&script.heard);
+    let count = |what: &str| heard.iter().filter(|said| *said == what).count();
+    assert_eq!(count("pause"), count("resume"));
+    drop(heard);
+    armed.store(false, Ordering::Relaxed);
 }

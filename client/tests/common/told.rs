@@ -9,6 +9,7 @@ use kvm_memslots::{Errno, Limits, Slot};
 pub enum Call {
     Change,
     Log,
+    Name,
 }
 
 pub struct Told<F> {
@@ -28,6 +29,7 @@ impl<F: Fn(Call) + Send + Sync> MemoryCalls for Told<F> {
     }
 
     fn name(&self) -> &'static str {
+        (self.of)(Call::Name);
         "told"
     }
 
