@@ -1,12 +1,14 @@
 //! A set of changes of a VM, as a value.
 
+mod outcome;
+
 use std::os::fd::AsRawFd;
 
 use kvm_memslots_shim::MemFlags;
 
 use crate::device::{Device, DeviceId, Event, Msi, Route};
-use crate::outcome::Outcome;
 use crate::{Backing, RegionId, RegionSpec};
+use outcome::Outcome;
 
 /// One change of a set.
 #[derive(Debug, Clone)]

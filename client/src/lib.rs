@@ -46,7 +46,6 @@ mod fork;
 mod gate;
 mod id;
 mod observer;
-mod outcome;
 pub mod pci;
 mod region;
 mod report;

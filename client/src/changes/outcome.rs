@@ -5,14 +5,14 @@ use std::collections::HashMap;
 
 use kvm_memslots_shim::{GuestMemfd, MemFlags};
 
+use super::Change;
 use crate::backing::{Backing, FileRange};
-use crate::changes::Change;
 use crate::device::DeviceId;
 use crate::{RegionId, RegionSpec};
 
 /// The regions of a set, as its changes leave them.
 #[derive(Default)]
-pub(crate) struct Outcome<'c> {
+pub(super) struct Outcome<'c> {
     /// In the order in which they come; none for what is unmapped again.
     regions: Vec<Option<(RegionId, Cow<'c, RegionSpec>)>>,
     at: HashMap<RegionId, usize>,
@@ -20,7 +20,7 @@ pub(crate) struct Outcome<'c> {
 }
 
 impl<'c> Outcome<'c> {
-    pub(crate) fn of(changes: &'c [Change]) -> Self {
+    pub(super) fn of(changes: &'c [Change]) -> Self {
         let mut outcome = Self::default();
         for change in changes {
             outcome.take(change);
@@ -28,7 +28,7 @@ impl<'c> Outcome<'c> {
         outcome
     }
 
-    pub(crate) fn regions(self) -> impl Iterator<Item = (RegionId, Cow<'c, RegionSpec>)> {
+    pub(super) fn regions(self) -> impl Iterator<Item = (RegionId, Cow<'c, RegionSpec>)> {
         self.regions.into_iter().flatten()
     }
 
