@@ -164,6 +164,28 @@ fn more_vms_than_there_are_marks() {
     assert!(followed.iter().all(|vm| vm["asked"] == 20 && vm["deferred"] == 7));
 }
 
+/// Locks that threads of the parent have are nobody's in a child.
+#[test]
+fn a_child_waits_for_no_thread_of_its_parents() {
+    let name = "a_child_waits_for_no_thread_of_its_parents";
+    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
+    for library in [None, Some(library)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = player(&std::env::current_exe().unwrap(), "forks", dir.path());
+        let with = library.is_some();
+        if let Some(library) = library {
+            command.env("LD_PRELOAD", library);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "library: {with}: {}", shown(&output));
+        let said = said(dir.path());
+        if !said.starts_with("forked") {
+            return skip(name, &said);
+        }
+        assert_eq!(said, "forked: {0: 500}, the other thread: true", "library: {with}");
+    }
+}
+
 /// What `/proc` says of its process is longer then than what is read at once.
 #[test]
 fn a_program_in_thousands_of_groups_is_followed() {

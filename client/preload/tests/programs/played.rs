@@ -1,10 +1,14 @@
 //! What this test's own program does when it is started again: one part each, and
 //! a line about it in the file that it is told.
 
-use std::ffi::{CString, c_int, c_ulong, c_void};
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_int, c_long, c_ulong, c_void};
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_regs, kvm_run, kvm_sregs, kvm_userspace_memory_region};
 
@@ -35,6 +39,7 @@ pub(crate) fn play(part: &str) {
     let said = match part {
         "daemon" => daemon(),
         "loads" => loads(),
+        "forks" => forks(),
         "churns" => churn(libc::ioctl).map(|_| "churned".to_owned()),
         "many" => (0..MANY).try_for_each(|_| churn(libc::ioctl).map(drop)).map(|()| "many".into()),
         "inherits" => inherits(),
@@ -171,6 +176,64 @@ fn inherited() -> Result<String, String> {
     let first = call(kvm_userspace_memory_region { slot: 1, ..Default::default() });
     let (own, at) = churn(libc::ioctl)?;
     Ok(format!("inherited: {first}, own {}, {}", own - vm, call(slot(at, 0))))
+}
+
+/// Kills `child` where it does not end: all of its signals may be blocked.
+fn end_in_time(child: c_int) {
+    // SAFETY: takes numbers, here and below.
+    let file = unsafe { libc::syscall(libc::SYS_pidfd_open, c_long::from(child), 0) } as c_int;
+    let mut ends = libc::pollfd { fd: file, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure.
+    if unsafe { libc::poll(&raw mut ends, 1, 60_000) } == 0 {
+        // SAFETY: this process's child.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+    }
+    // SAFETY: just opened.
+    unsafe { libc::close(file) };
+}
+
+/// Children of a process whose other thread is in the midst of calls on its VM: theirs
+/// do not wait for it. What they are told.
+fn forks() -> Result<String, String> {
+    let (vm, at) = churn(libc::ioctl)?;
+    let at = at as usize;
+    let flip = move |flip| {
+        let mut region = slot(at as *mut c_void, flip);
+        // SAFETY: the structure that the request takes.
+        unsafe { libc::ioctl(vm, SET_REGION, &raw mut region) }
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let other = thread::spawn(move || {
+        let (mut n, mut done) = (0, true);
+        while done && !stopped.load(Ordering::Relaxed) {
+            done = flip(n) == 0;
+            n += 1;
+        }
+        done
+    });
+    let mut ends = BTreeMap::new();
+    for _ in 0..500 {
+        // SAFETY: the child makes system calls only.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let refused =
+                flip(1) == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EIO);
+            // SAFETY: does not return.
+            unsafe { libc::_exit(i32::from(!refused)) };
+        }
+        end_in_time(child);
+        let mut status = 0;
+        // SAFETY: this process's child.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        *ends.entry(status).or_insert(0) += 1;
+        if status != 0 {
+            break;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let done = other.join().unwrap();
+    Ok(format!("forked: {ends:?}, the other thread: {done}"))
 }
 
 /// As daemons begin; its parent waits for it all the same.
