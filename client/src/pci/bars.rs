@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use kvm_memslots_shim::Range;
 
-use super::bells::{BarKey, Bells, bell_range, ring, silence};
+use super::bells::{BarKey, Bells, ring, silence};
+use super::claims::bell_range;
 use super::error::PciError;
 use super::id::FunctionId;
 use super::moves::Moves;

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvm_memslots_shim::Range;
-
 use super::id::FunctionId;
 use super::registers::Registers;
 use crate::device::{Device, DeviceId, Doorbell, Ioeventfd};
@@ -11,6 +9,7 @@ use crate::{Changes, Vm};
 
 /// A BAR: of which function, and which; the expansion ROM is the highest.
 pub(super) type BarKey = (FunctionId, usize);
+
 /// The doorbells of a BAR that are assigned.
 #[derive(Debug)]
 pub(super) struct Bells {
@@ -76,9 +75,4 @@ pub(super) fn ring(
         ringing.push((bar, Bells { device, places }));
     }
     ringing
-}
-
-/// What a doorbell there claims.
-pub(super) fn bell_range(addr: u64, len: u32) -> Option<Range> {
-    Range::new(addr, u64::from(len.max(1)))
 }

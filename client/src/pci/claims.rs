@@ -2,6 +2,11 @@
 
 use kvm_memslots_shim::Range;
 
+/// What a doorbell there claims.
+pub(super) fn bell_range(addr: u64, len: u32) -> Option<Range> {
+    Range::new(addr, u64::from(len.max(1)))
+}
+
 /// Ranges that do not overlap, of windows and of doorbells; of which BAR (`T`) these
 /// are.
 #[derive(Debug)]

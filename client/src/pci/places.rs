@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 
 use kvm_memslots_shim::Range;
 
-use super::bells::{BarKey, bell_range};
+use super::bells::BarKey;
+use super::claims::bell_range;
 use super::id::FunctionId;
 use super::registers::Registers;
 use super::spec::Window;

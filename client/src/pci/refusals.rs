@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_memslots_shim::{Errno, Range, events};
 
-use super::bells::{BarKey, Bells, bell_range};
+use super::bells::{BarKey, Bells};
+use super::claims::bell_range;
 use super::error::PciError;
 use super::places::{Item, Key, Place, keys_of};
 use crate::RegionId;

@@ -4,8 +4,7 @@ use std::os::fd::AsRawFd;
 
 use kvm_memslots_shim::Range;
 
-use super::bells::bell_range;
-use super::claims::Claims;
+use super::claims::{Claims, bell_range};
 use super::error::PciError;
 use crate::device::{Bus, Event, Ioeventfd};
 use crate::region::{RegionSpec, Span};
