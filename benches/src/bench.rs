@@ -3,8 +3,9 @@
 use anyhow::Result;
 
 use crate::compare::{Session, Shape, Stop, Taken, Watch, beside};
+use crate::limit::Limit;
 use crate::report::Column;
-use crate::rig::{Busy, Limit, Rig, Target, Vcpus};
+use crate::rig::{Busy, Rig, Target, Vcpus};
 use crate::scenario::{Scenario, Workload};
 use crate::strategy::Strategy;
 

@@ -11,6 +11,7 @@ pub mod devices;
 pub mod doctor;
 pub mod flash;
 pub mod fleet;
+pub mod limit;
 mod note;
 pub mod replay;
 pub mod report;

@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use kvm_ioctls::VmFd;
 use kvm_memslots::backend::{EventModel, Irqchip, Kvm, KvmOptions, MemoryCalls, MemoryModel};
-use kvm_memslots::{ErrorKind, Executor, HolePolicy, Limits, Vm, vm_fd};
-use thiserror::Error;
+use kvm_memslots::{Executor, HolePolicy, Limits, Vm, vm_fd};
 
+use crate::limit::{Limit, lacks};
 use crate::scenario::{Scenario, Step, Workload};
 use crate::strategy::{Apply, Bells, Enabled, PerRegion, Sets, Spent, Strategy};
 use crate::way::shown_by_name;
-use kvm_memslots_kit::guest::{BusyVcpus, GuestError, Prober, Work};
+use kvm_memslots_kit::guest::{BusyVcpus, Prober, Work};
 use kvm_memslots_kit::host::{HostMemory, Pages};
 use kvm_memslots_kit::machine::new_vm;
 use kvm_memslots_kit::raw::{OnKvm, RawCalls};
@@ -79,31 +79,6 @@ impl Target {
             Self::Model => Ok(Limits::x86().with_batch(Limits::x86().slots)),
         }
     }
-}
-
-/// What this machine, or a VM on it, lacks; other errors are failures.
-#[derive(Debug, Error)]
-#[error("{0}")]
-pub struct Limit(pub(crate) String);
-
-impl Limit {
-    /// Whether the error is one.
-    #[must_use]
-    pub fn is(error: &anyhow::Error) -> bool {
-        let of_guest = |error: &GuestError| {
-            matches!(error, GuestError::Unsupported | GuestError::TooLarge { .. })
-        };
-        let of_library = |error: &kvm_memslots::Error| {
-            matches!(error.kind(), ErrorKind::NoBatchIoctl | ErrorKind::TooManySlots { .. })
-        };
-        error.is::<Self>()
-            || error.downcast_ref().is_some_and(of_guest)
-            || error.downcast_ref().is_some_and(of_library)
-    }
-}
-
-fn lacks(what: &str) -> anyhow::Error {
-    Limit(what.to_owned()).into()
 }
 
 /// A new VM with a scenario's memory, a strategy to change it, and busy vCPUs

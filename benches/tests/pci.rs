@@ -4,7 +4,8 @@
 mod common;
 
 use common::{skip, vm_or_skip};
-use kvm_memslots_bench::rig::{Limit, Rig, Target, Vcpus};
+use kvm_memslots_bench::limit::Limit;
+use kvm_memslots_bench::rig::{Rig, Target, Vcpus};
 use kvm_memslots_bench::scenario::Workload;
 use kvm_memslots_bench::strategy::{Spent, Strategy};
 use kvm_memslots_kit::grace::GraceCounter;

@@ -7,7 +7,7 @@ use kvm_memslots::{Errno, ErrorKind, MemFlags};
 use kvm_memslots_shim::uapi::{MemoryRegions, MemoryRegionsFlags, kvm_userspace_memory_region2};
 
 use super::{Apply, Spent, no_such_region, refused};
-use crate::rig::Limit;
+use crate::limit::Limit;
 use crate::scenario::{Change, Name, Place, Step};
 use kvm_memslots_kit::raw::RawCalls;
 
