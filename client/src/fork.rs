@@ -18,7 +18,15 @@ struct Own {
     open: AtomicPtr<Open>,
 }
 
-type Open = Mutex<Vec<Weak<Kvm>>>;
+#[derive(Debug)]
+struct Open {
+    list: Mutex<Vec<Weak<Kvm>>>,
+    /// The one of the process that this was forked from.
+    _parents: AtomicPtr<Self>,
+}
+
+/// All of these, for leak checkers: they don't look into a page that was mapped.
+static NEWEST: AtomicPtr<Open> = AtomicPtr::new(null_mut());
 
 /// Where that is, once it was asked for. Never unmapped: there is one in a process. No
 /// lock: a fork would find it taken by a thread that it has not.
@@ -77,23 +85,27 @@ impl Own {
         self.generation.compare_exchange(0, new, ours, theirs).map_or_else(|there| there, |_| new)
     }
 
-    fn open(&self) -> &'static Open {
+    fn open(&self) -> &'static Mutex<Vec<Weak<Kvm>>> {
         let mut at = self.open.load(Ordering::Acquire);
         if at.is_null() {
-            let new = Box::into_raw(Box::default());
+            let parents = AtomicPtr::new(NEWEST.load(Ordering::Relaxed));
+            let new = Box::into_raw(Box::new(Open { list: Mutex::default(), _parents: parents }));
             let set =
                 (self.open).compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
-            at = set.map_or_else(
-                |there| {
+            at = match set {
+                Ok(_) => {
+                    NEWEST.store(new, Ordering::Relaxed);
+                    new
+                }
+                Err(there) => {
                     // SAFETY: from above, and nobody has seen it.
                     drop(unsafe { Box::from_raw(new) });
                     there
-                },
-                |_| new,
-            );
+                }
+            };
         }
         // SAFETY: from above, by this process, and never freed.
-        unsafe { &*at }
+        unsafe { &(*at).list }
     }
 }
 
@@ -116,8 +128,9 @@ impl Process {
     }
 }
 
-/// Claims the VM behind `fd` for as long as `kvm`, which is the same, lives; whether nobody has it. Where the
-/// kernel can't tell (no `kcmp`, or not allowed), it is taken for another one.
+/// Claims the VM behind `fd` for as long as `kvm`, which is the same, lives; whether
+/// nobody has it. Where the kernel can't tell (no `kcmp`, or not allowed), it is taken
+/// for another one.
 pub(super) fn claim(kvm: &Arc<Kvm>, fd: BorrowedFd<'_>) -> bool {
     let mut open = Own::of_this_process().open().lock().unwrap_or_else(PoisonError::into_inner);
     open.retain(|other| other.strong_count() > 0);
