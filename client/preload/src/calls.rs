@@ -38,7 +38,7 @@ impl Call {
         let Some(root) = root() else { return self.plain() };
         match root.known(self.fd) {
             Some(known @ Known { vcpu: Some(vcpu), .. }) if self.request == RUN => {
-                let ran = run::run(known, vcpu, self);
+                let ran = run::run(root, known, vcpu, self);
                 ran.unwrap_or_else(|| self.of_descriptor(root, None))
             }
             known => self.of_descriptor(root, known),
@@ -72,7 +72,7 @@ impl Call {
         };
         let vm = known.vm;
         match (self.request, known.vcpu) {
-            (RUN, Some(vcpu)) => run::run(known, vcpu, self).unwrap_or_else(|| self.plain()),
+            (RUN, Some(vcpu)) => run::run(root, known, vcpu, self).unwrap_or_else(|| self.plain()),
             (SET_SIGNAL_MASK, Some(vcpu)) => {
                 let result = self.plain();
                 if result >= 0 {

@@ -143,6 +143,14 @@ impl Root {
         (0..MARKS).filter_map(|mark| self.vm(mark))
     }
 
+    /// Whether a VM beside this one has deferred slots. A number that was closed unseen
+    /// may be one of its vCPUs' by now.
+    pub(crate) fn another_defers(&self, vm: &Vm) -> bool {
+        let marks = 0..self.marks.load(Ordering::Acquire);
+        let mut others = marks.filter_map(|mark| self.vm(mark)).filter(|of| !ptr::eq(*of, vm));
+        others.any(Vm::defers_now)
+    }
+
     fn set(&self, fd: c_int, entry: u8) {
         let number = usize::try_from(fd).ok().and_then(|fd| self.numbers.get(fd));
         if let Some(number) = number {

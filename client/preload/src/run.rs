@@ -14,26 +14,28 @@ use crate::abi::{self, Exit, SET_SIGNAL_MASK, SignalMask};
 use crate::call::Call;
 use crate::decide::access::Mmio;
 use crate::kvm::Unasked;
-use crate::root::Known;
+use crate::root::{Known, Root};
 use crate::vcpu::{GUARDS, NO_MASK, OF_VMM, OURS, OUTSIDE, PLAIN, Vcpu};
 use crate::vm::exits::Served;
 use crate::why::Why;
 use crate::{memory, sys};
 
-/// `KVM_RUN`, until there is something for the VMM. Not if it had to be guarded, and the
+/// `KVM_RUN`, until there is something for the VMM. Not where slots are deferred, and the
 /// number stands for something else by now.
-pub(crate) fn run(known: Known, vcpu: &Vcpu, call: Call) -> Option<c_int> {
+pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<c_int> {
     // First said, then looked: who defers a slot does it the other way round.
     vcpu.inside.store(PLAIN, Ordering::SeqCst);
-    if !vcpu.guards(known.vm.epoch(), known.vm.defers_now()) {
+    let guards = vcpu.guards(known.vm.epoch(), known.vm.defers_now());
+    // Neither its mask of signals nor its page is another vCPU's, nor need that one's
+    // VM be this one.
+    if (guards || root.another_defers(known.vm)) && !known.is(call.fd) {
+        vcpu.inside.store(OUTSIDE, Ordering::Release);
+        return None;
+    }
+    if !guards {
         let result = lift(vcpu, call);
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return Some(result);
-    }
-    // Neither its mask of signals nor its page is another vCPU's.
-    if !known.is(call.fd) {
-        vcpu.inside.store(OUTSIDE, Ordering::Release);
-        return None;
     }
     if vcpu.page.load(Ordering::Acquire) == 0 && known.vm.defers_now() {
         known.vm.switch_off(&Unasked(known.vm), Why::of("a vCPU runs whose page was not mapped"));
@@ -217,11 +219,12 @@ mod tests {
         let model = Model::default();
         let under = Box::leak(Box::new(vm(&model, Way::Defer, false, Policy::default())));
         let known = Known::new(&under.vm, Some(vcpu), MARK);
+        let root = crate::root::set_up(crate::process::id()).unwrap();
         let runs = || {
             under.vm.with_state(|_| {
                 let run = move || {
                     let call = Call { fd, request: RUN, arg: null_mut() };
-                    let result = run(known, vcpu, call);
+                    let result = run(root, known, vcpu, call);
                     (result, sys::errno())
                 };
                 thread::spawn(run).join().unwrap()
