@@ -25,15 +25,16 @@ struct Open {
     _parents: AtomicPtr<Self>,
 }
 
-/// All of these, for leak checkers: they don't look into a page that was mapped.
-static NEWEST: AtomicPtr<Open> = AtomicPtr::new(null_mut());
-
-/// Where that is, once it was asked for. Never unmapped: there is one in a process. No
-/// lock: a fork would find it taken by a thread that it has not.
+/// Where the process's own is, once it was asked for. Never unmapped: there is one in a
+/// process. No lock: a fork would find it taken by a thread that it has not.
 static OWN: AtomicPtr<Own> = AtomicPtr::new(null_mut());
 
 /// In its place where the kernel does not wipe memory (before 4.14).
 static UNWIPED: Own = Own { generation: AtomicU32::new(0), open: AtomicPtr::new(null_mut()) };
+
+/// The last list that was made, for leak checkers: they don't look into a page that was
+/// mapped. The others follow.
+static NEWEST: AtomicPtr<Open> = AtomicPtr::new(null_mut());
 
 /// How many processes, from the first that used this on down to this one, have had
 /// a generation. A fork has the count of its parent at the time, so what it opens

@@ -46,8 +46,9 @@ struct kvm_memslots_report {
 	 * region that was unmapped, a bit a page as kvm_memslots_dirty_log()
 	 * has them, when all is done.  The region is as it was: lookups do not
 	 * find it any more.  So of what was cut off a region, and of what a
-	 * region had before it got other memory.  words is NULL, and nr_pages 0, where there was no
-	 * memory for so many bits: then all of its pages may be dirty.
+	 * region had before it got other memory.  words is NULL, and nr_pages
+	 * 0, where there was no memory for so many bits: then all of its pages
+	 * may be dirty.
 	 */
 	void (*last_dirty)(void *opaque,
 			   const struct kvm_memslots_region *region,
