@@ -1,6 +1,7 @@
 //! What the series change, measured in guests: the batch ioctl against single
 //! calls, and what selftests tell of times.
 
+mod first;
 mod instructions;
 mod load;
 mod rows;
@@ -56,7 +57,8 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
     let asked: Vec<&Told> =
         told.iter().copied().filter(|told| wanted(&told.name(), filters)).collect();
     let work = if batch { instructions::work(filters) } else { Vec::new() };
-    if boots.is_empty() && asked.is_empty() && work.is_empty() {
+    let first = first::asked(target, filters)?;
+    if boots.is_empty() && asked.is_empty() && work.is_empty() && !first {
         if filters.is_empty() {
             run::say("nothing of this series is measured on this architecture");
             return Ok(ExitCode::SUCCESS);
@@ -66,6 +68,9 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
         let counted = if batch { instructions::work(&[]) } else { Vec::new() };
         all.extend(counted.iter().map(|work| work.name()));
         all.extend(told.iter().map(|told| told.name()));
+        if first::asked(target, &[])? {
+            all.push(first::NAME.to_owned());
+        }
         bail!("no row is called so; there are:\n  {}", all.join("\n  "));
     }
     let mut failed = Vec::new();
@@ -89,6 +94,15 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
             }
         }
     }
+    if first {
+        match first::measure(target, args) {
+            Ok(more) => compared.extend(more),
+            Err(e) => {
+                run::say(&format!("FAILED {}: {e:#}", first::NAME));
+                failed.push(first::NAME.to_owned());
+            }
+        }
+    }
     let counted = match instructions::count(target, args, &work) {
         Ok(counted) => counted,
         Err(e) => {
@@ -106,7 +120,8 @@ pub(super) fn table(target: &Target, args: &super::Bench) -> Result<ExitCode> {
         found.push(table::table(&measured));
     }
     if !compared.is_empty() {
-        found.push("By selftests:".to_owned());
+        let too = if first { " and `memslots doctor`" } else { "" };
+        found.push(format!("By selftests{too}:"));
         found.push(record::markdown(&told::HEADER, compared.iter().map(Compared::cells)));
     }
     if !counted.is_empty() {

@@ -222,6 +222,11 @@ impl Told {
 }
 
 impl Compared {
+    /// Of times in microseconds: what `work` is held against, and its own.
+    pub(super) fn of_times(work: String, other: f64, this: f64, wanted: Option<f64>) -> Self {
+        Self { work, other, this, wanted, grace_periods: None, instructions: false }
+    }
+
     /// Says which kernels are compared. Something is wanted of `target` only.
     pub(super) fn between(mut self, this: &Target, other: &Target, target: &Target) -> Self {
         let name = |kernel: &Target| kernel.series.map_or("no series", Series::name);
