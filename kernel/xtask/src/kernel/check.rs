@@ -117,7 +117,7 @@ fn style(source: &Path, patch: &Patch, log: &Path) -> Result<Vec<String>> {
     let output = checkpatch.output().context("can't run perl")?;
     let said = String::from_utf8_lossy(&output.stdout);
     std::fs::write(log, said.as_bytes()).with_context(|| format!("{}", log.display()))?;
-    let said: Vec<String> = objections(&said).map(str::to_owned).collect();
+    let said: Vec<String> = objections(&said, &patch.path).map(str::to_owned).collect();
     if !output.status.success() && said.is_empty() {
         let why = String::from_utf8_lossy(&output.stderr);
         bail!("checkpatch.pl failed on {}: {}", patch.name(), why.trim());
@@ -125,10 +125,14 @@ fn style(source: &Path, patch: &Patch, log: &Path) -> Result<Vec<String>> {
     Ok(said)
 }
 
-/// `FILE:LINE: WARNING:TYPE: ...` of `checkpatch.pl --terse`.
-fn objections(said: &str) -> impl Iterator<Item = &str> {
+/// `FILE:LINE: WARNING:TYPE: ...` of `checkpatch.pl --terse`, without the folder
+/// of `patch`, as records name no place of a machine.
+fn objections<'a>(said: &'a str, patch: &Path) -> impl Iterator<Item = &'a str> {
     let kinds = [": ERROR:", ": WARNING:", ": CHECK:"];
-    said.lines().filter(move |line| kinds.iter().any(|kind| line.contains(kind)))
+    let folder = patch.parent().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
+    said.lines()
+        .filter(move |line| kinds.iter().any(|kind| line.contains(kind)))
+        .map(move |line| line.strip_prefix(&folder).unwrap_or(line))
 }
 
 /// Builds KVM; what the compiler warned of, without line numbers.
@@ -208,9 +212,11 @@ mod tests {
 
     #[test]
     fn objections_of_checkpatch() {
-        let said = "a.patch:7: WARNING:LONG_LINE: line length of 101\n\
-                    a.patch:9: CHECK:SPACING: spaces preferred\n\
+        let said = "/a/b.patch:7: WARNING:LONG_LINE: line length of 101\n\
+                    /a/b.patch:9: CHECK:SPACING: spaces preferred\n\
                     total: 0 errors, 1 warnings, 1 checks, 20 lines checked\n";
-        assert_eq!(objections(said).count(), 2);
+        let said: Vec<&str> = objections(said, Path::new("/a/b.patch")).collect();
+        assert_eq!(said.len(), 2);
+        assert_eq!(said[1], "b.patch:9: CHECK:SPACING: spaces preferred");
     }
 }
