@@ -13,6 +13,7 @@
 //! that number is another owner.
 
 use std::ffi::c_int;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{process, sys};
 
@@ -65,13 +66,52 @@ pub(crate) fn is(fd: c_int, mark: usize) -> bool {
     of(fd) == Some(mark)
 }
 
+/// Marks, each there or not, whatever order threads say it in. Zeroes are none.
+#[derive(Debug, Default)]
+pub(crate) struct Set([AtomicU64; KINDS]);
+
+// A word has a bit for each signal.
+const _: () = assert!(SIGNALS == u64::BITS as usize);
+
+impl Set {
+    /// Has `mark` be one of them, or no longer.
+    pub(crate) fn put(&self, mark: usize, is: bool) {
+        let (Some(word), bit) = (self.0.get(mark / SIGNALS), 1 << (mark % SIGNALS)) else { return };
+        // Mostly it is so already: all vCPUs read this.
+        if (word.load(Ordering::SeqCst) & bit != 0) == is {
+            return;
+        }
+        if is {
+            word.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn has(&self, mark: usize) -> bool {
+        let word = self.0.get(mark / SIGNALS).map_or(0, |word| word.load(Ordering::SeqCst));
+        word & 1 << (mark % SIGNALS) != 0
+    }
+
+    /// Whether there is one beside `mark`.
+    pub(crate) fn has_other(&self, mark: usize) -> bool {
+        let own = |at| if at == mark / SIGNALS { 1 << (mark % SIGNALS) } else { 0 };
+        let mut words = self.0.iter().enumerate();
+        words.any(|(at, word)| word.load(Ordering::SeqCst) & !own(at) != 0)
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
+    use std::sync::Mutex;
 
     use super::*;
+
+    /// For tests to which it matters which marks there are.
+    pub(crate) static MARKS_IN_USE: Mutex<()> = Mutex::new(());
 
     /// A file that has no inode of its own, as those of KVM have none.
     fn file() -> OwnedFd {
@@ -84,6 +124,7 @@ mod tests {
 
     #[test]
     fn all_marks_are_known_under_every_number_and_gone_with_the_file() {
+        let _marks = MARKS_IN_USE.lock();
         for mark in 0..MARKS {
             let (one, other) = (file(), file());
             assert!(of(one.as_raw_fd()).is_none());
@@ -122,6 +163,23 @@ mod tests {
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
         assert_eq!((status, of(file.as_raw_fd())), (0, None));
         assert!(set(file.as_raw_fd(), 3) && is(file.as_raw_fd(), 3));
+    }
+
+    #[test]
+    fn a_set_has_what_was_put_there_last() {
+        let set = Set::default();
+        for mark in [0, 63, 64, MARKS - 1] {
+            set.put(mark, true);
+            set.put(mark, true);
+            assert!(set.has(mark) && !set.has_other(mark));
+            for other in (0..MARKS).filter(|other| *other != mark) {
+                assert!(!set.has(other) && set.has_other(other), "{mark} {other}");
+            }
+            set.put(mark, false);
+            set.put(mark, false);
+        }
+        set.put(MARKS, true);
+        assert!(!set.has_other(0) && !set.has(MARKS));
     }
 
     #[test]

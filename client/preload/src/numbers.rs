@@ -1,21 +1,45 @@
-//! The number of a VM's descriptor, where it has another one than when the VMM made
-//! its last call.
+//! The numbers of descriptors: where a VM has another one than when the VMM made its
+//! last call, and where it has none.
 
 use std::ffi::{CStr, c_int};
 
-use crate::{mark, sys};
+use crate::mark::{self, MARKS};
+use crate::sys;
 
 /// A descriptor of the VM with this mark, if there is one and `/proc` is there.
 pub(crate) fn find(mark: usize) -> Option<c_int> {
-    let dir = sys::open(c"/proc/thread-self/fd", libc::O_DIRECTORY).ok()?;
+    first(|number| mark::is(number, mark).then_some(number)).ok()?
+}
+
+/// The marks of all descriptors.
+///
+/// # Errors
+/// The errno, where `/proc` does not say them all.
+pub(crate) fn marks() -> Result<[bool; MARKS], c_int> {
+    let mut there = [false; MARKS];
+    first::<()>(|number| {
+        there[mark::of(number)?] = true;
+        None
+    })?;
+    Ok(there)
+}
+
+/// The first answer of `what` to a number of a descriptor.
+fn first<R>(mut what: impl FnMut(c_int) -> Option<R>) -> Result<Option<R>, c_int> {
+    let dir = sys::open(c"/proc/thread-self/fd", libc::O_DIRECTORY)?;
     let mut entries = [0; 1024];
-    let mut found = None;
-    while let (None, Ok(bytes @ 1..)) = (found, sys::entries(dir, &mut entries)) {
-        found = names(&entries[..bytes]).find_map(|name| {
-            let number = name.to_str().ok()?.parse().ok()?;
-            mark::is(number, mark).then_some(number)
-        });
-    }
+    let found = loop {
+        let bytes = match sys::entries(dir, &mut entries) {
+            Ok(0) => break Ok(None),
+            Ok(bytes) => bytes,
+            Err(errno) => break Err(errno),
+        };
+        let mut numbers =
+            names(&entries[..bytes]).filter_map(|name| name.to_str().ok()?.parse().ok());
+        if let Some(found) = numbers.find_map(&mut what) {
+            break Ok(Some(found));
+        }
+    };
     // SAFETY: just opened.
     unsafe { sys::close(dir) };
     found

@@ -18,7 +18,7 @@ use crate::decide::rules::Rules;
 use crate::mark::MARKS;
 use crate::vcpu::Vcpu;
 use crate::vm::machine::{Machine, Vm};
-use crate::{mark, process, sys};
+use crate::{mark, numbers, process, sys};
 
 /// Descriptors with larger numbers are not followed.
 const NUMBERS: usize = 1 << 16;
@@ -38,6 +38,8 @@ pub(crate) struct Root {
     /// By their marks.
     vms: [AtomicPtr<Vm>; MARKS],
     vcpus: [Vcpu; MARKS],
+    /// The VMs that have deferred slots.
+    pub(crate) deferring: mark::Set,
     /// An argument of `KVM_CREATE_VM`, plus one, and whether such VMs have the
     /// trap bit.
     kinds: [(AtomicU64, AtomicBool); KINDS],
@@ -117,6 +119,13 @@ impl Known {
 }
 
 impl Root {
+    /// One that no other test has.
+    #[cfg(test)]
+    pub(crate) fn alone() -> Option<&'static Self> {
+        // SAFETY: zeroes, which are an empty one, and stay.
+        unsafe { sys::map(size_of::<Self>())?.cast::<Self>().as_ref() }
+    }
+
     pub(crate) fn pid(&self) -> c_int {
         self.pid.load(Ordering::Relaxed)
     }
@@ -143,12 +152,20 @@ impl Root {
         (0..MARKS).filter_map(|mark| self.vm(mark))
     }
 
-    /// Whether a VM beside this one has deferred slots. A number that was closed unseen
-    /// may be one of its vCPUs' by now.
-    pub(crate) fn another_defers(&self, vm: &Vm) -> bool {
-        let marks = 0..self.marks.load(Ordering::Acquire);
-        let mut others = marks.filter_map(|mark| self.vm(mark)).filter(|of| !ptr::eq(*of, vm));
-        others.any(Vm::defers_now)
+    /// Has VMs that are gone defer nothing: those that no descriptor is of, nor of a vCPU
+    /// of theirs. Nobody says when that comes to be.
+    pub(crate) fn leave_gone(&self) {
+        // Not what defers from here on, which may be new.
+        let deferring: [bool; MARKS] = std::array::from_fn(|mark| self.deferring.has(mark));
+        let Ok(mut there) = numbers::marks() else { return };
+        for (mark, vcpu) in self.vcpus.iter().enumerate() {
+            if let (true, Some(vm)) = (there[mark], vcpu.vm()) {
+                there[vm] = true;
+            }
+        }
+        let gone = (0..MARKS).filter(|mark| deferring[*mark] && !there[*mark]);
+        // One that was on its way in a message says it again by its next call.
+        gone.for_each(|mark| self.deferring.put(mark, false));
     }
 
     fn set(&self, fd: c_int, entry: u8) {
@@ -190,7 +207,7 @@ impl Root {
         // SAFETY: zeroes of its size, aligned to a page, nobody else's, and there for
         // good: another thread may always look there.
         let machine = unsafe { Machine::at(at) };
-        let vm = machine.set_up(fd, mark, &self.vcpus, rules);
+        let vm = machine.set_up(fd, mark, (&self.vcpus, &self.deferring), rules);
         self.vms[mark].store(ptr::from_ref(vm).cast_mut(), Ordering::Release);
         self.set(fd, mark as u8 + 1);
         Some(())
@@ -219,5 +236,40 @@ impl Root {
             let _ = known.compare_exchange(0, key, Ordering::AcqRel, Ordering::Relaxed);
         }
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_vm_is_gone_with_its_last_descriptor() {
+        let _marks = mark::tests::MARKS_IN_USE.lock();
+        let root = Root::alone().unwrap();
+        let [vm, of_vcpu, vcpu] = [100, 101, 102];
+        let marked = |mark| {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            assert!(mark::set(file.as_raw_fd(), mark));
+            file
+        };
+        let files = [marked(vm), marked(vcpu)];
+        root.vcpus[vcpu].made_for(of_vcpu);
+        for mark in [vm, of_vcpu] {
+            root.deferring.put(mark, true);
+        }
+        let defer = || [vm, of_vcpu].map(|mark| root.deferring.has(mark));
+        root.leave_gone();
+        assert_eq!(defer(), [true; 2]);
+        for (file, left) in files.into_iter().zip([[false, true], [false; 2]]) {
+            // Another test's child has it for a while; not the mark.
+            assert!(mark::set(file.as_raw_fd(), 103));
+            root.leave_gone();
+            assert_eq!(defer(), left);
+        }
     }
 }

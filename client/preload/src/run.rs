@@ -15,7 +15,7 @@ use crate::call::Call;
 use crate::decide::access::Mmio;
 use crate::kvm::Unasked;
 use crate::root::{Known, Root};
-use crate::vcpu::{GUARDS, NO_MASK, OF_VMM, OURS, OUTSIDE, PLAIN, Vcpu};
+use crate::vcpu::{GUARDS, NO_MASK, OF_VMM, OURS, OUTSIDE, Vcpu};
 use crate::vm::exits::Served;
 use crate::why::Why;
 use crate::{memory, sys};
@@ -24,15 +24,19 @@ use crate::{memory, sys};
 /// number stands for something else by now.
 pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<c_int> {
     // First said, then looked: who defers a slot does it the other way round.
-    vcpu.inside.store(PLAIN, Ordering::SeqCst);
+    vcpu.enters(call.fd);
     let guards = vcpu.guards(known.vm.epoch(), known.vm.defers_now());
+    let another = root.deferring.has_other(known.vm.mark);
     // Neither its mask of signals nor its page is another vCPU's, nor need that one's
     // VM be this one.
-    if (guards || root.another_defers(known.vm)) && !known.is(call.fd) {
+    if (guards || another) && !known.is(call.fd) {
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return None;
     }
     if !guards {
+        if another && vcpu.asks_often() {
+            root.leave_gone();
+        }
         let result = lift(vcpu, call);
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return Some(result);
@@ -201,25 +205,24 @@ mod tests {
 
     use super::*;
     use crate::abi::RUN;
-    use crate::decide::rules::Way;
+    use crate::decide::rules::{Rules, Way};
     use crate::mark;
-    use crate::vm::tests::{FLASH, Model, ask, vm};
+    use crate::vm::tests::{FLASH, Model, among, ask, vm};
 
     /// Another thread may have the VM, and be in KVM with it: runs go on, guarded
     /// or not. Here they are runs of a file that is no vCPU.
     #[test]
     fn a_run_takes_no_lock() {
         const MARK: usize = 90;
-        let file = std::fs::File::open("/dev/null").unwrap();
+        let file = marked(MARK);
         let fd = file.as_raw_fd();
-        assert!(mark::set(fd, MARK));
         let vcpu: &'static Vcpu = Box::leak(Box::default());
         vcpu.has_mask(Some(0));
         vcpu.mapped_at(4096);
         let model = Model::default();
         let under = Box::leak(Box::new(vm(&model, Way::Defer, false, Policy::default())));
         let known = Known::new(&under.vm, Some(vcpu), MARK);
-        let root = crate::root::set_up(crate::process::id()).unwrap();
+        let root = Root::alone().unwrap();
         let runs = || {
             under.vm.with_state(|_| {
                 let run = move || {
@@ -236,5 +239,84 @@ mod tests {
         ask(under, &model, &FLASH).unwrap();
         assert_eq!(under.vm.epoch(), 1);
         assert_eq!(runs(), (Some(-1), libc::ENOTTY));
+    }
+
+    /// A file that is marked, which no call of KVM's is for.
+    fn marked(mark: usize) -> std::fs::File {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(mark::set(file.as_raw_fd(), mark));
+        file
+    }
+
+    /// Numbers that are noted as a vCPU of one VM, and are one of another.
+    #[test]
+    fn a_run_is_of_what_its_number_is() {
+        const FIRST: usize = 0;
+        const SECOND: usize = 1;
+        const VM: usize = 2;
+        const OTHER: usize = 3;
+        let [_vm, first, second] = [VM, FIRST, SECOND].map(marked);
+        let vcpus: &'static [Vcpu] = Box::leak(Box::<[Vcpu; 2]>::default());
+        vcpus[FIRST].made_for(OTHER);
+        vcpus[SECOND].made_for(VM);
+        for vcpu in vcpus {
+            vcpu.mapped_at(4096);
+        }
+        let root = Root::alone().unwrap();
+        let (model, idle) = (Model::default(), Model::default());
+        let rules = Rules { way: Way::Defer, flips: 4, writable: false };
+        let of = |model, mark| {
+            let all = (vcpus, &root.deferring);
+            &*Box::leak(Box::new(among(model, mark, all, rules, Policy::default())))
+        };
+        let (vm, other) = (of(&model, VM), of(&idle, OTHER));
+        let known = Known::new(&other.vm, Some(&vcpus[FIRST]), FIRST);
+        let run = |file: &std::fs::File| {
+            let call = Call { fd: file.as_raw_fd(), request: RUN, arg: null_mut() };
+            run(root, known, &vcpus[FIRST], call)
+        };
+        let back = |times| {
+            for _ in 0..times {
+                ask(vm, &model, &FLASH.gone()).unwrap();
+                ask(vm, &model, &FLASH).unwrap();
+            }
+            vm.vm.defers_now()
+        };
+        ask(vm, &model, &FLASH).unwrap();
+        assert!(!back(1), "too early");
+        // Such a run begins before anything is deferred.
+        vcpus[FIRST].enters(second.as_raw_fd());
+        assert!(!back(6));
+        // It was the other VM's.
+        vcpus[FIRST].enters(first.as_raw_fd());
+        assert!(back(1));
+        // One that begins later.
+        vcpus[FIRST].inside.store(OUTSIDE, Ordering::SeqCst);
+        assert_eq!((run(&second), run(&first)), (None, Some(-1)));
+        ask(vm, &model, &FLASH.gone()).unwrap();
+        assert_eq!(run(&second), Some(-1));
+    }
+
+    /// It may have had slots that were deferred.
+    #[test]
+    fn a_vm_that_is_gone_costs_runs_of_another_nothing() {
+        const VCPU: usize = 91;
+        const VM: usize = 92;
+        const GONE: usize = 93;
+        let _marks = mark::tests::MARKS_IN_USE.lock();
+        let file = marked(VCPU);
+        let vcpu: &'static Vcpu = Box::leak(Box::default());
+        let root = Root::alone().unwrap();
+        let all = (&[][..], &root.deferring);
+        let rules = Rules { way: Way::Defer, flips: 4, writable: false };
+        let model = Model::default();
+        let under = Box::leak(Box::new(among(&model, VM, all, rules, Policy::default())));
+        let known = Known::new(&under.vm, Some(vcpu), VCPU);
+        root.deferring.put(GONE, true);
+        for _ in 0..10_000 {
+            let call = Call { fd: file.as_raw_fd(), request: RUN, arg: null_mut() };
+            assert_eq!(run(root, known, vcpu, call), Some(-1));
+        }
+        assert!(!root.deferring.has(GONE));
     }
 }

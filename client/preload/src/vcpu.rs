@@ -1,6 +1,7 @@
 //! What is known of one vCPU.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// `KVM_RUN`s that are guarded after the last flip of a slot that may churn.
 const GUARDED: u32 = 4096;
@@ -29,11 +30,15 @@ pub(crate) struct Vcpu {
     /// Where the VMM has mapped what KVM shares for it.
     pub(crate) page: AtomicU64,
     pub(crate) inside: AtomicU32,
+    /// The number by which it runs, or ran.
+    number: AtomicI32,
     pub(crate) whose_mask: AtomicU32,
     pub(crate) mask: AtomicU64,
     /// The VM's epoch when this was last looked at, and guarded runs left.
     epoch: AtomicU32,
     left: AtomicU32,
+    /// Runs of which was asked whether they are its own, for another VM's sake.
+    asked: AtomicU32,
     /// An access whose memory was not there: where it was, and 1, its width and
     /// whether it writes, in the other.
     pub(crate) owed: [AtomicU64; 2],
@@ -59,6 +64,25 @@ impl Vcpu {
     pub(crate) fn has_mask(&self, mask: Option<u64>) {
         self.mask.store(mask.unwrap_or(0), Ordering::SeqCst);
         self.whose_mask.store(mask.map_or(NO_MASK, |_| OF_VMM), Ordering::SeqCst);
+    }
+
+    /// It begins a run by this number, as the VMM called it.
+    pub(crate) fn enters(&self, number: c_int) {
+        self.number.store(number, Ordering::Relaxed);
+        self.inside.store(PLAIN, Ordering::SeqCst);
+    }
+
+    /// The number of the run that it is in, if that is as the VMM called it.
+    pub(crate) fn lifted(&self) -> Option<c_int> {
+        let inside = self.inside.load(Ordering::SeqCst) == PLAIN;
+        inside.then(|| self.number.load(Ordering::Relaxed))
+    }
+
+    /// Whether to look for VMs that are gone: a run asks for the sake of another.
+    pub(crate) fn asks_often(&self) -> bool {
+        let asked = self.asked.load(Ordering::Relaxed).wrapping_add(1);
+        self.asked.store(asked, Ordering::Relaxed);
+        asked % GUARDED == 0
     }
 
     /// Whether an exit of it can be served without losing a signal.

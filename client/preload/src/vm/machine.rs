@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use crate::counts::VmCounts;
 use crate::decide::map::PLACES;
@@ -11,6 +11,7 @@ use crate::decide::rules::Rules;
 use crate::decide::slot::Slot;
 use crate::decide::slots::Slots;
 use crate::lock::Lock;
+use crate::mark::{self, Set};
 use crate::settings;
 use crate::vcpu::Vcpu;
 use crate::why::Why;
@@ -29,17 +30,20 @@ impl Machine {
         unsafe { &mut *at.cast() }
     }
 
-    /// The VM that was made as `fd` and has mark `mark`. Its vCPUs are among `vcpus`.
+    /// The VM that was made as `fd` and has mark `mark`, of `all`.
     pub(crate) fn set_up(
         &'static mut self,
         fd: c_int,
         mark: usize,
-        vcpus: &'static [Vcpu],
+        all: All,
         rules: Rules,
     ) -> &'static Vm {
-        self.vm.write(Vm::new(fd, mark, vcpus, Slots::new(rules, &mut self.entries)))
+        self.vm.write(Vm::new(fd, mark, all, Slots::new(rules, &mut self.entries)))
     }
 }
+
+/// The vCPUs of all VMs of the process, by their marks, and which VMs have deferred slots.
+pub(crate) type All = (&'static [Vcpu], &'static Set);
 
 /// One VM.
 pub(crate) struct Vm {
@@ -48,13 +52,12 @@ pub(crate) struct Vm {
     pub(crate) mark: usize,
     /// One of the VMM's descriptors of it, when that was last seen.
     pub(super) fd: AtomicI32,
-    /// All of the process.
-    vcpus: &'static [Vcpu],
+    all: All,
     pub(super) state: Lock<State>,
     /// Flips of slots that may churn, and their first appearance.
     pub(super) epoch: AtomicU32,
-    /// How many slots are deferred; how often one was.
-    pub(super) deferred: AtomicU32,
+    /// Whether a slot is deferred; how often one was.
+    deferred: AtomicBool,
     pub(super) defers: AtomicU32,
     /// How often deferred slots were mapped.
     pub(super) promotions: AtomicU64,
@@ -107,7 +110,7 @@ pub(super) enum Tells {
 }
 
 impl Vm {
-    pub(crate) fn new(fd: c_int, mark: usize, vcpus: &'static [Vcpu], slots: Slots) -> Self {
+    pub(crate) fn new(fd: c_int, mark: usize, all: All, slots: Slots) -> Self {
         let state = State {
             slots,
             bill: Bill::new(settings::policy()),
@@ -122,19 +125,31 @@ impl Vm {
             made_as: fd,
             mark,
             fd: AtomicI32::new(fd),
-            vcpus,
+            all,
             state: Lock::new(state),
             epoch: AtomicU32::new(0),
-            deferred: AtomicU32::new(0),
+            deferred: AtomicBool::new(false),
             defers: AtomicU32::new(0),
             promotions: AtomicU64::new(0),
             counts: VmCounts::default(),
         }
     }
 
-    /// Its vCPUs.
-    pub(super) fn vcpus(&self) -> impl Iterator<Item = &'static Vcpu> {
-        self.vcpus.iter().filter(|vcpu| vcpu.vm() == Some(self.mark))
+    /// Whether no exit of it can be met by a run that would lose a signal over it. A run
+    /// that another VM's vCPU is noted for is that one's if its number says so: what was
+    /// closed unseen may be a vCPU of this VM by now.
+    pub(super) fn is_ready(&self) -> bool {
+        self.all.0.iter().enumerate().all(|(mark, vcpu)| match vcpu.vm() {
+            None => true,
+            Some(vm) if vm == self.mark => vcpu.is_ready(),
+            Some(_) => vcpu.lifted().is_none_or(|number| mark::is(number, mark)),
+        })
+    }
+
+    /// Says, to its vCPUs and to those of others, whether a slot is deferred.
+    pub(super) fn says_deferred(&self, is: bool) {
+        self.deferred.store(is, Ordering::SeqCst);
+        self.all.1.put(self.mark, is);
     }
 
     pub(crate) fn fd(&self) -> c_int {
@@ -168,7 +183,7 @@ impl Vm {
 
     /// Whether a slot is deferred.
     pub(crate) fn defers_now(&self) -> bool {
-        self.deferred.load(Ordering::SeqCst) > 0
+        self.deferred.load(Ordering::SeqCst)
     }
 
     /// How often one was.

@@ -9,7 +9,6 @@ use crate::decide::rules::Way;
 use crate::decide::slot::Repair;
 use crate::decide::slots::{Action, Plan};
 use crate::sys::now;
-use crate::vcpu::Vcpu;
 use crate::why::Why;
 
 /// The calls of a VM's.
@@ -107,7 +106,7 @@ impl Vm {
 
     fn done(&self, state: &mut State, region: &Region, action: Action) {
         state.slots.done(region, action);
-        self.deferred.store(state.slots.deferred() as u32, Ordering::SeqCst);
+        self.says_deferred(state.slots.deferred() > 0);
         // vCPUs have to be ready for exits that are served well before there
         // are any.
         if state.slots.rules().way == Way::Defer && state.slots.may_churn(region.slot) {
@@ -146,15 +145,14 @@ impl Vm {
     /// it had to reckon with that could lose a signal.
     fn defer(&self, state: &mut State, kvm: &dyn Kvm) -> Result<bool, c_int> {
         // First said, then looked: a vCPU does it the other way round.
-        self.deferred.fetch_add(1, Ordering::SeqCst);
-        if !self.vcpus().all(Vcpu::is_ready) {
-            self.deferred.fetch_sub(1, Ordering::SeqCst);
+        self.says_deferred(true);
+        let as_before = || self.says_deferred(state.slots.deferred() > 0);
+        if !self.is_ready() {
+            as_before();
             return Ok(false);
         }
         if state.tells == Tells::No {
-            kvm.tell_undecodable(true).inspect_err(|_| {
-                self.deferred.fetch_sub(1, Ordering::SeqCst);
-            })?;
+            kvm.tell_undecodable(true).inspect_err(|_| as_before())?;
             state.tells = Tells::Asked;
         }
         self.defers.fetch_add(1, Ordering::SeqCst);
@@ -178,7 +176,7 @@ impl Vm {
             self.promotions.fetch_add(1, Ordering::SeqCst);
         }
         state.slots.repaired(repair);
-        self.deferred.store(state.slots.deferred() as u32, Ordering::SeqCst);
+        self.says_deferred(state.slots.deferred() > 0);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use kvm_memslots::deferred::policy::Policy;
 use proptest::prelude::*;
 
 use super::exits::Served;
-use super::machine::Vm;
+use super::machine::{All, Vm};
 use super::memslots::{Answer, Asked, Kvm};
 use crate::decide::access::{Access, Mmio};
 use crate::decide::policy::Bill;
@@ -89,7 +89,12 @@ impl Kvm for Model {
 
 pub(crate) fn vm(model: &Model, way: Way, writable: bool, policy: Policy) -> Under {
     let rules = Rules { way, flips: 4, writable };
-    let vm = Vm::new(-1, 0, &[], Slots::new(rules, entries()));
+    among(model, 0, (&[], Box::leak(Box::default())), rules, policy)
+}
+
+/// The VM with mark `mark`, one of `all`.
+pub(crate) fn among(model: &Model, mark: usize, all: All, rules: Rules, policy: Policy) -> Under {
+    let vm = Vm::new(-1, mark, all, Slots::new(rules, entries()));
     vm.state.with(|state| state.bill = Bill::new(policy));
     Under { vm, model: model.clone() }
 }
