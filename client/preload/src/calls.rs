@@ -126,22 +126,21 @@ impl Call {
     }
 
     fn set_region(self, vm: &'static Vm) -> c_int {
-        let (two, at) = (self.request == SET_REGION2, self.arg as u64);
-        let of = |slot, flags, gpa, size, hva| Region { slot, flags, gpa, size, hva };
-        // All of it, as KVM copies all of it.
-        let region = if two {
-            // SAFETY: any bytes are one: numbers.
-            unsafe { memory::load::<kvm_userspace_memory_region2>(at) }.map(|it| {
-                of(it.slot, it.flags, it.guest_phys_addr, it.memory_size, it.userspace_addr)
-            })
-        } else {
-            // SAFETY: as above.
-            unsafe { memory::load::<kvm_userspace_memory_region>(at) }.map(|it| {
-                of(it.slot, it.flags, it.guest_phys_addr, it.memory_size, it.userspace_addr)
-            })
-        };
+        type Newer = kvm_userspace_memory_region2;
+        let two = self.request == SET_REGION2;
+        // All of it, as KVM copies all of it. The older one is how the newer one begins.
+        let bytes = if two { size_of::<Newer>() } else { size_of::<kvm_userspace_memory_region>() };
+        // SAFETY: any bytes are one: numbers.
+        let asked = unsafe { memory::load_start::<Newer>(self.arg as u64, bytes) };
         // KVM says what is wrong with the argument.
-        let Ok(region) = region else { return self.plain() };
+        let Ok(it) = asked else { return self.plain() };
+        let region = Region {
+            slot: it.slot,
+            flags: it.flags,
+            gpa: it.guest_phys_addr,
+            size: it.memory_size,
+            hva: it.userspace_addr,
+        };
         let asked = Asked { region, two };
         let mut pass = || self.pass().map_err(|()| sys::errno());
         let errno = sys::errno();

@@ -54,9 +54,18 @@ pub(crate) fn read_steady(from: u64, into: &mut [u8]) -> Result<(), c_int> {
 /// # Safety
 /// Any bytes are a `T`.
 pub(crate) unsafe fn load<T>(from: u64) -> Result<T, c_int> {
+    // SAFETY: the caller's.
+    unsafe { load_start(from, size_of::<T>()) }
+}
+
+/// The first `bytes` bytes of such a structure; the others are zeroes.
+///
+/// # Safety
+/// Any bytes are a `T`.
+pub(crate) unsafe fn load_start<T>(from: u64, bytes: usize) -> Result<T, c_int> {
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: as many bytes as it has.
-    unsafe { copy(false, value.as_mut_ptr().cast(), from, size_of::<T>()) }?;
+    // SAFETY: as many bytes as it has, or fewer.
+    unsafe { copy(false, value.as_mut_ptr().cast(), from, bytes.min(size_of::<T>())) }?;
     // SAFETY: all bytes are there, and any are a `T`.
     Ok(unsafe { value.assume_init() })
 }
@@ -156,6 +165,13 @@ mod tests {
         let mut eight = [0; 8];
         assert_eq!(read(map as u64 + 4088, &mut eight), Ok(()));
         assert_eq!(read(map as u64 + 4092, &mut eight), Err(libc::EFAULT));
+        // A structure of which the start is there.
+        assert_eq!(write(map as u64 + 4088, &[7; 8]), Ok(()));
+        // SAFETY: any bytes are numbers, here and below.
+        let start = unsafe { load_start::<[u8; 12]>(map as u64 + 4088, 8) };
+        assert_eq!(start, Ok([7, 7, 7, 7, 7, 7, 7, 7, 0, 0, 0, 0]));
+        // SAFETY: as above.
+        assert_eq!(unsafe { load::<[u8; 12]>(map as u64 + 4088) }, Err(libc::EFAULT));
         // SAFETY: nothing uses it any more.
         unsafe { sys::unmap(map, 4096) };
     }
