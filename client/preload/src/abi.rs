@@ -65,19 +65,20 @@ pub(crate) enum Exit {
     Other,
 }
 
-/// Why `KVM_RUN` came back with `result` (0 or an errno); `page` is where the VMM
-/// has mapped the `struct kvm_run` of the vCPU.
+/// Why `KVM_RUN` came back with `result` (0 or an errno); `pages` are the places where
+/// the VMM has mapped the `struct kvm_run` of the vCPU.
 ///
 /// To be called by the thread that ran the vCPU, before it runs it again.
-pub(crate) fn exit(page: u64, result: i32) -> Exit {
+pub(crate) fn exit(mut pages: impl Iterator<Item = u64>, result: i32) -> Exit {
     if result == libc::ENOSYS && cfg!(target_arch = "aarch64") {
         return Exit::Undecodable;
     }
-    if result != 0 || page == 0 {
+    if result != 0 {
         return Exit::Other;
     }
     // SAFETY: any bytes are one: numbers, in unions too.
-    let Ok(run) = (unsafe { memory::load::<Start>(page) }) else { return Exit::Other };
+    let load = |page| unsafe { memory::load::<Start>(page) }.ok();
+    let Some(run) = pages.find_map(load) else { return Exit::Other };
     match run.exit_reason {
         KVM_EXIT_MMIO => Exit::Mmio(mmio(&run)),
         KVM_EXIT_ARM_NISV if cfg!(target_arch = "aarch64") => Exit::Undecodable,

@@ -1,7 +1,6 @@
 //! The calls of KVM, one by one.
 
 use std::ffi::{c_int, c_ulong, c_void};
-use std::ptr;
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region,
@@ -21,6 +20,7 @@ use crate::decide::rules::{Rules, Way};
 use crate::kvm::{Asked as ByDescriptor, Candidate, Unasked};
 use crate::root::{self, Known, Root, root};
 use crate::settings::{Mode, Settings, settings};
+use crate::vcpu::Vcpu;
 use crate::vm::machine::Vm;
 use crate::vm::memslots::Asked;
 use crate::why::Why;
@@ -185,9 +185,17 @@ impl Call {
     }
 }
 
-/// `fd` was mapped at `at`, so many bytes.
+/// What was mapped at `at`, so many bytes, is about to go, or is gone; a vCPU whose page
+/// began there.
+pub(crate) fn unmapped(at: *mut c_void, bytes: usize) -> Option<&'static Vcpu> {
+    let root = root().filter(|_| bytes > 0 && !root::is_off())?;
+    let start = at as u64;
+    root.unmapped(&(start..start.saturating_add(bytes as u64)))
+}
+
+/// `fd` was mapped at `at`, so many bytes, shared with others.
 pub(crate) fn mapped(fd: c_int, at: *mut c_void, bytes: usize) {
-    if ptr::eq(at, libc::MAP_FAILED) || bytes < RUN_BYTES || root::is_off() {
+    if bytes < RUN_BYTES || root::is_off() {
         return;
     }
     let Some(root) = root() else { return };

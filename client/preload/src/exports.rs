@@ -1,7 +1,7 @@
 //! What the dynamic linker finds here before it finds the C library's.
 //!
-//! Five functions, and none whose callers may be anywhere but `mmap` and `syscall`,
-//! which take no lock, allocate nothing and read nothing here but numbers.
+//! Seven functions. Of these the callers of `mmap`, `munmap`, `mremap` and `syscall` may be
+//! anywhere: they take no lock, allocate nothing and read nothing here but numbers.
 //!
 //! `ioctl`, `prctl` and `syscall` are variadic in C. On x86-64 and arm64 Linux a
 //! variadic function gets its arguments as any other, so one that was not
@@ -32,7 +32,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) ->
     Call { fd, request: known, arg }.make()
 }
 
-/// Where a vCPU's page is mapped is noted.
+/// Where a vCPU's page is mapped is noted, and what was at that place before is not.
 ///
 /// # Safety
 /// As that of the C library.
@@ -45,9 +45,17 @@ pub unsafe extern "C" fn mmap(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
+    if flags & libc::MAP_FIXED != 0 {
+        calls::unmapped(at, bytes);
+    }
     // SAFETY: the caller's.
     let at = unsafe { next::mmap(at, bytes, access, flags, fd, offset) };
-    if fd >= 0 && offset == 0 {
+    if ptr::eq(at, libc::MAP_FAILED) {
+        return at;
+    }
+    calls::unmapped(at, bytes);
+    // What is written to a private one KVM does not see.
+    if fd >= 0 && offset == 0 && flags & libc::MAP_SHARED != 0 {
         calls::mapped(fd, at, bytes);
     }
     at
@@ -68,6 +76,44 @@ pub unsafe extern "C" fn mmap64(
 ) -> *mut c_void {
     // SAFETY: the caller's; the two are one.
     unsafe { mmap(at, bytes, access, flags, fd, offset) }
+}
+
+/// A vCPU's page that is no longer there is looked for elsewhere.
+///
+/// # Safety
+/// As that of the C library.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn munmap(at: *mut c_void, bytes: usize) -> c_int {
+    // Before, as others may be given the place at once. Whose page is nowhere is a vCPU
+    // that nothing is served for, so a call that fails does no harm.
+    calls::unmapped(at, bytes);
+    // SAFETY: the caller's.
+    unsafe { next::munmap(at, bytes) }
+}
+
+/// The same, or it is noted where it is moved to.
+///
+/// # Safety
+/// As that of the C library.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn mremap(
+    at: *mut c_void,
+    bytes: usize,
+    new_bytes: usize,
+    flags: c_int,
+    to: *mut c_void,
+) -> *mut c_void {
+    if flags & libc::MREMAP_FIXED != 0 {
+        calls::unmapped(to, new_bytes);
+    }
+    let vcpu = calls::unmapped(at, bytes);
+    // SAFETY: the caller's.
+    let now = unsafe { next::mremap(at, bytes, new_bytes, flags, to) };
+    if let Some(vcpu) = vcpu.filter(|_| new_bytes >= abi::RUN_BYTES) {
+        let failed = ptr::eq(now, libc::MAP_FAILED);
+        vcpu.mapped_at(if failed { at } else { now } as u64);
+    }
+    now
 }
 
 /// A filter of system calls ends what is done here.
@@ -112,6 +158,14 @@ pub unsafe extern "C" fn syscall(
         // SAFETY: the caller's.
         let at = unsafe { mmap(pointer(a), b, c as c_int, d as c_int, e as c_int, f as i64) };
         return at as c_long;
+    }
+    if number == libc::SYS_munmap {
+        // SAFETY: the caller's.
+        return unsafe { munmap(pointer(a), b) }.into();
+    }
+    if number == libc::SYS_mremap {
+        // SAFETY: the caller's.
+        return unsafe { mremap(pointer(a), b, c, d as c_int, pointer(e)) } as c_long;
     }
     if seccomp::is_call(number, a) {
         seccomp::install();

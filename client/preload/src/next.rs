@@ -20,12 +20,14 @@ struct Next {
 
 static IOCTL: Next = Next::new(c"ioctl", Some(libc::SYS_ioctl));
 static MMAP: Next = Next::new(c"mmap", Some(libc::SYS_mmap));
+static MUNMAP: Next = Next::new(c"munmap", Some(libc::SYS_munmap));
+static MREMAP: Next = Next::new(c"mremap", Some(libc::SYS_mremap));
 static PRCTL: Next = Next::new(c"prctl", Some(libc::SYS_prctl));
 static SYSCALL: Next = Next::new(c"syscall", None);
 
 /// Looks them up.
 pub(crate) fn find() {
-    for next in [&IOCTL, &MMAP, &PRCTL, &SYSCALL] {
+    for next in [&IOCTL, &MMAP, &MUNMAP, &MREMAP, &PRCTL, &SYSCALL] {
         // SAFETY: the name is a C string.
         let found = unsafe { libc::dlsym(libc::RTLD_NEXT, next.name.as_ptr()) };
         next.found.store(found, Ordering::Release);
@@ -85,6 +87,24 @@ pub(crate) unsafe fn mmap(
     // SAFETY: as above.
     let at = unsafe { MMAP.call([at as usize, bytes, access, flags, fd, offset as usize, 0]) };
     ptr::with_exposed_provenance_mut(at as usize)
+}
+
+pub(crate) unsafe fn munmap(at: *mut c_void, bytes: usize) -> c_int {
+    // SAFETY: as above.
+    unsafe { MUNMAP.call([at as usize, bytes, 0, 0, 0, 0, 0]) as c_int }
+}
+
+pub(crate) unsafe fn mremap(
+    at: *mut c_void,
+    bytes: usize,
+    new_bytes: usize,
+    flags: c_int,
+    to: *mut c_void,
+) -> *mut c_void {
+    let (at, flags, to) = (at as usize, flags as usize, to as usize);
+    // SAFETY: as above.
+    let now = unsafe { MREMAP.call([at, bytes, new_bytes, flags, to, 0, 0]) };
+    ptr::with_exposed_provenance_mut(now as usize)
 }
 
 pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {

@@ -7,6 +7,7 @@
 //! kernel, see [`mark`](crate::mark).
 
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
@@ -150,6 +151,14 @@ impl Root {
     /// All that were made, also those that are gone.
     pub(crate) fn vms(&self) -> impl Iterator<Item = &'static Vm> {
         (0..MARKS).filter_map(|mark| self.vm(mark))
+    }
+
+    /// Nothing that was mapped at these addresses is there any longer; a vCPU whose page
+    /// began there.
+    pub(crate) fn unmapped(&self, range: &Range<u64>) -> Option<&Vcpu> {
+        let made = self.marks.load(Ordering::Acquire);
+        let vcpus = self.vcpus.get(..made).unwrap_or_default();
+        vcpus.iter().filter(|vcpu| vcpu.unmapped(range)).last()
     }
 
     /// Has VMs that are gone defer nothing: those that no descriptor is of, nor of a vCPU

@@ -41,7 +41,7 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return Some(result);
     }
-    if vcpu.page.load(Ordering::Acquire) == 0 && known.vm.defers_now() {
+    if !vcpu.has_page() && known.vm.defers_now() {
         known.vm.switch_off(&Unasked(known.vm), Why::of("a vCPU runs whose page was not mapped"));
     }
     let before = sys::errno();
@@ -121,8 +121,7 @@ impl Guarded<'_> {
             if !deferred && vm.defers() == defers {
                 return result;
             }
-            let page = self.vcpu.page.load(Ordering::Acquire);
-            let exit = abi::exit(page, result.err().unwrap_or(0));
+            let exit = abi::exit(self.vcpu.pages(), result.err().unwrap_or(0));
             if exit == Exit::Other || !self.known.is(self.call.fd) {
                 return result;
             }
@@ -144,10 +143,10 @@ impl Guarded<'_> {
     /// as its memory is not there: KVM would try it again.
     fn serve(&self, mmio: Mmio, since: Option<u64>) -> Served {
         let vm = self.known.vm;
-        let data_at = abi::data(self.vcpu.page.load(Ordering::Acquire));
+        let mut places = self.vcpu.pages().map(abi::data);
         let mut data = [0; 8];
         // Where the VMM has unmapped the page nobody can serve anything.
-        if mmio.write && memory::read(data_at, &mut data).is_err() {
+        if mmio.write && !places.any(|at| memory::read(at, &mut data).is_ok()) {
             return Served::No;
         }
         let served = vm.serve(&Unasked(vm), mmio, &mut data, since);
@@ -158,7 +157,8 @@ impl Guarded<'_> {
         self.vcpu.owed[1].store(if owes { packed | space } else { 0 }, Ordering::Relaxed);
         if served == Served::Again && !mmio.write {
             let Some(bytes) = data.get(..mmio.bytes) else { return Served::No };
-            if memory::write(data_at, bytes).is_err() {
+            // A place may be one that is only read from.
+            if !places.any(|at| memory::write(at, bytes).is_ok()) {
                 return Served::No;
             }
         }

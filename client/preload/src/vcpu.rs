@@ -1,7 +1,10 @@
 //! What is known of one vCPU.
 
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::abi::RUN_BYTES;
 
 /// `KVM_RUN`s that are guarded after the last flip of a slot that may churn.
 const GUARDED: u32 = 4096;
@@ -27,8 +30,11 @@ pub(crate) const OURS: u32 = 2;
 pub(crate) struct Vcpu {
     /// The mark of its VM, plus one.
     vm: AtomicUsize,
-    /// Where the VMM has mapped what KVM shares for it.
-    pub(crate) page: AtomicU64,
+    /// Where the VMM has mapped what KVM shares for it; of more places than these any
+    /// will do.
+    pages: [AtomicU64; 4],
+    /// Whether it was mapped once.
+    was_mapped: AtomicBool,
     pub(crate) inside: AtomicU32,
     /// The number by which it runs, or ran.
     number: AtomicI32,
@@ -57,7 +63,33 @@ impl Vcpu {
 
     /// The VMM has mapped its page.
     pub(crate) fn mapped_at(&self, page: u64) {
-        self.page.store(page, Ordering::Release);
+        let take = |place: &AtomicU64| {
+            place.compare_exchange(0, page, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        };
+        let _ = self.pages().any(|known| known == page) || self.pages.iter().any(take);
+        self.was_mapped.store(true, Ordering::Release);
+    }
+
+    /// Nothing that was mapped at these addresses is there any longer; whether its page was
+    /// what began there.
+    pub(crate) fn unmapped(&self, range: &Range<u64>) -> bool {
+        let leave = |place: &AtomicU64| {
+            let page = place.load(Ordering::Acquire);
+            let gone = page != 0 && page < range.end && range.start < page + RUN_BYTES as u64;
+            // Not what another thread has mapped meanwhile.
+            gone && place.compare_exchange(page, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+                && page == range.start
+        };
+        self.pages.iter().fold(false, |any, place| any | leave(place))
+    }
+
+    /// Where its page is mapped.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = u64> {
+        self.pages.iter().map(|page| page.load(Ordering::Acquire)).filter(|page| *page != 0)
+    }
+
+    pub(crate) fn has_page(&self) -> bool {
+        self.pages().next().is_some()
     }
 
     /// The VMM has set a mask of signals itself, or none.
@@ -85,9 +117,10 @@ impl Vcpu {
         asked % GUARDED == 0
     }
 
-    /// Whether an exit of it can be served without losing a signal.
+    /// Whether an exit of it can be served without losing a signal. One whose page was
+    /// unmapped, as it was unplugged, may never run again.
     pub(crate) fn is_ready(&self) -> bool {
-        self.inside.load(Ordering::SeqCst) != PLAIN && self.page.load(Ordering::Acquire) != 0
+        self.inside.load(Ordering::SeqCst) != PLAIN && self.was_mapped.load(Ordering::Acquire)
     }
 
     /// Whether the run that begins, at the VM's `epoch`, is to be guarded.
@@ -98,5 +131,24 @@ impl Vcpu {
         let left = self.left.load(Ordering::Relaxed);
         self.left.store(left.saturating_sub(1), Ordering::Relaxed);
         left > 0 || defers_now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_that_is_unplugged_keeps_no_slot_from_being_deferred() {
+        let vcpu = Vcpu::default();
+        assert!(!vcpu.is_ready());
+        vcpu.mapped_at(0x5000);
+        vcpu.mapped_at(0x9000);
+        // Beside them, and in the midst of one.
+        assert!(!vcpu.unmapped(&(0x6000..0x9000)) && vcpu.pages().eq([0x5000, 0x9000]));
+        assert!(!vcpu.unmapped(&(0x9800..0xa000)) && vcpu.pages().eq([0x5000]));
+        assert!(vcpu.unmapped(&(0x5000..0x6000)) && !vcpu.has_page() && vcpu.is_ready());
+        vcpu.mapped_at(0x7000);
+        assert!(vcpu.pages().eq([0x7000]));
     }
 }

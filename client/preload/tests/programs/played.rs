@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::pages;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_regs, kvm_run, kvm_sregs, kvm_userspace_memory_region};
 
 /// Set for it: the part, where it says what, the library that it is to load.
@@ -20,17 +21,17 @@ pub(crate) const LIBRARY: &str = "PRELOAD_LIBRARY";
 const FD: &str = "PRELOAD_FD";
 
 const CREATE_VM: c_ulong = 0xae01;
-const SET_REGION: c_ulong = 0x4020_ae46;
-const CREATE_VCPU: c_ulong = 0xae41;
-const RUN: c_ulong = 0xae80;
-const SET_REGS: c_ulong = 0x4090_ae82;
-const GET_SREGS: c_ulong = 0x8138_ae83;
-const SET_SREGS: c_ulong = 0x4138_ae84;
-const PAGE: usize = 4096;
+pub(crate) const SET_REGION: c_ulong = 0x4020_ae46;
+pub(crate) const CREATE_VCPU: c_ulong = 0xae41;
+pub(crate) const RUN: c_ulong = 0xae80;
+pub(crate) const SET_REGS: c_ulong = 0x4090_ae82;
+pub(crate) const GET_SREGS: c_ulong = 0x8138_ae83;
+pub(crate) const SET_SREGS: c_ulong = 0x4138_ae84;
+pub(crate) const PAGE: usize = 4096;
 /// More VMs than there are marks.
 pub(crate) const MANY: usize = 130;
 /// Where the slot is.
-const SLOT: u64 = 0x10_0000;
+pub(crate) const SLOT: u64 = 0x10_0000;
 
 type Ioctl = unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int;
 
@@ -53,6 +54,7 @@ pub(crate) fn play(part: &str) {
         // SAFETY: a number, the lowest that is free.
         "executes-full" => executes(|_| numbers_below(Some(unsafe { libc::dup(0) }))),
         "inherited" => inherited(),
+        "reads" => pages::KINDS.iter().map(|(_, what)| pages::reads(*what)).collect(),
         other => panic!("{other}"),
     };
     say(&said.unwrap_or_else(|reason| reason));
@@ -65,7 +67,7 @@ fn say(text: &str) {
 }
 
 /// A slot that comes, or goes the next time.
-fn slot(at: *mut c_void, flip: u64) -> kvm_userspace_memory_region {
+pub(crate) fn slot(at: *mut c_void, flip: u64) -> kvm_userspace_memory_region {
     kvm_userspace_memory_region {
         slot: 1,
         flags: KVM_MEM_READONLY,
@@ -77,7 +79,7 @@ fn slot(at: *mut c_void, flip: u64) -> kvm_userspace_memory_region {
 
 /// A VM whose slot comes and goes, without a vCPU, and what is in the slot; why not,
 /// where there is none.
-fn churn(ioctl: Ioctl) -> Result<(c_int, *mut c_void), String> {
+pub(crate) fn churn(ioctl: Ioctl) -> Result<(c_int, *mut c_void), String> {
     let failed = |what: &str| format!("{what}: {}", io::Error::last_os_error());
     // SAFETY: opens a file.
     let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
