@@ -164,6 +164,9 @@ fn what_cannot_be_done_is_said_before_anything_is_measured() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(at("bad.json"), "{\"scenario\":1}\n").unwrap();
     std::fs::write(at("old.html"), "old").unwrap();
+    let rows = stdout(&memslots("sparse --regions 4 --runs 1 --executor model --json"));
+    std::fs::write(at("rows.json"), &rows).unwrap();
+    std::os::unix::fs::symlink(at("old.html"), at("link")).unwrap();
     for (args, says) in [
         ("--plot /nowhere/a.svg".to_owned(), "/nowhere/a.svg: No such file"),
         ("--html /nowhere/a.html".to_owned(), "/nowhere/a.html: No such file"),
@@ -173,6 +176,15 @@ fn what_cannot_be_done_is_said_before_anything_is_measured() {
         ),
         (format!("--html {} --baseline {}", at("old.html"), at("bad.json")), "bad.json, line 1: "),
         ("--regions 16777217".to_owned(), "1..=16777216"),
+        (format!("--plot {0} --html {0}", at("new")), "/new: --plot and --html need a file each"),
+        (
+            format!("--plot {} --html {}", at("old.html"), at("link")),
+            "/link: --plot and --html need",
+        ),
+        (
+            format!("--html {0} --baseline {0}", at("rows.json")),
+            "--html and --baseline need a file each",
+        ),
     ] {
         let output = memslots(&format!("sparse --runs 1 --executor model {args}"));
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -181,7 +193,10 @@ fn what_cannot_be_done_is_said_before_anything_is_measured() {
         assert!(stderr.contains(says), "{args}: {stderr}");
     }
     assert_eq!(std::fs::read_to_string(at("old.html")).unwrap(), "old");
-    assert!(!folder.path().join("new.html").exists());
+    assert_eq!(std::fs::read_to_string(at("rows.json")).unwrap(), rows);
+    for new in ["new.html", "new"] {
+        assert!(!folder.path().join(new).exists());
+    }
     let output = memslots(&format!("import {UEFI} -o /nowhere/boot.trace"));
     assert_eq!(output.status.code(), Some(2));
     // What was made for a trace that there is not is gone again.

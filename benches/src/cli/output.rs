@@ -1,7 +1,8 @@
 //! Files that are written when all is measured, and checked before.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Failure;
@@ -22,6 +23,14 @@ impl OutputFile {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
         Ok(Self { path: path.to_owned(), file, unwanted: is_new })
+    }
+
+    /// Whether it is what `path` names, too: by another name, a link. What is no file of
+    /// a disk's can be written to twice.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let of = |file: Metadata| file.is_file().then(|| (file.dev(), file.ino()));
+        let own = self.file.metadata().ok().and_then(of);
+        own.is_some() && own == fs::metadata(path).ok().and_then(of)
     }
 
     /// Replaces the content.

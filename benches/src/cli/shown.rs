@@ -74,6 +74,18 @@ impl OutputArgs {
         let baseline = self.baseline.as_deref().map(baseline::read).transpose().map_err(usage)?;
         let plot = self.plot.as_deref().map(OutputFile::open).transpose()?;
         let html = self.html.as_deref().map(OutputFile::open).transpose()?;
+        for (names, one, other) in [
+            ("--plot and --html", &plot, &self.html),
+            ("--plot and --baseline", &plot, &self.baseline),
+            ("--html and --baseline", &html, &self.baseline),
+        ] {
+            if let (Some(one), Some(other)) = (one, other)
+                && one.is_at(other)
+            {
+                let why = format!("{}: {names} need a file each", other.display());
+                return Err(Failure::Usage(why));
+            }
+        }
         Ok(Output { json: self.json, plot, html, baseline })
     }
 }
