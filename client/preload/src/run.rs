@@ -27,9 +27,10 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
     vcpu.enters(call.fd);
     let guards = vcpu.guards(known.vm.epoch(), known.vm.defers_now());
     let another = root.deferring.has_other(known.vm.mark);
+    let lifts = vcpu.whose_mask.load(Ordering::Relaxed) == OURS;
     // Neither its mask of signals nor its page is another vCPU's, nor need that one's
     // VM be this one.
-    if (guards || another) && !known.is(call.fd) {
+    if (guards || another || lifts) && !known.is(call.fd) {
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return None;
     }
@@ -37,7 +38,10 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
         if another && vcpu.asks_often() {
             root.leave_gone();
         }
-        let result = lift(vcpu, call);
+        if lifts {
+            lift(vcpu, call.fd);
+        }
+        let result = call.plain();
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return Some(result);
     }
@@ -61,14 +65,11 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
     Some(result.unwrap_or(-1))
 }
 
-/// As the VMM called it, with KVM's mask of signals as the VMM left it.
-fn lift(vcpu: &Vcpu, call: Call) -> c_int {
-    if vcpu.whose_mask.load(Ordering::Relaxed) == OURS {
-        // SAFETY: takes no structure; there is no mask after that.
-        let _ = unsafe { sys::ioctl(call.fd, SET_SIGNAL_MASK, std::ptr::null_mut()) };
-        vcpu.whose_mask.store(NO_MASK, Ordering::Relaxed);
-    }
-    call.pass().unwrap_or(-1)
+/// Leaves KVM's mask of signals as the VMM left it: none.
+fn lift(vcpu: &Vcpu, fd: c_int) {
+    // SAFETY: takes no structure; there is no mask after that.
+    let _ = unsafe { sys::ioctl(fd, SET_SIGNAL_MASK, std::ptr::null_mut()) };
+    vcpu.whose_mask.store(NO_MASK, Ordering::Relaxed);
 }
 
 /// Has KVM let signals in as `mask`, unless the VMM has said which.
@@ -295,6 +296,27 @@ mod tests {
         assert_eq!((run(&second), run(&first)), (None, Some(-1)));
         ask(vm, &model, &FLASH.gone()).unwrap();
         assert_eq!(run(&second), Some(-1));
+    }
+
+    /// Its mask of signals is not the one that was set here for another.
+    #[test]
+    fn a_run_lifts_no_mask_of_another_vcpus() {
+        const MARK: usize = 94;
+        let [first, second] = [MARK, 95].map(marked);
+        let vcpu: &'static Vcpu = Box::leak(Box::default());
+        vcpu.whose_mask.store(OURS, Ordering::Relaxed);
+        let model = Model::default();
+        let under = Box::leak(Box::new(vm(&model, Way::Defer, false, Policy::default())));
+        let known = Known::new(&under.vm, Some(vcpu), MARK);
+        let root = Root::alone().unwrap();
+        let run = |file: &std::fs::File| {
+            let call = Call { fd: file.as_raw_fd(), request: RUN, arg: null_mut() };
+            (run(root, known, vcpu, call), vcpu.whose_mask.load(Ordering::Relaxed))
+        };
+        assert_eq!(run(&second), (None, OURS));
+        assert_eq!(run(&first), (Some(-1), NO_MASK));
+        // Nothing is asked any more.
+        assert_eq!(run(&second), (Some(-1), NO_MASK));
     }
 
     /// It may have had slots that were deferred.
