@@ -187,8 +187,9 @@ impl Guarded<'_> {
         if waiting == 0 || !signals.all(goes) {
             return false;
         }
-        // They go.
-        sys::set_mask(self.mask);
+        // They go, and no other comes in: the guest goes on without its handler's being
+        // heard.
+        sys::set_mask(!waiting);
         sys::set_mask(!0);
         true
     }
@@ -200,6 +201,7 @@ mod tests {
 
     use std::os::fd::AsRawFd as _;
     use std::ptr::null_mut;
+    use std::sync::atomic::AtomicU32;
     use std::thread;
 
     use kvm_memslots::deferred::policy::Policy;
@@ -296,6 +298,37 @@ mod tests {
         assert_eq!((run(&second), run(&first)), (None, Some(-1)));
         ask(vm, &model, &FLASH.gone()).unwrap();
         assert_eq!(run(&second), Some(-1));
+    }
+
+    /// Those that a run ends for are left for its end.
+    #[test]
+    fn signals_that_are_ignored_let_no_other_in() {
+        static HANDLED: AtomicU32 = AtomicU32::new(0);
+        extern "C" fn handler(_: c_int) {
+            HANDLED.fetch_add(1, Ordering::SeqCst);
+        }
+        const OTHER: c_int = libc::SIGWINCH;
+        let handler: extern "C" fn(c_int) = handler;
+        // SAFETY: the handler adds to a count.
+        unsafe { libc::signal(OTHER, handler as libc::sighandler_t) };
+        let vcpu: &'static Vcpu = Box::leak(Box::default());
+        // Not let in by KVM, as the VMM has asked.
+        vcpu.has_mask(Some(1 << (OTHER - 1)));
+        let model = Model::default();
+        let under = Box::leak(Box::new(vm(&model, Way::Defer, false, Policy::default())));
+        let known = Known::new(&under.vm, Some(vcpu), 0);
+        let call = Call { fd: -1, request: RUN, arg: null_mut() };
+        let mask = sys::set_mask(!0);
+        for signal in [libc::SIGURG, OTHER] {
+            // SAFETY: to this thread.
+            unsafe { libc::raise(signal) };
+        }
+        let was_nothing = Guarded { known, vcpu, call, mask }.was_nothing();
+        let waits = sys::pending() == 1 << (OTHER - 1);
+        let handled = HANDLED.load(Ordering::SeqCst);
+        sys::set_mask(mask);
+        assert_eq!((was_nothing, waits, handled), (true, true, 0));
+        assert_eq!(HANDLED.load(Ordering::SeqCst), 1);
     }
 
     /// Its mask of signals is not the one that was set here for another.
