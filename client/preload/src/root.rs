@@ -21,8 +21,8 @@ use crate::vcpu::Vcpu;
 use crate::vm::machine::{Machine, Vm};
 use crate::{mark, numbers, process, sys};
 
-/// Descriptors with larger numbers are not followed.
-const NUMBERS: usize = 1 << 16;
+/// Of descriptors with larger numbers is asked each time what they are. Tests have few.
+const NUMBERS: usize = if cfg!(test) { 1 << 9 } else { 1 << 16 };
 /// Kinds of VMs of which is known whether they have the trap bit.
 const KINDS: usize = 8;
 
@@ -134,7 +134,11 @@ impl Root {
     /// What `fd` was when it was last seen.
     pub(crate) fn known(&'static self, fd: c_int) -> Option<Known> {
         let number = self.numbers.get(usize::try_from(fd).ok()?)?;
-        let mark = usize::from(number.load(Ordering::Acquire)).checked_sub(1)?;
+        self.by_mark(usize::from(number.load(Ordering::Acquire)).checked_sub(1)?)
+    }
+
+    /// What has this mark.
+    fn by_mark(&'static self, mark: usize) -> Option<Known> {
         if let Some(vm) = self.vm(mark) {
             return Some(Known { vm, vcpu: None, mark });
         }
@@ -199,7 +203,7 @@ impl Root {
             return None;
         }
         self.set(fd, mark as u8 + 1);
-        self.known(fd)
+        self.by_mark(mark)
     }
 
     /// Marks a VM or a vCPU that was just made as `fd`; `None` if there is no mark left.
@@ -252,9 +256,33 @@ impl Root {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::os::fd::AsRawFd as _;
+    use std::os::fd::{AsRawFd as _, FromRawFd as _};
 
     use super::*;
+    use crate::decide::rules::Way;
+
+    /// Beyond those that are noted.
+    #[test]
+    fn what_has_a_large_number_is_found() {
+        const MARK: usize = 110;
+        const VCPU: usize = 111;
+        let root = Root::alone().unwrap();
+        root.vcpus[VCPU].made_for(MARK);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let rules = Rules { way: Way::Defer, flips: 4, writable: false };
+        root.marks.store(MARK, Ordering::Relaxed);
+        root.make_vm(file.as_raw_fd(), rules).unwrap();
+        let [vm, vcpu] = [MARK, VCPU].map(|mark| {
+            let large = sys::duplicate(file.as_raw_fd(), NUMBERS as c_int).unwrap();
+            // SAFETY: just made.
+            let large = unsafe { std::fs::File::from_raw_fd(large) };
+            assert!(mark::set(large.as_raw_fd(), mark) && large.as_raw_fd() >= NUMBERS as c_int);
+            let found = root.find(large.as_raw_fd()).unwrap();
+            assert!(root.known(large.as_raw_fd()).is_none());
+            (found.mark, found.vcpu.is_some())
+        });
+        assert_eq!((vm, vcpu), ((MARK, false), (VCPU, true)));
+    }
 
     #[test]
     fn a_vm_is_gone_with_its_last_descriptor() {
