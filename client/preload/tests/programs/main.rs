@@ -328,6 +328,22 @@ fn a_setuid_program_heeds_no_environment() {
     assert_eq!(stats, []);
 }
 
+/// Threads may be in it, and slots deferred.
+#[test]
+fn the_library_stays_when_it_is_closed() {
+    let name = "the_library_stays_when_it_is_closed";
+    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = player(&std::env::current_exe().unwrap(), "unloads", dir.path());
+    let output = command.env(played::LIBRARY, library).output().unwrap();
+    assert!(output.status.success(), "{}", shown(&output));
+    let said = said(dir.path());
+    if !said.starts_with("unloaded") {
+        return skip(name, &said);
+    }
+    assert_eq!(said, "unloaded: 0 0 0");
+}
+
 /// A filter from before it began that knows no call of the library's: it makes
 /// none.
 #[test]

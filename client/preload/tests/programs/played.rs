@@ -39,7 +39,8 @@ type Ioctl = unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int;
 pub(crate) fn play(part: &str) {
     let said = match part {
         "daemon" => daemon(),
-        "loads" => loads(),
+        "loads" => loads(false),
+        "unloads" => loads(true),
         "forks" => forks(),
         "churns" => churn(libc::ioctl).map(|_| "churned".to_owned()),
         "many" => (0..MANY).try_for_each(|_| churn(libc::ioctl).map(drop)).map(|()| "many".into()),
@@ -264,8 +265,9 @@ fn daemon() -> Result<String, String> {
     Ok(format!("daemon {}", std::process::id()))
 }
 
-/// Has a VM by the library's own `ioctl`, which it finds by name.
-fn loads() -> Result<String, String> {
+/// Has a VM by the library's own `ioctl`, which it finds by name; and once more when the
+/// library is closed again, as a thread might that is in it.
+fn loads(unloads: bool) -> Result<String, String> {
     let path = CString::new(std::env::var(LIBRARY).unwrap()).unwrap();
     // SAFETY: what it does when it is loaded is what is tested.
     let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
@@ -274,7 +276,19 @@ fn loads() -> Result<String, String> {
     let ioctl = unsafe { libc::dlsym(library, c"ioctl".as_ptr()) };
     assert!(!ioctl.is_null());
     // SAFETY: declared so.
-    churn(unsafe { std::mem::transmute::<*mut c_void, Ioctl>(ioctl) })?;
+    let ioctl = unsafe { std::mem::transmute::<*mut c_void, Ioctl>(ioctl) };
+    let (vm, at) = churn(ioctl)?;
+    if unloads {
+        let mut back = slot(at, 0);
+        // SAFETY: the structure that the request takes, here and below.
+        let deferred = unsafe { ioctl(vm, SET_REGION, &raw mut back) };
+        // SAFETY: loaded above.
+        let closed = unsafe { libc::dlclose(library) };
+        let mut gone = slot(at, 1);
+        // SAFETY: as above.
+        let gone = unsafe { ioctl(vm, SET_REGION, &raw mut gone) };
+        return Ok(format!("unloaded: {deferred} {closed} {gone}"));
+    }
     // SAFETY: has no preconditions.
     let secure = unsafe { libc::getauxval(libc::AT_SECURE) };
     Ok(format!("secure {secure}"))
