@@ -165,6 +165,15 @@ impl Root {
         vcpus.iter().filter(|vcpu| vcpu.unmapped(range)).last()
     }
 
+    /// The vCPUs for which KVM has a mask of signals that is not the VMM's, and their
+    /// numbers; of those that this thread has run last. Others may be running.
+    pub(crate) fn masked(&'static self) -> impl Iterator<Item = (&'static Vcpu, c_int)> {
+        self.vcpus.iter().enumerate().filter_map(|(mark, vcpu)| {
+            let number = vcpu.masked_by(sys::thread())?;
+            mark::is(number, mark).then_some((vcpu, number))
+        })
+    }
+
     /// Has VMs that are gone defer nothing: those that no descriptor is of, nor of a vCPU
     /// of theirs. Nobody says when that comes to be.
     pub(crate) fn leave_gone(&self) {

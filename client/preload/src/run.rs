@@ -49,6 +49,7 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
         known.vm.switch_off(&Unasked(known.vm), Why::of("a vCPU runs whose page was not mapped"));
     }
     let before = sys::errno();
+    vcpu.is_run_by(sys::thread());
     let mask = sys::set_mask(!0);
     let result = if let_in(vcpu, call.fd, mask) {
         vcpu.inside.store(GUARDS, Ordering::SeqCst);
@@ -66,7 +67,7 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
 }
 
 /// Leaves KVM's mask of signals as the VMM left it: none.
-fn lift(vcpu: &Vcpu, fd: c_int) {
+pub(crate) fn lift(vcpu: &Vcpu, fd: c_int) {
     // SAFETY: takes no structure; there is no mask after that.
     let _ = unsafe { sys::ioctl(fd, SET_SIGNAL_MASK, std::ptr::null_mut()) };
     vcpu.whose_mask.store(NO_MASK, Ordering::Relaxed);

@@ -7,10 +7,12 @@ use crate::end;
 use crate::kvm::Unasked;
 use crate::process::Status;
 use crate::root::{self, Root, root};
+use crate::run;
 use crate::why::Why;
 
 /// A filter is about to be installed. KVM's slots are first made what the VMM
-/// believes they are, and the statistics are written: later there may be no way.
+/// believes they are, its masks of signals likewise, and the statistics are written: later
+/// there may be no way.
 pub(crate) fn install() {
     if root::is_off() {
         return;
@@ -18,6 +20,9 @@ pub(crate) fn install() {
     if let Some(root) = root() {
         for vm in root.vms() {
             vm.switch_off(&Unasked(vm), Why::of("a seccomp filter was installed"));
+        }
+        for (vcpu, number) in root.masked() {
+            run::lift(vcpu, number);
         }
         end::write();
     }

@@ -206,6 +206,12 @@ pub(crate) fn errno() -> c_int {
     unsafe { *place }
 }
 
+/// A number that no other thread has.
+pub(crate) fn thread() -> usize {
+    // SAFETY: has no preconditions.
+    unsafe { libc::__errno_location() }.addr()
+}
+
 pub(crate) fn set_errno(errno: c_int) {
     // SAFETY: has no preconditions.
     let place = unsafe { libc::__errno_location() };

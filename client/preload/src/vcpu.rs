@@ -36,8 +36,9 @@ pub(crate) struct Vcpu {
     /// Whether it was mapped once.
     was_mapped: AtomicBool,
     pub(crate) inside: AtomicU32,
-    /// The number by which it runs, or ran.
+    /// The number by which it runs, or ran, and the thread of the last guarded run.
     number: AtomicI32,
+    thread: AtomicUsize,
     pub(crate) whose_mask: AtomicU32,
     pub(crate) mask: AtomicU64,
     /// The VM's epoch when this was last looked at, and guarded runs left.
@@ -108,6 +109,19 @@ impl Vcpu {
     pub(crate) fn lifted(&self) -> Option<c_int> {
         let inside = self.inside.load(Ordering::SeqCst) == PLAIN;
         inside.then(|| self.number.load(Ordering::Relaxed))
+    }
+
+    /// It begins a guarded run, by the thread `thread`.
+    pub(crate) fn is_run_by(&self, thread: usize) {
+        self.thread.store(thread, Ordering::Relaxed);
+    }
+
+    /// The number by which the thread `thread` ran it last, if KVM has a mask of signals
+    /// for it since that is not the VMM's.
+    pub(crate) fn masked_by(&self, thread: usize) -> Option<c_int> {
+        let ours = self.whose_mask.load(Ordering::Relaxed) == OURS;
+        let is = ours && self.thread.load(Ordering::Relaxed) == thread;
+        is.then(|| self.number.load(Ordering::Relaxed))
     }
 
     /// Whether to look for VMs that are gone: a run asks for the sake of another.

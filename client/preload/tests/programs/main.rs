@@ -247,6 +247,28 @@ fn a_guest_executes_whatever_became_of_the_vms_number() {
     }
 }
 
+/// A mask of signals that KVM was given here is not there when the thread's changes.
+#[test]
+fn a_guest_is_not_interrupted_by_what_is_blocked_behind_a_filter() {
+    let name = "a_guest_is_not_interrupted_by_what_is_blocked_behind_a_filter";
+    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
+    let run = |library: Option<&Path>| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = player(&std::env::current_exe().unwrap(), "blocks", dir.path());
+        if let Some(library) = library {
+            command.env("LD_PRELOAD", library);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output));
+        said(dir.path())
+    };
+    let without = run(None);
+    if !without.starts_with("0 0 exit 5") {
+        return skip(name, &without);
+    }
+    assert_eq!(run(Some(&library)), without);
+}
+
 /// Exits are read where the page is mapped, not where it was.
 #[test]
 fn a_guest_reads_wherever_its_vcpus_page_is_mapped() {

@@ -55,6 +55,11 @@ pub(crate) fn play(part: &str) {
         // SAFETY: a number, the lowest that is free.
         "executes-full" => executes(|_| numbers_below(Some(unsafe { libc::dup(0) }))),
         "inherited" => inherited(),
+        "blocks" => pages::reads(|at, _| {
+            forbid().unwrap();
+            block(libc::SIGUSR1);
+            at
+        }),
         "reads" => pages::KINDS.iter().map(|(_, what)| pages::reads(*what)).collect(),
         other => panic!("{other}"),
     };
@@ -292,6 +297,20 @@ fn loads(unloads: bool) -> Result<String, String> {
     // SAFETY: has no preconditions.
     let secure = unsafe { libc::getauxval(libc::AT_SECURE) };
     Ok(format!("secure {secure}"))
+}
+
+/// From here on `signal` waits; and one does.
+fn block(signal: c_int) {
+    extern "C" fn handler(_: c_int) {}
+    let handler: extern "C" fn(c_int) = handler;
+    let set = 1_u64 << (signal - 1);
+    let (at, none) = (&raw const set, ptr::null_mut::<u64>());
+    // SAFETY: a set of the kernel's size; the handler does nothing, here and below.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, at, none, 8_usize) };
+    // SAFETY: as above.
+    unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    // SAFETY: to this thread.
+    unsafe { libc::raise(signal) };
 }
 
 /// Kills for what the library does beside the calls of a VMM.
