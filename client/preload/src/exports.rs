@@ -54,8 +54,9 @@ pub unsafe extern "C" fn mmap(
         return at;
     }
     calls::unmapped(at, bytes);
-    // What is written to a private one KVM does not see.
-    if fd >= 0 && offset == 0 && flags & libc::MAP_SHARED != 0 {
+    // What a guest reads is written there, and KVM does not see it in a private one.
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    if fd >= 0 && offset == 0 && flags & libc::MAP_SHARED != 0 && access & both == both {
         calls::mapped(fd, at, bytes);
     }
     at

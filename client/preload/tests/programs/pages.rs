@@ -30,7 +30,7 @@ fn unmap(at: *mut c_void) {
 
 const BOTH: c_int = libc::PROT_READ | libc::PROT_WRITE;
 
-pub(crate) const KINDS: [(&str, OfPage); 10] = [
+pub(crate) const KINDS: [(&str, OfPage); 11] = [
     ("mapped once", |at, _| at),
     ("mapped twice, the second unmapped", |at, vcpu| {
         unmap(page(vcpu, ptr::null_mut(), BOTH));
@@ -46,6 +46,11 @@ pub(crate) const KINDS: [(&str, OfPage); 10] = [
     ("mapped again, not to be written to", |at, vcpu| {
         page(vcpu, ptr::null_mut(), libc::PROT_READ);
         at
+    }),
+    ("mapped only to be read from", |at, vcpu| {
+        let second = page(vcpu, ptr::null_mut(), libc::PROT_READ);
+        unmap(at);
+        second
     }),
     ("something else at the second place", |at, vcpu| {
         let second = page(vcpu, ptr::null_mut(), BOTH);
