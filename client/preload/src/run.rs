@@ -20,17 +20,22 @@ use crate::vm::exits::Served;
 use crate::why::Why;
 use crate::{memory, sys};
 
-/// `KVM_RUN`, until there is something for the VMM. Not where slots are deferred, and the
-/// number stands for something else by now.
+/// `KVM_RUN`, until there is something for the VMM. Not where it matters what the number
+/// stands for, and that is something else by now.
 pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<c_int> {
-    // First said, then looked: who defers a slot does it the other way round.
-    vcpu.enters(call.fd);
-    let guards = vcpu.guards(known.vm.epoch(), known.vm.defers_now());
-    let another = root.deferring.has_other(known.vm.mark);
+    let vm = known.vm;
+    let another = || root.deferring.has_other(vm.mark);
     let lifts = vcpu.whose_mask.load(Ordering::Relaxed) == OURS;
     // Neither its mask of signals nor its page is another vCPU's, nor need that one's
-    // VM be this one.
-    if (guards || another || lifts) && !known.is(call.fd) {
+    // VM be this one; nor is what is noted of it to change: it may be running.
+    let asked = lifts || another() || vcpu.may_guard(vm.epoch(), vm.defers_now());
+    if asked && !known.is(call.fd) {
+        return None;
+    }
+    // First said, then looked: who defers a slot does it the other way round.
+    vcpu.enters(call.fd);
+    let (guards, another) = (vcpu.guards(vm.epoch(), vm.defers_now()), another());
+    if !asked && (guards || another) && !known.is(call.fd) {
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return None;
     }
@@ -45,8 +50,8 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
         vcpu.inside.store(OUTSIDE, Ordering::Release);
         return Some(result);
     }
-    if !vcpu.has_page() && known.vm.defers_now() {
-        known.vm.switch_off(&Unasked(known.vm), Why::of("a vCPU runs whose page was not mapped"));
+    if !vcpu.has_page() && vm.defers_now() {
+        vm.switch_off(&Unasked(vm), Why::of("a vCPU runs whose page was not mapped"));
     }
     let before = sys::errno();
     vcpu.is_run_by(sys::thread());
@@ -55,7 +60,7 @@ pub(crate) fn run(root: &Root, known: Known, vcpu: &Vcpu, call: Call) -> Option<
         vcpu.inside.store(GUARDS, Ordering::SeqCst);
         Guarded { known, vcpu, call, mask }.run()
     } else {
-        known.vm.switch_off(&Unasked(known.vm), Why::of("KVM_SET_SIGNAL_MASK was refused"));
+        vm.switch_off(&Unasked(vm), Why::of("KVM_SET_SIGNAL_MASK was refused"));
         sys::set_mask(mask);
         call.pass().map_err(|()| sys::errno())
     };
@@ -334,7 +339,7 @@ mod tests {
 
     /// Its mask of signals is not the one that was set here for another.
     #[test]
-    fn a_run_lifts_no_mask_of_another_vcpus() {
+    fn a_run_changes_nothing_of_another_vcpus() {
         const MARK: usize = 94;
         let [first, second] = [MARK, 95].map(marked);
         let vcpu: &'static Vcpu = Box::leak(Box::default());
@@ -347,7 +352,10 @@ mod tests {
             let call = Call { fd: file.as_raw_fd(), request: RUN, arg: null_mut() };
             (run(root, known, vcpu, call), vcpu.whose_mask.load(Ordering::Relaxed))
         };
+        // It may be running, by another number.
+        vcpu.inside.store(GUARDS, Ordering::Relaxed);
         assert_eq!(run(&second), (None, OURS));
+        assert_eq!(vcpu.inside.load(Ordering::Relaxed), GUARDS);
         assert_eq!(run(&first), (Some(-1), NO_MASK));
         // Nothing is asked any more.
         assert_eq!(run(&second), (Some(-1), NO_MASK));

@@ -137,6 +137,12 @@ impl Vcpu {
         self.inside.load(Ordering::SeqCst) != PLAIN && self.was_mapped.load(Ordering::Acquire)
     }
 
+    /// Whether a run that begins, at the VM's `epoch`, would be guarded.
+    pub(crate) fn may_guard(&self, epoch: u32, defers_now: bool) -> bool {
+        let left = self.left.load(Ordering::Relaxed) > 0;
+        self.epoch.load(Ordering::Relaxed) != epoch || left || defers_now
+    }
+
     /// Whether the run that begins, at the VM's `epoch`, is to be guarded.
     pub(crate) fn guards(&self, epoch: u32, defers_now: bool) -> bool {
         if self.epoch.swap(epoch, Ordering::Relaxed) != epoch {
