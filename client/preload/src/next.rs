@@ -34,6 +34,12 @@ pub(crate) fn find() {
     }
 }
 
+/// Has `ioctl` be what is called from here on.
+#[cfg(test)]
+pub(crate) fn instead(ioctl: extern "C" fn(usize, usize, usize) -> c_long) {
+    IOCTL.found.store(ioctl as *mut c_void, Ordering::Release);
+}
+
 impl Next {
     const fn new(name: &'static CStr, number: Option<c_long>) -> Self {
         Self { name, number, found: AtomicPtr::new(ptr::null_mut()) }

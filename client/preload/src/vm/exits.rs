@@ -3,7 +3,7 @@
 
 use std::ffi::c_int;
 
-use super::machine::{State, Vm};
+use super::machine::{State, Tells, Vm};
 use super::memslots::Kvm;
 use crate::decide::access::{Access, Mmio, Piece};
 use crate::decide::slot::Repair;
@@ -104,8 +104,18 @@ impl Vm {
                 return true;
             }
             // Not ours. KVM is to do with it what it does when nobody asks.
-            Self::tell_no_more(state, kvm)
+            self.tell_no_more(state, kvm)
         })
+    }
+
+    /// A vCPU goes in whose exits are not looked at, as no slot has churned for long. KVM is
+    /// not to tell it what it would tell nobody; where it can't be had, nobody asks again.
+    pub(crate) fn is_quiet(&self, kvm: &dyn Kvm) {
+        self.state.with(|state| {
+            if state.slots.deferred() == 0 && !self.tell_no_more(state, kvm) {
+                self.tells(state, Tells::No);
+            }
+        });
     }
 
     /// Maps what is deferred; whether all is mapped.

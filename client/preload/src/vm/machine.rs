@@ -61,6 +61,8 @@ pub(crate) struct Vm {
     pub(super) defers: AtomicU32,
     /// How often deferred slots were mapped.
     pub(super) promotions: AtomicU64,
+    /// Whether KVM tells of what it can't decode as it was asked to here.
+    asked_to_tell: AtomicBool,
     pub(crate) counts: VmCounts,
 }
 
@@ -131,6 +133,7 @@ impl Vm {
             deferred: AtomicBool::new(false),
             defers: AtomicU32::new(0),
             promotions: AtomicU64::new(0),
+            asked_to_tell: AtomicBool::new(false),
             counts: VmCounts::default(),
         }
     }
@@ -170,6 +173,17 @@ impl Vm {
     /// call of another thread's takes longer than a second, as plain would end it.
     pub(crate) fn with_state_soon<R>(&self, what: impl FnOnce(&mut State) -> R) -> Option<R> {
         self.state.with_soon(1_000_000_000, what)
+    }
+
+    /// KVM tells of what it can't decode, or no longer.
+    pub(super) fn tells(&self, state: &mut State, tells: Tells) {
+        state.tells = tells;
+        self.asked_to_tell.store(tells == Tells::Asked, Ordering::SeqCst);
+    }
+
+    /// Whether it does as it was asked to here: not all of that is the VMM's to know.
+    pub(crate) fn asked_to_tell(&self) -> bool {
+        self.asked_to_tell.load(Ordering::SeqCst)
     }
 
     /// How often deferred slots were mapped, for [`undecodable`](Self::undecodable).

@@ -153,7 +153,7 @@ impl Vm {
         }
         if state.tells == Tells::No {
             kvm.tell_undecodable(true).inspect_err(|_| as_before())?;
-            state.tells = Tells::Asked;
+            self.tells(state, Tells::Asked);
         }
         self.defers.fetch_add(1, Ordering::SeqCst);
         self.counts.deferred.add(1);
@@ -233,21 +233,22 @@ impl Vm {
             }
         }
         state.slots.stop();
-        Self::tell_no_more(state, kvm);
+        self.tell_no_more(state, kvm);
         state.off = Some(why);
     }
 
     /// The VMM asks itself to be told of accesses that KVM can't decode, or no
     /// longer.
     pub(crate) fn told_anyway(&self, on: bool) {
-        self.state.with(|state| state.tells = if on { Tells::Anyway } else { Tells::No });
+        let tells = if on { Tells::Anyway } else { Tells::No };
+        self.state.with(|state| self.tells(state, tells));
     }
 
     /// Whether that is over: what KVM can't decode is then its own affair again.
-    pub(super) fn tell_no_more(state: &mut State, kvm: &dyn Kvm) -> bool {
+    pub(super) fn tell_no_more(&self, state: &mut State, kvm: &dyn Kvm) -> bool {
         let over = state.tells == Tells::Asked && kvm.tell_undecodable(false).is_ok();
         if over {
-            state.tells = Tells::No;
+            self.tells(state, Tells::No);
         }
         over
     }
