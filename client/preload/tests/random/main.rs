@@ -15,6 +15,7 @@ mod machine;
 mod passing;
 mod program;
 mod random;
+mod shuffled;
 mod strange;
 mod traced;
 
@@ -50,6 +51,12 @@ fn with_and_without_all_is_the_same() {
 fn with_and_without_strange_calls_are_the_same() {
     let test = "with_and_without_strange_calls_are_the_same";
     compare(&Kind { test, run: strange::run, steps: 400, reads: false });
+}
+
+#[test]
+fn with_and_without_shuffled_descriptors_are_the_same() {
+    let test = "with_and_without_shuffled_descriptors_are_the_same";
+    compare(&Kind { test, run: shuffled::run, steps: 100, reads: true });
 }
 
 /// Runs the program, where this process was started for that.
