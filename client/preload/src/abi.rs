@@ -33,6 +33,10 @@ pub(crate) const CLEAR_DIRTY_LOG: c_ulong = iow::<kvm_clear_dirty_log>(0xc0) | 2
 pub(crate) const SET_SIGNAL_MASK: c_ulong = iow::<kvm_signal_mask>(0x8b);
 pub(crate) const ENABLE_CAP: c_ulong = iow::<kvm_enable_cap>(0xa3);
 
+/// No call of KVM's. For another memory than a file was made for KVM answers `EIO`, else a
+/// vCPU `EINVAL` (`kvm_vcpu_ioctl()`): before it waits for one that runs.
+pub(crate) const NO_CALL: c_ulong = 0xad << 8 | 0xff;
+
 /// Whether `request` is one of KVM's.
 pub(crate) const fn is_kvm(request: c_ulong) -> bool {
     request >> 8 & 0xff == KVMIO as c_ulong
@@ -164,7 +168,7 @@ mod tests {
         assert_eq!(SET_REGION, 0x4020_ae46);
         assert_eq!(SET_REGION2, 0x40a0_ae49);
         assert_eq!(ENABLE_CAP, 0x4068_aea3);
-        assert!(is_kvm(SET_REGION2) && !is_kvm(0x5401));
+        assert!(is_kvm(SET_REGION2) && !is_kvm(0x5401) && !is_kvm(NO_CALL));
         assert_eq!(not_followed(0xc040_aef9), Some("KVM_SET_USER_MEMORY_REGIONS"));
         assert_eq!(not_followed(0xc008_aeba), Some("KVM_MEMORY_ENCRYPT_OP"));
         assert_eq!((GET_DIRTY_LOG, CLEAR_DIRTY_LOG), (0x4010_ae42, 0xc018_aec0));

@@ -200,7 +200,7 @@ pub(crate) fn mapped(fd: c_int, at: *mut c_void, bytes: usize) {
     }
     let Some(root) = root() else { return };
     let known = root.known(fd).filter(|known| known.is(fd)).or_else(|| root.find(fd));
-    if let Some(vcpu) = known.and_then(|known| known.vcpu) {
+    if let Some(vcpu) = known.and_then(|known| known.of_kvm(fd)) {
         vcpu.mapped_at(at as u64);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 
-use crate::abi::CHECK_EXTENSION;
+use crate::abi::NO_CALL;
 use crate::counts::Counts;
 use crate::decide::rules::Rules;
 use crate::mark::MARKS;
@@ -107,7 +107,18 @@ pub(crate) struct Known {
     mark: usize,
 }
 
+/// What `fd` answers to no call of KVM's.
+fn answer(fd: c_int) -> Result<c_int, c_int> {
+    // SAFETY: nobody takes anything for it.
+    unsafe { sys::ioctl(fd, NO_CALL, ptr::null_mut()) }
+}
+
 impl Known {
+    /// The vCPU that it is, if `fd` is one: others may have the same owner and signal.
+    pub(crate) fn of_kvm(self, fd: c_int) -> Option<&'static Vcpu> {
+        self.vcpu.filter(|_| answer(fd) == Err(libc::EINVAL))
+    }
+
     #[cfg(test)]
     pub(crate) const fn new(vm: &'static Vm, vcpu: Option<&'static Vcpu>, mark: usize) -> Self {
         Self { vm, vcpu, mark }
@@ -207,8 +218,7 @@ impl Root {
         let mark = mark::of(fd)?;
         // Marked by the program that this process was before. KVM does nothing for
         // another memory than that which a VM was made for.
-        // SAFETY: takes a number.
-        if unsafe { sys::ioctl(fd, CHECK_EXTENSION, ptr::null_mut()) } == Err(libc::EIO) {
+        if answer(fd) == Err(libc::EIO) {
             return None;
         }
         self.set(fd, mark as u8 + 1);

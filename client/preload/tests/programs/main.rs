@@ -269,39 +269,6 @@ fn a_guest_is_not_interrupted_by_what_is_blocked_behind_a_filter() {
     assert_eq!(run(Some(&library)), without);
 }
 
-/// Exits are read where the page is mapped, not where it was.
-#[test]
-fn a_guest_reads_wherever_its_vcpus_page_is_mapped() {
-    let name = "a_guest_reads_wherever_its_vcpus_page_is_mapped";
-    let Some(library) = library() else { return skip(name, NO_LIBRARY) };
-    let run = |library: Option<&Path>| {
-        let dir = tempfile::tempdir().unwrap();
-        let mut command = player(&std::env::current_exe().unwrap(), "reads", dir.path());
-        if let Some(library) = library {
-            command.env("LD_PRELOAD", library).env("KVM_MEMSLOTS_PRELOAD_STATS", "stats.json");
-            command.env("KVM_MEMSLOTS_PRELOAD_POLICY", "fixed:500");
-        }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", shown(&output));
-        (said(dir.path()), stats(dir.path()))
-    };
-    let (without, _) = run(None);
-    if !without.starts_with("0 0 exit 5 0x1234") {
-        return skip(name, &without);
-    }
-    let (with, stats) = run(Some(&library));
-    let said = |of: &str| Vec::from_iter(of.lines().map(str::to_owned));
-    let (with, without) = (said(&with), said(&without));
-    assert_eq!(with.len(), without.len());
-    let kinds = pages::KINDS.iter().flat_map(|(kind, _)| [kind; 2]);
-    for ((kind, with), without) in kinds.zip(with).zip(without) {
-        assert_eq!(with, without, "{kind}");
-    }
-    let [(_, stats)] = &stats[..] else { panic!("{stats:?}") };
-    // All but three, whose page is nowhere that is known when the vCPU runs.
-    assert_eq!(stats["reads"], 2 * pages::KINDS.len() - 3, "{stats}");
-}
-
 /// `AT_SECURE`: a program that has more rights than its user is left alone. The
 /// dynamic linker does not preload there, so the program loads the library itself.
 #[test]

@@ -55,6 +55,7 @@ pub(crate) fn play(part: &str) {
         // SAFETY: a number, the lowest that is free.
         "executes-full" => executes(|_| numbers_below(Some(unsafe { libc::dup(0) }))),
         "inherited" => inherited(),
+        "maps-running" => pages::while_it_runs(),
         "blocks" => pages::reads(|at, _| {
             forbid().unwrap();
             block(libc::SIGUSR1);
