@@ -179,7 +179,7 @@ impl Guarded<'_> {
 
     fn owed(&self) -> Option<Mmio> {
         let packed = self.vcpu.owed[1].load(Ordering::Relaxed);
-        (packed & 1 != 0).then(|| Mmio {
+        self.vcpu.owes().then(|| Mmio {
             space: (packed >> 32) as u32,
             gpa: self.vcpu.owed[0].load(Ordering::Relaxed),
             bytes: (packed >> 8) as usize & 0xff,

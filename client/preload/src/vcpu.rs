@@ -140,7 +140,7 @@ impl Vcpu {
     /// Whether a run that begins, at the VM's `epoch`, would be guarded.
     pub(crate) fn may_guard(&self, epoch: u32, defers_now: bool) -> bool {
         let left = self.left.load(Ordering::Relaxed) > 0;
-        self.epoch.load(Ordering::Relaxed) != epoch || left || defers_now
+        self.epoch.load(Ordering::Relaxed) != epoch || left || defers_now || self.owes()
     }
 
     /// Whether the run that begins, at the VM's `epoch`, is to be guarded.
@@ -150,13 +150,27 @@ impl Vcpu {
         }
         let left = self.left.load(Ordering::Relaxed);
         self.left.store(left.saturating_sub(1), Ordering::Relaxed);
-        left > 0 || defers_now
+        left > 0 || defers_now || self.owes()
+    }
+
+    /// Whether there is an access whose memory was not there.
+    pub(crate) fn owes(&self) -> bool {
+        self.owed[1].load(Ordering::Relaxed) & 1 != 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Else KVM would end it with whatever is in the page.
+    #[test]
+    fn a_run_that_owes_an_access_is_guarded() {
+        let vcpu = Vcpu::default();
+        assert!(!vcpu.may_guard(0, false) && !vcpu.guards(0, false));
+        vcpu.owed[1].store(1 | 2 << 8, Ordering::Relaxed);
+        assert!(vcpu.may_guard(0, false) && vcpu.guards(0, false));
+    }
 
     #[test]
     fn a_vcpu_that_is_unplugged_keeps_no_slot_from_being_deferred() {
