@@ -3,7 +3,7 @@
 //! Seven functions. Of these the callers of `mmap`, `munmap`, `mremap` and `syscall` may be
 //! anywhere: they take no lock, allocate nothing and read nothing here but numbers.
 //!
-//! `ioctl`, `prctl` and `syscall` are variadic in C. On x86-64 and arm64 Linux a
+//! `ioctl`, `mremap`, `prctl` and `syscall` are variadic in C. On x86-64 and arm64 Linux a
 //! variadic function gets its arguments as any other, so one that was not
 //! passed is only a register, or a word of the stack, with something in it,
 //! which is passed on.

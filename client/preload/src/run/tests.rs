@@ -8,7 +8,9 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
 use std::thread;
 
-use kvm_bindings::{KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION};
+use kvm_bindings::{
+    KVM_EXIT_ARM_NISV, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION,
+};
 use kvm_memslots::deferred::policy::Policy;
 
 use super::*;
@@ -189,6 +191,10 @@ fn a_vm_that_is_gone_costs_runs_of_another_nothing() {
 /// KVM as the test below has it: it tells of what it can't decode while it was asked to.
 static TOLD: AtomicPtr<Told> = AtomicPtr::new(null_mut());
 
+/// How it tells.
+const UNDECODABLE: u32 =
+    if cfg!(target_arch = "aarch64") { KVM_EXIT_ARM_NISV } else { KVM_EXIT_INTERNAL_ERROR };
+
 struct Told {
     vm: &'static Vm,
     vcpu: c_int,
@@ -212,7 +218,7 @@ extern "C" fn answers(fd: usize, request: usize, arg: usize) -> c_long {
         );
     };
     let tells = told.does.load(Ordering::SeqCst) && told.vm.asked_to_tell();
-    let reason = if tells { KVM_EXIT_INTERNAL_ERROR } else { KVM_EXIT_HLT };
+    let reason = if tells { UNDECODABLE } else { KVM_EXIT_HLT };
     for (at, value) in [(2, reason), (8, KVM_INTERNAL_ERROR_EMULATION)] {
         // SAFETY: in the page.
         unsafe { told.page.wrapping_add(at).write_volatile(value) };
