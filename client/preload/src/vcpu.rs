@@ -132,9 +132,13 @@ impl Vcpu {
     }
 
     /// Whether an exit of it can be served without losing a signal. One whose page was
-    /// unmapped, as it was unplugged, may never run again.
+    /// unmapped, as it was unplugged, may never run again; where it does, that is seen.
     pub(crate) fn is_ready(&self) -> bool {
-        self.inside.load(Ordering::SeqCst) != PLAIN && self.was_mapped.load(Ordering::Acquire)
+        match self.inside.load(Ordering::SeqCst) {
+            OUTSIDE => self.was_mapped.load(Ordering::Acquire),
+            PLAIN => false,
+            _ => self.has_page(),
+        }
     }
 
     /// Whether a run that begins, at the VM's `epoch`, would be guarded.
@@ -182,7 +186,10 @@ mod tests {
         assert!(!vcpu.unmapped(&(0x6000..0x9000)) && vcpu.pages().eq([0x5000, 0x9000]));
         assert!(!vcpu.unmapped(&(0x9800..0xa000)) && vcpu.pages().eq([0x5000]));
         assert!(vcpu.unmapped(&(0x5000..0x6000)) && !vcpu.has_page() && vcpu.is_ready());
+        // It runs all the same.
+        vcpu.inside.store(GUARDS, Ordering::SeqCst);
+        assert!(!vcpu.is_ready());
         vcpu.mapped_at(0x7000);
-        assert!(vcpu.pages().eq([0x7000]));
+        assert!(vcpu.pages().eq([0x7000]) && vcpu.is_ready());
     }
 }
