@@ -165,25 +165,29 @@ fn more_vms_than_there_are_marks() {
     assert!(followed.iter().all(|vm| vm["asked"] == 20 && vm["deferred"] == 7));
 }
 
+/// What is said by who plays `part`, with the library or without.
+fn says(part: &str, library: Option<&Path>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = player(&std::env::current_exe().unwrap(), part, dir.path());
+    if let Some(library) = library {
+        command.env("LD_PRELOAD", library);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{part}, {library:?}: {}", shown(&output));
+    said(dir.path())
+}
+
 /// Locks that threads of the parent have are nobody's in a child.
 #[test]
 fn a_child_waits_for_no_thread_of_its_parents() {
     let name = "a_child_waits_for_no_thread_of_its_parents";
     let Some(library) = library() else { return skip(name, NO_LIBRARY) };
-    for library in [None, Some(library)] {
-        let dir = tempfile::tempdir().unwrap();
-        let mut command = player(&std::env::current_exe().unwrap(), "forks", dir.path());
-        let with = library.is_some();
-        if let Some(library) = library {
-            command.env("LD_PRELOAD", library);
-        }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "library: {with}: {}", shown(&output));
-        let said = said(dir.path());
+    for library in [None, Some(&*library)] {
+        let said = says("forks", library);
         if !said.starts_with("forked") {
             return skip(name, &said);
         }
-        assert_eq!(said, "forked: {0: 500}, the other thread: true", "library: {with}");
+        assert_eq!(said, "forked: {0: 500}, the other thread: true", "{library:?}");
     }
 }
 
@@ -228,22 +232,12 @@ fn a_guest_executes_whatever_became_of_the_vms_number() {
     let name = "a_guest_executes_whatever_became_of_the_vms_number";
     let Some(library) = library() else { return skip(name, NO_LIBRARY) };
     for part in ["executes-moved", "executes-full"] {
-        let run = |library: Option<&Path>| {
-            let dir = tempfile::tempdir().unwrap();
-            // What it says is written when there is a number again.
-            let mut command = player(&std::env::current_exe().unwrap(), part, dir.path());
-            if let Some(library) = library {
-                command.env("LD_PRELOAD", library);
-            }
-            let output = command.output().unwrap();
-            assert!(output.status.success(), "{}", shown(&output));
-            said(dir.path())
-        };
-        let without = run(None);
+        // What it says is written when there is a number again.
+        let without = says(part, None);
         if !without.starts_with("executed: 0 0") {
             return skip(name, &without);
         }
-        assert_eq!(run(Some(&library)), without, "{part}");
+        assert_eq!(says(part, Some(&library)), without, "{part}");
     }
 }
 
@@ -252,21 +246,11 @@ fn a_guest_executes_whatever_became_of_the_vms_number() {
 fn a_guest_is_not_interrupted_by_what_is_blocked_behind_a_filter() {
     let name = "a_guest_is_not_interrupted_by_what_is_blocked_behind_a_filter";
     let Some(library) = library() else { return skip(name, NO_LIBRARY) };
-    let run = |library: Option<&Path>| {
-        let dir = tempfile::tempdir().unwrap();
-        let mut command = player(&std::env::current_exe().unwrap(), "blocks", dir.path());
-        if let Some(library) = library {
-            command.env("LD_PRELOAD", library);
-        }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", shown(&output));
-        said(dir.path())
-    };
-    let without = run(None);
+    let without = says("blocks", None);
     if !without.starts_with("0 0 exit 5") {
         return skip(name, &without);
     }
-    assert_eq!(run(Some(&library)), without);
+    assert_eq!(says("blocks", Some(&library)), without);
 }
 
 /// `AT_SECURE`: a program that has more rights than its user is left alone. The
