@@ -5,12 +5,12 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::super::boot::{Guest, Job};
-use super::super::initrd::Command;
+use super::super::initrd::{Command, Program};
 use super::super::programs;
 use super::super::series::Series;
 use super::super::target::{Arch, Target};
 use super::super::test::wanted;
-use super::told::Compared;
+use super::told::{self, Compared};
 use crate::run;
 
 /// As filters see it.
@@ -22,11 +22,7 @@ const WANTED: f64 = 1.0 / 1.5;
 
 /// Whether `target` has it, and `filters` let it run. Its devices are x86's.
 pub(super) fn asked(target: &Target, filters: &[String]) -> Result<bool> {
-    let with = match target.series {
-        Some(series) => vec![series],
-        None => target.with()?,
-    };
-    let has = target.arch == Arch::X86_64 && with.contains(&Series::Waits);
+    let has = target.arch == Arch::X86_64 && told::series(target)?.contains(&Series::Waits);
     Ok(has && wanted(NAME, filters))
 }
 
@@ -34,13 +30,13 @@ pub(super) fn asked(target: &Target, filters: &[String]) -> Result<bool> {
 /// which nothing is wanted.
 pub(super) fn measure(target: &Target, args: &super::super::Bench) -> Result<Vec<Compared>> {
     let vanilla = Target { vanilla: true, series: None, ksrc: None, ..target.clone() };
-    let [this, vanilla] = [target, &vanilla].map(|kernel| lines(kernel, args));
-    Ok(vec![compared(&this?, "", Some(WANTED))?, compared(&vanilla?, ": no series", None)?])
+    let programs = programs::build(&[super::MEMSLOTS], target.arch)?;
+    let this = compared(&lines(target, args, &programs)?, "", Some(WANTED))?;
+    Ok(vec![this, compared(&lines(&vanilla, args, &programs)?, ": no series", None)?])
 }
 
 /// What `memslots doctor` says on the kernel of `target`.
-fn lines(target: &Target, args: &super::super::Bench) -> Result<Vec<String>> {
-    let programs = programs::build(&[super::MEMSLOTS], target.arch)?;
+fn lines(target: &Target, args: &super::super::Bench, programs: &[Program]) -> Result<Vec<String>> {
     let (_, guest) = Guest::of(target, &args.qemu)?;
     let runs = args.runs.to_string();
     let words = ["/bin/memslots", "doctor", "--json", "--runs", &runs].map(str::to_owned).to_vec();

@@ -138,13 +138,14 @@ static ALL: [Told; 7] = [
     },
 ];
 
+/// The series that are compared. What one stands on has comparisons of its own.
+pub(super) fn series(target: &Target) -> Result<Vec<Series>> {
+    target.series.map_or_else(|| target.with(), |series| Ok(vec![series]))
+}
+
 /// What `target` has of them.
 pub(super) fn of(target: &Target) -> Result<Vec<&'static Told>> {
-    let with = match target.series {
-        // What a series stands on has comparisons of its own.
-        Some(series) => vec![series],
-        None => target.with()?,
-    };
+    let with = series(target)?;
     let fits = |told: &&Told| {
         with.contains(&told.series) && told.arch.is_none_or(|arch| arch == target.arch)
     };
