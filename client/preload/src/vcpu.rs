@@ -149,12 +149,13 @@ impl Vcpu {
 
     /// Whether the run that begins, at the VM's `epoch`, is to be guarded.
     pub(crate) fn guards(&self, epoch: u32, defers_now: bool) -> bool {
+        let guards = self.may_guard(epoch, defers_now);
         if self.epoch.swap(epoch, Ordering::Relaxed) != epoch {
             self.left.store(GUARDED, Ordering::Relaxed);
         }
         let left = self.left.load(Ordering::Relaxed);
         self.left.store(left.saturating_sub(1), Ordering::Relaxed);
-        left > 0 || defers_now || self.owes()
+        guards
     }
 
     /// Whether there is an access whose memory was not there.
