@@ -5,13 +5,13 @@ use std::ffi::{c_int, c_ulong, c_void};
 use std::fmt::Write as _;
 use std::os::unix::thread::JoinHandleExt as _;
 use std::path::Path;
-use std::{io, ptr};
+use std::ptr;
 
 use kvm_bindings::{kvm_regs, kvm_run, kvm_sregs};
 
 use crate::common::{NO_LIBRARY, library, skip};
 use crate::played::{
-    CREATE_VCPU, GET_SREGS, PAGE, RUN, SET_REGION, SET_REGS, SET_SREGS, SLOT, churn, slot,
+    BOTH, GET_SREGS, Made, PAGE, RUN, SET_REGION, SET_REGS, SET_SREGS, SLOT, call, make, page, slot,
 };
 use crate::{player, said, says, shown, stats};
 
@@ -21,18 +21,10 @@ const GET_REGS: c_ulong = 0x8090_ae81;
 /// the place where it looks at it afterwards.
 pub(crate) type OfPage = fn(*mut c_void, c_int) -> *mut c_void;
 
-/// Maps a vCPU's page, and what it says there.
-fn page(vcpu: c_int, at: *mut c_void, access: c_int) -> *mut c_void {
-    // SAFETY: a new mapping.
-    unsafe { libc::mmap(at, 3 * PAGE, access, libc::MAP_SHARED, vcpu, 0) }
-}
-
 fn unmap(at: *mut c_void) {
     // SAFETY: the program's own.
     assert_eq!(unsafe { libc::munmap(at, 3 * PAGE) }, 0);
 }
-
-const BOTH: c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 pub(crate) const KINDS: [(&str, OfPage); 12] = [
     ("mapped once", |at, _| at),
@@ -124,19 +116,7 @@ fn mapped_often(at: *mut c_void, vcpu: c_int, left: usize) -> *mut c_void {
 /// A guest that reads from a slot that comes and goes, before and after `what` is done
 /// to its vCPU's page.
 pub(crate) fn reads(what: OfPage) -> Result<String, String> {
-    let (vm, _) = churn(libc::ioctl)?;
-    let call = |fd, request: c_ulong, arg: *mut c_void| {
-        // SAFETY: what the requests below take.
-        unsafe { libc::ioctl(fd, request, arg) }
-    };
-    let vcpu = call(vm, CREATE_VCPU, ptr::null_mut());
-    let at = page(vcpu, ptr::null_mut(), BOTH);
-    let own = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping.
-    let memory = unsafe { libc::mmap(ptr::null_mut(), 2 * PAGE, BOTH, own, -1, 0) };
-    if vcpu < 0 || at == libc::MAP_FAILED || memory == libc::MAP_FAILED {
-        return Err(format!("no vCPU: {}", io::Error::last_os_error()));
-    }
+    let Made { vm, vcpu, at, memory } = make(2 * PAGE)?;
     let slots = memory.wrapping_byte_add(PAGE);
     // SAFETY: `mov ax, [bx]`, `hlt`, and what is read, in the two pages.
     unsafe { memory.cast::<[u8; 3]>().write([0x8b, 0x07, 0xf4]) };
@@ -178,19 +158,7 @@ pub(crate) fn reads(what: OfPage) -> Result<String, String> {
 pub(crate) fn while_it_runs() -> Result<String, String> {
     extern "C" fn handler(_: c_int) {}
     let handler: extern "C" fn(c_int) = handler;
-    let (vm, _) = churn(libc::ioctl)?;
-    let call = |fd, request: c_ulong, arg: *mut c_void| {
-        // SAFETY: what the requests below take.
-        unsafe { libc::ioctl(fd, request, arg) }
-    };
-    let vcpu = call(vm, CREATE_VCPU, ptr::null_mut());
-    let at = page(vcpu, ptr::null_mut(), BOTH);
-    let own = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping.
-    let memory = unsafe { libc::mmap(ptr::null_mut(), PAGE, BOTH, own, -1, 0) };
-    if vcpu < 0 || at == libc::MAP_FAILED || memory == libc::MAP_FAILED {
-        return Err(format!("no vCPU: {}", io::Error::last_os_error()));
-    }
+    let Made { vm, vcpu, memory, .. } = make(PAGE)?;
     // `mov byte [0x800], 1`, and on the spot.
     // SAFETY: in the page.
     unsafe { memory.cast::<[u8; 7]>().write([0xc6, 0x06, 0x00, 0x08, 0x01, 0xeb, 0xfe]) };

@@ -125,24 +125,45 @@ fn numbers_below(end: Option<c_int>) {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
 }
 
+pub(crate) const BOTH: c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+/// Maps a vCPU's page, and what it says there.
+pub(crate) fn page(vcpu: c_int, at: *mut c_void, access: c_int) -> *mut c_void {
+    // SAFETY: a new mapping.
+    unsafe { libc::mmap(at, 3 * PAGE, access, libc::MAP_SHARED, vcpu, 0) }
+}
+
+/// A call of KVM's.
+pub(crate) fn call(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+    // SAFETY: what the requests here and of `pages` take.
+    unsafe { libc::ioctl(fd, request, arg) }
+}
+
+/// A VM with a slot that churns, its vCPU, where the vCPU's page is, and memory for a guest.
+pub(crate) struct Made {
+    pub(crate) vm: c_int,
+    pub(crate) vcpu: c_int,
+    pub(crate) at: *mut c_void,
+    pub(crate) memory: *mut c_void,
+}
+
+pub(crate) fn make(bytes: usize) -> Result<Made, String> {
+    let (vm, _) = churn(libc::ioctl)?;
+    let vcpu = call(vm, CREATE_VCPU, ptr::null_mut());
+    let at = page(vcpu, ptr::null_mut(), BOTH);
+    let own = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping.
+    let memory = unsafe { libc::mmap(ptr::null_mut(), bytes, BOTH, own, -1, 0) };
+    if vcpu < 0 || at == libc::MAP_FAILED || memory == libc::MAP_FAILED {
+        return Err(format!("no vCPU: {}", io::Error::last_os_error()));
+    }
+    Ok(Made { vm, vcpu, at, memory })
+}
+
 /// A guest that executes from a slot that came and went, when `what` has been done
 /// to the VM.
 fn executes(what: impl FnOnce(c_int)) -> Result<String, String> {
-    let (vm, _) = churn(libc::ioctl)?;
-    let call = |fd, request: c_ulong, arg: *mut c_void| {
-        // SAFETY: what the requests below take.
-        unsafe { libc::ioctl(fd, request, arg) }
-    };
-    let vcpu = call(vm, CREATE_VCPU, ptr::null_mut());
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let (shared, own) = (libc::MAP_SHARED, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping, here and below.
-    let run = unsafe { libc::mmap(ptr::null_mut(), 3 * PAGE, access, shared, vcpu, 0) };
-    // SAFETY: as above.
-    let code = unsafe { libc::mmap(ptr::null_mut(), PAGE, access, own, -1, 0) };
-    if vcpu < 0 || run == libc::MAP_FAILED || code == libc::MAP_FAILED {
-        return Err(format!("no vCPU: {}", io::Error::last_os_error()));
-    }
+    let Made { vm, vcpu, at, memory: code } = make(PAGE)?;
     // SAFETY: `hlt`, in the page.
     unsafe { code.cast::<u8>().write(0xf4) };
     let mut sregs = kvm_sregs::default();
@@ -159,7 +180,7 @@ fn executes(what: impl FnOnce(c_int)) -> Result<String, String> {
     let result = call(vcpu, RUN, ptr::null_mut());
     numbers_below(None);
     // SAFETY: mapped above; the vCPU is this thread's.
-    let reason = unsafe { (*run.cast::<kvm_run>()).exit_reason };
+    let reason = unsafe { (*at.cast::<kvm_run>()).exit_reason };
     Ok(format!("executed: {done} {result} exit {reason}"))
 }
 
