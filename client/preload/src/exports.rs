@@ -45,7 +45,8 @@ pub unsafe extern "C" fn mmap(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
-    if flags & libc::MAP_FIXED != 0 {
+    let fixed = flags & libc::MAP_FIXED != 0;
+    if fixed {
         calls::unmapped(at, bytes);
     }
     // SAFETY: the caller's.
@@ -53,7 +54,10 @@ pub unsafe extern "C" fn mmap(
     if ptr::eq(at, libc::MAP_FAILED) {
         return at;
     }
-    calls::unmapped(at, bytes);
+    // Where the kernel has chosen, whatever was there went unseen.
+    if !fixed {
+        calls::unmapped(at, bytes);
+    }
     // What a guest reads is written there, and KVM does not see it in a private one.
     let both = libc::PROT_READ | libc::PROT_WRITE;
     if fd >= 0 && offset == 0 && flags & libc::MAP_SHARED != 0 && access & both == both {
