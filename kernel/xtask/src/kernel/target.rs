@@ -179,6 +179,11 @@ impl Target {
         }
     }
 
+    /// The same without any series, also where it is a tree of somebody's own.
+    pub(super) fn without_series(&self) -> Self {
+        Self { vanilla: true, series: None, ksrc: None, ..self.clone() }
+    }
+
     /// The lab's own patch, for kernels that are measured, not shown.
     pub(super) fn lab_patch(&self) -> Option<PathBuf> {
         let path = || workspace::root().join("kernel/lab/patches/slow-grace-periods.patch");

@@ -29,7 +29,7 @@ pub(super) fn asked(target: &Target, filters: &[String]) -> Result<bool> {
 /// Measures it on the kernel of `target`, and on one without any series, of
 /// which nothing is wanted.
 pub(super) fn measure(target: &Target, args: &super::super::Bench) -> Result<Vec<Compared>> {
-    let vanilla = Target { vanilla: true, series: None, ksrc: None, ..target.clone() };
+    let vanilla = target.without_series();
     let programs = programs::build(&[super::MEMSLOTS], target.arch)?;
     let this = compared(&lines(target, args, &programs)?, "", Some(WANTED))?;
     Ok(vec![this, compared(&lines(&vanilla, args, &programs)?, ": no series", None)?])

@@ -68,7 +68,7 @@ pub(super) fn count(
     }
     let programs = programs::build(&[super::MEMSLOTS], target.arch)?;
     let with = lines(target, args, work, &programs, "per-region,raw-batch")?;
-    let vanilla = Target { vanilla: true, series: None, ksrc: None, ..target.clone() };
+    let vanilla = target.without_series();
     let without = lines(&vanilla, args, work, &programs, "per-region")?;
     let counted = work.iter().map(|work| {
         Ok(Counted {

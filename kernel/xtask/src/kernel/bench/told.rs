@@ -172,7 +172,7 @@ impl Told {
             kernels.extend(below.map(|below| Target { series: Some(below), ..target.clone() }));
         }
         if self.with == With::Vanilla || self.counts() {
-            kernels.push(Target { vanilla: true, series: None, ..target.clone() });
+            kernels.push(target.without_series());
         }
         Ok(kernels)
     }
